@@ -1,0 +1,36 @@
+# Everything runs in .venv, which each target sets up by itself. Another interpreter: make demo PYTHON=python3.12
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+RUNS   ?= runs/demo
+SNR    ?=
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/demo-ready  ## simulate, shard, train, reconstruct, score; SNR=0 RUNS=runs/silent shows what chance looks like
+	bash launch/demo.sh $(RUNS) $(if $(SNR),snr=$(SNR))
+
+test: $(VENV)/test-ready  ## everything that runs on a CPU
+	python -m pytest -n 2 --dist loadfile
+
+lint: $(VENV)/test-ready
+	ruff check .
+	ruff format --check .
+	mypy
+
+bench: $(VENV)/test-ready  ## each prints a ratio against what one would otherwise run
+	for b in benchmarks/*.py; do echo "== $$b"; python $$b || exit 1; done
+
+$(VENV)/demo-ready: setup.cfg constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	python -m pip install -q -c constraints.txt -e ".[demo]"
+	touch $@
+
+$(VENV)/test-ready: setup.cfg constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	python -m pip install -q -c constraints.txt -e ".[test]"
+	touch $@ $(VENV)/demo-ready
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

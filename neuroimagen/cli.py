@@ -1,0 +1,61 @@
+"""`neuroimagen COMMAND key=value ...`: everything around the trainers."""
+
+import importlib
+import sys
+from typing import NamedTuple
+
+from neuroimagen.config import run_command
+
+
+class Command(NamedTuple):
+    module: str
+    schema: str
+    function: str
+    summary: str
+    positional: str = ""  # the field that may be given without its name
+
+
+COMMANDS = {
+    "simulate": Command(
+        "data.simulator", "SimulateConfig", "simulate", "write a simulated study in the PerceiveLab format"
+    ),
+    "shards": Command("data.shards", "ShardsConfig", "make_shards", "pack a study into WebDataset shards"),
+    "check": Command("data.check", "CheckConfig", "check", "verify a shard directory and say what is in it", "shards"),
+    "captions": Command(
+        "sample.captions", "CaptionsConfig", "caption_pictures", "caption pictures with BLIP or BLIP-2"
+    ),
+    "probe": Command(
+        "evaluation.classifiers", "ProbeConfig", "train_probe", "train a picture classifier for the scores"
+    ),
+    "evaluate": Command(
+        "evaluation.scores", "EvaluateConfig", "evaluate", "score the pictures of a reconstruct run", "run"
+    ),
+    "report": Command("evaluation.report", "ReportConfig", "report", "write a reconstruct run's page", "run"),
+}
+
+
+def usage() -> str:
+    lines = ["usage: neuroimagen COMMAND key=value ...   (neuroimagen COMMAND --help lists its fields)", ""]
+    return "\n".join(lines + [f"  {name:<10} {command.summary}" for name, command in COMMANDS.items()])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit code: 0 fine, 1 a check found faults, 2 the user has to change something."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        print(f"error: {name!r} is not a command\n{usage()}", file=sys.stderr)
+        return 2
+    command = COMMANDS[name]
+    if command.positional and rest and "=" not in rest[0] and not rest[0].startswith("-"):
+        rest[0] = f"{command.positional}={rest[0]}"
+    module = importlib.import_module(f"neuroimagen.{command.module}")
+    shown = f"neuroimagen {name}: {command.summary}\n\nusage: neuroimagen {name} key=value ..."
+    return run_command(getattr(module, command.function), getattr(module, command.schema), rest, name, shown)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""EEG backbones: a segment (batch, n_chans, n_times) to a feature vector (batch, n_features).
+
+`lstm` is the encoder the paper names: one common LSTM reads all channels at every sample, its last state goes through a
+fully connected layer with ReLU (Kavasidis et al. 2017, "Brain2Image"; Spampinato et al. 2017: 128 units, 128 features).
+
+`conv` follows EEGChannelNet (Palazzo et al. 2020, "Decoding brain representations by multimodal learning of neural
+activity and visual features"): spatial filters over the electrodes, parallel temporal convolutions with growing
+dilation, residual blocks, one linear layer. What differs, and why, is listed at `ConvEncoder`.
+
+Input is standardised per channel; any n_chans >= 1 and, for `conv`, n_times >= 64.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class LSTMEncoder(nn.Module):
+    """Common LSTM over all channels, last state, linear, ReLU: features are not negative."""
+
+    def __init__(self, n_chans: int, n_times: int, n_features: int, dropout: float = 0.0, hidden: int = 128) -> None:
+        super().__init__()
+        self.n_chans = n_chans
+        self.lstm = nn.LSTM(n_chans, hidden, batch_first=True)
+        self.dropout = nn.Dropout(dropout)
+        self.output = nn.Linear(hidden, n_features)
+
+    def forward(self, eeg: torch.Tensor) -> torch.Tensor:
+        check_eeg(eeg, self.n_chans)
+        states, _ = self.lstm(eeg.transpose(1, 2))
+        return F.relu(self.output(self.dropout(states[:, -1])))
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions beside a shortcut, at half the rate in time."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv1d(width, width, 3, padding=1),
+            nn.GroupNorm(1, width),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Conv1d(width, width, 3, stride=2, padding=1),
+            nn.GroupNorm(1, width),
+        )
+        self.shortcut = nn.AvgPool1d(2, ceil_mode=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.gelu(self.body(x) + self.shortcut(x))
+
+
+class ConvEncoder(nn.Module):
+    """EEGChannelNet's blocks, made to run on any montage and fast on a CPU.
+
+    - The spatial block comes first. EEGChannelNet filters time first, but its first temporal filters are the same for
+      every electrode, so linear filters of space and time could change places; mixing `n_filters` virtual channels out
+      of 128 electrodes first makes all later layers cheaper. Only the all-electrodes kernel is kept, since kernels over
+      "64 neighbouring rows" mean nothing in a montage whose order is unknown.
+    - Temporal convolutions: dilations 1, 2, 4, 8, 16 as in the source; kernel 9 and stride 4 instead of 33 and 2.
+    - GroupNorm, not BatchNorm: a trial's features do not depend on the batch it came with.
+    - A linear path (virtual channels, means over `n_bins` windows of time, one linear layer) runs beside the deep one:
+      an evoked response is near a linear function of the picture's properties, and this part is learnt in a few steps.
+    """
+
+    def __init__(
+        self,
+        n_chans: int,
+        n_times: int,
+        n_features: int,
+        dropout: float = 0.0,
+        n_filters: int = 64,
+        width: int = 64,
+        n_bins: int = 24,
+    ) -> None:
+        super().__init__()
+        if n_times < 64:
+            raise ValueError(f"the conv encoder needs at least 64 time samples a trial, the shards have {n_times}")
+        self.n_chans, self.n_bins = n_chans, n_bins
+        self.spatial = nn.Conv1d(n_chans, n_filters, 1)
+        dilations = (1, 2, 4, 8, 16)
+        self.temporal = nn.ModuleList(
+            nn.Conv1d(n_filters, n_filters, 9, stride=4, dilation=d, padding=4 * d, groups=n_filters) for d in dilations
+        )
+        self.mix = nn.Sequential(
+            nn.GroupNorm(1, n_filters * len(dilations)), nn.GELU(), nn.Conv1d(n_filters * len(dilations), width, 1)
+        )
+        self.residual = nn.Sequential(ResidualBlock(width, dropout), ResidualBlock(width, dropout))
+        deep = self.residual(self.mix(self._temporal(torch.zeros(1, n_filters, n_times)))).numel()
+        self.dropout = nn.Dropout(dropout)
+        self.deep = nn.Linear(deep, n_features)
+        self.linear = nn.Linear(n_filters * n_bins, n_features)
+
+    def _temporal(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([conv(x) for conv in self.temporal], 1)
+
+    def forward(self, eeg: torch.Tensor) -> torch.Tensor:
+        check_eeg(eeg, self.n_chans)
+        x = self.spatial(eeg)
+        linear = self.linear(self.dropout(F.adaptive_avg_pool1d(x, self.n_bins).flatten(1)))
+        deep = self.residual(self.mix(self._temporal(x)))
+        return linear + self.deep(self.dropout(deep.flatten(1)))
+
+
+def check_eeg(eeg: torch.Tensor, n_chans: int) -> None:
+    """Refuse EEG of another montage with a sentence instead of a matrix-size error."""
+    if eeg.dim() != 3 or eeg.shape[1] != n_chans:
+        raise ValueError(
+            f"this model was built for EEG of shape (batch, {n_chans} channels, time) but was given {tuple(eeg.shape)}: "
+            "use shards of the recording set-up it was trained on"
+        )
+
+
+def make_encoder(kind: str, n_chans: int, n_times: int, n_features: int, dropout: float = 0.0) -> nn.Module:
+    """The backbone named `kind` (lstm | conv): (batch, n_chans, n_times) -> (batch, n_features)."""
+    if kind == "lstm":
+        return LSTMEncoder(n_chans, n_times, n_features, dropout)
+    if kind == "conv":
+        return ConvEncoder(n_chans, n_times, n_features, dropout)
+    raise ValueError(f"encoder must be lstm or conv, not {kind!r}")

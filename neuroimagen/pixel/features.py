@@ -1,0 +1,85 @@
+"""f_θ, the EEG features that contrastive learning shapes (Eq. 1), and how well they tell the classes apart."""
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from torch import nn
+from torch.nn import functional as F
+
+from neuroimagen.encoders import make_encoder
+
+
+class FeatureExtractor(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen", license="apache-2.0"):
+    """EEG (batch, n_chans, n_times) -> features (batch, n_features), of unit length if `normalise`.
+
+    Unit length is Schroff et al. 2015's choice for the triplet loss: squared distances lie in 0..4, so that a margin
+    means the same for every encoder.
+    """
+
+    def __init__(
+        self,
+        n_chans: int,
+        n_times: int,
+        encoder: str = "lstm",
+        n_features: int = 128,
+        dropout: float = 0.0,
+        normalise: bool = True,
+    ) -> None:
+        super().__init__()
+        self.n_chans, self.n_times, self.n_features, self.normalise = n_chans, n_times, n_features, normalise
+        self.encoder = make_encoder(encoder, n_chans, n_times, n_features, dropout)
+
+    def forward(self, eeg: torch.Tensor) -> torch.Tensor:
+        features = self.encoder(eeg)
+        return F.normalize(features, dim=1) if self.normalise else features
+
+
+def _distances(features: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    return torch.cdist(features.double(), others.double())
+
+
+def retrieval_at_1(features: torch.Tensor, labels: torch.Tensor) -> float:
+    """Share of rows whose nearest other row has the same label. features (n, d), labels (n,)."""
+    if len(features) < 2:
+        return float("nan")
+    distance = _distances(features, features)
+    distance.fill_diagonal_(float("inf"))
+    return (labels[distance.argmin(1)] == labels).double().mean().item()
+
+
+def knn_accuracy(
+    train: torch.Tensor, train_labels: torch.Tensor, features: torch.Tensor, labels: torch.Tensor, k: int = 15
+) -> float:
+    """Accuracy of the most frequent label among the k nearest train rows (ties: the smaller label)."""
+    near = train_labels[_distances(features, train).topk(min(k, len(train)), largest=False).indices]
+    votes = F.one_hot(near, int(train_labels.max()) + 1).sum(1)
+    return (votes.argmax(1) == labels).double().mean().item()
+
+
+def linear_accuracy(
+    train: torch.Tensor, train_labels: torch.Tensor, features: torch.Tensor, labels: torch.Tensor, ridge: float = 1e-2
+) -> float:
+    """Accuracy of a linear classifier: ridge regression of one-hot labels on train features, in closed form.
+
+    Features are standardised with train statistics; `ridge` is a fraction of the number of train rows.
+    """
+    mean, std = train.double().mean(0), train.double().std(0).clamp(min=1e-6)
+    x, y = (train.double() - mean) / std, F.one_hot(train_labels).double()
+    x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
+    penalty = ridge * len(x) * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    penalty[-1, -1] = 1e-9 * len(x)  # the intercept is free
+    weights = torch.linalg.solve(x.T @ x + penalty, x.T @ y)
+    z = (features.double() - mean) / std
+    scores = torch.cat([z, torch.ones_like(z[:, :1])], 1) @ weights
+    return (scores.argmax(1) == labels).double().mean().item()
+
+
+def describe_features(
+    train: torch.Tensor, train_labels: torch.Tensor, features: torch.Tensor, labels: torch.Tensor
+) -> dict[str, float]:
+    """The validation numbers of stage 1a; `features` and `labels` are of the validation split. No collectives:
+    gather before, and call on any rank."""
+    return {
+        "retrieval_at_1": retrieval_at_1(features, labels),
+        "knn_accuracy": knn_accuracy(train, train_labels, features, labels),
+        "linear_accuracy": linear_accuracy(train, train_labels, features, labels),
+    }

@@ -1,0 +1,257 @@
+"""Captions of the pictures shown, and their CLIP embeddings: the targets ĥ_clip of M_s (Eq. 7).
+
+Label captions follow the paper's Figure 2 ("An image of daisy"). BLIP captions (Li et al. 2023) are written once, by the
+command `accelerate launch -m neuroimagen.cli captions ...`, into a captions file, which every later stage reads: JSON
+lines {"image": name without extension, "caption": text, "source": who wrote it}.
+"""
+
+import dataclasses
+import json
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from neuroimagen.config import option
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def label_caption(name: str) -> str:
+    """The paper's label caption: "An image of <class name>"."""
+    return f"An image of {name}"
+
+
+def _lines(path: Path) -> list[dict[str, str]]:
+    """The entries of a captions file, checked."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ValueError(f"captions file {path} does not exist; make one with neuroimagen captions") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"captions file {path} is not UTF-8 text") from None
+    entries = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            raise ValueError(f"captions file {path}, line {number} is not JSON") from None
+        fields = ("image", "caption", "source")
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(field, ""), str) for field in fields):
+            raise ValueError(f'captions file {path}, line {number} must be {{"image": ..., "caption": ...}} with texts')
+        if "image" not in entry or "caption" not in entry:
+            raise ValueError(f"captions file {path}, line {number} has no {'caption' if 'image' in entry else 'image'}")
+        entries.append(entry)
+    return entries
+
+
+def read_captions(path: str | Path) -> dict[str, str]:
+    """Read a captions file: image name -> caption. Raises ValueError naming the line that is wrong."""
+    captions: dict[str, str] = {}
+    for entry in _lines(Path(path)):
+        if captions.setdefault(entry["image"], entry["caption"]) != entry["caption"]:
+            raise ValueError(f"captions file {path} holds two different captions of {entry['image']}")
+    return captions
+
+
+def captions_source(path: str | Path) -> str:
+    """Who wrote the captions of a file: its distinct `source` fields, joined."""
+    return ", ".join(sorted({entry.get("source", "unknown") for entry in _lines(Path(path))}))
+
+
+def write_captions(path: str | Path, captions: Mapping[str, str], source: str) -> None:
+    """Write a captions file, sorted by image name, whole or not at all."""
+    lines = [_line(image, captions[image], source) for image in sorted(captions)]
+    _write_atomic(Path(path), "".join(lines))
+
+
+def _line(image: str, caption: str, source: str) -> str:
+    return json.dumps({"image": image, "caption": caption, "source": source}, ensure_ascii=False) + "\n"
+
+
+def _write_atomic(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+@torch.inference_mode()
+def embed_captions(
+    pipeline: str | Path, captions: Sequence[str], device: torch.device | str = "cpu", batch_size: int = 64
+) -> torch.Tensor:
+    """CLIP embeddings (n, L, D_s) float32, on the CPU, of n captions; equal captions are encoded once.
+
+    pipeline: hub id or directory of the latent diffusion model that will draw: its own tokenizer and text encoder, used
+    as its own `encode_prompt` does (padded to L tokens, last hidden state), so that the embedding of a caption is what
+    the model was trained to see. 77 x 768 for Stable Diffusion 1.x.
+
+    Raises ValueError if `pipeline` holds no text encoder; warns of captions longer than L tokens, which are cut.
+    """
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(str(pipeline), subfolder="tokenizer")
+        text_encoder = CLIPTextModel.from_pretrained(str(pipeline), subfolder="text_encoder", use_safetensors=True)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"pipeline={pipeline}: its tokenizer and text encoder cannot be loaded: {reason}") from None
+    text_encoder = text_encoder.float().to(device).eval()
+    length = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
+    unique = list(dict.fromkeys(captions))
+    cut = [text for text in unique if len(tokenizer(text).input_ids) > length]
+    if cut:
+        warnings.warn(f"{len(cut)} of {len(unique)} captions are longer than {length} tokens and are cut", stacklevel=2)
+    table = torch.empty(len(unique), length, text_encoder.config.hidden_size)
+    for start in range(0, len(unique), batch_size):
+        tokens = tokenizer(
+            unique[start : start + batch_size],
+            padding="max_length",
+            max_length=length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        mask = tokens.attention_mask.to(device) if getattr(text_encoder.config, "use_attention_mask", False) else None
+        hidden = text_encoder(tokens.input_ids.to(device), attention_mask=mask)[0]
+        table[start : start + batch_size] = hidden.float().cpu()
+    position = {text: i for i, text in enumerate(unique)}
+    return table[[position[text] for text in captions]]
+
+
+@dataclasses.dataclass
+class CaptionsConfig:
+    """`neuroimagen captions`: fields."""
+
+    images: str = option(help="folder of pictures; every .JPEG, .jpg, .jpeg and .png below it gets a caption")
+    out: str = option(help="captions file to write (JSON lines); the same command continues a stopped one")
+    model: str = option("Salesforce/blip2-opt-2.7b", "BLIP or BLIP-2: hub id or directory")
+    batch_size: int = option(8, "pictures of each process at a time")
+    precision: str = option("fp32", "fp32 | bf16 | fp16 (fp16 needs a GPU)")
+
+
+def _pictures(folder: Path) -> dict[str, Path]:
+    """Image name (without extension) -> file, sorted by name."""
+    from neuroimagen.data.pictures import list_pictures
+
+    if not folder.is_dir():
+        raise ValueError(f"images={folder} is not a directory")
+    named: dict[str, Path] = {}
+    for path in list_pictures(folder):
+        if path.stem in named:
+            raise ValueError(
+                f"{named[path.stem]} and {path} have the same name, so a caption could not tell them apart"
+            )
+        named[path.stem] = path
+    return dict(sorted(named.items()))
+
+
+def _open_rgb(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise ValueError(f"picture {path} cannot be read ({error}); replace or remove it") from None
+
+
+def _load_model(model: str, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
+    """(processor, model) of a BLIP or BLIP-2 hub id or directory."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    if not Path(model).is_dir() and (model.startswith((".", "/", "~")) or model.count("/") != 1):
+        raise ValueError(f"model={model} is neither a directory nor a hub id (owner/name)")
+    try:
+        processor = AutoProcessor.from_pretrained(model, backend="pil")  # the other back end needs torchvision
+        network: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"model={model} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    if network.config.model_type not in ("blip", "blip-2"):
+        raise ValueError(f"model={model} is a {network.config.model_type} model, not BLIP or BLIP-2")
+    return processor, network.to(device).eval()
+
+
+def _found_already(out: Path, source: str) -> dict[str, str]:
+    """Captions that earlier starts left in OUT and in the part files of all ranks; a line cut by a kill is left out."""
+    captions: dict[str, str] = {}
+    entries = _lines(out) if out.exists() else []
+    for part in sorted(out.parent.glob(out.name + ".part-*")):
+        whole = [line for line in part.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]]
+        entries += [json.loads(line) for line in whole if line.endswith("}")]
+    for entry in entries:
+        if entry.get("source") != source:
+            raise ValueError(
+                f"out={out} holds captions by {entry.get('source')}, not by {source}; choose another out, or delete it"
+            )
+        captions[entry["image"]] = entry["caption"]
+    return captions
+
+
+def caption_pictures(config: CaptionsConfig) -> int:
+    """Caption every picture below `config.images`, spread over all processes; returns the exit code.
+
+    The model's own generation settings are used, as in the paper. Each rank appends to OUT.part-<rank> as it goes; when
+    all are done they are merged into OUT, whole or not at all. After SIGTERM the batch at hand is finished; the same
+    command, on any number of processes, continues. Collective: every rank.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    from neuroimagen.run import STOPPED, leave_process_group, make_accelerator, stop_requested, watch_stop_signal
+
+    if config.precision not in DTYPES or config.batch_size < 1:
+        raise ValueError("precision must be fp32, bf16 or fp16, and batch_size at least 1")
+    accelerator = make_accelerator(config.precision)
+    watch_stop_signal()
+    out, pictures = Path(config.out), _pictures(Path(config.images))
+    if accelerator.is_main_process:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        found: list[Any] = [_found_already(out, config.model)]
+    else:
+        found = [None]
+    broadcast_object_list(found)
+    todo = [name for name in pictures if name not in found[0]]
+    if not todo and out.exists():
+        accelerator.print(f"{out} already holds a caption of each of {len(pictures)} pictures")
+        return 0
+    part = out.with_name(f"{out.name}.part-{accelerator.process_index:04d}")
+    mine = todo[accelerator.process_index :: accelerator.num_processes]
+    if mine:
+        processor, model = _load_model(config.model, DTYPES[config.precision], accelerator.device)
+        if part.exists():  # what a kill cut in the middle of a line is dropped
+            whole = part.read_text(encoding="utf-8", errors="replace")
+            _write_atomic(part, whole[: whole.rfind("\n") + 1])
+        bar = tqdm(total=len(mine), desc="captions", disable=None if accelerator.is_main_process else True)
+        with open(part, "a", encoding="utf-8") as file, bar:
+            for start in range(0, len(mine), config.batch_size):
+                if stop_requested():
+                    break
+                names = mine[start : start + config.batch_size]
+                images = [_open_rgb(pictures[name]) for name in names]
+                inputs = processor(images=images, return_tensors="pt").to(accelerator.device, model.dtype)
+                with torch.inference_mode():
+                    tokens = model.generate(**inputs)
+                texts = processor.batch_decode(tokens, skip_special_tokens=True)
+                file.writelines(
+                    _line(name, text.strip(), config.model) for name, text in zip(names, texts, strict=True)
+                )
+                file.flush()
+                bar.update(len(names))
+        del model
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        captions = _found_already(out, config.model)
+        missing = [name for name in pictures if name not in captions]
+        if not missing:
+            write_captions(out, captions, config.model)
+            for path in out.parent.glob(out.name + ".part-*"):
+                path.unlink()
+        state = f"{len(pictures) - len(missing)} of {len(pictures)} pictures have a caption"
+        print(f"{out}: {state}" + ("; run the same command to continue" if missing else ""))
+        found = [bool(missing)]
+    broadcast_object_list(found)
+    leave_process_group()
+    return STOPPED if found[0] else 0

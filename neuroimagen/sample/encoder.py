@@ -1,0 +1,62 @@
+"""M_s: EEG to the prompt embedding that steers the latent diffusion model (Eq. 7)."""
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from torch import nn
+
+from neuroimagen.encoders import make_encoder
+
+
+class SampleEncoder(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen", license="apache-2.0"):
+    """EEG (batch, n_chans, n_times) -> h_clip (batch, n_tokens, width): 77 x 768 for Stable Diffusion 1.x.
+
+    An EEG backbone and one linear layer. The linear layer predicts in units of the train captions' standard deviation
+    around their mean, entry by entry (`set_targets`), since the entries of a CLIP embedding differ in scale by orders of
+    magnitude and the first token never varies. Eq. 7 itself is computed on h_clip, in the text encoder's own units.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(
+        self,
+        n_chans: int,
+        n_times: int,
+        n_tokens: int,
+        width: int,
+        encoder: str = "lstm",
+        n_features: int = 128,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.n_chans, self.n_times, self.n_tokens, self.width = n_chans, n_times, n_tokens, width
+        self.encoder = make_encoder(encoder, n_chans, n_times, n_features, dropout)
+        self.output = nn.Linear(n_features, n_tokens * width)
+        nn.init.normal_(self.output.weight, std=0.01)
+        nn.init.zeros_(self.output.bias)
+        self.register_buffer("mean", torch.zeros(n_tokens, width))
+        self.register_buffer("std", torch.ones(n_tokens, width))
+
+    def set_targets(self, targets: torch.Tensor, weights: torch.Tensor) -> None:
+        """Centre and scale of the output: mean and standard deviation over trials of the train captions.
+
+        targets (n, n_tokens, width), one for each distinct caption; weights (n,), its share of the train trials.
+        """
+        mean = torch.einsum("n,nld->ld", weights, targets)
+        variance = torch.einsum("n,nld->ld", weights, (targets - mean).square())
+        self.mean.copy_(mean)
+        self.std.copy_(variance.sqrt())
+
+    def forward(self, eeg: torch.Tensor) -> torch.Tensor:
+        offset = self.output(self.encoder(eeg)).unflatten(1, (self.n_tokens, self.width))
+        return self.mean + self.std * offset
+
+
+def embedding_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Eq. 7: |h_clip - ĥ_clip|², the squared L2 norm over all entries, mean over the batch; both (n, L, D)."""
+    return (prediction - target).square().flatten(1).sum(1).mean()
+
+
+def nearest_caption(prediction: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
+    """Index (n,) of the caption embedding (m, L, D) nearest in squared L2 to each prediction (n, L, D)."""
+    return torch.cdist(prediction.flatten(1), captions.flatten(1), compute_mode="donot_use_mm_for_euclid_dist").argmin(1)

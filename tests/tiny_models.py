@@ -1,0 +1,175 @@
+"""Small models with random weights in the very directory layouts of the real ones, so that tests need no download.
+
+`tiny_pipeline(dir)` writes a Stable Diffusion directory (64 px; U-Net, VAE, CLIP text encoder, tokenizer, scheduler);
+`tiny_blip(dir)` and `tiny_blip2(dir)` write captioning models. The numbers they compute mean nothing.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+
+TEXT = (
+    "a an and at bag banana bike black blue boat brown butterfly camera car cat chair daisy dog elephant face fish "
+    "flower giant green guitar horse house image in mountain mug of on orange panda parachute phone piano pink "
+    "pizza plane red running shoe sky standing tent the train tree two watch white with yellow"
+)
+WORDS = TEXT.split()
+TEXT_LENGTH, TEXT_WIDTH = 16, 32
+
+
+def _bpe_files(directory: Path, words: list[str]) -> tuple[str, str, int]:
+    """A CLIP-style byte-pair vocabulary: every byte, every byte ending a word, and `words` as whole tokens."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters = list(bytes_to_unicode().values())
+    vocab = letters + [letter + "</w>" for letter in letters]
+    merges: list[str] = []
+    for word in words:
+        parts = list(word[:-1]) + [word[-1] + "</w>"]
+        while len(parts) > 1:
+            merge, joined = f"{parts[0]} {parts[1]}", parts[0] + parts[1]
+            if merge not in merges:
+                merges.append(merge)
+                vocab.append(joined)
+            parts[:2] = [joined]
+    vocab = list(dict.fromkeys(vocab)) + ["<|startoftext|>", "<|endoftext|>"]
+    (directory / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocab)}))
+    (directory / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+    return str(directory / "vocab.json"), str(directory / "merges.txt"), len(vocab)
+
+
+def tiny_pipeline(
+    directory: str | Path,
+    vae: str = "kl",
+    latent_channels: int = 4,
+    prediction_type: str = "epsilon",
+    text_length: int = TEXT_LENGTH,
+    text_width: int = TEXT_WIDTH,
+    seed: int = 0,
+) -> Path:
+    """Write a random StableDiffusionImg2ImgPipeline for 64 px pictures; `vae` is "kl" (AutoencoderKL) or "tiny"."""
+    from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+    from diffusers import StableDiffusionImg2ImgPipeline as Pipeline
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    directory = Path(directory)
+    with tempfile.TemporaryDirectory() as scratch:
+        vocab, merges, n_tokens = _bpe_files(Path(scratch), WORDS)
+        tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=text_length)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=n_tokens,
+                hidden_size=text_width,
+                intermediate_size=2 * text_width,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=text_length,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+        if vae == "kl":
+            autoencoder = AutoencoderKL(
+                block_out_channels=(8, 8, 16, 16),
+                down_block_types=["DownEncoderBlock2D"] * 4,
+                up_block_types=["UpDecoderBlock2D"] * 4,
+                latent_channels=latent_channels,
+                norm_num_groups=4,
+                sample_size=64,
+            )
+        else:
+            autoencoder = AutoencoderTiny(
+                encoder_block_out_channels=(8, 8, 8, 8),
+                decoder_block_out_channels=(8, 8, 8, 8),
+                num_encoder_blocks=(1, 1, 1, 1),
+                num_decoder_blocks=(1, 1, 1, 1),
+                latent_channels=latent_channels,
+            )
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            in_channels=latent_channels,
+            out_channels=latent_channels,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=text_width,
+            attention_head_dim=8,
+            norm_num_groups=8,
+        )
+    pipe = Pipeline(
+        vae=autoencoder,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+            prediction_type=prediction_type,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        image_encoder=None,
+        requires_safety_checker=False,
+    )
+    pipe.save_pretrained(directory)
+    return directory
+
+
+def _bert_tokenizer(directory: Path):
+    from transformers import BertTokenizer
+
+    directory.mkdir(parents=True, exist_ok=True)
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]", *WORDS]
+    (directory / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    return BertTokenizer(vocab={token: i for i, token in enumerate(vocabulary)}), len(vocabulary)
+
+
+def tiny_blip(directory: str | Path, seed: int = 0) -> Path:
+    """Write a random BlipForConditionalGeneration with its processor (32 px pictures)."""
+    from transformers import BlipConfig, BlipForConditionalGeneration, BlipProcessor
+    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+    directory = Path(directory)
+    tokenizer, size = _bert_tokenizer(directory)
+    config = BlipConfig(
+        text_config={
+            "vocab_size": size,
+            "hidden_size": 16,
+            "encoder_hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 32,
+            "bos_token_id": 5,
+            "eos_token_id": 3,
+            "sep_token_id": 3,
+            "pad_token_id": 0,
+        },
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 8,
+        },
+        projection_dim=16,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = BlipForConditionalGeneration(config)
+        for parameter in model.parameters():  # the default spread (0.02) gives every picture the same caption
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(directory)
+    BlipProcessor(BlipImageProcessorPil(size={"height": 32, "width": 32}), tokenizer).save_pretrained(directory)
+    return directory

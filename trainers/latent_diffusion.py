@@ -1,0 +1,195 @@
+"""Stage 0: a small latent diffusion model from scratch, or one fine-tuned on a lab's own stimuli.
+
+Two parts, two runs: `part=autoencoder` learns the latent space, `part=denoiser` the U-Net (and the text encoder) in it. The
+denoiser's run exports a whole StableDiffusionImg2ImgPipeline directory, which `reconstruct.py` takes as `pipeline=`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from diffusers import AutoencoderTiny, StableDiffusionImg2ImgPipeline
+from diffusers.training_utils import EMAModel
+from torch import nn
+from torch.nn import functional as F
+
+from neuroimagen.config import TrainConfig, option, run_trainer
+from neuroimagen.data.pictures import class_names, list_pictures, load_pictures, to_unit
+from neuroimagen.data.stream import EpochOrder
+from neuroimagen.reconstruction.small import (
+    learn_tokenizer,
+    make_autoencoder,
+    make_denoiser,
+    make_pipeline,
+    make_text_encoder,
+)
+from neuroimagen.run import Run, set_learning_rate, warmup_cosine
+from neuroimagen.sample.captions import label_caption, read_captions
+
+
+@dataclass
+class LatentDiffusionConfig(TrainConfig):
+    images: str = option(help="folder of pictures, all below it are used; a captions file names them by file stem")
+    captions: str = option("", "captions file (JSON lines of image, caption); needed for part=denoiser")
+    part: Literal["autoencoder", "denoiser"] = option("denoiser", "what this run trains")
+    init: str = option("", "pipeline directory to fine-tune; empty starts from scratch")
+    autoencoder: str = option("", "run directory of part=autoencoder; empty takes the one in init")
+    image_size: int = option(64, "px; pictures are resized and centre-cropped; a multiple of 16")
+    latent_channels: int = option(16, "channels of the latent, at 1/8 of the picture's resolution")
+    autoencoder_width: int = option(48, "channels of the autoencoder")
+    latent_noise: float = option(0.05, "standard deviation of noise on the latents while the autoencoder learns")
+    unet_channels: list[int] = option([96, 128], "channels of the U-Net's levels")
+    text_width: int = option(128, "width of the caption embedding")
+    n_tokens: int = option(24, "length of the caption embedding")
+    label_captions: float = option(
+        0.5, "share of captions replaced by 'An image of <class>' (class from the folder name)"
+    )
+    caption_dropout: float = option(
+        0.1, "share of captions left empty, for classifier-free guidance (Ho & Salimans 2022)"
+    )
+    learning_rate: float = option(1e-3, "peak of AdamW; falls to 0 along half a cosine")
+    warmup: int = option(100, "steps of linear warm-up before the cosine")
+    ema_decay: float = option(0.999, "decay of the averaged denoiser that is exported")
+
+
+class NoisyAutoencoder(nn.Module):
+    """Pixels -> (latents, pixels decoded from latents + noise), without the 8-bit clamp of AutoencoderTiny.forward."""
+
+    def __init__(self, vae: AutoencoderTiny) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, images, noise):
+        latents = self.vae.encoder(images).float()
+        return latents, self.vae.decoder(latents + noise).float()
+
+
+class TextAndUNet(nn.Module):
+    """Both trained parts of the denoiser as one module, so that one optimizer and one DDP wrapper drive them."""
+
+    def __init__(self, text_encoder: nn.Module, unet: nn.Module) -> None:
+        super().__init__()
+        self.text_encoder, self.unet = text_encoder, unet
+
+    def forward(self, latents, timesteps, token_ids):
+        embedding = self.text_encoder(token_ids)[0]
+        return self.unet(latents, timesteps, embedding).sample
+
+
+def train_autoencoder(config: LatentDiffusionConfig, run: Run, pixels: torch.Tensor) -> int:
+    if config.init:
+        vae = StableDiffusionImg2ImgPipeline.from_pretrained(config.init, safety_checker=None).vae
+    else:
+        vae = make_autoencoder(config.autoencoder_width, config.latent_channels)
+    optimizer = torch.optim.AdamW(vae.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    vae_channels = vae.config.latent_channels
+    model, optimizer = run.prepare(NoisyAutoencoder(vae).to(memory_format=torch.channels_last), optimizer)
+    run.resume()
+    order = EpochOrder(len(pixels), config.seed)
+    while run.going():
+        mine = my_pictures(order, run)
+        images = to_unit(pixels[mine]).to(run.device, memory_format=torch.channels_last)
+        set_learning_rate(optimizer, config.learning_rate * warmup_cosine(run.step, config.max_steps, config.warmup))
+        noise = config.latent_noise * run.randn(len(images), vae_channels, *(s // 8 for s in images.shape[2:]))
+        with run.accelerator.autocast():
+            latents, decoded = model(images, noise)
+        error = decoded - images
+        # Unit latents, channel by channel, so that the diffusion's unit noise fits them.
+        mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+        spread = mean.square().mean() + (std - 1).square().mean()
+        loss = error.square().mean() + 0.1 * error.abs().mean() + 0.01 * spread
+        run.backward(loss)
+        grad_norm = run.clip(model, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        mse = (decoded.detach().clamp(-1, 1) - images).square().mean((1, 2, 3))
+        run.advance(loss=loss, psnr=(10 * torch.log10(4 / mse)).mean(), latent_std=std.mean(), grad_norm=grad_norm)
+        if run.step % 500 == 0 or run.step == config.max_steps:
+            pairs = torch.cat([images[:8], decoded.detach()[:8]], 3).add(1).div(2)
+            run.image("autoencoder", torch.cat(list(pairs), 1))
+    return run.finish(vae=run.unwrap(model).vae)
+
+
+def train_denoiser(config: LatentDiffusionConfig, run: Run, pixels: torch.Tensor, paths: list[Path]) -> int:
+    captions, names = read_captions(config.captions), class_names(paths)
+    missing = [p for p in paths if p.stem not in captions]
+    if missing:
+        raise ValueError(
+            f"captions file {config.captions} has no caption for {missing[0].name} ({len(missing)} missing)"
+        )
+    scenes = [captions[p.stem] for p in paths]
+    labels = [label_caption(n) for n in names]
+    if config.init:
+        pipe = StableDiffusionImg2ImgPipeline.from_pretrained(config.init, safety_checker=None)
+        vae, tokenizer, text_encoder, unet = pipe.vae, pipe.tokenizer, pipe.text_encoder, pipe.unet
+    else:
+        tokenizer = learn_tokenizer(scenes + labels, config.n_tokens)
+        text_encoder = make_text_encoder(tokenizer, config.n_tokens, config.text_width)
+        unet = make_denoiser(
+            config.latent_channels, config.image_size // 8, tuple(config.unet_channels), config.text_width
+        )
+    if config.autoencoder:
+        vae = AutoencoderTiny.from_pretrained(Path(config.autoencoder) / "model")
+    vae = vae.to(run.device).eval()
+    with torch.no_grad():
+        chunks = [vae.encode(to_unit(c).to(run.device)).latents.cpu() for c in pixels.split(256)]
+    latents = torch.cat(chunks)
+    vae.register_to_config(scaling_factor=1 / latents.std().item())
+    latents *= vae.config.scaling_factor
+
+    def tokens(texts: list[str]) -> torch.Tensor:
+        length = tokenizer.model_max_length
+        return tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+
+    choices = torch.stack([tokens(scenes), tokens(labels), tokens([""] * len(paths))])  # (3, n, L)
+    scheduler = make_pipeline(vae, text_encoder, tokenizer, unet).scheduler
+    model = TextAndUNet(text_encoder, unet).train()
+    optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=1e-2)
+    ema = EMAModel(model.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75)
+    ema.to(run.device)
+    run.register(ema=ema)
+    model, optimizer = run.prepare(model.to(memory_format=torch.channels_last), optimizer)
+    run.resume()
+    order, steps = EpochOrder(len(paths), config.seed), scheduler.config.num_train_timesteps
+    while run.going():
+        mine = my_pictures(order, run)
+        clean = latents[mine].to(run.device)
+        noise, uniform = run.randn(*clean.shape), run.rand(len(clean), 3)
+        timesteps = (uniform[:, 0] * steps).long()
+        kind = torch.where(uniform[:, 1] < config.label_captions, 1, 0)
+        kind = torch.where(uniform[:, 2] < config.caption_dropout, 2, kind).cpu()
+        set_learning_rate(optimizer, config.learning_rate * warmup_cosine(run.step, config.max_steps, config.warmup))
+        with run.accelerator.autocast():
+            prediction = model(
+                scheduler.add_noise(clean, noise, timesteps), timesteps, choices[kind, mine].to(run.device)
+            )
+        loss = F.mse_loss(prediction.float(), scheduler.get_velocity(clean, noise, timesteps))
+        run.backward(loss)
+        grad_norm = run.clip(model, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.step(model.parameters())
+        run.advance(loss=loss, grad_norm=grad_norm)
+    ema.copy_to(model.parameters())
+    trained = run.unwrap(model)
+    return run.finish(pipeline=make_pipeline(vae, trained.text_encoder, tokenizer, trained.unet))
+
+
+def my_pictures(order: EpochOrder, run: Run) -> torch.Tensor:
+    """This rank's slice of the step's global batch, as indices."""
+    start = (run.step * run.world + run.rank) * run.batch_size
+    return torch.from_numpy(order(start, start + run.batch_size))
+
+
+def main(config: LatentDiffusionConfig) -> int:
+    run = Run(config)
+    paths = list_pictures(config.images)
+    pixels = load_pictures(paths, config.image_size, progress=run.is_main)
+    if config.part == "autoencoder":
+        return train_autoencoder(config, run, pixels)
+    return train_denoiser(config, run, pixels, paths)
+
+
+if __name__ == "__main__":
+    run_trainer(main, LatentDiffusionConfig)

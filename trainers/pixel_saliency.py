@@ -1,0 +1,166 @@
+"""Stage 1b: the saliency map M_p(x) = G(z, f_θ(x)), by a conditional GAN (Eqs. 2-6).
+
+Exports <run_dir>/model/generator (G) and <run_dir>/model/features (the f_θ that G was trained with), both averaged over
+steps (EMA).
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from neuroimagen.config import TrainConfig, option, run_trainer
+from neuroimagen.data.shards import read_manifest
+from neuroimagen.data.stream import eval_batches, train_batches
+from neuroimagen.pixel import losses
+from neuroimagen.pixel.augment import N_RANDOM, augment
+from neuroimagen.pixel.features import FeatureExtractor
+from neuroimagen.pixel.saliency import Discriminator, Generator
+from neuroimagen.run import Run, seed_from, set_learning_rate, warmup_cosine
+
+
+@dataclasses.dataclass
+class PixelSaliencyConfig(TrainConfig):
+    shards: str = option(help="shard directory made by neuroimagen shards")
+    features: str = option(help="run directory of stage 1a")
+    finetune_features: bool = option(False, "train f_θ along with G instead of freezing it (docs/paper.md)")
+    image_size: int = option(128, "side of the map in px: a power of two of at least 16")
+    z_dim: int = option(128, "length of the noise z")
+    generator_width: int = option(32, "channels of G at full size; doubles with every halving, at most 8 times")
+    discriminator_width: int = option(64, "channels of D at half size; doubles with every halving, at most 8 times")
+    spectral: bool = option(True, "spectral normalisation in D")
+    augment: str = option("color,translation", "A of Eqs. 2-3: any of color,translation,cutout; empty for none")
+    adversarial_weight: float = option(1.0, "α1 of Eq. 6")
+    mode_seeking_weight: float = option(1.0, "α2 of Eq. 6")
+    ssim_weight: float = option(10.0, "α3 of Eq. 6")
+    learning_rate: float = option(2e-4, "of G's Adam")
+    discriminator_learning_rate: float = option(2e-4, "of D's Adam")
+    features_learning_rate: float = option(2e-4, "of f_θ, if it is trained along")
+    beta1: float = option(0.5, "of both Adams")
+    beta2: float = option(0.999, "of both Adams")
+    schedule: Literal["constant", "cosine"] = option("constant", "of all learning rates")
+    ema_decay: float = option(0.999, "of the average of G's weights that is exported")
+
+
+def load_features(directory: str) -> FeatureExtractor:
+    """f_θ of a finished stage 1a run; ValueError if it is not one."""
+    if not (Path(directory) / "model" / "config.json").exists():
+        raise ValueError(f"features={directory} holds no exported model: run trainers/pixel_features.py to its end first")
+    return FeatureExtractor.from_pretrained(str(Path(directory) / "model"))
+
+
+@torch.no_grad()
+def validate(run: Run, networks: nn.ModuleDict, config: PixelSaliencyConfig) -> dict[str, float]:
+    """Similarity of maps to the pictures seen (val): SSIM, Pearson's r over pixels; `other`: to the next trial's picture.
+
+    The noise of a map depends on (seed, trial) alone. Saves a grid: truth above map. Collective: every rank.
+    """
+    training = networks["features"].training
+    networks.eval()
+    sums = torch.zeros(4, device=run.device, dtype=torch.float64)
+    shards, size = config.shards, config.image_size
+    batches = eval_batches(shards, "val", batch_size=64, rank=run.rank, world=run.world, image_size=size)
+    for number, batch in enumerate(batches):
+        batch = run.to_device(batch)
+        seeds = [seed_from(config.seed, "validation", i) for i in batch["index"].tolist()]
+        z = torch.stack([torch.randn(config.z_dim, generator=torch.Generator().manual_seed(s)) for s in seeds])
+        maps = networks["generator"](z.to(run.device), networks["features"](batch["eeg"])).float()
+        truth = batch["image"]
+        similarity, other = losses.ssim(maps, truth), losses.ssim(maps, truth.roll(1, 0))
+        centred = [x.flatten(1) - x.flatten(1).mean(1, keepdim=True) for x in (maps, truth)]
+        r = nn.functional.cosine_similarity(*centred)
+        sums += torch.stack([torch.ones_like(r), similarity, other, r]).sum(1).double()
+        if number == 0:
+            rows = torch.stack([truth, maps], 1)[: 8 * (len(maps) // 8) or None][:24]  # (n, 2, 3, S, S)
+            n = 8 if len(rows) >= 8 else len(rows)
+            grid = rows.unflatten(0, (-1, n)).permute(3, 0, 2, 4, 1, 5).flatten(4).flatten(1, 3)
+            run.image("truth_and_map", grid / 2 + 0.5)
+    networks.train(training)
+    total = run.accelerator.reduce(sums, "sum")
+    n_trials, *means = (total / total[0].clamp(min=1)).tolist()
+    return dict(zip(("ssim", "ssim_other", "pixel_correlation"), means, strict=True))
+
+
+def main(config: PixelSaliencyConfig) -> int:
+    read_manifest(config.shards)
+    features = load_features(config.features)
+    run = Run(config)
+    generator = Generator(features.n_features, config.z_dim, config.image_size, config.generator_width)
+    discriminator = Discriminator(
+        features.n_features, config.image_size, config.discriminator_width, config.spectral
+    )
+    networks = nn.ModuleDict({"generator": generator, "features": features}).to(run.device)
+    ema = AveragedModel(networks, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+    run.register(ema=ema)
+
+    betas = (config.beta1, config.beta2)
+    optimizer_g = torch.optim.Adam(generator.parameters(), config.learning_rate, betas)
+    optimizer_d = torch.optim.Adam(discriminator.parameters(), config.discriminator_learning_rate, betas)
+    optimizer_f = torch.optim.Adam(features.parameters(), config.features_learning_rate, betas)
+    generator, discriminator, optimizer_g, optimizer_d = run.prepare(
+        generator, discriminator, optimizer_g, optimizer_d
+    )
+    if config.finetune_features:
+        features, optimizer_f = run.prepare(features, optimizer_f)
+    else:
+        features.requires_grad_(False).eval()
+    judge = run.unwrap(discriminator)  # D as G sees it: its weights get no gradient
+    run.resume()
+    batches = train_batches(
+        config.shards,
+        batch_size=run.batch_size,
+        rank=run.rank,
+        world=run.world,
+        step=run.step,
+        seed=config.seed,
+        image_size=config.image_size,
+        workers=config.workers,
+    )
+    while run.going():
+        batch = run.to_device(next(batches))
+        y, n = batch["image"], len(batch["image"])
+        fade = warmup_cosine(run.step, config.max_steps) if config.schedule == "cosine" else 1.0
+        set_learning_rate(optimizer_g, config.learning_rate * fade)
+        set_learning_rate(optimizer_d, config.discriminator_learning_rate * fade)
+        set_learning_rate(optimizer_f, config.features_learning_rate * fade)
+        f = features(batch["eeg"])
+        twice = torch.cat([f, f])
+        z1, z2 = run.randn(n, config.z_dim), run.randn(n, config.z_dim)
+        maps = generator(torch.cat([z1, z2]), twice)  # M_p(x), two of each trial
+
+        # D, Eq. 2: one call for real and fake
+        seen = torch.cat([y, maps.detach()])
+        u = torch.cat([run.rand(n, N_RANDOM) for _ in range(3)])
+        scores = discriminator(augment(seen, u, config.augment), torch.cat([f, f, f]).detach())
+        loss_d = losses.hinge_d(scores[:n], scores[n:])
+        run.backward(loss_d)
+        optimizer_d.step()
+        optimizer_d.zero_grad()
+
+        # G, Eqs. 3-6
+        judge.requires_grad_(False)
+        u = torch.cat([run.rand(n, N_RANDOM) for _ in range(2)])
+        adversarial = losses.hinge_g(judge(augment(maps, u, config.augment), twice.detach()))  # Eq. 3
+        modes = losses.mode_seeking(maps[:n], maps[n:], z1, z2)  # Eq. 4
+        similarity = losses.ssim_loss(maps, torch.cat([y, y]))  # Eq. 5
+        alphas = (config.adversarial_weight, config.mode_seeking_weight, config.ssim_weight)
+        loss_g = losses.generator_total(adversarial, modes, similarity, alphas)  # Eq. 6
+        run.backward(loss_g)
+        optimizer_g.step()
+        optimizer_g.zero_grad()
+        if config.finetune_features:
+            optimizer_f.step()
+            optimizer_f.zero_grad()
+        judge.requires_grad_(True)
+        ema.update_parameters(networks)
+        run.advance(loss_d=loss_d, loss_g=loss_g, adversarial=adversarial, mode_seeking=modes, ssim=1 - similarity)
+        if run.validation_due():
+            run.log(validate(run, ema.module, config), prefix="val/")
+    return run.finish(generator=ema.module["generator"], features=ema.module["features"])
+
+
+if __name__ == "__main__":
+    run_trainer(main, PixelSaliencyConfig)

@@ -1,0 +1,231 @@
+"""Stage 3: every test trial to pictures, through the decoders of stages 1 and 2 and a latent diffusion model.
+
+Each row of the paper's Table 3 is a choice of what the diffusion model is given: the saliency map (I), the embedding
+learnt from label captions (L) or from BLIP captions (B). All rows share a picture's noise. Work is cut in chunks of
+trials in the order of the shards and spread over all processes; finished pictures are skipped, so the same command
+continues a stopped run, and any number of processes writes the same bytes.
+
+Writes RUN/truth, RUN/maps, RUN/images/<row>/<key>_<sample>.png, trials.jsonl and rows.json.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from accelerate.utils import broadcast_object_list
+from tqdm import tqdm
+
+from neuroimagen import run as running
+from neuroimagen.config import option, run_trainer
+from neuroimagen.data.shards import ShardSplit
+from neuroimagen.data.stream import Batcher
+from neuroimagen.pixel.features import FeatureExtractor
+from neuroimagen.pixel.saliency import Generator
+from neuroimagen.reconstruction.pictures import Pictures
+from neuroimagen.reconstruction.reconstructor import Reconstructor, check_settings
+from neuroimagen.sample.captions import DTYPES, captions_source, embed_captions
+from neuroimagen.sample.encoder import SampleEncoder
+
+# name: (semantics, with the map). The paper's models 1 to 5, and what the diffusion model draws when told nothing.
+ROWS: dict[str, tuple[str | None, bool]] = {
+    "I": (None, True),
+    "L": ("label", False),
+    "B": ("blip", False),
+    "B+I": ("blip", True),
+    "L+I": ("label", True),
+    "none": (None, False),
+}
+
+
+@dataclasses.dataclass
+class ReconstructConfig:
+    shards: str = option(help="shard directory; its test trials are reconstructed")
+    run_dir: str = option(help="directory of this run; the same command continues what it holds")
+    pipeline: str = option(help="latent diffusion model: hub id or directory in diffusers layout")
+    saliency: str | None = option(None, "run directory of stage 1b (G and its f_θ); for rows with I")
+    semantics_label: str | None = option(None, "run directory of stage 2 with captions=label; for rows with L")
+    semantics_blip: str | None = option(None, "run directory of stage 2 with a captions file; for rows with B")
+    rows: list[str] = option(["I", "L", "B", "B+I", "L+I"], "rows of Table 3: any of I, L, B, B+I, L+I, none")
+    split: str = option("test", "split of the shards")
+    samples: int = option(3, "pictures a trial and row")
+    strength: float = option(0.8, "share of the noise schedule that a map goes through, in (0, 1]")
+    guidance_scale: float = option(7.5, "classifier-free guidance; 1 is none")
+    num_inference_steps: int = option(50, "steps of the whole noise schedule")
+    image_size: int | None = option(None, "side of the pictures in px; none: what the pipeline was made for")
+    attention: str = option("auto", "auto | xformers | sdpa | sliced")
+    precision: str = option("fp32", "fp32 | bf16 | fp16 of the diffusion model; the decoders compute in fp32")
+    chunk: int = option(8, "trials that are drawn together; another value may change the last bit of a picture")
+    average: int = option(1, "trials of one subject and class that are averaged before decoding; 1: single trials")
+    limit: int | None = option(None, "only the first so many trials; none: all")
+    seed: int = option(0, "noise is a function of (seed, trial key, sample number)")
+
+
+def stage_run(field: str, directory: str | None, rows: list[str], trainer: str) -> Path:
+    """The finished stage run that a config field names, or a ValueError that says what is wrong with it."""
+    if directory is None:
+        raise ValueError(f"rows {', '.join(rows)} need {field}=RUN_DIR, a run of trainers/{trainer}.py")
+    if not (Path(directory) / "config.yaml").exists():
+        raise ValueError(f"{field}={directory} is not a run; run trainers/{trainer}.py run_dir={directory} first")
+    if not (Path(directory) / "DONE").exists():
+        raise ValueError(f"{field}={directory} is not finished (no DONE); run its command again to continue it")
+    return Path(directory)
+
+
+class Decoders:
+    """f_θ and G, and M_s for each kind of captions, as far as the rows need them."""
+
+    def __init__(self, config: ReconstructConfig, split: ShardSplit, device: torch.device) -> None:
+        def load(kind: Any, directory: Path) -> Any:
+            model = kind.from_pretrained(str(directory)).to(device).requires_grad_(False).eval()
+            given = (split.manifest.n_chans, split.manifest.n_times)
+            if kind is not Generator and (model.n_chans, model.n_times) != given:
+                shape = f"{model.n_chans} x {model.n_times}"
+                raise ValueError(f"{directory} takes EEG of {shape}, but {config.shards} holds {given[0]} x {given[1]}")
+            return model
+
+        self.device, self.seed = device, config.seed
+        self.f_theta: Any = None
+        self.g: Any = None
+        self.m_s: dict[str, SampleEncoder] = {}
+        self.configs: dict[str, dict[str, Any]] = {}
+        if rows := [row for row in config.rows if ROWS[row][1]]:
+            run = stage_run("saliency", config.saliency, rows, "pixel_saliency")
+            self.f_theta = load(FeatureExtractor, run / "model" / "features")
+            self.g = load(Generator, run / "model" / "generator")
+        for kind in ("label", "blip"):
+            if rows := [row for row in config.rows if ROWS[row][0] == kind]:
+                field = f"semantics_{kind}"
+                run = stage_run(field, getattr(config, field), rows, "sample_semantics")
+                self.configs[kind] = yaml.safe_load((run / "config.yaml").read_text())
+                captions = self.configs[kind]["captions"]
+                if (captions == "label") != (kind == "label"):
+                    raise ValueError(
+                        f"{field}={run} was trained with captions={captions}, so it is not for rows with {rows[0][0]}"
+                    )
+                self.m_s[kind] = load(SampleEncoder, run / "model")
+
+    def check(self, diffusion: Reconstructor) -> None:
+        """Raise ValueError unless every M_s speaks the language of the pipeline's text encoder."""
+        for kind, m_s in self.m_s.items():
+            diffusion.check_embedding(m_s.n_tokens, m_s.width, f"what semantics_{kind} decodes")
+            trained_with = self.configs[kind]["pipeline"]
+            if trained_with != diffusion.name and Path(trained_with).is_dir():
+                theirs = embed_captions(trained_with, [""]).to(diffusion.empty)
+                if not torch.allclose(theirs, diffusion.empty, atol=1e-2):
+                    raise ValueError(
+                        f"semantics_{kind} was trained for the text encoder of {trained_with}, not {diffusion.name}"
+                    )
+
+    @torch.inference_mode()
+    def __call__(self, eeg: torch.Tensor, keys: list[str]) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
+        """EEG (B, C, T) -> maps (B, 3, h, w) in [0, 1] or None, and {"label" | "blip": embeddings (B, L, D_s)}."""
+        eeg, maps = eeg.to(self.device), None
+        if self.g is not None:
+            noises = [torch.Generator().manual_seed(running.seed_from(self.seed, "map", key)) for key in keys]
+            z = torch.stack([torch.randn(self.g.z_dim, generator=noise) for noise in noises]).to(self.device)
+            maps = self.g(z, self.f_theta(eeg)).add(1).div(2)  # M_p(x) = G(z, f_θ(x))
+        return maps, {kind: m_s(eeg) for kind, m_s in self.m_s.items()}
+
+
+def trial_groups(split: ShardSplit, average: int, limit: int | None) -> list[list[int]]:
+    """The trials behind each reconstruction: one, or `average` of the same subject and class, as indices."""
+    alike: dict[Any, list[int]] = {}
+    for i in range(len(split)):
+        info = split.info(i)
+        alike.setdefault(i if average == 1 else (info["subject"], info["label"]), []).append(i)
+    groups = [found[i : i + average] for found in alike.values() for i in range(0, len(found), average)]
+    return [group for group in groups if len(group) == average][:limit]
+
+
+def describe(config: ReconstructConfig, split: ShardSplit, captions: str | None, attention: str, size: int) -> str:
+    """rows.json: what `neuroimagen evaluate` and `report` need to know of this run."""
+    kept = ("dataset", "simulated", "n_chans", "n_times", "sfreq", "subjects", "classes", "protocol")
+    about = {
+        "rows": [{"name": row, "semantics": ROWS[row][0], "map": ROWS[row][1]} for row in config.rows],
+        "samples": config.samples,
+        "simulated": split.manifest.simulated,
+        "manifest": {name: getattr(split.manifest, name) for name in kept},
+        "pipeline": config.pipeline,
+        "settings": dataclasses.asdict(config) | {"attention": attention, "image_size": size},
+        "captions_source": captions_source(captions) if captions and Path(captions).is_file() else captions,
+    }
+    return json.dumps(about, indent=1, ensure_ascii=False)
+
+
+def main(config: ReconstructConfig) -> int:
+    if set(config.rows) - set(ROWS) or not config.rows or len(set(config.rows)) < len(config.rows):
+        raise ValueError(f"rows={config.rows} must be different names out of {', '.join(ROWS)}")
+    if config.chunk < 1 or config.average < 1:
+        raise ValueError("chunk and average must be at least 1")
+    check_settings(config.samples, config.strength, config.guidance_scale, config.num_inference_steps)
+    accelerator = running.make_accelerator(config.precision)
+    rank, world, run_dir = accelerator.process_index, accelerator.num_processes, Path(config.run_dir)
+    exists = (run_dir / "config.yaml").exists()
+    accelerator.wait_for_everyone()
+    if exists:  # before the long loading: is it of another config, or done?
+        running.claim_run_dir(config, accelerator)
+    split = ShardSplit(config.shards, config.split)
+    decode = Decoders(config, split, accelerator.device)
+    diffusion = Reconstructor(config.pipeline, accelerator.device, DTYPES[config.precision], config.attention)
+    decode.check(diffusion)
+    size, _ = diffusion.picture_size(config.image_size, config.image_size)
+    groups = trial_groups(split, config.average, config.limit)
+    if not groups:
+        raise ValueError(f"{config.shards}: no {config.split} trials to reconstruct (average={config.average})")
+    running.claim_run_dir(config, accelerator)
+    running.watch_stop_signal()
+
+    averaged = f"_average{config.average}" if config.average > 1 else ""
+    trials = {split.keys[group[0]] + averaged: group for group in groups}
+    pictures = Pictures(run_dir, list(trials), config.rows, config.samples, config.chunk, maps=decode.g is not None)
+    work: list[Any] = [None]
+    if accelerator.is_main_process:
+        captions = decode.configs["blip"]["captions"] if "blip" in decode.configs else None
+        lines = [json.dumps({"key": k, **split.info(group[0]), "index": group[0]}) for k, group in trials.items()]
+        running.write_atomic(run_dir / "trials.jsonl", "\n".join(lines) + "\n")
+        running.write_atomic(run_dir / "rows.json", describe(config, split, captions, diffusion.attention, size))
+        work = [pictures.lacking()]
+    broadcast_object_list(work)  # one view of the files for all: {chunk: rows it lacks}
+    lacking: dict[int, list[str]] = work[0]
+
+    batcher, stop = Batcher(split, image_size=size), False
+    names = ("samples", "seed", "strength", "guidance_scale", "num_inference_steps")
+    settings = {name: getattr(config, name) for name in names} | {"height": size, "width": size}
+    total = sum(len(pictures.chunks[c]) * len(rows) for c, rows in lacking.items()) * config.samples
+    bar = tqdm(total=total, unit="picture", desc=run_dir.name, disable=None if accelerator.is_main_process else True)
+    for start in range(0, len(lacking), world):  # rounds of one chunk a rank, so that all ranks agree when to stop
+        numbers = list(lacking)[start : start + world]
+        mine = numbers[rank] if rank < len(numbers) else None
+        if mine is not None:
+            keys = pictures.chunks[mine]
+            batch = batcher(np.array([trials[key] for key in keys]).ravel())
+            eeg = batch["eeg"].unflatten(0, (len(keys), config.average)).mean(1)
+            maps, embeddings = decode(eeg, keys)
+            pictures.save("truth", mine, batch["image"][:: config.average].add(1).div(2))
+            if maps is not None:
+                pictures.save("maps", mine, maps)
+        for row in config.rows:
+            asked = torch.tensor(int(running.stop_requested()), device=accelerator.device)
+            stop = stop or bool(accelerator.reduce(asked, "sum").item())
+            if not stop and mine is not None and row in lacking[mine]:
+                semantics, with_map = ROWS[row]
+                embedding, given = embeddings[semantics] if semantics else None, maps if with_map else None
+                drawn = diffusion.reconstruct(embedding, given, keys, **settings)  # F(M_p(x), M_s(x)), steps (1) to (4)
+                pictures.save(row, mine, drawn.flatten(0, 1))
+            bar.update(sum(len(pictures.chunks[c]) for c in numbers if row in lacking[c]) * config.samples * (not stop))
+        if stop:
+            break
+    bar.close()
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        running.write_atomic(run_dir / ("PREEMPTED" if stop else "DONE"), f"{len(trials)} trials\n")
+    running.leave_process_group()
+    return running.STOPPED if stop else 0
+
+
+if __name__ == "__main__":
+    run_trainer(main, ReconstructConfig)

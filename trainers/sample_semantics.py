@@ -1,0 +1,125 @@
+"""Stage 2: EEG to the prompt embedding of the picture's caption, h_clip (Eq. 7).
+
+The targets come from the reconstruction pipeline's own tokenizer and text encoder, so any diffusers text-to-image
+directory sets their shape (77 x 768 for Stable Diffusion 1.x). Exports <run_dir>/model, a SampleEncoder.
+"""
+
+import dataclasses
+from typing import Literal
+
+import torch
+
+from neuroimagen.config import TrainConfig, option, run_trainer
+from neuroimagen.data.shards import Manifest, ShardSplit, read_manifest
+from neuroimagen.data.stream import eval_batches, train_batches
+from neuroimagen.run import Run, set_learning_rate, warmup_cosine
+from neuroimagen.sample.captions import embed_captions, label_caption, read_captions
+from neuroimagen.sample.encoder import SampleEncoder, embedding_loss, nearest_caption
+
+
+@dataclasses.dataclass
+class SampleSemanticsConfig(TrainConfig):
+    shards: str = option(help="shard directory made by neuroimagen shards")
+    pipeline: str = option(help="latent diffusion model whose text encoder makes the targets: hub id or directory")
+    captions: str = option("label", "label ('An image of <class name>'), or a captions file made by neuroimagen captions")
+    encoder: Literal["lstm", "conv"] = option("lstm", "EEG backbone: neuroimagen/encoders.py")
+    n_features: int = option(128, "length of the backbone's output")
+    dropout: float = option(0.0, "dropout in the backbone")
+    learning_rate: float = option(1e-3, "of AdamW; falls to 0 along half a cosine")
+    warmup: int = option(0, "steps of linear warm-up")
+    weight_decay: float = option(0.0, "of AdamW")
+    clip: float = option(0.0, "largest gradient norm; 0: no clipping")
+
+
+class Targets:
+    """ĥ_clip of every picture in train and val: distinct captions are embedded once."""
+
+    def __init__(self, config: SampleSemanticsConfig, manifest: Manifest, device: torch.device) -> None:
+        names = {c["label"]: c["name"] for c in manifest.classes}
+        written = {} if config.captions == "label" else read_captions(config.captions)
+        self.weight: dict[str, int] = {}  # train trials of each caption
+        self.row: dict[str, int] = {}  # picture -> row of `embeddings`
+        labels: dict[str, int] = {}  # caption -> class
+        rows: dict[str, int] = {}
+        for split in ("train", "val"):
+            trials = ShardSplit(config.shards, split)
+            for info in (trials.info(i) for i in range(len(trials))):
+                image, label = info["image"], info["label"]
+                if config.captions != "label" and image not in written:
+                    raise ValueError(
+                        f"captions file {config.captions} has no caption of {image}, shown in trial {info['trial']}: "
+                        "make the file again from the pictures of this study"
+                    )
+                caption = label_caption(names[label]) if config.captions == "label" else written[image]
+                self.row[image] = rows.setdefault(caption, len(rows))
+                labels.setdefault(caption, label)
+                self.weight[caption] = self.weight.get(caption, 0) + (split == "train")
+        self.embeddings = embed_captions(config.pipeline, list(rows), device).to(device)  # (n, L, D)
+        self.labels = torch.tensor([labels[caption] for caption in rows], device=device)
+        weight = torch.tensor([self.weight[caption] for caption in rows], dtype=torch.float32)
+        self.weights = (weight / weight.sum()).to(device)
+
+    def of(self, batch: dict) -> torch.Tensor:
+        """(B, L, D) for a batch."""
+        return self.embeddings[[self.row[image] for image in batch["image_name"]]]
+
+
+@torch.no_grad()
+def validate(run: Run, model: SampleEncoder, targets: Targets, config: SampleSemanticsConfig) -> dict[str, float]:
+    """On val: Eq. 7, R² against predicting the train captions' mean, and whether the nearest train caption is of the
+    class seen. Collective: every rank."""
+    model.eval()
+    sums = torch.zeros(4, device=run.device, dtype=torch.float64)
+    known = targets.weights > 0
+    candidates, their_labels = targets.embeddings[known], targets.labels[known]
+    for batch in eval_batches(config.shards, "val", batch_size=run.batch_size, rank=run.rank, world=run.world):
+        batch = run.to_device(batch)
+        prediction, target = model(batch["eeg"]).float(), targets.of(batch)
+        right = their_labels[nearest_caption(prediction, candidates)] == batch["label"]
+        error = (prediction - target).square().sum()
+        baseline = (model.mean - target).square().sum()
+        count = torch.tensor(float(len(target)), device=run.device)
+        sums += torch.stack([count, error, baseline, right.sum().float()]).double()
+    model.train()
+    n, error, baseline, right = run.accelerator.reduce(sums, "sum").tolist()
+    return {"loss": error / max(n, 1), "r2": 1 - error / max(baseline, 1e-12), "class_accuracy": right / max(n, 1)}
+
+
+def main(config: SampleSemanticsConfig) -> int:
+    manifest = read_manifest(config.shards)
+    run = Run(config)
+    targets = Targets(config, manifest, run.device)
+    n_tokens, width = targets.embeddings.shape[1:]
+    model = SampleEncoder(
+        manifest.n_chans, manifest.n_times, n_tokens, width, config.encoder, config.n_features, config.dropout
+    )
+    model.set_targets(targets.embeddings.cpu(), targets.weights.cpu())
+    optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    model, optimizer = run.prepare(model, optimizer)
+    run.resume()
+    batches = train_batches(
+        config.shards,
+        batch_size=run.batch_size,
+        rank=run.rank,
+        world=run.world,
+        step=run.step,
+        seed=config.seed,
+        workers=config.workers,
+    )
+    while run.going():
+        batch = run.to_device(next(batches))
+        set_learning_rate(optimizer, config.learning_rate * warmup_cosine(run.step, config.max_steps, config.warmup))
+        loss = embedding_loss(model(batch["eeg"]), targets.of(batch))  # Eq. 7
+        run.backward(loss)
+        if config.clip:
+            run.clip(model, config.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        run.advance(loss=loss)
+        if run.validation_due():
+            run.log(validate(run, run.unwrap(model), targets, config), prefix="val/")
+    return run.finish(model=model)
+
+
+if __name__ == "__main__":
+    run_trainer(main, SampleSemanticsConfig)
