@@ -17,19 +17,13 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "simulate": Command(
-        "data.simulator", "SimulateConfig", "simulate", "write a simulated study in the PerceiveLab format"
+        "data.simulator", "SimulateConfig", "simulate", "write a simulated study, in PerceiveLab format"
     ),
     "shards": Command("data.shards", "ShardsConfig", "make_shards", "pack a study into WebDataset shards"),
     "check": Command("data.check", "CheckConfig", "check", "verify a shard directory and say what is in it", "shards"),
-    "captions": Command(
-        "sample.captions", "CaptionsConfig", "caption_pictures", "caption pictures with BLIP or BLIP-2"
-    ),
-    "probe": Command(
-        "evaluation.classifiers", "ProbeConfig", "train_probe", "train a picture classifier for the scores"
-    ),
-    "evaluate": Command(
-        "evaluation.scores", "EvaluateConfig", "evaluate", "score the pictures of a reconstruct run", "run"
-    ),
+    "captions": Command("sample.captions", "CaptionsConfig", "caption_pictures", "caption pictures with BLIP, BLIP-2"),
+    "probe": Command("evaluation.classifiers", "ProbeConfig", "probe", "train a classifier for the scores"),
+    "evaluate": Command("evaluation.scores", "EvaluateConfig", "evaluate", "score a reconstruct run", "run"),
     "report": Command("evaluation.report", "ReportConfig", "report", "write a reconstruct run's page", "run"),
 }
 

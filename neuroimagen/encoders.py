@@ -53,14 +53,16 @@ class ResidualBlock(nn.Module):
 class ConvEncoder(nn.Module):
     """EEGChannelNet's blocks, made to run on any montage and fast on a CPU.
 
-    - The spatial block comes first. EEGChannelNet filters time first, but its first temporal filters are the same for
-      every electrode, so linear filters of space and time could change places; mixing `n_filters` virtual channels out
-      of 128 electrodes first makes all later layers cheaper. Only the all-electrodes kernel is kept, since kernels over
-      "64 neighbouring rows" mean nothing in a montage whose order is unknown.
-    - Temporal convolutions: dilations 1, 2, 4, 8, 16 as in the source; kernel 9 and stride 4 instead of 33 and 2.
-    - GroupNorm, not BatchNorm: a trial's features do not depend on the batch it came with.
-    - A linear path (virtual channels, means over `n_bins` windows of time, one linear layer) runs beside the deep one:
-      an evoked response is near a linear function of the picture's properties, and this part is learnt in a few steps.
+    - Time is first averaged in steps of n_times // 110 samples: 440 samples at 1 kHz become 110 at 250 Hz, twice the
+      95 Hz where the published files end.
+    - The spatial block comes before the temporal one. EEGChannelNet's first temporal filters are the same for every
+      electrode, so linear filters of space and time may change places; mixing `n_filters` virtual channels out of the
+      electrodes first makes all later layers cheaper. Only the all-electrodes kernel is kept: kernels over 64
+      neighbouring rows mean nothing in a montage whose order is unknown.
+    - Temporal convolutions have the source's dilations 1, 2, 4, 8, 16; kernel 9 at 250 Hz for 33 at 1 kHz. Two residual
+      blocks instead of four, GroupNorm instead of BatchNorm: features of a trial do not depend on its batch.
+    - A linear path (means over `n_bins` windows of time, one linear layer) runs beside the deep one, which begins at
+      zero: an evoked response is near a linear function of the picture, and this part is learnt in a few steps.
     """
 
     def __init__(
@@ -69,37 +71,37 @@ class ConvEncoder(nn.Module):
         n_times: int,
         n_features: int,
         dropout: float = 0.0,
-        n_filters: int = 64,
+        n_filters: int = 32,
         width: int = 64,
         n_bins: int = 24,
     ) -> None:
         super().__init__()
         if n_times < 64:
             raise ValueError(f"the conv encoder needs at least 64 time samples a trial, the shards have {n_times}")
-        self.n_chans, self.n_bins = n_chans, n_bins
+        self.n_chans, self.n_bins, self.step = n_chans, n_bins, max(1, n_times // 110)
         self.spatial = nn.Conv1d(n_chans, n_filters, 1)
         dilations = (1, 2, 4, 8, 16)
         self.temporal = nn.ModuleList(
-            nn.Conv1d(n_filters, n_filters, 9, stride=4, dilation=d, padding=4 * d, groups=n_filters) for d in dilations
+            nn.Conv1d(n_filters, n_filters, 9, stride=2, dilation=d, padding=4 * d, groups=n_filters) for d in dilations
         )
         self.mix = nn.Sequential(
             nn.GroupNorm(1, n_filters * len(dilations)), nn.GELU(), nn.Conv1d(n_filters * len(dilations), width, 1)
         )
         self.residual = nn.Sequential(ResidualBlock(width, dropout), ResidualBlock(width, dropout))
-        deep = self.residual(self.mix(self._temporal(torch.zeros(1, n_filters, n_times)))).numel()
         self.dropout = nn.Dropout(dropout)
-        self.deep = nn.Linear(deep, n_features)
-        self.linear = nn.Linear(n_filters * n_bins, n_features)
-
-    def _temporal(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([conv(x) for conv in self.temporal], 1)
+        length = F.avg_pool1d(torch.zeros(1, 1, n_times), self.step).shape[-1]
+        for _ in range(3):  # the temporal block and two residual blocks halve it, rounding up
+            length = (length + 1) // 2
+        self.deep = nn.Linear(width * length, n_features)
+        nn.init.zeros_(self.deep.weight)
+        self.linear = nn.Linear(n_chans * n_bins, n_features)
 
     def forward(self, eeg: torch.Tensor) -> torch.Tensor:
         check_eeg(eeg, self.n_chans)
-        x = self.spatial(eeg)
-        linear = self.linear(self.dropout(F.adaptive_avg_pool1d(x, self.n_bins).flatten(1)))
-        deep = self.residual(self.mix(self._temporal(x)))
-        return linear + self.deep(self.dropout(deep.flatten(1)))
+        linear = self.linear(self.dropout(F.adaptive_avg_pool1d(eeg, self.n_bins).flatten(1)))
+        x = self.spatial(F.avg_pool1d(eeg, self.step))
+        x = self.residual(self.mix(torch.cat([conv(x) for conv in self.temporal], 1)))
+        return linear + self.deep(self.dropout(x.flatten(1)))
 
 
 def check_eeg(eeg: torch.Tensor, n_chans: int) -> None:

@@ -144,15 +144,15 @@ def make_accelerator(precision: str, **kwargs: Any) -> Accelerator:
         raise ValueError(f"precision={precision!r} is not one of {', '.join(modes)}")
     accelerator = Accelerator(
         mixed_precision=modes[precision],
-        # Every rank computes the same buffers (no BatchNorm statistics); broadcasting them breaks two forwards in one step.
+        # Every rank computes the same buffers; broadcasting them would break two forwards in one step.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         **kwargs,
     )
     asked = int(os.environ.get("WORLD_SIZE", 1))
     if asked != accelerator.num_processes:
         raise ValueError(
-            f"{asked} processes were launched but accelerate sees {accelerator.num_processes}; without GPUs launch with "
-            "ACCELERATE_USE_CPU=yes accelerate launch --multi_gpu --num_processes N"
+            f"{asked} processes were launched but accelerate sees {accelerator.num_processes}; without GPUs launch "
+            "with ACCELERATE_USE_CPU=yes accelerate launch --multi_gpu --num_processes N"
         )
     if accelerator.device.type == "cpu" and precision == "fp16":
         raise ValueError("precision=fp16 does nothing on a CPU; use fp32 or bf16")
@@ -233,11 +233,11 @@ class Run:
         """
         prepared = []
         for item in objects:
-            if isinstance(item, nn.Module) and self.world > 1:
-                if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in item.modules()):
-                    if self.device.type != "cuda":
-                        raise ValueError("SyncBatchNorm needs GPUs: this model trains in one process on a CPU")
-                    item = nn.SyncBatchNorm.convert_sync_batchnorm(item)
+            norms = item.modules() if isinstance(item, nn.Module) and self.world > 1 else ()
+            if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in norms):
+                if self.device.type != "cuda":
+                    raise ValueError("SyncBatchNorm needs GPUs: this model trains in one process on a CPU")
+                item = nn.SyncBatchNorm.convert_sync_batchnorm(item)
             prepared.append(item)
         return self.accelerator.prepare(*prepared)
 
@@ -355,8 +355,8 @@ class Run:
             for name, value in line.items():
                 if not math.isfinite(value):
                     raise ValueError(
-                        f"{self.dir}: {name} is {value} at step {self.step}; lower the learning rate or use precision=fp32 "
-                        "and continue from the last checkpoint in a new run_dir"
+                        f"{self.dir}: {name} is {value} at step {self.step}; lower the learning rate or use "
+                        "precision=fp32, in a new run_dir"
                     )
             line["samples_per_second"] = self._counted * self.config.global_batch_size / seconds
             self.log(line)
@@ -397,7 +397,8 @@ class Run:
     def finish(self, **models: Any) -> int:
         """Export models to <run>/model (one) or <run>/model/<name> (several), mark DONE; the exit code to return.
 
-        Each model has `save_pretrained(directory)`. After a stop signal nothing is exported and the code is 143. Collective.
+        Each model has `save_pretrained(directory)`. After a stop signal nothing is exported and the code is 143.
+        Collective: every rank.
         """
         if self._bar is not None:
             self._bar.close()

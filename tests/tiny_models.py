@@ -131,7 +131,9 @@ def _bert_tokenizer(directory: Path):
     directory.mkdir(parents=True, exist_ok=True)
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]", *WORDS]
     (directory / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
-    return BertTokenizer(vocab={token: i for i, token in enumerate(vocabulary)}), len(vocabulary)
+    tokenizer = BertTokenizer(vocab={token: i for i, token in enumerate(vocabulary)})
+    tokenizer.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
+    return tokenizer, len(vocabulary)
 
 
 def tiny_blip(directory: str | Path, seed: int = 0) -> Path:
@@ -173,3 +175,112 @@ def tiny_blip(directory: str | Path, seed: int = 0) -> Path:
     model.save_pretrained(directory)
     BlipProcessor(BlipImageProcessorPil(size={"height": 32, "width": 32}), tokenizer).save_pretrained(directory)
     return directory
+
+
+def tiny_blip2(directory: str | Path, seed: int = 0) -> Path:
+    """Write a random Blip2ForConditionalGeneration (ViT, Q-Former, OPT) with its processor (32 px pictures)."""
+    from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor, GPT2Tokenizer
+    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+    directory = Path(directory)
+    with tempfile.TemporaryDirectory() as scratch:
+        vocab, merges, _ = _bpe_files(Path(scratch), [])
+        begin, end = "<|startoftext|>", "<|endoftext|>"
+        tokenizer = GPT2Tokenizer(vocab=vocab, merges=merges, bos_token=begin, eos_token=end, pad_token=end)
+    image_processor = BlipImageProcessorPil(size={"height": 32, "width": 32})
+    processor = Blip2Processor(image_processor, tokenizer, num_query_tokens=4)
+    layers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = Blip2Config(
+        vision_config={**layers, "image_size": 32, "patch_size": 8},
+        qformer_config={**layers, "vocab_size": 8, "encoder_hidden_size": 16, "max_position_embeddings": 32},
+        text_config={
+            "model_type": "opt",
+            "vocab_size": len(tokenizer),
+            "hidden_size": 16,
+            "word_embed_proj_dim": 16,
+            "ffn_dim": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 64,
+            "pad_token_id": tokenizer.pad_token_id,
+            **ends,
+        },
+        num_query_tokens=4,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Blip2ForConditionalGeneration(config)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)
+    return directory
+
+
+def tiny_shards(directory: str | Path, seed: int = 0) -> Path:
+    """A shard directory of noise EEG: 4 channels x 440 samples, 3 classes, 2 subjects, 6 test trials."""
+    import numpy as np
+    from PIL import Image
+
+    from neuroimagen.data.shards import ShardsConfig, make_shards
+
+    directory = Path(directory)
+    rng = np.random.default_rng(seed)
+    wnids = ["n02389026", "n03888257", "n03584829"]
+    images = [f"{wnid}_{i}" for wnid in wnids for i in range(10)]
+    trials = [
+        {
+            "eeg": torch.from_numpy(rng.standard_normal((4, 500), dtype=np.float32)),
+            "image": image,
+            "label": image // 10,
+            "subject": subject,
+        }
+        for subject in (1, 2)
+        for image in range(len(images))
+    ]
+    study = directory.with_name(directory.name + "_study")
+    for image in images:
+        folder = study / "images" / image.partition("_")[0]
+        folder.mkdir(parents=True, exist_ok=True)
+        colours = rng.integers(0, 256, (3, 4, 3), dtype=np.uint8)
+        Image.fromarray(colours).resize((60, 48), Image.Resampling.BICUBIC).save(folder / f"{image}.JPEG")
+    torch.save({"dataset": trials, "labels": wnids, "images": images}, study / "eeg.pth")
+    make_shards(
+        ShardsConfig(
+            out=str(directory),
+            eeg=str(study / "eeg.pth"),
+            images=str(study / "images"),
+            splits="by_image",
+            n_chans=4,
+        )
+    )
+    return directory
+
+
+def tiny_stage_runs(directory: str | Path, pipeline: Path) -> dict[str, str]:
+    """Finished runs of stages 1b and 2 with random weights, for `tiny_shards`; the fields `reconstruct.py` takes."""
+    import yaml
+
+    from neuroimagen.pixel.features import FeatureExtractor
+    from neuroimagen.pixel.saliency import Generator
+    from neuroimagen.sample.encoder import SampleEncoder
+
+    directory = Path(directory)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        models = {
+            "saliency/model/features": FeatureExtractor(4, 440, n_features=8),
+            "saliency/model/generator": Generator(8, z_dim=4, image_size=16, width=4),
+            "semantics_label/model": SampleEncoder(4, 440, TEXT_LENGTH, TEXT_WIDTH, n_features=8),
+            "semantics_blip/model": SampleEncoder(4, 440, TEXT_LENGTH, TEXT_WIDTH, n_features=8),
+        }
+    for name, model in models.items():
+        model.save_pretrained(str(directory / name))
+    captions = {"semantics_label": "label", "semantics_blip": "captions.jsonl", "saliency": None}
+    for name, value in captions.items():
+        config = {"captions": value, "pipeline": str(pipeline)}
+        (directory / name / "config.yaml").write_text(yaml.safe_dump(config))
+        (directory / name / "DONE").write_text("step 1\n")
+    return {name: str(directory / name) for name in captions}

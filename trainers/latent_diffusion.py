@@ -1,7 +1,7 @@
 """Stage 0: a small latent diffusion model from scratch, or one fine-tuned on a lab's own stimuli.
 
-Two parts, two runs: `part=autoencoder` learns the latent space, `part=denoiser` the U-Net (and the text encoder) in it. The
-denoiser's run exports a whole StableDiffusionImg2ImgPipeline directory, which `reconstruct.py` takes as `pipeline=`.
+Two parts, two runs: `part=autoencoder` learns the latent space, `part=denoiser` the U-Net (and the text encoder) in it.
+The denoiser's run exports a whole StableDiffusionImg2ImgPipeline directory, which `reconstruct.py` takes as `pipeline=`.
 """
 
 from dataclasses import dataclass
@@ -43,10 +43,10 @@ class LatentDiffusionConfig(TrainConfig):
     text_width: int = option(128, "width of the caption embedding")
     n_tokens: int = option(24, "length of the caption embedding")
     label_captions: float = option(
-        0.5, "share of captions replaced by 'An image of <class>' (class from the folder name)"
+        0.5, "share of captions replaced by 'An image of <class>' (class = folder)"
     )
     caption_dropout: float = option(
-        0.1, "share of captions left empty, for classifier-free guidance (Ho & Salimans 2022)"
+        0.1, "share of captions left empty, for classifier-free guidance"
     )
     learning_rate: float = option(1e-3, "peak of AdamW; falls to 0 along half a cosine")
     warmup: int = option(100, "steps of linear warm-up before the cosine")

@@ -8,6 +8,7 @@ continues a stopped run, and any number of processes writes the same bytes.
 Writes RUN/truth, RUN/maps, RUN/images/<row>/<key>_<sample>.png, trials.jsonl and rows.json.
 """
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -80,7 +81,8 @@ class Decoders:
 
     def __init__(self, config: ReconstructConfig, split: ShardSplit, device: torch.device) -> None:
         def load(kind: Any, directory: Path) -> Any:
-            model = kind.from_pretrained(str(directory)).to(device).requires_grad_(False).eval()
+            with contextlib.redirect_stdout(None):  # the hub library prints where it loads from
+                model = kind.from_pretrained(str(directory)).to(device).requires_grad_(False).eval()
             given = (split.manifest.n_chans, split.manifest.n_times)
             if kind is not Generator and (model.n_chans, model.n_times) != given:
                 shape = f"{model.n_chans} x {model.n_times}"

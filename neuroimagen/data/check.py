@@ -9,7 +9,16 @@ import numpy as np
 from tqdm import tqdm
 
 from neuroimagen.config import option
-from neuroimagen.data.shards import SPLITS, Manifest, ShardSplit, check_picture, describe, read_manifest, scan_tar, sha256
+from neuroimagen.data.shards import (
+    SPLITS,
+    Manifest,
+    ShardSplit,
+    check_picture,
+    describe,
+    read_manifest,
+    scan_tar,
+    sha256,
+)
 
 
 @dataclasses.dataclass
@@ -82,13 +91,19 @@ class _Seen:
         if not isinstance(info, dict) or any(type(info.get(name)) is not kind for name, kind in kinds.items()):
             raise ValueError(f"{where} has JSON without one of {', '.join(kinds)}")
         known = self.classes.get(info["label"])
-        if info["trial"] != key or known is None or (known["wnid"], known["name"]) != (info["wnid"], info["class_name"]):
+        if (
+            info["trial"] != key
+            or known is None
+            or (known["wnid"], known["name"]) != (info["wnid"], info["class_name"])
+        ):
             raise ValueError(f"{where} has JSON of another trial or class: make the shards again")
         self.subjects.add(info["subject"])
         by = "image" if self.manifest.split_by == "image" else "run"
         unit = info["image"] if by == "image" else (info["subject"], info.get("session"), info.get("run"))
         if self.side.setdefault(unit, split.name) != split.name:
-            raise ValueError(f"{where}: its {by} {unit} is in both {self.side[unit]} and {split.name}: use another split")
+            raise ValueError(
+                f"{where}: its {by} {unit} is in both {self.side[unit]} and {split.name}: use another split"
+            )
         eeg = split.eeg(i)
         if not np.isfinite(eeg).all():
             raise ValueError(f"{where} holds NaN or infinity")

@@ -340,5 +340,12 @@ def read(
     Raises ValueError, in one sentence, for whatever in the files is not as published.
     """
     return Study(
-        Path(eeg), Path(images), splits, Path(splits_file) if splits_file else None, split_number, subject, seed, n_chans
+        Path(eeg),
+        Path(images),
+        splits,
+        Path(splits_file) if splits_file else None,
+        split_number,
+        subject,
+        seed,
+        n_chans,
     )

@@ -4,31 +4,31 @@ One trial (128 channels x WINDOW samples at 1 kHz, sample 0 = picture onset), be
 
     eeg = erp[subject] + sum_k code[picture, k] * pattern[subject, k] + noise[subject]
 
-`code` holds 24 numbers drawn once for each class and 34 that are linear in the picture: its 8 x 8 layout in the
-opponent colours white-black, red-green and blue-yellow (Ruderman et al. 1998) as low cosine components (4 x 4 of
-luminance, 3 x 3 of each colour, for which acuity is coarser: Mullen 1985), partly whitened as the retina does (Atick &
-Redlich 1992). `erp` is the same for every picture. All pass a zero-phase second-order Butterworth band-pass; Spampinato
-et al. 2017 filtered their EEG by a second-order Butterworth.
+`code` holds 24 numbers drawn once for each class and 34 that are linear in the picture: its 8 x 8 layout in opponent
+colours (white-black, red-green, blue-yellow; Ruderman et al. 1998) as low cosine components (4 x 4 of luminance, 3 x 3
+of each colour, for which acuity is coarser: Mullen 1985), partly whitened as the retina does (Atick & Redlich 1992).
+`erp` is the same for every picture. All pass a zero-phase second-order Butterworth band-pass; Spampinato et al. 2017
+filtered their EEG by a second-order Butterworth.
 
-snr = power of the sum over k / power of the noise, both averaged over pictures, subjects, channels and the first 500 ms,
-in 5-95 Hz. Other bands keep the scale of 5-95 Hz, so that a narrower filter loses here what it would lose in a recording.
+snr = power of the sum over k / power of the noise, averaged over pictures, subjects, channels and the first 500 ms, in
+5-95 Hz. Other bands keep the scale of 5-95 Hz, so that another filter loses here what it would lose in a recording.
 At snr=0 the sum is left out and the EEG is a function of the seed and the sizes of the study alone.
 
 Numbers and their sources
-- Channels: the published order as far as it is known, then the other sites of a 128-channel 10-5 cap. Positions: the 10-5
-  rule on a sphere (Oostenveld & Praamstra 2001).
+- Channels: the published order as far as it is known, then the other sites of a 128-channel 10-5 cap. Positions: the
+  10-5 rule on a sphere (Oostenveld & Praamstra 2001).
 - Latencies and sites (Luck 2014, ch. 3): P1 100 ms, lateral occipital; N1/N170 170 ms, occipito-temporal and larger on
-  the right (Bentin et al. 1996; Rossion & Jacques 2008); P2 220 ms; a late parietal positivity at 380 ms. Widths: Gaussian
-  sigmas of 14..45 ms, for deflections that last some 40..150 ms. Layout weighs early and class late, for category
-  information in EEG begins about 150 ms after onset (Thorpe et al. 1996; Cichy et al. 2014).
+  the right (Bentin et al. 1996; Rossion & Jacques 2008); P2 220 ms; a late parietal positivity at 380 ms. Widths:
+  Gaussian sigmas of 14..45 ms, for deflections that last some 40..150 ms. Layout weighs early and class late, for
+  category information in EEG begins about 150 ms after onset (Thorpe et al. 1996; Cichy et al. 2014).
 - The left visual field excites the right hemisphere; the upper field has its source below the lower field's (Jeffreys &
   Axford 1972). Responses to colour come some 20 ms after those to luminance (Rabin et al. 1994).
 - 1/f background: power ~ f^-1.3, +-0.15 between people; exponents of 1..2 are usual (Donoghue et al. 2020).
 - Alpha: about 10 Hz and parieto-occipital (Berger 1929), +-1 Hz between people (Klimesch 1999), 1 Hz wide, which makes
-  bursts of about half a second. Blinks: 17 a minute (Bentivoglio et al. 1997), a quarter of a second long, frontal. Line:
-  50 Hz, the mains of the country of recording.
-- Our choice, without a source: how the noise power is shared (SHARES), the size of `erp` (ERP_POWER), how subjects differ
-  (`draw_subjects`), the widths of scalp maps, 24 class components, and class : layout = 1 : 1 in evoked power.
+  bursts of about half a second. Blinks: 17 a minute (Bentivoglio et al. 1997), a quarter of a second long, frontal.
+  Line: 50 Hz, the mains of the country of recording.
+- Our choice, without a source: how the noise power is shared (SHARES), the size of `erp` (ERP_POWER), how subjects
+  differ (`draw_subjects`), the widths of scalp maps, 24 class components, class : layout = 1 : 1 in evoked power.
 """
 
 import dataclasses
@@ -41,16 +41,15 @@ from PIL import Image
 SFREQ = 1000  # Hz; one sample is 1 ms
 WINDOW = 1000  # samples made for one trial, circular, so that one bin of its spectrum is 1 Hz
 LONGEST = 660  # samples of the window that a trial may use; the filter's ringing before onset wraps to behind these
-CHANNELS: tuple[str, ...] = tuple(
-    (
-        "Fp1 Fp2 F7 F3 Fz F4 F8 FC5 FC1 FC2 FC6 T7 C3 Cz C4 T8 TP9 CP5 CP1 CP2 CP6 TP10 P7 P3 Pz P4 P8 PO9 O1 Oz O2 PO10 "
-        "AF7 AF3 AF4 AF8 F5 F1 F2 F6 FT9 FT7 FC3 FC4 FT8 FT10 C5 C1 C2 C6 TP7 CP3 CPz CP4 TP8 P5 P1 P2 P6 PO7 PO3 POz "
-        "PO4 PO8 Fpz F9 AFF5h AFF1h AFF2h AFF6h F10 FTT9h FTT7h FCC5h FCC3h FCC1h FCC2h FCC4h FCC6h FTT8h FTT10h TPP9h "
-        "TPP7h CPP5h CPP3h CPP1h CPP2h CPP4h CPP6h TPP8h TPP10h POO9h POO1 POO2 POO10h Iz AFp1 AFp2 FFT9h FFT7h FFC5h "
-        "FFC3h FFC1h FFC2h FFC4h FFC6h FFT8h FFT10h TTP7h CCP5h CCP3h CCP1h CCP2h CCP4h CCP6h TTP8h P9 PPO9h PPO5h "
-        "PPO1h PPO2h PPO6h PPO10h P10 I1 OI1h OI2h I2"
-    ).split()
-)
+_SITES = """
+    Fp1 Fp2 F7 F3 Fz F4 F8 FC5 FC1 FC2 FC6 T7 C3 Cz C4 T8 TP9 CP5 CP1 CP2 CP6 TP10 P7 P3 Pz P4 P8 PO9 O1 Oz O2 PO10
+    AF7 AF3 AF4 AF8 F5 F1 F2 F6 FT9 FT7 FC3 FC4 FT8 FT10 C5 C1 C2 C6 TP7 CP3 CPz CP4 TP8 P5 P1 P2 P6 PO7 PO3 POz PO4
+    PO8 Fpz F9 AFF5h AFF1h AFF2h AFF6h F10 FTT9h FTT7h FCC5h FCC3h FCC1h FCC2h FCC4h FCC6h FTT8h FTT10h TPP9h TPP7h
+    CPP5h CPP3h CPP1h CPP2h CPP4h CPP6h TPP8h TPP10h POO9h POO1 POO2 POO10h Iz AFp1 AFp2 FFT9h FFT7h FFC5h FFC3h FFC1h
+    FFC2h FFC4h FFC6h FFT8h FFT10h TTP7h CCP5h CCP3h CCP1h CCP2h CCP4h CCP6h TTP8h P9 PPO9h PPO5h PPO1h PPO2h PPO6h
+    PPO10h P10 I1 OI1h OI2h I2
+"""
+CHANNELS = tuple(_SITES.split())
 BANDS = {"5-95": (5, 95), "14-70": (14, 70), "55-95": (55, 95)}  # Hz; the three published files
 REFERENCE = "5-95"  # the band in which powers are defined
 SHARES = {"background": 0.6, "alpha": 0.2, "blink": 0.1, "line": 0.05, "sensor": 0.05}  # of the noise power
@@ -197,24 +196,26 @@ def draw_subjects(
         [s.common * np.exp(-0.5 * ((np.arange(WINDOW) - s.latency) / s.width) ** 2) for s in STAGES.values()]
     )
     erp, patterns = [], []
-    parts, erp_power, power = np.repeat([0, 1], [N_CLASS, len(LAYOUT)]), 0.0, np.zeros(2)
+    n, erp_power = codes.shape[1], 0.0
+    gram = np.zeros((n, n))  # mean product of the courses of two components
     for subject in range(n_subjects):
         own = rng("subject", subject)
         delay, gain = round(own.normal(0, 6)), np.exp(own.normal(0, 0.2))
         own_maps, own_waves = _draw_patterns(own)
         all_maps = np.concatenate([maps, 0.4 * own_maps], 2)
         all_waves = np.roll(np.concatenate([waves, own_waves], 1), delay, -1)
-        known = (all_maps @ filtered(all_waves, REFERENCE)[:, :, :500]).reshape(len(parts), -1)
+        known = (all_maps @ filtered(all_waves, REFERENCE)[:, :, :500]).reshape(n, -1)
         size = gain / np.sqrt((known**2).mean(1))  # every component has the same power in one subject
-        gram = (known * size[:, None]) @ (known * size[:, None]).T / known.shape[1]
-        for part in (0, 1):
-            c = codes[:, parts == part]
-            power[part] += ((c @ gram[parts == part][:, parts == part]) * c).sum(1).mean() / n_subjects
+        heard = known * size[:, None]
+        gram += heard @ heard.T / known.shape[1] / n_subjects
         patterns.append((size[:, None, None] * all_maps) @ filtered(all_waves, band)[:, :, :LONGEST])
         common = gain * np.roll(common_waves, delay, -1)
         erp_power += ((common_maps @ filtered(common, REFERENCE)[:, :500]) ** 2).mean() / n_subjects
         erp.append(common_maps @ filtered(common, band)[:, :LONGEST])
-    scale = np.sqrt(0.5 * snr / np.maximum(power, 1e-12))[parts]
+    power = gram * (codes.T @ codes) / len(codes)  # its sum is the power of codes @ patterns
+    shares = [power[:N_CLASS, :N_CLASS].sum(), power[N_CLASS:, N_CLASS:].sum()]
+    scale = np.repeat(1 / np.sqrt(shares), [N_CLASS, len(LAYOUT)])
+    scale *= np.sqrt(snr / (scale @ power @ scale))
     return (
         (np.stack(erp) * np.sqrt(ERP_POWER / erp_power)).astype(np.float32),
         (np.stack(patterns) * scale[:, None, None]).astype(np.float32),

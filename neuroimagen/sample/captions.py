@@ -1,8 +1,8 @@
 """Captions of the pictures shown, and their CLIP embeddings: the targets ĥ_clip of M_s (Eq. 7).
 
-Label captions follow the paper's Figure 2 ("An image of daisy"). BLIP captions (Li et al. 2023) are written once, by the
-command `accelerate launch -m neuroimagen.cli captions ...`, into a captions file, which every later stage reads: JSON
-lines {"image": name without extension, "caption": text, "source": who wrote it}.
+Label captions follow the paper's Figure 2 ("An image of daisy"). BLIP captions (Li et al. 2023) are written once, by
+the command `accelerate launch -m neuroimagen.cli captions ...`, into a captions file, which later stages read: JSON lines
+{"image": name without extension, "caption": text, "source": who wrote it}.
 """
 
 import dataclasses

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# The paper on a simulated study, small enough for a laptop: bash launch/demo.sh RUNS [key=value for the simulator, e.g. snr=0]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+runs=${1:-runs/demo}; shift || true
+export ACCELERATE_USE_CPU=${ACCELERATE_USE_CPU-yes} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} SIDE_BY_SIDE=1
+export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+mkdir -p "$runs"
+neuroimagen simulate config=configs/demo.yaml out="$runs"/study "$@"
+cat > "$runs"/study.yaml <<YAML
+shards: {dataset: perceivelab, eeg: $runs/study/eeg.pth, images: $runs/study/images, splits: by_image}
+YAML
+CAPTIONS="$runs"/study/captions.jsonl bash launch/paper.sh "$runs" configs/demo.yaml "$runs"/study.yaml

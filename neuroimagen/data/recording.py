@@ -1,0 +1,291 @@
+"""Reader of a lab's own recordings: tables of time, channels and a marker, described by one YAML file (`StudyFile`).
+
+Each table (.csv, .tsv, either with .gz) is one recording run. On each run as a whole: band-pass (mne's zero-phase FIR),
+resampling; then one epoch around each marker's onset, baseline, and rejection of epochs whose peak-to-peak amplitude is
+too large. Nothing is computed over several runs, so no epoch sees data of another run.
+
+The split is by run. A picture may therefore be on both sides: what is scored is the EEG of runs never trained on. Where
+a marker stands for a category and not for one picture, the picture of a trial is drawn among the category's, from the
+trial's key alone, and the manifest says that the exact picture was not recorded.
+
+EEG leaves here in microvolts, float32, (n_chans, n_times), both ends of the window included.
+"""
+
+import csv
+import dataclasses
+import glob
+import re
+import zlib
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from neuroimagen.config import load_config
+from neuroimagen.data.recording_tables import (
+    Marker,
+    StudyFile,
+    check_study,
+    cut_epochs,
+    n_times,
+    plain_marker,
+    read_table,
+)
+from neuroimagen.data.shards import Trial
+
+if TYPE_CHECKING:
+    from neuroimagen.data.shards import ShardsConfig
+
+UNKNOWN_PICTURE = "category only: the exact picture was not recorded"
+
+
+@dataclasses.dataclass
+class Run:
+    """One run as epochs (n, n_chans, n_times) in microvolts, with the marker value and onset (s) of each."""
+
+    subject: int
+    name: str
+    number: int
+    epochs: np.ndarray
+    values: np.ndarray
+    onsets: np.ndarray
+
+
+class Study:
+    """What data/shards.py packs; see `read`."""
+
+    dataset = "recording"
+    simulated = False
+    split_by = "run"
+    units = "uV"
+
+    def __init__(
+        self,
+        path: Path,
+        study: StudyFile,
+        subject: int = 0,
+        hold_out: list[int] | None = None,
+        shuffle_labels: bool = False,
+        average: int = 0,
+        seed: int = 0,
+    ) -> None:
+        self.path, self.study, self.seed = path, study, seed
+        study.hold_out = study.hold_out if hold_out is None else hold_out
+        study.shuffle_labels |= shuffle_labels
+        study.average = average or study.average
+        study.subjects = [subject] if subject else study.subjects
+        self.inputs = [path]
+        self.notes: list[str] = []
+        self.markers = self._markers()
+        check_study(path, study, self.markers)
+        names = list(dict.fromkeys(marker.name for marker in self.markers.values()))
+        wnids = {marker.name: marker.wnid or marker.name for marker in self.markers.values()}
+        self.labels = {name: label for label, name in enumerate(names)}
+        self.classes = [{"label": label, "wnid": wnids[name], "name": name} for name, label in self.labels.items()]
+        self.channels: list[str] | None = list(study.channels)
+        self.n_chans = len(study.channels)
+        self.sfreq = study.resample or study.rate
+        self.n_times = n_times(study)
+        self.trials: list[Trial] = []
+        self.splits: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+        runs = self._runs()
+        for subject, own in runs.items():
+            self._split(subject, own)
+        self._say(runs)
+
+    def __len__(self) -> int:
+        return len(self.trials)
+
+    def trial(self, index: int) -> Trial:
+        return self.trials[index]
+
+    def _markers(self) -> dict[str, Marker]:
+        """Marker value -> Marker, of the YAML file or the table it names."""
+        markers = list(self.study.markers)
+        if self.study.markers_file:
+            table = self.path.parent / self.study.markers_file
+            try:
+                with open(table, newline="", encoding="utf-8-sig") as file:
+                    for row in csv.DictReader(file):
+                        markers.append(Marker(row["value"], row["name"], row["pictures"], row.get("wnid") or ""))
+            except OSError as error:
+                raise ValueError(f"{self.path}: markers_file {table} cannot be read ({error.strerror})") from None
+            except KeyError as error:
+                raise ValueError(f"{table} has no column {error}: it needs value, name, pictures") from None
+            self.inputs.append(table)
+        self.pictures: dict[str, list[Path]] = {}
+        for marker in markers:
+            value = plain_marker(marker.value)
+            pattern = str(self.path.parent / marker.pictures)
+            found = sorted(Path(p) for p in glob.glob(pattern))
+            if not found:
+                raise ValueError(f"{self.path}: marker {marker.value} has no picture at {pattern}")
+            if not value or value in self.pictures:
+                raise ValueError(f"{self.path}: marker value {marker.value!r} is 0, empty or given twice")
+            self.pictures[value] = found
+        return {plain_marker(marker.value): marker for marker in markers}
+
+    def _runs(self) -> dict[int, list[Run]]:
+        """Subject -> runs in order of name; sorts out copies, unwanted subjects and runs with hardly a trial."""
+        study, found = self.study, []
+        pattern = str(self.path.parent / study.files)
+        paths = sorted(Path(p) for p in glob.glob(pattern))
+        if not paths:
+            raise ValueError(f"{self.path}: no table at {pattern}")
+        for path in paths:
+            try:
+                match = re.search(study.file_name, path.name)
+                if not match:
+                    raise ValueError(f"{path}: its name does not match file_name {study.file_name!r} of {self.path}")
+                subject, name = int(match["subject"]), match["run"]
+            except (re.error, IndexError):
+                raise ValueError(
+                    f"{self.path}: file_name must be a regular expression with (?P<subject>\\d+) and (?P<run>...)"
+                ) from None
+            if not study.subjects or subject in study.subjects:
+                found.append((subject, name, path))
+        missing = set(study.subjects) - {subject for subject, _, _ in found}
+        if missing:
+            raise ValueError(f"{self.path}: no table of subject {min(missing)} at {pattern}")
+        seen: dict[str, Path] = {}
+        runs: dict[int, list[Run]] = defaultdict(list)
+        dropped = total = 0
+        for subject, name, path in sorted(found):
+            table = read_table(path, study)
+            if table.digest in seen:
+                self.notes.append(f"{path.name} holds the same data as {seen[table.digest].name} and was left out")
+                continue
+            seen[table.digest] = path
+            self.inputs.append(path)
+            epochs, kept = cut_epochs(table, study)
+            unknown = sorted(set(table.values) - set(self.markers))
+            if unknown:
+                raise ValueError(f"{path} has marker {unknown[0]}, which {self.path} does not name: add it to markers")
+            if len(kept) < study.fewest_trials:
+                self.notes.append(f"{path.name} was left out: {len(kept)} usable trials of {len(table.values)}")
+                continue
+            total, dropped = total + len(table.values), dropped + len(table.values) - len(kept)
+            values = np.array([table.values[i] for i in kept])
+            number = len(runs[subject])
+            if study.shuffle_labels:
+                values = np.random.default_rng([self.seed, subject, number]).permutation(values)
+            runs[subject].append(Run(subject, name, number, epochs, values, table.onsets[kept] / study.rate))
+        if dropped:
+            self.notes.append(f"{dropped} of {total} trials were left out as artefacts or cut off by the end of a run")
+        return runs
+
+    def _split(self, subject: int, runs: list[Run]) -> None:
+        """Whole runs to test; of each other run the last part to val, what shares no sample with it to train."""
+        study = self.study
+        wrong = [i for i in study.hold_out if not -len(runs) <= i < len(runs)]
+        if wrong:
+            raise ValueError(f"{self.path}: hold_out={wrong[0]}, but subject {subject} has {len(runs)} usable runs")
+        test = {i % len(runs) for i in study.hold_out}
+        if len(test) == len(runs):
+            raise ValueError(f"{self.path}: hold_out leaves subject {subject} no run to train on")
+        for run in runs:
+            if run.number in test:
+                self._add_test(run)
+                continue
+            first = len(run.values) - max(1, round(study.val_tail * len(run.values)))
+            length = study.window[1] - study.window[0]
+            for i in range(len(run.values)):
+                if i >= first:
+                    self._add("val", run, i, run.epochs[i])
+                elif run.onsets[i] + length < run.onsets[first]:
+                    self._add("train", run, i, run.epochs[i])
+
+    def _add_test(self, run: Run) -> None:
+        """Single trials, or averages of `average` trials of one class, each trial in one; a remainder is dropped.
+
+        An average of k is multiplied by sqrt(k): its noise, nearly all of it, then has the level that decoders were
+        trained at. (Unscaled averages look to them like trials of a very small response.)
+        """
+        k = self.study.average
+        if k == 1:
+            for i in range(len(run.values)):
+                self._add("test", run, i, run.epochs[i])
+            return
+        rng = np.random.default_rng([self.seed, run.subject, run.number, k])
+        labels = np.array([self.labels[self.markers[value].name] for value in run.values])
+        for label in range(len(self.classes)):
+            members = rng.permutation(np.flatnonzero(labels == label))
+            for group in members[: len(members) // k * k].reshape(-1, k):
+                self._add("test", run, int(group[0]), run.epochs[group].mean(axis=0) * k**0.5)
+
+    def _add(self, split: str, run: Run, i: int, eeg: np.ndarray) -> None:
+        value = str(run.values[i])
+        marker, pictures = self.markers[value], self.pictures[value]
+        k = self.study.average if split == "test" else 1
+        key = f"s{run.subject}_r{run.number}_t{i:05d}" + (f"_mean{k}" if k > 1 else "")
+        exact = len(pictures) == 1 and k == 1
+        picture = pictures[zlib.crc32(key.encode()) % len(pictures)]
+        self.splits[split].append(len(self.trials))
+        self.trials.append(
+            Trial(
+                key=key,
+                eeg=eeg,
+                jpeg=picture,
+                subject=run.subject,
+                label=self.labels[marker.name],
+                wnid=marker.wnid or marker.name,
+                class_name=marker.name,
+                image=picture.stem,
+                extra={
+                    "run": run.name,
+                    "onset_s": round(float(run.onsets[i]), 3),
+                    "averaged": k,
+                    "picture": "as recorded" if exact else UNKNOWN_PICTURE,
+                },
+            )
+        )
+
+    def _say(self, runs: dict[int, list[Run]]) -> None:
+        """The protocol in one sentence, and a check that every split has every class."""
+        study = self.study
+        for split, indices in self.splits.items():
+            absent = set(self.labels) - {self.trials[i].class_name for i in indices}
+            if absent and split != "val":
+                raise ValueError(f"{self.path}: split {split} has no trial of class {min(absent)!r}")
+        held = [
+            f"run {i + 1} of {len(own)} of subject {subject}"
+            for subject, own in runs.items()
+            for i in sorted({i % len(own) for i in study.hold_out})
+        ]
+        parts = [
+            f"test: {', '.join(held)}",
+            f"val: the last {study.val_tail:.0%} of each other run; train: the rest of those runs",
+        ]
+        if study.average > 1:
+            parts.append(
+                f"a test trial is the mean of {study.average} trials of one class and run, times {study.average}**0.5 "
+                "so that noise keeps the level of single trials"
+            )
+        if any(len(self.pictures[value]) > 1 for value in self.markers):
+            parts.append(
+                "the exact picture of a trial was not recorded, only its class: one of that class stands for it"
+            )
+        if study.shuffle_labels:
+            parts.append(f"CONTROL: labels shuffled within each run (seed {self.seed})")
+        self.protocol = "; ".join(parts)
+
+
+def read(config: "ShardsConfig") -> Study:
+    """The study that `config.recording` describes; what `config` itself says of it goes before the file.
+
+    Raises ValueError with a sentence for whatever in the files is not as described.
+    """
+    if not config.recording:
+        raise ValueError("dataset=recording needs recording=STUDY.yaml (see configs/n170_study.yaml)")
+    path = Path(config.recording)
+    study = load_config(StudyFile, [f"config={path}"], "shards")
+    return Study(
+        path,
+        study,
+        subject=config.subject,
+        hold_out=config.hold_out or None,
+        shuffle_labels=config.shuffle_labels,
+        average=config.average,
+        seed=config.seed,
+    )

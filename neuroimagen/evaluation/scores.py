@@ -1,0 +1,327 @@
+"""`neuroimagen evaluate RUN`: the paper's ACC, IS and SSIM of a reconstruct run, for all, by subject and by class.
+
+Writes RUN/scores.json and RUN/scores.csv and prints the tables in the paper's layout (its Tables 2 and 3). What each
+number is: evaluation/metrics.py. Means run over trials and their samples; intervals resample ground-truth pictures.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from neuroimagen.config import option
+from neuroimagen.evaluation.classifiers import Classifier, load_classifier, pick_device, read_pictures
+from neuroimagen.evaluation.metrics import (
+    SSIM_SETTINGS,
+    Estimate,
+    bootstrap_mean,
+    inception_score,
+    n_way_accuracy,
+    ssim,
+)
+
+PAPER_ROWS = ("I", "L", "B", "B+I", "L+I")  # models 1 to 5 of the paper's Table 3
+FULL = "L+I"
+
+
+@dataclasses.dataclass
+class EvaluateConfig:
+    run: str = option(help="a finished run of trainers/reconstruct.py; scores.json and scores.csv are written there")
+    classifier: str = option(
+        "google/vit-base-patch16-224",
+        "who judges: embedded | efficientnet-lite0 | a directory by `neuroimagen probe` | a transformers classifier",
+    )
+    n_way: int = option(50, "N of the N-way accuracy; capped at the classifier's classes")
+    top_k: int = option(1, "a picture counts as right if its truth is among the first top_k of the N")
+    batch_size: int = option(16, "pictures at once through the classifier; changes speed only, 16 is fastest on a CPU")
+    device: str = option("auto", "auto | cpu | cuda")
+
+
+@dataclasses.dataclass
+class ReconstructRun:
+    """A finished reconstruct run directory: `trials` are the lines of trials.jsonl, `rows` the names of its rows."""
+
+    path: Path
+    trials: list[dict[str, Any]]
+    rows: list[str]  # the paper's order, then any others
+    samples: int
+    about: dict[str, Any]  # rows.json
+
+    def truth(self, key: str) -> Path:
+        return self.path / "truth" / f"{key}.png"
+
+    def map(self, key: str) -> Path:
+        return self.path / "maps" / f"{key}.png"
+
+    def image(self, row: str, key: str, sample: int) -> Path:
+        return self.path / "images" / row / f"{key}_{sample}.png"
+
+    def units(self) -> np.ndarray:
+        """What a bootstrap may resample: each trial's ground-truth picture, or each group of averaged trials."""
+        averaged = self.about.get("settings", {}).get("average", 1) > 1
+        return np.array([trial["key"] if averaged else trial["image"] for trial in self.trials])
+
+
+def read_run(path: str | Path) -> ReconstructRun:
+    """ValueError, with the command that continues it, if the run is not finished or pictures are missing."""
+    path = Path(path)
+    go_on = f"python trainers/reconstruct.py config={path / 'config.yaml'}"
+    if not (path / "config.yaml").exists():
+        raise ValueError(f"{path} is not a run of trainers/reconstruct.py (it holds no config.yaml)")
+    if not (path / "DONE").exists():
+        raise ValueError(f"{path} is not finished (it holds no DONE); continue it with: {go_on}")
+    try:
+        about = json.loads((path / "rows.json").read_text())
+        trials = [json.loads(line) for line in (path / "trials.jsonl").read_text().splitlines()]
+        names, samples = [row["name"] for row in about["rows"]], int(about["samples"])
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{path} is not a run of trainers/reconstruct.py (it holds no {Path(error.filename).name})"
+        ) from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"rows.json or trials.jsonl in {path} is damaged ({type(error).__name__}: {error})") from None
+    if not trials or not names:
+        raise ValueError(f"{path} holds {len(trials)} trials and {len(names)} rows: there is nothing to score")
+    rows = sorted(names, key=lambda name: PAPER_ROWS.index(name) if name in PAPER_ROWS else len(PAPER_ROWS))
+    run = ReconstructRun(path, trials, rows, samples, about)
+    keys = [trial["key"] for trial in trials]
+    wanted = [run.truth(key) for key in keys]
+    wanted += [run.image(row, key, sample) for row in rows for key in keys for sample in range(samples)]
+    missing = [file for file in wanted if not file.exists()]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(wanted)} pictures are missing in {path} (first: {missing[0].relative_to(path)}); "
+            f"make them with: rm {path / 'DONE'} && {go_on}"
+        )
+    return run
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Replace a file so that no reader sees half of it."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(partial, path)
+
+
+def _measure(
+    run: ReconstructRun, classifier: Classifier, batch_size: int
+) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Classifier outputs of the truths (n, K); by row, those of its pictures (n, samples, K) and SSIM (2, n, samples).
+
+    The two SSIMs are colour and grey.
+    """
+    truths: list[np.ndarray] = []
+    outputs: dict[str, list[np.ndarray]] = {row: [] for row in run.rows}
+    similar: dict[str, list[np.ndarray]] = {row: [] for row in run.rows}
+    step = max(1, batch_size // run.samples)
+    total = len(run.trials) * (1 + len(run.rows) * run.samples)
+    with tqdm(total=total, desc="evaluate", unit="picture", disable=None) as bar:
+        for start in range(0, len(run.trials), step):
+            keys = [trial["key"] for trial in run.trials[start : start + step]]
+            truth = read_pictures([run.truth(key) for key in keys]).to(classifier.device)
+            truths.append(classifier.probabilities(truth).numpy())
+            bar.update(len(keys))
+            repeated = truth.repeat_interleave(run.samples, 0)
+            for row in run.rows:
+                paths = [run.image(row, key, sample) for key in keys for sample in range(run.samples)]
+                images = read_pictures(paths).to(classifier.device)
+                if images.shape != repeated.shape:
+                    raise ValueError(
+                        f"{paths[0]} is {images.shape[3]} x {images.shape[2]} px, its truth "
+                        f"{truth.shape[3]} x {truth.shape[2]}: pictures of two runs are mixed, reconstruct anew"
+                    )
+                shape = (len(keys), run.samples)
+                outputs[row].append(classifier.probabilities(images).numpy().reshape(*shape, -1))
+                both = [ssim(images, repeated, grey).cpu().numpy().reshape(shape) for grey in (False, True)]
+                similar[row].append(np.stack(both))
+                bar.update(len(paths))
+    return (
+        np.concatenate(truths),
+        {row: np.concatenate(parts) for row, parts in outputs.items()},
+        {row: np.concatenate(parts, 1) for row, parts in similar.items()},
+    )
+
+
+def _groups(run: ReconstructRun) -> dict[str, np.ndarray]:
+    """Named subsets of the trials: "all", "subject 1", ..., "class pizza", ... -> boolean masks (n,)."""
+    subjects = np.array([trial["subject"] for trial in run.trials])
+    labels = np.array([trial["label"] for trial in run.trials])
+    names = {trial["label"]: trial["class_name"] for trial in run.trials}
+    groups = {"all": np.ones(len(run.trials), bool)}
+    groups |= {f"subject {s}": subjects == s for s in sorted(set(subjects.tolist()))}
+    return groups | {f"class {names[label]}": labels == label for label in sorted(names)}
+
+
+def score(run: ReconstructRun, classifier: Classifier, n_way: int, top_k: int, batch_size: int = 16) -> dict[str, Any]:
+    """Everything that scores.json holds.
+
+    Of each row and group: "acc" (truth = what the classifier sees in the ground truth), "acc_label" (truth = the data
+    set's label; only if the classifier knows all classes of the run), "ssim", "ssim_grey"; not for one class: "is".
+    """
+    known = [classifier.find(trial.get("wnid", ""), trial["class_name"]) for trial in run.trials]
+    labels = None if None in known else np.array(known, dtype=np.int64)
+    n_way_accuracy(
+        np.eye(len(classifier.classes))[:1], np.zeros(1, int), n_way, top_k
+    )  # refuse a wrong N before the work
+    truths, outputs, similar = _measure(run, classifier, batch_size)
+    seen, units, groups = truths.argmax(1), run.units(), _groups(run)
+    rows: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
+    used, chance = 0, 0.0
+    for row in run.rows:
+        flat = outputs[row].reshape(-1, outputs[row].shape[-1])
+        shape = (len(run.trials), run.samples)
+        result = n_way_accuracy(flat, seen.repeat(run.samples), n_way, top_k)
+        used, chance = result.n_way, result.chance
+        values = {"acc": result.values.reshape(shape), "ssim": similar[row][0], "ssim_grey": similar[row][1]}
+        if labels is not None:
+            by_label = n_way_accuracy(flat, labels.repeat(run.samples), n_way, top_k)
+            values["acc_label"] = by_label.values.reshape(shape)
+        rows[row] = {}
+        for group, mask in groups.items():
+            found: dict[str, Estimate] = {}
+            for name, value in values.items():
+                found[name] = bootstrap_mean(value[mask].ravel(), units[mask].repeat(run.samples))
+            if not group.startswith("class "):  # within one class diversity is no virtue
+                n = len(set(units[mask]))
+                found["is"] = Estimate(inception_score(outputs[row][mask].reshape(-1, flat.shape[1])), None, None, n)
+            rows[row][group] = {name: estimate._asdict() for name, estimate in found.items()}
+    truth: dict[str, Any] = {"is": inception_score(truths)}
+    if labels is not None:
+        truth["named_rightly"] = float((seen == labels).mean())
+    return {
+        "format": "neuroimagen-scores",
+        "version": 1,
+        "simulated": bool(run.about.get("simulated")),
+        "dataset": run.about.get("manifest", {}).get("dataset"),
+        "trials": len(run.trials),
+        "pictures": len({trial["image"] for trial in run.trials}),
+        "subjects": len({trial["subject"] for trial in run.trials}),
+        "samples": run.samples,
+        "classifier": classifier.describe,
+        "classes": len(classifier.classes),
+        "n_way": used,
+        "n_way_asked": n_way,
+        "top_k": top_k,
+        "chance": chance,
+        "ssim_settings": SSIM_SETTINGS + "; ssim: mean of the colour channels, ssim_grey: luma",
+        "inception_splits": 1,
+        "interval": "95 % percentile bootstrap over ground-truth pictures, 2000 resamples; n counts them",
+        "captions_source": run.about.get("captions_source"),
+        "truth": truth,
+        "rows": rows,
+    }
+
+
+def to_csv(scores: dict[str, Any]) -> str:
+    """scores.json as a tidy table: row, group, metric, value, low, high, n."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["row", "group", "metric", "value", "low", "high", "n"])
+    for row, groups in scores["rows"].items():
+        for group, metrics in groups.items():
+            for metric, e in metrics.items():
+                table.writerow(
+                    [row, group, metric, *(e[k] if e[k] is not None else "" for k in ("value", "low", "high", "n"))]
+                )
+    return text.getvalue()
+
+
+def kind_of_eeg(scores: dict[str, Any]) -> str:
+    return "simulated EEG" if scores["simulated"] else "recorded EEG"
+
+
+def uses(row: str) -> tuple[bool, bool, bool]:
+    """Does a row use BLIP captions (B), label captions (L), the saliency map (I)?"""
+    parts = row.split("+")
+    return "B" in parts, "L" in parts, "I" in parts
+
+
+def shown(estimate: dict[str, Any] | None, scale: float, digits: int) -> str:
+    """An estimate with its interval, for a table cell."""
+    if estimate is None:
+        return "-"
+    text = f"{scale * estimate['value']:.{digits}f}"
+    if estimate["low"] is None:
+        return text
+    return f"{text} [{scale * estimate['low']:.{digits}f}, {scale * estimate['high']:.{digits}f}]"
+
+
+def notes(scores: dict[str, Any], rows: list[str]) -> list[str]:
+    """What has to be said under every table."""
+    capped = ""
+    if scores["n_way"] < scores["n_way_asked"]:
+        capped = f" ({scores['n_way_asked']} asked, the classifier has {scores['classes']})"
+    truth = scores["truth"]
+    lines = [
+        f"ACC: {scores['n_way']}-way top-{scores['top_k']} accuracy{capped}, chance {100 * scores['chance']:.1f} %; "
+        "truth = what the classifier sees in the ground-truth picture.",
+        f"Classifier: {scores['classifier']}.",
+    ]
+    if "named_rightly" in truth:
+        lines[-1] += (
+            f" It names {100 * truth['named_rightly']:.1f} % of the ground-truth pictures as the data set does."
+        )
+    lines.append(
+        f"IS: Inception Score by the same classifier, 1 split; the ground-truth pictures have {truth['is']:.2f}."
+    )
+    lines.append(f"{SSIM_SETTINGS}; mean of the colour channels.")
+    if any(uses(row)[0] for row in rows):
+        lines.append(f"B rows: captions from {scores['captions_source'] or 'an unnamed source'}.")
+    lines.append("Ranges: 95 % bootstrap intervals over ground-truth pictures.")
+    return lines
+
+
+def format_tables(scores: dict[str, Any]) -> str:
+    """The paper's Table 3 (rows) and Table 2 (subjects) as text."""
+    rows = list(scores["rows"])
+    size = ", ".join(f"{scores[name]} {name}" for name in ("trials", "pictures", "subjects"))
+    cells = [["Model", "", "B", "L", "I", "ACC (%)", "IS", "SSIM"]]
+    labelled = "acc_label" in scores["rows"][rows[0]]["all"]
+    cells[0] += ["ACC by label (%)"] * labelled
+    for row in rows:
+        found = scores["rows"][row]["all"]
+        number = str(PAPER_ROWS.index(row) + 1) if row in PAPER_ROWS else ""
+        marks = ["x" if used else "-" for used in uses(row)]
+        line = [number, row, *marks, shown(found["acc"], 100, 1), shown(found["is"], 1, 2)]
+        line += [shown(found["ssim"], 1, 3)] + [shown(found.get("acc_label"), 100, 1)] * labelled
+        cells.append(line)
+    text = [
+        f"Table 3, ablation, on {kind_of_eeg(scores)} ({size}, {scores['samples']} samples each)",
+        *_align(cells),
+        *notes(scores, rows),
+    ]
+    subjects = [group for group in scores["rows"][rows[0]] if group.startswith("subject ")]
+    if len(subjects) > 1:
+        row = FULL if FULL in rows else rows[-1]
+        cells = [["Subject", "ACC (%)", "IS", "SSIM"]]
+        for group in subjects:
+            found = scores["rows"][row][group]
+            cells.append([group, shown(found["acc"], 100, 1), shown(found["is"], 1, 2), shown(found["ssim"], 1, 3)])
+        text += ["", f"Table 2, row {row} by subject, on {kind_of_eeg(scores)}", *_align(cells)]
+    return "\n".join(text)
+
+
+def _align(cells: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """The command `neuroimagen evaluate RUN`."""
+    if config.batch_size < 1:
+        raise ValueError(f"batch_size={config.batch_size} must be at least 1")
+    run = read_run(config.run)
+    classifier = load_classifier(config.classifier, pick_device(config.device))
+    scores = score(run, classifier, config.n_way, config.top_k, config.batch_size)
+    scores["config"] = dataclasses.asdict(config)
+    write_atomic(run.path / "scores.json", json.dumps(scores, indent=1) + "\n")
+    write_atomic(run.path / "scores.csv", to_csv(scores))
+    print(format_tables(scores))
+    return scores

@@ -1,0 +1,83 @@
+"""Library behaviour that the product leans on: an upgrade that changes it must say so here, not in a result."""
+
+import io
+import pickle
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tiny_models import tiny_pipeline  # noqa: E402
+
+
+class Exploit:
+    def __reduce__(self):
+        return print, ("code ran",)
+
+
+def test_torch_load_with_weights_only_refuses_code(capsys):
+    file = io.BytesIO()
+    torch.save({"dataset": [Exploit()]}, file)
+    file.seek(0)
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(file, weights_only=True)
+    assert "code ran" not in capsys.readouterr().out
+
+
+def test_webdataset_asks_for_a_nodesplitter(tmp_path, monkeypatch):
+    import webdataset as wds
+
+    with wds.TarWriter(str(tmp_path / "a.tar")) as tar:
+        tar.write({"__key__": "a", "txt": "hello"})
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError):
+        list(wds.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False))
+
+
+def test_set_attention_backend_does_nothing_on_the_unet_of_stable_diffusion(tmp_path):
+    """Hence reconstruction/attention.py sets processors and looks at what is in force."""
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_pretrained(tiny_pipeline(tmp_path / "pipe") / "unet")
+    before = {k: type(v).__name__ for k, v in unet.attn_processors.items()}
+    try:
+        unet.set_attention_backend("native")
+    except (AttributeError, ValueError):
+        pytest.skip("this version has no such setter")
+    assert {k: type(v).__name__ for k, v in unet.attn_processors.items()} == before
+
+
+def test_one_generator_a_picture_makes_batches_permutable(tmp_path):
+    """The byte-for-byte claim of stage 3 rests on it."""
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    pipe = StableDiffusionImg2ImgPipeline.from_pretrained(tiny_pipeline(tmp_path / "pipe"), safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    embedding = pipe.text_encoder(torch.arange(16)[None].expand(4, -1))[0].detach()
+
+    def draw(order: list[int]) -> torch.Tensor:
+        generators = [torch.Generator().manual_seed(100 + i) for i in order]
+        kwargs = {"prompt_embeds": embedding[order], "negative_prompt_embeds": torch.zeros_like(embedding)}
+        out = pipe(image=images[order], generator=generators, num_inference_steps=4, output_type="pt", **kwargs)
+        return out.images
+
+    there, back = draw([0, 1, 2, 3]), draw([3, 1, 0, 2])
+    assert torch.equal(there[[3, 1, 0, 2]], back)
+
+
+def test_omegaconf_answers_typos_with_the_nearest_name():
+    import dataclasses
+
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    @dataclasses.dataclass
+    class Config:
+        guidance_scale: float = 7.5
+
+    with pytest.raises(OmegaConfBaseException, match="Did you mean"):
+        OmegaConf.merge(OmegaConf.structured(Config), {"guidance_scal": 1.0})

@@ -1,0 +1,108 @@
+"""A tiny simulated study and its shards, made once for all tests that start real processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[1]
+
+
+@dataclass
+class Study:
+    folder: Path  # study/, shards/, pipeline/
+
+    @property
+    def shards(self) -> Path:
+        return self.folder / "shards"
+
+
+def run_cli(*arguments: str) -> None:
+    from neuroimagen.cli import main
+
+    assert main(list(arguments)) == 0
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory) -> Study:
+    sys.path.insert(0, str(REPO / "tests"))
+    from tiny_models import tiny_pipeline
+
+    folder = tmp_path_factory.mktemp("study")
+    size = "classes=4 images_per_class=6 n_subjects=2 picture_size=64".split()
+    run_cli("simulate", f"out={folder}/study", *size)
+    files = [f"eeg={folder}/study/eeg.pth", f"images={folder}/study/images", "splits=by_image"]
+    run_cli("shards", f"out={folder}/shards", *files, "shard_size=16")
+    tiny_pipeline(folder / "pipeline")
+    return Study(folder)
+
+
+class Processes:
+    """`world` real processes of one trainer over gloo on this machine's CPU; started directly, to save the launcher."""
+
+    def __init__(self, arguments: list[str], world: int, log: Path, **environment: str) -> None:
+        port = str(20000 + os.getpid() % 10000 + int(time.time() * 10) % 3000)
+        shared = {
+            **os.environ,
+            "ACCELERATE_USE_CPU": "yes",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(REPO),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "WORLD_SIZE": str(world),
+            "LOCAL_WORLD_SIZE": str(world),
+            **environment,
+        }
+        if world == 1:
+            shared = {k: v for k, v in shared.items() if k not in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+        self.log = log
+        self.all = []
+        for rank in range(world):
+            ranked = {**shared, **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {})}
+            command = [sys.executable, *arguments]
+            with open(log, "a") as out:
+                self.all.append(subprocess.Popen(command, cwd=REPO, env=ranked, stdout=out, stderr=out))
+
+    def wait(self, timeout: float = 150) -> list[int]:
+        deadline = time.monotonic() + timeout
+        try:
+            return [p.wait(max(1, deadline - time.monotonic())) for p in self.all]
+        except subprocess.TimeoutExpired:
+            self.signal(signal.SIGKILL)
+            raise AssertionError(f"not finished after {timeout} s:\n{self.log.read_text()[-3000:]}") from None
+
+    def signal(self, number: int, ranks: slice = slice(None)) -> None:
+        for process in self.all[ranks]:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    def wait_for_step(self, run_dir: Path, step: int, timeout: float = 120) -> None:
+        """Until stats.jsonl shows `step`; the trainer must still be running then."""
+        deadline = time.monotonic() + timeout
+        stats = run_dir / "stats.jsonl"
+        while time.monotonic() < deadline:
+            if stats.exists() and f'"step": {step},' in stats.read_text():
+                return
+            if any(p.poll() is not None for p in self.all):
+                break
+            time.sleep(0.02)
+        raise AssertionError(f"step {step} not seen:\n{self.log.read_text()[-3000:]}")
+
+
+@pytest.fixture
+def start(tmp_path):
+    """start(arguments, world) -> Processes; whatever is left is killed at the end."""
+    started = []
+
+    def begin(arguments: list[str], world: int = 2, **environment: str) -> Processes:
+        started.append(Processes(arguments, world, tmp_path / f"log-{len(started)}.txt", **environment))
+        return started[-1]
+
+    yield begin
+    for processes in started:
+        processes.signal(signal.SIGKILL)

@@ -1,0 +1,206 @@
+"""Captions: files, embeddings, and the captioning command on small random BLIP models."""
+
+import json
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tiny_models import TEXT_LENGTH, TEXT_WIDTH, tiny_blip, tiny_blip2, tiny_pipeline
+
+from neuroimagen.reconstruction.reconstructor import load_pipeline
+from neuroimagen.sample import captions
+from neuroimagen.sample.captions import (
+    CaptionsConfig,
+    caption_pictures,
+    captions_source,
+    embed_captions,
+    label_caption,
+    read_captions,
+    write_captions,
+)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    return {"pipeline": tiny_pipeline(root / "pipeline"), "blip": tiny_blip(root / "blip"), "blip2": tiny_blip2(root / "b2")}
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Seven pictures in two folders, by wnid as in the published data set."""
+    for number in range(7):
+        folder = tmp_path / "pictures" / f"n0000000{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        suffix = ("JPEG", "jpg", "png")[number % 3]
+        Image.fromarray(pixels).save(folder / f"{folder.name}_{number}.{suffix}")
+    return tmp_path / "pictures"
+
+
+@pytest.fixture(autouse=True)
+def fresh_process_state():
+    """The command catches SIGTERM and makes an Accelerator; both are the process's own."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_label_caption_is_the_papers():
+    assert label_caption("daisy") == "An image of daisy"
+
+
+text = st.text(st.characters(codec="utf-8"), max_size=30)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.dictionaries(text, text), text)
+def test_a_captions_file_comes_back_as_it_was(tmp_path_factory, entries, source):
+    path = tmp_path_factory.mktemp("captions") / "captions.jsonl"
+    write_captions(path, entries, source)
+    assert read_captions(path) == entries
+    assert captions_source(path) == (source if entries else "")
+    assert [path.name] == [p.name for p in path.parent.iterdir()]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ('{"image": "a", "caption": "x"}\n{"image": "b"}\n', "line 2 has no caption"),
+        ('{"caption": "x"}\n', "line 1 has no image"),
+        ('{"image": "a", "caption": "x"}\n\n{"image": "b", "capt', "line 3 is not JSON"),
+        ('["a", "x"]\n', "line 1 must be"),
+        ('{"image": "a", "caption": 3}\n', "line 1 must be"),
+        ('{"image": "a", "caption": "x"}\n{"image": "a", "caption": "y"}\n', "two different captions of a"),
+    ],
+)
+def test_a_damaged_captions_file_is_refused(tmp_path, content, message):
+    path = tmp_path / "captions.jsonl"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_captions(path)
+
+
+def test_a_missing_or_binary_captions_file_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        read_captions(tmp_path / "captions.jsonl")
+    (tmp_path / "captions.jsonl").write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(ValueError, match="not UTF-8"):
+        read_captions(tmp_path / "captions.jsonl")
+
+
+def test_embeddings_are_those_of_the_pipeline_itself(models):
+    texts = ["An image of giant panda", "", "a red pizza on a blue chair", "An image of giant panda"]
+    got = embed_captions(str(models["pipeline"]), texts, batch_size=2)
+    assert got.shape == (4, TEXT_LENGTH, TEXT_WIDTH) and got.dtype == torch.float32
+    pipe = load_pipeline(str(models["pipeline"]))
+    expected = pipe.encode_prompt(texts, "cpu", 1, False)[0]
+    assert torch.allclose(got, expected, atol=1e-6)
+    assert torch.equal(got[0], got[3]) and not torch.allclose(got[0], got[2], atol=1e-2)
+
+
+def test_equal_captions_are_encoded_once(models, monkeypatch):
+    from transformers import CLIPTextModel
+
+    seen = []
+    original = CLIPTextModel.forward
+    monkeypatch.setattr(CLIPTextModel, "forward", lambda self, ids, **k: seen.append(len(ids)) or original(self, ids, **k))
+    assert len(embed_captions(str(models["pipeline"]), ["a dog", "a cat"] * 50, batch_size=64)) == 100
+    assert seen == [2]
+
+
+def test_captions_that_are_too_long_are_cut_with_a_warning(models):
+    with pytest.warns(UserWarning, match="1 of 2 captions are longer than 16 tokens"):
+        got = embed_captions(str(models["pipeline"]), ["a dog", "a red dog " * 20])
+    assert got.shape == (2, TEXT_LENGTH, TEXT_WIDTH)
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        embed_captions("/no/such/pipeline", ["a dog"])
+
+
+@pytest.mark.parametrize("name", ["blip", "blip2"])
+def test_the_command_captions_every_picture(models, pictures, tmp_path, name):
+    out = tmp_path / "captions.jsonl"
+    config = CaptionsConfig(images=str(pictures), out=str(out), model=str(models[name]), batch_size=3)
+    assert caption_pictures(config) == 0
+    found = read_captions(out)
+    assert sorted(found) == sorted(f"n0000000{i % 2}_{i}" for i in range(7))
+    assert captions_source(out) == str(models[name])
+    assert not any("[" in caption or "<" in caption for caption in found.values()), "special tokens were left in"
+    assert [path.name for path in tmp_path.glob("captions*")] == ["captions.jsonl"]
+
+
+def test_the_command_continues_where_it_was_stopped(models, pictures, tmp_path, monkeypatch):
+    out, whole = tmp_path / "captions.jsonl", tmp_path / "whole.jsonl"
+    config = CaptionsConfig(images=str(pictures), out=str(out), model=str(models["blip"]), batch_size=1)
+    caption_pictures(CaptionsConfig(images=str(pictures), out=str(whole), model=str(models["blip"]), batch_size=1))
+    lines = whole.read_text().splitlines(keepends=True)
+    # another rank's part, and one of ours cut by a kill in the middle of a line
+    (tmp_path / "captions.jsonl.part-0001").write_text("".join(lines[:2]))
+    (tmp_path / "captions.jsonl.part-0000").write_text(lines[2] + lines[3][:20])
+    opened = []
+    original = captions._open_rgb
+    monkeypatch.setattr(captions, "_open_rgb", lambda path: opened.append(path.stem) or original(path))
+    assert caption_pictures(config) == 0
+    assert out.read_bytes() == whole.read_bytes()
+    done = [json.loads(line)["image"] for line in lines[:3]]
+    assert len(opened) == 4 and not set(opened) & set(done)
+    opened.clear()
+    assert caption_pictures(config) == 0 and not opened, "a finished file was made again"
+
+
+def test_the_command_leaves_its_output_alone_on_a_mistake(models, pictures, tmp_path):
+    out = tmp_path / "captions.jsonl"
+    config = CaptionsConfig(images=str(pictures), out=str(out), model=str(models["blip"]), batch_size=2)
+
+    bad = pictures / "n00000000" / "n00000000_98.JPEG"
+    good = next(pictures.rglob("*.JPEG")).read_bytes()
+    for content in (b"not a picture", good[: len(good) // 2]):
+        bad.write_bytes(content)
+        with pytest.raises(ValueError, match="n00000000_98.JPEG cannot be read"):
+            caption_pictures(config)
+        assert not out.exists()
+    bad.unlink()
+
+    twin = pictures / "n00000000_0.png"
+    Image.new("RGB", (8, 8)).save(twin)
+    with pytest.raises(ValueError, match="same name"):
+        caption_pictures(config)
+    twin.unlink()
+
+    write_captions(out, {"n00000000_0": "a drawn panda"}, "drawn scene (simulator)")
+    before = out.read_bytes()
+    with pytest.raises(ValueError, match="holds captions by drawn scene"):
+        caption_pictures(config)
+    assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"images": "/no/such/folder"}, "not a directory"),
+        ({"model": "/no/such/model"}, "neither a directory nor a hub id"),
+        ({"precision": "fp8"}, "precision must be"),
+        ({"precision": "fp16"}, "CPU"),
+        ({"batch_size": 0}, "batch_size"),
+    ],
+)
+def test_the_command_says_what_is_wrong(models, pictures, tmp_path, change, message):
+    fields = {"images": str(pictures), "out": str(tmp_path / "c.jsonl"), "model": str(models["blip"])} | change
+    with pytest.raises(ValueError, match=message):
+        caption_pictures(CaptionsConfig(**fields))
+
+
+def test_a_model_that_does_not_caption_is_refused(models, pictures, tmp_path):
+    fields = {"images": str(pictures), "out": str(tmp_path / "c.jsonl")}
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        caption_pictures(CaptionsConfig(**fields, model=str(models["pipeline"])))

@@ -1,0 +1,148 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import scipy.stats
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neuroimagen.evaluation.metrics import (
+    bootstrap_mean,
+    inception_score,
+    n_way_accuracy,
+    ssim,
+    success_by_rank,
+)
+
+
+def test_n_way_by_hand():
+    # 4 classes, 3-way: 2 of the 3 others are drawn. One better class: right if it is not drawn, C(2,2)/C(3,2) = 1/3.
+    assert success_by_rank(4, 3, 1) == pytest.approx([1, 1 / 3, 0, 0])
+    # top-2 of 3: two better classes fail only if both are drawn, 1 of 3 draws; with three better both drawn are better.
+    assert success_by_rank(4, 3, 2) == pytest.approx([1, 1, 2 / 3, 0])
+    probabilities = np.array([[0.1, 0.2, 0.3, 0.4]] * 4)
+    result = n_way_accuracy(probabilities, np.arange(4), n_way=3)
+    assert result.values == pytest.approx([0, 0, 1 / 3, 1])
+    assert (result.n_way, result.chance) == (3, pytest.approx(1 / 3))
+
+
+@pytest.mark.parametrize("n_way, top_k", [(2, 1), (3, 1), (4, 2), (5, 3), (6, 1)])
+def test_n_way_equals_all_draws(n_way, top_k):
+    rng = np.random.default_rng(0)
+    probabilities, truth = rng.dirichlet(np.ones(6), 20), rng.integers(6, size=20)
+    expected = []
+    for p, t in zip(probabilities, truth, strict=True):
+        draws = itertools.combinations([c for c in range(6) if c != t], n_way - 1)
+        expected.append(np.mean([sum(p[c] > p[t] for c in draw) < top_k for draw in draws]))
+    assert n_way_accuracy(probabilities, truth, n_way, top_k).values == pytest.approx(expected, abs=1e-12)
+
+
+def test_n_way_equals_random_trials_of_the_published_procedure():
+    rng = np.random.default_rng(1)
+    probabilities, truth = rng.dirichlet(np.full(1000, 0.1), 30), rng.integers(1000, size=30)
+    probabilities[np.arange(30), truth] += 0.004  # so that ranks are neither all 0 nor all hopeless
+    trials = 400
+    hits = np.zeros(30)
+    for i, (p, t) in enumerate(zip(probabilities, truth, strict=True)):
+        others = np.delete(np.arange(1000), t)
+        hits[i] = sum(p[rng.choice(others, 49, replace=False)].max() < p[t] for _ in range(trials)) / trials
+    closed = n_way_accuracy(probabilities, truth, 50).values
+    assert 0.1 < closed.mean() < 0.9
+    assert np.abs(hits - closed).max() < 4 * math.sqrt(0.25 / trials)
+    assert abs(hits.mean() - closed.mean()) < 4 * math.sqrt(0.25 / trials / 30)
+
+
+@given(st.integers(2, 60), st.data())
+def test_chance_is_k_over_n(n_classes, data):
+    n_way = data.draw(st.integers(2, n_classes))
+    top_k = data.draw(st.integers(1, n_way - 1))
+    by_rank = success_by_rank(n_classes, n_way, top_k)
+    assert by_rank.mean() == pytest.approx(top_k / n_way)  # every rank equally likely: exactly chance
+    reference = scipy.stats.hypergeom.cdf(top_k - 1, n_classes - 1, np.arange(n_classes), n_way - 1)
+    assert by_rank == pytest.approx(reference, abs=1e-9)
+    assert by_rank[0] == 1 and (np.diff(by_rank) <= 0).all()
+
+
+def test_ties_count_against():
+    assert (n_way_accuracy(np.full((3, 10), 0.1), np.array([0, 4, 9]), 5).values == 0).all()
+    # Tied with one other of 2: as if that one were better.
+    assert n_way_accuracy(np.array([[0.4, 0.4, 0.2]]), np.array([0]), 2).values == pytest.approx([1 / 2])
+
+
+def test_n_is_capped_and_nonsense_refused():
+    result = n_way_accuracy(np.array([[0.6, 0.4], [0.6, 0.4]]), np.array([0, 1]), 50)
+    assert result.n_way == 2 and result.chance == 0.5 and result.values.tolist() == [1, 0]
+    with pytest.raises(ValueError, match="top_k=2 of 2 classes says nothing"):
+        n_way_accuracy(np.array([[0.6, 0.4]]), np.array([0]), 50, top_k=2)
+    with pytest.raises(ValueError, match="n_way is 1"):
+        n_way_accuracy(np.array([[0.6, 0.4]]), np.array([0]), 1)
+
+
+def test_inception_score_by_hand():
+    assert inception_score(np.full((7, 4), 0.25)) == pytest.approx(1)
+    assert inception_score(np.eye(5)) == pytest.approx(5)
+    assert inception_score(np.eye(5)[[2, 2, 2]]) == pytest.approx(1)  # sure, but always the same
+    # Marginal (.5, .5); each KL = .9 ln(.9/.5) + .1 ln(.1/.5)
+    expected = math.exp(0.9 * math.log(1.8) + 0.1 * math.log(0.2))
+    assert inception_score(np.array([[0.9, 0.1], [0.1, 0.9]])) == pytest.approx(expected)
+    assert inception_score(np.eye(4)[[0, 1, 2, 3]], splits=2) == pytest.approx(2)
+    with pytest.raises(ValueError, match="3 splits"):
+        inception_score(np.eye(2), splits=3)
+
+
+def test_ssim_by_hand():
+    a, b = torch.full((1, 3, 16, 16), 0.5), torch.full((1, 3, 16, 16), 0.25)
+    c1 = 0.01**2
+    expected = (2 * 0.5 * 0.25 + c1) / (0.5**2 + 0.25**2 + c1)  # no variance: the luminance term alone
+    assert ssim(a, b).tolist() == pytest.approx([expected], rel=1e-5)
+    assert ssim(a, b, grey=True).tolist() == pytest.approx([expected], rel=1e-5)
+    noise = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert ssim(noise, noise).tolist() == pytest.approx([1, 1])
+    with pytest.raises(ValueError, match="11 x 11"):
+        ssim(a[..., :8], b[..., :8])
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_ssim_is_wang_2004_with_the_named_settings(grey):
+    generator = torch.Generator().manual_seed(3)
+    x = torch.rand(2, 3, 24, 24, generator=generator)
+    y = (x + 0.3 * torch.rand(2, 3, 24, 24, generator=generator)).clamp(0, 1)
+
+    def reference(u, v):
+        def blur(z):  # the 11 x 11 window: a radius of 5 at sigma 1.5
+            return scipy.ndimage.gaussian_filter(z, 1.5, radius=5)[5:-5, 5:-5]
+
+        mu, mv = blur(u), blur(v)
+        su, sv, suv = blur(u * u) - mu**2, blur(v * v) - mv**2, blur(u * v) - mu * mv
+        return np.mean((2 * mu * mv + 1e-4) * (2 * suv + 9e-4) / ((mu**2 + mv**2 + 1e-4) * (su + sv + 9e-4)))
+
+    for i, value in enumerate(ssim(x, y, grey).tolist()):
+        u, v = x[i].double().numpy(), y[i].double().numpy()
+        if grey:
+            u, v = (np.tensordot([0.299, 0.587, 0.114], z, 1)[None] for z in (u, v))
+        assert value == pytest.approx(np.mean([reference(*pair) for pair in zip(u, v, strict=True)]), abs=1e-4)
+
+
+def test_bootstrap_resamples_pictures_not_reconstructions():
+    rng = np.random.default_rng(0)
+    by_picture = rng.random(100)
+    values, units = by_picture.repeat(9), np.arange(100).repeat(9)  # nine samples of a picture, all alike
+    estimate = bootstrap_mean(values, units)
+    error = 1.96 * by_picture.std() / 10
+    assert estimate.value == pytest.approx(by_picture.mean()) and estimate.n == 100
+    assert estimate.high - estimate.low == pytest.approx(2 * error, rel=0.1)
+    assert estimate.low < estimate.value < estimate.high
+    assert estimate == bootstrap_mean(values, units)  # the seed is fixed
+    pretending = bootstrap_mean(values, np.arange(900))
+    assert (pretending.high - pretending.low) * 2.5 < estimate.high - estimate.low
+
+
+def test_bootstrap_edges():
+    constant = bootstrap_mean(np.ones(6), np.array(list("aabbcc")))
+    assert tuple(constant) == (1, 1, 1, 3)
+    assert tuple(bootstrap_mean(np.array([0.0, 1.0]), np.array(["a", "a"]))) == (0.5, None, None, 1)
+    uneven = bootstrap_mean(np.array([1.0, 1, 1, 0]), np.array(["a", "a", "a", "b"]))
+    assert uneven.value == 0.75 and (uneven.low, uneven.high) == (0, 1)
