@@ -8,7 +8,8 @@
 # OVERLAY   what differs from configs/<stage>.yaml: at least the study (`shards:` section) and the pipeline
 #
 # Environment: LAUNCH   how to start a trainer (default: accelerate launch --config_file launch/one_process.yaml)
-#              CAPTIONS captions file for the B rows (default: RUNS/captions.jsonl, made with BLIP if it is not there)
+#              CAPTIONS captions file for the B rows (default: RUNS/captions.jsonl, made with BLIP if it is not there); "none"
+#                       if the overlay's `reconstruct: rows` name no B
 #              SIDE_BY_SIDE=1 trains the two branches (1a -> 1b, 2) at the same time, for machines with room for both
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -30,12 +31,13 @@ pixel_branch() {
 }
 sample_branch() {
     train sample_semantics semantics_label captions=label                        # M_s, Eq. 7, label captions
-    train sample_semantics semantics_blip captions="$captions"                   # M_s, Eq. 7, picture captions
+    [ "$captions" = none ] ||
+        train sample_semantics semantics_blip captions="$captions"               # M_s, Eq. 7, picture captions
 }
 
 echo "== shards -> $runs/shards"
 neuroimagen shards "${overlays[@]}" out="$runs"/shards
-if [ ! -e "$captions" ]; then
+if [ "$captions" != none ] && [ ! -e "$captions" ]; then
     echo "== captions -> $captions"
     $launch -m neuroimagen.cli captions "${overlays[@]}" out="$captions"
 fi
@@ -46,7 +48,7 @@ if [ "${SIDE_BY_SIDE:-}" ]; then
 else
     pixel_branch; sample_branch
 fi
-train reconstruct reconstruct saliency="$runs"/pixel_saliency \
-    semantics_label="$runs"/semantics_label semantics_blip="$runs"/semantics_blip captions="$captions"
+blip=(); [ "$captions" = none ] || blip=(semantics_blip="$runs"/semantics_blip)
+train reconstruct reconstruct saliency="$runs"/pixel_saliency semantics_label="$runs"/semantics_label "${blip[@]}"
 neuroimagen evaluate "${overlays[@]}" run="$runs"/reconstruct
 neuroimagen report "${overlays[@]}" run="$runs"/reconstruct

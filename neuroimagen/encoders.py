@@ -18,12 +18,12 @@ from torch.nn import functional as F
 class LSTMEncoder(nn.Module):
     """Common LSTM over all channels, last state, linear, ReLU: features are not negative."""
 
-    def __init__(self, n_chans: int, n_times: int, n_features: int, dropout: float = 0.0, hidden: int = 128) -> None:
+    def __init__(self, n_chans: int, n_times: int, n_features: int, dropout: float = 0.0, width: int = 128) -> None:
         super().__init__()
         self.n_chans = n_chans
-        self.lstm = nn.LSTM(n_chans, hidden, batch_first=True)
+        self.lstm = nn.LSTM(n_chans, width, batch_first=True)
         self.dropout = nn.Dropout(dropout)
-        self.output = nn.Linear(hidden, n_features)
+        self.output = nn.Linear(width, n_features)
 
     def forward(self, eeg: torch.Tensor) -> torch.Tensor:
         check_eeg(eeg, self.n_chans)
@@ -56,7 +56,7 @@ class ConvEncoder(nn.Module):
     - Time is first averaged in steps of n_times // 110 samples: 440 samples at 1 kHz become 110 at 250 Hz, twice the
       95 Hz where the published files end.
     - The spatial block comes before the temporal one. EEGChannelNet's first temporal filters are the same for every
-      electrode, so linear filters of space and time may change places; mixing `n_filters` virtual channels out of the
+      electrode, so linear filters of space and time may change places; mixing width / 2 virtual channels out of the
       electrodes first makes all later layers cheaper. Only the all-electrodes kernel is kept: kernels over 64
       neighbouring rows mean nothing in a montage whose order is unknown.
     - Temporal convolutions have the source's dilations 1, 2, 4, 8, 16; kernel 9 at 250 Hz for 33 at 1 kHz. Two residual
@@ -71,7 +71,6 @@ class ConvEncoder(nn.Module):
         n_times: int,
         n_features: int,
         dropout: float = 0.0,
-        n_filters: int = 32,
         width: int = 64,
         n_bins: int = 24,
     ) -> None:
@@ -79,6 +78,7 @@ class ConvEncoder(nn.Module):
         if n_times < 64:
             raise ValueError(f"the conv encoder needs at least 64 time samples a trial, the shards have {n_times}")
         self.n_chans, self.n_bins, self.step = n_chans, n_bins, max(1, n_times // 110)
+        n_filters = max(1, width // 2)
         self.spatial = nn.Conv1d(n_chans, n_filters, 1)
         dilations = (1, 2, 4, 8, 16)
         self.temporal = nn.ModuleList(
@@ -108,15 +108,20 @@ def check_eeg(eeg: torch.Tensor, n_chans: int) -> None:
     """Refuse EEG of another montage with a sentence instead of a matrix-size error."""
     if eeg.dim() != 3 or eeg.shape[1] != n_chans:
         raise ValueError(
-            f"this model was built for EEG of shape (batch, {n_chans} channels, time) but was given {tuple(eeg.shape)}: "
+            f"this model reads EEG of shape (batch, {n_chans} channels, time) but was given {tuple(eeg.shape)}: "
             "use shards of the recording set-up it was trained on"
         )
 
 
-def make_encoder(kind: str, n_chans: int, n_times: int, n_features: int, dropout: float = 0.0) -> nn.Module:
-    """The backbone named `kind` (lstm | conv): (batch, n_chans, n_times) -> (batch, n_features)."""
+def make_encoder(
+    kind: str, n_chans: int, n_times: int, n_features: int, dropout: float = 0.0, width: int | None = None
+) -> nn.Module:
+    """The backbone named `kind`: (batch, n_chans, n_times) -> (batch, n_features).
+
+    width: LSTM units (none: 128) or convolution channels (none: 64).
+    """
     if kind == "lstm":
-        return LSTMEncoder(n_chans, n_times, n_features, dropout)
+        return LSTMEncoder(n_chans, n_times, n_features, dropout, width or 128)
     if kind == "conv":
-        return ConvEncoder(n_chans, n_times, n_features, dropout)
+        return ConvEncoder(n_chans, n_times, n_features, dropout, width or 64)
     raise ValueError(f"encoder must be lstm or conv, not {kind!r}")

@@ -1,7 +1,7 @@
 """Stage 0: a small latent diffusion model from scratch, or one fine-tuned on a lab's own stimuli.
 
-Two parts, two runs: `part=autoencoder` learns the latent space, `part=denoiser` the U-Net (and the text encoder) in it.
-The denoiser's run exports a whole StableDiffusionImg2ImgPipeline directory, which `reconstruct.py` takes as `pipeline=`.
+Two parts, two runs: `part=autoencoder` learns the latent space, `part=denoiser` the U-Net (and text encoder) in it. The
+run of the latter exports a whole StableDiffusionImg2ImgPipeline directory, which `reconstruct.py` takes as `pipeline=`.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from diffusers import AutoencoderTiny, StableDiffusionImg2ImgPipeline
+from diffusers import AutoencoderTiny
 from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.nn import functional as F
@@ -17,11 +17,13 @@ from torch.nn import functional as F
 from neuroimagen.config import TrainConfig, option, run_trainer
 from neuroimagen.data.pictures import class_names, list_pictures, load_pictures, to_unit
 from neuroimagen.data.stream import EpochOrder
+from neuroimagen.reconstruction.reconstructor import load_pipeline
 from neuroimagen.reconstruction.small import (
     learn_tokenizer,
     make_autoencoder,
     make_denoiser,
     make_pipeline,
+    make_scheduler,
     make_text_encoder,
 )
 from neuroimagen.run import Run, set_learning_rate, warmup_cosine
@@ -31,7 +33,7 @@ from neuroimagen.sample.captions import label_caption, read_captions
 @dataclass
 class LatentDiffusionConfig(TrainConfig):
     images: str = option(help="folder of pictures, all below it are used; a captions file names them by file stem")
-    captions: str = option("", "captions file (JSON lines of image, caption); needed for part=denoiser")
+    captions: str = option("", "captions file (JSON lines of image, caption); empty: label captions only")
     part: Literal["autoencoder", "denoiser"] = option("denoiser", "what this run trains")
     init: str = option("", "pipeline directory to fine-tune; empty starts from scratch")
     autoencoder: str = option("", "run directory of part=autoencoder; empty takes the one in init")
@@ -42,12 +44,8 @@ class LatentDiffusionConfig(TrainConfig):
     unet_channels: list[int] = option([96, 128], "channels of the U-Net's levels")
     text_width: int = option(128, "width of the caption embedding")
     n_tokens: int = option(24, "length of the caption embedding")
-    label_captions: float = option(
-        0.5, "share of captions replaced by 'An image of <class>' (class = folder)"
-    )
-    caption_dropout: float = option(
-        0.1, "share of captions left empty, for classifier-free guidance"
-    )
+    label_captions: float = option(0.5, "share of captions replaced by 'An image of <class>' (class = folder)")
+    caption_dropout: float = option(0.1, "share of captions left empty, for classifier-free guidance")
     learning_rate: float = option(1e-3, "peak of AdamW; falls to 0 along half a cosine")
     warmup: int = option(100, "steps of linear warm-up before the cosine")
     ema_decay: float = option(0.999, "decay of the averaged denoiser that is exported")
@@ -78,10 +76,10 @@ class TextAndUNet(nn.Module):
 
 
 def train_autoencoder(config: LatentDiffusionConfig, run: Run, pixels: torch.Tensor) -> int:
-    if config.init:
-        vae = StableDiffusionImg2ImgPipeline.from_pretrained(config.init, safety_checker=None).vae
-    else:
-        vae = make_autoencoder(config.autoencoder_width, config.latent_channels)
+    vae = load_pipeline(config.init).vae if config.init else None
+    vae = vae or make_autoencoder(config.autoencoder_width, config.latent_channels)
+    if not isinstance(vae, AutoencoderTiny):
+        raise ValueError(f"part=autoencoder trains an AutoencoderTiny, not the {type(vae).__name__} of {config.init}")
     optimizer = torch.optim.AdamW(vae.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
     vae_channels = vae.config.latent_channels
     model, optimizer = run.prepare(NoisyAutoencoder(vae).to(memory_format=torch.channels_last), optimizer)
@@ -111,31 +109,36 @@ def train_autoencoder(config: LatentDiffusionConfig, run: Run, pixels: torch.Ten
     return run.finish(vae=run.unwrap(model).vae)
 
 
+def encode(vae: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Latents before scaling: of an AutoencoderTiny, or the mean of an AutoencoderKL's distribution."""
+    encoded = vae.encode(images)
+    return encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent_dist.mode()
+
+
 def train_denoiser(config: LatentDiffusionConfig, run: Run, pixels: torch.Tensor, paths: list[Path]) -> int:
-    captions, names = read_captions(config.captions), class_names(paths)
-    missing = [p for p in paths if p.stem not in captions]
-    if missing:
-        raise ValueError(
-            f"captions file {config.captions} has no caption for {missing[0].name} ({len(missing)} missing)"
-        )
+    labels = [label_caption(name) for name in class_names(paths)]
+    captions = read_captions(config.captions) if config.captions else dict(zip([p.stem for p in paths], labels))
+    if missing := [p for p in paths if p.stem not in captions]:
+        raise ValueError(f"{config.captions} has no caption for {missing[0].name} ({len(missing)} pictures lack one)")
     scenes = [captions[p.stem] for p in paths]
-    labels = [label_caption(n) for n in names]
     if config.init:
-        pipe = StableDiffusionImg2ImgPipeline.from_pretrained(config.init, safety_checker=None)
-        vae, tokenizer, text_encoder, unet = pipe.vae, pipe.tokenizer, pipe.text_encoder, pipe.unet
+        pipe = load_pipeline(config.init)
+        tokenizer, text_encoder, unet, scheduler = pipe.tokenizer, pipe.text_encoder, pipe.unet, pipe.scheduler
+    elif not config.autoencoder:
+        raise ValueError("part=denoiser needs autoencoder=RUN (a run of part=autoencoder) or init=PIPELINE")
     else:
         tokenizer = learn_tokenizer(scenes + labels, config.n_tokens)
         text_encoder = make_text_encoder(tokenizer, config.n_tokens, config.text_width)
         unet = make_denoiser(
             config.latent_channels, config.image_size // 8, tuple(config.unet_channels), config.text_width
         )
-    if config.autoencoder:
-        vae = AutoencoderTiny.from_pretrained(Path(config.autoencoder) / "model")
+        scheduler = make_scheduler()
+    vae = AutoencoderTiny.from_pretrained(Path(config.autoencoder) / "model") if config.autoencoder else pipe.vae
     vae = vae.to(run.device).eval()
     with torch.no_grad():
-        chunks = [vae.encode(to_unit(c).to(run.device)).latents.cpu() for c in pixels.split(256)]
-    latents = torch.cat(chunks)
-    vae.register_to_config(scaling_factor=1 / latents.std().item())
+        latents = torch.cat([encode(vae, to_unit(chunk).to(run.device)).cpu() for chunk in pixels.split(64)])
+    if config.autoencoder:  # a new latent space; a pipeline's own brings its scale
+        vae.register_to_config(scaling_factor=1 / latents.std().item())
     latents *= vae.config.scaling_factor
 
     def tokens(texts: list[str]) -> torch.Tensor:
@@ -143,7 +146,6 @@ def train_denoiser(config: LatentDiffusionConfig, run: Run, pixels: torch.Tensor
         return tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
 
     choices = torch.stack([tokens(scenes), tokens(labels), tokens([""] * len(paths))])  # (3, n, L)
-    scheduler = make_pipeline(vae, text_encoder, tokenizer, unet).scheduler
     model = TextAndUNet(text_encoder, unet).train()
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=1e-2)
     ema = EMAModel(model.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75)
@@ -151,6 +153,7 @@ def train_denoiser(config: LatentDiffusionConfig, run: Run, pixels: torch.Tensor
     run.register(ema=ema)
     model, optimizer = run.prepare(model.to(memory_format=torch.channels_last), optimizer)
     run.resume()
+    of_noise = scheduler.config.prediction_type == "epsilon"
     order, steps = EpochOrder(len(paths), config.seed), scheduler.config.num_train_timesteps
     while run.going():
         mine = my_pictures(order, run)
@@ -164,7 +167,8 @@ def train_denoiser(config: LatentDiffusionConfig, run: Run, pixels: torch.Tensor
             prediction = model(
                 scheduler.add_noise(clean, noise, timesteps), timesteps, choices[kind, mine].to(run.device)
             )
-        loss = F.mse_loss(prediction.float(), scheduler.get_velocity(clean, noise, timesteps))
+        target = noise if of_noise else scheduler.get_velocity(clean, noise, timesteps)
+        loss = F.mse_loss(prediction.float(), target)
         run.backward(loss)
         grad_norm = run.clip(model, 1.0)
         optimizer.step()
@@ -173,7 +177,7 @@ def train_denoiser(config: LatentDiffusionConfig, run: Run, pixels: torch.Tensor
         run.advance(loss=loss, grad_norm=grad_norm)
     ema.copy_to(model.parameters())
     trained = run.unwrap(model)
-    return run.finish(pipeline=make_pipeline(vae, trained.text_encoder, tokenizer, trained.unet))
+    return run.finish(pipeline=make_pipeline(vae, trained.text_encoder, tokenizer, trained.unet, scheduler))
 
 
 def my_pictures(order: EpochOrder, run: Run) -> torch.Tensor:

@@ -21,6 +21,7 @@ from neuroimagen.run import Run, set_learning_rate, warmup_cosine
 class PixelFeaturesConfig(TrainConfig):
     shards: str = option(help="shard directory made by neuroimagen shards")
     encoder: Literal["lstm", "conv"] = option("lstm", "EEG backbone: neuroimagen/encoders.py")
+    encoder_width: int | None = option(None, "LSTM units (none: 128) or convolution channels (none: 64)")
     n_features: int = option(128, "length of f_θ(x)")
     normalise: bool = option(True, "scale features to unit length")
     dropout: float = option(0.0, "dropout in the backbone")
@@ -32,9 +33,7 @@ class PixelFeaturesConfig(TrainConfig):
     clip: float = option(1.0, "largest gradient norm")
 
 
-def extract(
-    run: Run, model: nn.Module, config: PixelFeaturesConfig, split: str
-) -> tuple[torch.Tensor, torch.Tensor]:
+def extract(run: Run, model: nn.Module, config: PixelFeaturesConfig, split: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Features (n, d) and labels (n,) of a whole split, the same on every rank. Collective: every rank."""
     features = [torch.zeros(0, config.n_features, device=run.device)]
     labels = [torch.zeros(0, dtype=torch.int64, device=run.device)]
@@ -61,7 +60,13 @@ def main(config: PixelFeaturesConfig) -> int:
     manifest = read_manifest(config.shards)
     run = Run(config)
     model = FeatureExtractor(
-        manifest.n_chans, manifest.n_times, config.encoder, config.n_features, config.dropout, config.normalise
+        manifest.n_chans,
+        manifest.n_times,
+        config.encoder,
+        config.n_features,
+        config.dropout,
+        config.normalise,
+        config.encoder_width,
     )
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     model, optimizer = run.prepare(model, optimizer)

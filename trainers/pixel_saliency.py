@@ -48,13 +48,15 @@ class PixelSaliencyConfig(TrainConfig):
 def load_features(directory: str) -> FeatureExtractor:
     """f_θ of a finished stage 1a run; ValueError if it is not one."""
     if not (Path(directory) / "model" / "config.json").exists():
-        raise ValueError(f"features={directory} holds no exported model: run trainers/pixel_features.py to its end first")
+        raise ValueError(
+            f"features={directory} holds no exported model: run trainers/pixel_features.py to its end first"
+        )
     return FeatureExtractor.from_pretrained(str(Path(directory) / "model"))
 
 
 @torch.no_grad()
 def validate(run: Run, networks: nn.ModuleDict, config: PixelSaliencyConfig) -> dict[str, float]:
-    """Similarity of maps to the pictures seen (val): SSIM, Pearson's r over pixels; `other`: to the next trial's picture.
+    """Similarity of val maps to the pictures seen: SSIM, Pearson's r over pixels; `other`: to the next trial's picture.
 
     The noise of a map depends on (seed, trial) alone. Saves a grid: truth above map. Collective: every rank.
     """
@@ -89,9 +91,7 @@ def main(config: PixelSaliencyConfig) -> int:
     features = load_features(config.features)
     run = Run(config)
     generator = Generator(features.n_features, config.z_dim, config.image_size, config.generator_width)
-    discriminator = Discriminator(
-        features.n_features, config.image_size, config.discriminator_width, config.spectral
-    )
+    discriminator = Discriminator(features.n_features, config.image_size, config.discriminator_width, config.spectral)
     networks = nn.ModuleDict({"generator": generator, "features": features}).to(run.device)
     ema = AveragedModel(networks, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     run.register(ema=ema)
@@ -100,9 +100,7 @@ def main(config: PixelSaliencyConfig) -> int:
     optimizer_g = torch.optim.Adam(generator.parameters(), config.learning_rate, betas)
     optimizer_d = torch.optim.Adam(discriminator.parameters(), config.discriminator_learning_rate, betas)
     optimizer_f = torch.optim.Adam(features.parameters(), config.features_learning_rate, betas)
-    generator, discriminator, optimizer_g, optimizer_d = run.prepare(
-        generator, discriminator, optimizer_g, optimizer_d
-    )
+    generator, discriminator, optimizer_g, optimizer_d = run.prepare(generator, discriminator, optimizer_g, optimizer_d)
     if config.finetune_features:
         features, optimizer_f = run.prepare(features, optimizer_f)
     else:

@@ -225,7 +225,6 @@ def main(config: ReconstructConfig) -> int:
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         running.write_atomic(run_dir / ("PREEMPTED" if stop else "DONE"), f"{len(trials)} trials\n")
-    running.leave_process_group()
     return running.STOPPED if stop else 0
 
 

@@ -21,8 +21,11 @@ from neuroimagen.sample.encoder import SampleEncoder, embedding_loss, nearest_ca
 class SampleSemanticsConfig(TrainConfig):
     shards: str = option(help="shard directory made by neuroimagen shards")
     pipeline: str = option(help="latent diffusion model whose text encoder makes the targets: hub id or directory")
-    captions: str = option("label", "label ('An image of <class name>'), or a captions file made by neuroimagen captions")
+    captions: str = option(
+        "label", "label ('An image of <class name>'), or a captions file made by neuroimagen captions"
+    )
     encoder: Literal["lstm", "conv"] = option("lstm", "EEG backbone: neuroimagen/encoders.py")
+    encoder_width: int | None = option(None, "LSTM units (none: 128) or convolution channels (none: 64)")
     n_features: int = option(128, "length of the backbone's output")
     dropout: float = option(0.0, "dropout in the backbone")
     learning_rate: float = option(1e-3, "of AdamW; falls to 0 along half a cosine")
@@ -91,7 +94,14 @@ def main(config: SampleSemanticsConfig) -> int:
     targets = Targets(config, manifest, run.device)
     n_tokens, width = targets.embeddings.shape[1:]
     model = SampleEncoder(
-        manifest.n_chans, manifest.n_times, n_tokens, width, config.encoder, config.n_features, config.dropout
+        manifest.n_chans,
+        manifest.n_times,
+        n_tokens,
+        width,
+        config.encoder,
+        config.n_features,
+        config.dropout,
+        config.encoder_width,
     )
     model.set_targets(targets.embeddings.cpu(), targets.weights.cpu())
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)

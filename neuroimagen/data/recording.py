@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from neuroimagen.data.shards import ShardsConfig
 
 UNKNOWN_PICTURE = "category only: the exact picture was not recorded"
+MEANT_PICTURE = "one of the averaged trials' pictures"
 
 
 @dataclasses.dataclass
@@ -100,6 +101,10 @@ class Study:
     def trial(self, index: int) -> Trial:
         return self.trials[index]
 
+    def _below(self, pattern: str) -> str:
+        """A pattern of the study file, from the study file's folder."""
+        return str(Path(glob.escape(str(self.path.parent))) / pattern)
+
     def _markers(self) -> dict[str, Marker]:
         """Marker value -> Marker, of the YAML file or the table it names."""
         markers = list(self.study.markers)
@@ -117,7 +122,7 @@ class Study:
         self.pictures: dict[str, list[Path]] = {}
         for marker in markers:
             value = plain_marker(marker.value)
-            pattern = str(self.path.parent / marker.pictures)
+            pattern = self._below(marker.pictures)
             found = sorted(Path(p) for p in glob.glob(pattern))
             if not found:
                 raise ValueError(f"{self.path}: marker {marker.value} has no picture at {pattern}")
@@ -129,7 +134,7 @@ class Study:
     def _runs(self) -> dict[int, list[Run]]:
         """Subject -> runs in order of name; sorts out copies, unwanted subjects and runs with hardly a trial."""
         study, found = self.study, []
-        pattern = str(self.path.parent / study.files)
+        pattern = self._below(study.files)
         paths = sorted(Path(p) for p in glob.glob(pattern))
         if not paths:
             raise ValueError(f"{self.path}: no table at {pattern}")
@@ -138,11 +143,14 @@ class Study:
                 match = re.search(study.file_name, path.name)
                 if not match:
                     raise ValueError(f"{path}: its name does not match file_name {study.file_name!r} of {self.path}")
-                subject, name = int(match["subject"]), match["run"]
+                number, name = match["subject"], match["run"]
             except (re.error, IndexError):
+                number, name = "", ""
+            if not (number.isdecimal() and name):
                 raise ValueError(
                     f"{self.path}: file_name must be a regular expression with (?P<subject>\\d+) and (?P<run>...)"
-                ) from None
+                )
+            subject = int(number)
             if not study.subjects or subject in study.subjects:
                 found.append((subject, name, path))
         missing = set(study.subjects) - {subject for subject, _, _ in found}
@@ -167,10 +175,10 @@ class Study:
                 continue
             total, dropped = total + len(table.values), dropped + len(table.values) - len(kept)
             values = np.array([table.values[i] for i in kept])
-            number = len(runs[subject])
+            place = len(runs[subject])
             if study.shuffle_labels:
-                values = np.random.default_rng([self.seed, subject, number]).permutation(values)
-            runs[subject].append(Run(subject, name, number, epochs, values, table.onsets[kept] / study.rate))
+                values = np.random.default_rng([self.seed, subject, place]).permutation(values)
+            runs[subject].append(Run(subject, name, place, epochs, values, table.onsets[kept] / study.rate))
         if dropped:
             self.notes.append(f"{dropped} of {total} trials were left out as artefacts or cut off by the end of a run")
         return runs
@@ -219,7 +227,6 @@ class Study:
         marker, pictures = self.markers[value], self.pictures[value]
         k = self.study.average if split == "test" else 1
         key = f"s{run.subject}_r{run.number}_t{i:05d}" + (f"_mean{k}" if k > 1 else "")
-        exact = len(pictures) == 1 and k == 1
         picture = pictures[zlib.crc32(key.encode()) % len(pictures)]
         self.splits[split].append(len(self.trials))
         self.trials.append(
@@ -236,7 +243,7 @@ class Study:
                     "run": run.name,
                     "onset_s": round(float(run.onsets[i]), 3),
                     "averaged": k,
-                    "picture": "as recorded" if exact else UNKNOWN_PICTURE,
+                    "picture": UNKNOWN_PICTURE if len(pictures) > 1 else MEANT_PICTURE if k > 1 else "as recorded",
                 },
             )
         )

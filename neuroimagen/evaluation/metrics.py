@@ -13,7 +13,7 @@ import scipy.stats
 import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-SSIM_SETTINGS = "SSIM: Gaussian window 11 x 11, sigma 1.5, k1 0.01, k2 0.03, data range 1"
+SSIM_SETTINGS = "SSIM: Gaussian window 11 x 11, sigma 1.5, k1 0.01, k2 0.03, data range 1, borders mirrored"
 
 
 @functools.lru_cache(maxsize=32)

@@ -242,8 +242,8 @@ class Page:
             f"<header><p class=kicker>NeuroImagen &middot; {html.escape(str(self.run.path.resolve().name))}</p>"
             f"<h1>Pictures reconstructed from {kind_of_eeg(s)}</h1>{banner}<p class=lead>Each trial is a stretch of "
             f"{kind_of_eeg(s)} ({shape}) that belongs to one picture, from the {html.escape(str(split))} split. From "
-            "it one decoder gives a rough saliency map, another the picture's meaning, and a latent diffusion model draws "
-            "from both."
+            "it one decoder gives a rough saliency map, another the picture's meaning, and a latent diffusion model "
+            "draws from both."
             f"</p><div class=facts>{cards}</div></header>"
         )
 

@@ -38,9 +38,9 @@ def augment(images: torch.Tensor, random: torch.Tensor, policy: str = "color,tra
     if "translation" in parts:
         from_row = rows[None] - _window(u[:, 3], -(height // 8), height // 8)[:, None]
         from_column = columns[None] - _window(u[:, 4], -(width // 8), width // 8)[:, None]
-        inside = ((from_row >= 0) & (from_row < height))[:, :, None] & (
-            (from_column >= 0) & (from_column < width)
-        )[:, None, :]
+        inside = ((from_row >= 0) & (from_row < height))[:, :, None] & ((from_column >= 0) & (from_column < width))[
+            :, None, :
+        ]
         sample = torch.arange(n, device=images.device)[:, None, None]
         moved = images.permute(0, 2, 3, 1)[
             sample, from_row.clamp(0, height - 1)[:, :, None], from_column.clamp(0, width - 1)[:, None, :]

@@ -23,10 +23,11 @@ class FeatureExtractor(nn.Module, PyTorchModelHubMixin, library_name="neuroimage
         n_features: int = 128,
         dropout: float = 0.0,
         normalise: bool = True,
+        width: int | None = None,
     ) -> None:
         super().__init__()
         self.n_chans, self.n_times, self.n_features, self.normalise = n_chans, n_times, n_features, normalise
-        self.encoder = make_encoder(encoder, n_chans, n_times, n_features, dropout)
+        self.encoder = make_encoder(encoder, n_chans, n_times, n_features, dropout, width)
 
     def forward(self, eeg: torch.Tensor) -> torch.Tensor:
         features = self.encoder(eeg)

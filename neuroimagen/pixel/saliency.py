@@ -1,7 +1,8 @@
 """M_p: the generator of the saliency map of silhouette information, and the discriminator that trains it.
 
-M_p(x) = G(z, f_θ(x)), z ~ N(0, I). Both networks are of the DCGAN family, as in the closest published work (Singh et al.
-2023, "EEG2IMAGE"); the departures are named where they stand. Sizes are powers of two, 16 px or more; images in [-1, 1].
+M_p(x) = G(z, f_θ(x)), z ~ N(0, I). Both networks are of the DCGAN family, as in the closest published work (Singh et
+al. 2023, "EEG2IMAGE"); departures are named where they stand. Sizes are powers of two, 16 px or more; images lie in
+[-1, 1].
 """
 
 import math

@@ -9,11 +9,13 @@ import tempfile
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionImg2ImgPipeline, UNet2DConditionModel
 from tokenizers import pre_tokenizers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
 # CLIP's own word pattern (Radford et al. 2021, simple_tokenizer.py) for what Python's re knows as letters.
 CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[^\W\d_]+|\d|[^\s\w]+|_"
 
@@ -99,18 +101,25 @@ def make_text_encoder(tokenizer: CLIPTokenizer, n_tokens: int, width: int) -> CL
     )
 
 
-def make_pipeline(vae: nn.Module, text_encoder: nn.Module, tokenizer: CLIPTokenizer, unet: nn.Module):
-    """The four parts as a StableDiffusionImg2ImgPipeline, with Stable Diffusion's noise schedule and v-prediction."""
-    scheduler = DDIMScheduler(
+def make_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's noise schedule, with v-prediction."""
+    return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
         prediction_type="v_prediction",
         clip_sample=False,
         set_alpha_to_one=False,
+        steps_offset=1,
         timestep_spacing="trailing",
         rescale_betas_zero_snr=True,  # Lin et al. 2023: sampling starts from pure noise, so training must see it
     )
+
+
+def make_pipeline(
+    vae: nn.Module, text_encoder: nn.Module, tokenizer: CLIPTokenizer, unet: nn.Module, scheduler: Any
+) -> StableDiffusionImg2ImgPipeline:
+    """The parts as one pipeline; `save_pretrained` writes the directory that `pipeline=` takes."""
     return StableDiffusionImg2ImgPipeline(
         vae=vae,
         text_encoder=text_encoder,

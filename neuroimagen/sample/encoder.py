@@ -11,8 +11,8 @@ class SampleEncoder(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen",
     """EEG (batch, n_chans, n_times) -> h_clip (batch, n_tokens, width): 77 x 768 for Stable Diffusion 1.x.
 
     An EEG backbone and one linear layer. The linear layer predicts in units of the train captions' standard deviation
-    around their mean, entry by entry (`set_targets`), since the entries of a CLIP embedding differ in scale by orders of
-    magnitude and the first token never varies. Eq. 7 itself is computed on h_clip, in the text encoder's own units.
+    around their mean, entry by entry (`set_targets`): the entries of a CLIP embedding differ in scale by orders of
+    magnitude, and the first token never varies. Eq. 7 itself is computed on h_clip, in the text encoder's own units.
     """
 
     mean: torch.Tensor
@@ -27,10 +27,11 @@ class SampleEncoder(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen",
         encoder: str = "lstm",
         n_features: int = 128,
         dropout: float = 0.0,
+        encoder_width: int | None = None,
     ) -> None:
         super().__init__()
         self.n_chans, self.n_times, self.n_tokens, self.width = n_chans, n_times, n_tokens, width
-        self.encoder = make_encoder(encoder, n_chans, n_times, n_features, dropout)
+        self.encoder = make_encoder(encoder, n_chans, n_times, n_features, dropout, encoder_width)
         self.output = nn.Linear(n_features, n_tokens * width)
         nn.init.normal_(self.output.weight, std=0.01)
         nn.init.zeros_(self.output.bias)
@@ -59,4 +60,6 @@ def embedding_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tens
 
 def nearest_caption(prediction: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
     """Index (n,) of the caption embedding (m, L, D) nearest in squared L2 to each prediction (n, L, D)."""
-    return torch.cdist(prediction.flatten(1), captions.flatten(1), compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+    return torch.cdist(prediction.flatten(1), captions.flatten(1), compute_mode="donot_use_mm_for_euclid_dist").argmin(
+        1
+    )

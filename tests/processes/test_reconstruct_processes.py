@@ -1,58 +1,67 @@
-"""trainers/reconstruct.py on two real processes: stopped by SIGTERM, continued by one, equal to one process byte by byte."""
+"""trainers/reconstruct.py: stopped on two real processes and continued on one, it equals one process byte by byte."""
 
+import importlib.util
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
 from tiny_models import tiny_pipeline, tiny_shards, tiny_stage_runs
 
-TWO = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0"
+from neuroimagen.config import load_config
+
+TRAINER = Path(__file__).parents[2] / "trainers" / "reconstruct.py"
 ROWS = ("I", "L", "B", "B+I", "L+I")
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    """Shards, a pipeline and finished stage runs, as `key=value` arguments; and a reference run by one process."""
-    root = tmp_path_factory.mktemp("study")
+def here():
+    """Run the trainer in this process: here(arguments) -> exit code."""
+    spec = importlib.util.spec_from_file_location("reconstruct", TRAINER)
+    trainer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(trainer)
+    handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
+
+    def run(arguments: list[str]) -> int:
+        try:
+            return trainer.main(load_config(trainer.ReconstructConfig, arguments, "reconstruct"))
+        finally:
+            AcceleratorState._reset_state(reset_partial_state=True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "yes")
+        torch.set_num_threads(1)  # as in the two processes
+        yield run
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, here):
+    """Shards, a pipeline and finished stage runs, as `key=value` arguments; and root/one, drawn by one process."""
+    root = tmp_path_factory.mktemp("made")
     pipeline = tiny_pipeline(root / "pipeline")
     fields = {"shards": tiny_shards(root / "shards"), "pipeline": pipeline}
     fields |= tiny_stage_runs(root / "runs", pipeline) | {"num_inference_steps": 4, "samples": 2, "chunk": 2}
     arguments = [f"{name}={value}" for name, value in fields.items()]
-    finish(start(arguments, root / "one", 1))
+    assert here([*arguments, f"run_dir={root / 'one'}"]) == 0
     return root, arguments
 
 
-def start(arguments: list[str], run_dir: Path, processes: int) -> subprocess.Popen:
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    launcher = [sys.executable]
-    if processes == 2:
-        launcher += ["-m", "accelerate.commands.accelerate_cli", "launch", *TWO.split()]
-    command = [*launcher, str(ROOT / "trainers" / "reconstruct.py"), *arguments, f"run_dir={run_dir}"]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def finish(process: subprocess.Popen, code: int = 0) -> str:
-    printed = process.communicate(timeout=200)[0]
-    assert process.returncode == code, printed
-    return printed
-
-
 def content(run_dir: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(run_dir)): path.read_bytes() for path in run_dir.rglob("*.png")}
+    return {str(path.relative_to(run_dir)): path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
 
 
-def test_the_run_directory_is_what_evaluate_reads(study):
-    root, _ = study
-    run = root / "one"
+def pictures(run_dir: Path) -> dict[str, bytes]:
+    return {name: data for name, data in content(run_dir).items() if name.endswith(".png")}
+
+
+def test_the_run_directory_is_what_evaluate_reads(made):
+    run = made[0] / "one"
     trials = [json.loads(line) for line in (run / "trials.jsonl").read_text().splitlines()]
     assert len(trials) == 6
     assert {"key", "subject", "label", "wnid", "class_name", "image", "index"} <= set(trials[0])
@@ -63,39 +72,90 @@ def test_the_run_directory_is_what_evaluate_reads(study):
     assert about["captions_source"] == "captions.jsonl"
     names = {f"{folder}/{trial['key']}.png" for trial in trials for folder in ("truth", "maps")}
     names |= {f"images/{row}/{trial['key']}_{s}.png" for trial in trials for row in ROWS for s in range(2)}
-    assert set(content(run)) == names and (run / "DONE").exists()
+    assert set(pictures(run)) == names and (run / "DONE").exists()
     for name, size in (("truth", 64), ("images/L+I", 64), ("maps", 16)):
         with Image.open(next((run / name).iterdir())) as picture:
             assert picture.size == (size, size) and picture.mode == "RGB"
 
 
-def test_two_processes_stopped_and_continued_by_one_equal_one(study):
-    root, arguments = study
+def test_two_processes_stopped_and_continued_by_one_equal_one(made, start, here):
+    root, arguments = made
     run = root / "two"
-    process = start(arguments, run, 2)
-    deadline = time.monotonic() + 150
+    processes = start([str(TRAINER), *arguments, f"run_dir={run}"], 2)
+    deadline = time.monotonic() + 200
     while not list((run / "images" / "L").glob("*.png")):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        assert all(p.poll() is None for p in processes.all), processes.log.read_text()
+        assert time.monotonic() < deadline, processes.log.read_text()
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    printed = process.communicate(timeout=100)[0]
-    assert process.returncode != 0, printed
-    assert (run / "PREEMPTED").exists() and not (run / "DONE").exists(), printed
+    processes.signal(signal.SIGTERM)
+    assert processes.wait() == [143, 143], processes.log.read_text()
+    assert (run / "PREEMPTED").exists() and not (run / "DONE").exists()
     drawn = {path: path.stat().st_mtime_ns for path in (run / "images").rglob("*.png")}
     assert 0 < len(drawn) < 60
-    finish(start(arguments, run, 1))
+    assert here([*arguments, f"run_dir={run}"]) == 0
     assert (run / "DONE").exists() and not (run / "PREEMPTED").exists()
-    assert content(run) == content(root / "one")
+    assert pictures(run) == pictures(root / "one")
     assert all(path.stat().st_mtime_ns == when for path, when in drawn.items()), "finished pictures were drawn again"
 
 
-def test_a_finished_run_and_mistakes(study, tmp_path):
-    root, arguments = study
+def test_a_finished_run_is_left_alone(made, here, capsys):
+    root, arguments = made
     before = content(root / "one")
-    assert "already done" in finish(start(arguments, root / "one", 1))
-    assert "seed: 0 there, 1 here" in finish(start([*arguments, "seed=1"], root / "one", 1), code=2)
-    (root / "one" / "images" / "I").joinpath("stray.txt").write_text("kept")
+    with pytest.raises(SystemExit) as exit:
+        here([*arguments, f"run_dir={root / 'one'}"])
+    assert exit.value.code == 0 and "already done" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="seed: 0 there, 1 here"):
+        here([*arguments, f"run_dir={root / 'one'}", "seed=1"])
     assert content(root / "one") == before
-    printed = finish(start([*arguments, "strength=0.1"], tmp_path / "new", 1), code=2)
-    assert "leaves no denoising step" in printed and "Traceback" not in printed
+
+
+def test_rows_change_nothing_but_their_own_pictures(made, here):
+    root, arguments = made
+    arguments = [a for a in arguments if not a.startswith(("saliency=", "semantics_blip="))]
+    assert here([*arguments, f"run_dir={root / 'l'}", "rows=[L]"]) == 0
+    found = pictures(root / "l")
+    assert not (root / "l" / "maps").exists()
+    assert len(found) == 18 and found.items() <= pictures(root / "one").items()
+
+
+def test_averages_of_trials(made, here):
+    root, arguments = made
+    assert here([*arguments, f"run_dir={root / 'mean'}", "split=train", "average=4", "limit=3", "rows=[L]"]) == 0
+    lines = (root / "mean" / "trials.jsonl").read_text().splitlines()
+    trials = [json.loads(line) for line in lines]
+    assert [trial["key"].endswith("_average4") for trial in trials] == [True] * 3
+    first, second = (json.loads(line) for line in lines[:2])  # 8 train pictures a class: two means of four
+    assert (first["subject"], first["label"]) == (second["subject"], second["label"])
+    assert (trials[2]["subject"], trials[2]["label"]) != (first["subject"], first["label"])
+    assert len(pictures(root / "mean")) == 3 * (1 + 1 * 2)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (["strength=0.1"], "leaves no denoising step"),
+        (["rows=[I,X]"], "different names out of I, L, B"),
+        (["rows=[I,I]"], "different names"),
+        (["chunk=0"], "at least 1"),
+        (["semantics_label=null"], "rows L, L.I need semantics_label=RUN_DIR"),
+        (["saliency=/no/such/run"], "is not a run; run trainers/pixel_saliency.py"),
+        (["semantics_label={root}/runs/semantics_blip"], "was trained with captions=captions.jsonl"),
+        (["semantics_blip={root}/runs/unfinished"], "is not finished"),
+        (["pipeline={root}/wide"], "16 x 32 .* takes 16 x 64"),
+        (["pipeline={root}/other"], "was trained for the text encoder of"),
+        (["shards=/no/such/shards"], "shard"),
+        (["image_size=60"], "multiples of 8"),
+        (["average=3"], "no test trials to reconstruct"),
+    ],
+)
+def test_mistakes_are_named_and_make_no_run(made, here, tmp_path, change, message):
+    root, arguments = made
+    if not (root / "wide").exists():
+        tiny_pipeline(root / "wide", text_width=64)
+        tiny_pipeline(root / "other", seed=1)
+        (root / "runs" / "unfinished").mkdir()
+        (root / "runs" / "unfinished" / "config.yaml").write_text("captions: captions.jsonl\n")
+    changed = [argument.format(root=root) for argument in change]
+    with pytest.raises(ValueError, match=message):
+        here([*arguments, *changed, f"run_dir={tmp_path / 'new'}"])
     assert not (tmp_path / "new").exists()

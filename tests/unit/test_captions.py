@@ -2,8 +2,6 @@
 
 import json
 import signal
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +10,6 @@ from accelerate.state import AcceleratorState
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny_models import TEXT_LENGTH, TEXT_WIDTH, tiny_blip, tiny_blip2, tiny_pipeline
 
 from neuroimagen.reconstruction.reconstructor import load_pipeline
@@ -32,7 +28,8 @@ from neuroimagen.sample.captions import (
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
-    return {"pipeline": tiny_pipeline(root / "pipeline"), "blip": tiny_blip(root / "blip"), "blip2": tiny_blip2(root / "b2")}
+    makers = {"pipeline": tiny_pipeline, "blip": tiny_blip, "blip2": tiny_blip2}
+    return {name: make(root / name) for name, make in makers.items()}
 
 
 @pytest.fixture
@@ -112,9 +109,13 @@ def test_embeddings_are_those_of_the_pipeline_itself(models):
 def test_equal_captions_are_encoded_once(models, monkeypatch):
     from transformers import CLIPTextModel
 
-    seen = []
-    original = CLIPTextModel.forward
-    monkeypatch.setattr(CLIPTextModel, "forward", lambda self, ids, **k: seen.append(len(ids)) or original(self, ids, **k))
+    seen, original = [], CLIPTextModel.forward
+
+    def forward(self, ids, **kwargs):
+        seen.append(len(ids))
+        return original(self, ids, **kwargs)
+
+    monkeypatch.setattr(CLIPTextModel, "forward", forward)
     assert len(embed_captions(str(models["pipeline"]), ["a dog", "a cat"] * 50, batch_size=64)) == 100
     assert seen == [2]
 

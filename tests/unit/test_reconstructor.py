@@ -2,17 +2,13 @@
 
 import hashlib
 import shutil
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.nn import functional as F
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny_models import TEXT_LENGTH, TEXT_WIDTH, tiny_pipeline
+from torch.nn import functional as F
 
 from neuroimagen.reconstruction.attention import in_force, set_attention
 from neuroimagen.reconstruction.pictures import Pictures
@@ -23,7 +19,7 @@ KEYS = ["s1_a", "s1_b", "s2_a", "s2_b"]
 
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory):
-    """AutoencoderKL and noise prediction as in Stable Diffusion 1.x; AutoencoderTiny, 16 latent channels, v-prediction."""
+    """As Stable Diffusion 1.x (AutoencoderKL, noise prediction), and AutoencoderTiny, 16 channels, v-prediction."""
     root = tmp_path_factory.mktemp("pipelines")
     tiny = tiny_pipeline(root / "tiny", vae="tiny", latent_channels=16, prediction_type="v_prediction")
     return {"kl": tiny_pipeline(root / "kl"), "tiny": tiny}
@@ -225,7 +221,8 @@ def test_what_cannot_be_loaded_is_refused(directories, tmp_path):
 
 def test_attention_is_what_was_asked_for(directories, inputs):
     pipe = load_pipeline(str(directories["kl"]))
-    for name, expected in (("sliced", "SlicedAttnProcessor"), ("sdpa", "AttnProcessor2_0"), ("auto", "AttnProcessor2_0")):
+    expectations = {"sliced": "SlicedAttnProcessor", "sdpa": "AttnProcessor2_0", "auto": "AttnProcessor2_0"}
+    for name, expected in expectations.items():
         assert set_attention(pipe, name, "cpu") == ("sdpa" if name == "auto" else name)
         assert in_force(pipe) == {expected}
     with pytest.raises(ValueError, match="xformers.*(pip install|CUDA)"):

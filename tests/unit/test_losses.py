@@ -1,0 +1,158 @@
+"""Equations 1 to 6 against numbers worked out by hand, and Eq. 1 over two processes against one."""
+
+import math
+
+import pytest
+import torch
+from accelerate import debug_launcher
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from neuroimagen.pixel import losses
+
+
+def on_a_line(*x):
+    return torch.tensor(x, dtype=torch.float32)[:, None].requires_grad_()
+
+
+# Class 0 at 0 and 1, class 1 at 3 and 7. Squared distances: 0-1: 1, 0-3: 9, 0-7: 49, 1-3: 4, 1-7: 36, 3-7: 16.
+LINE, LABELS = (0.0, 1.0, 3.0, 7.0), torch.tensor([0, 0, 1, 1])
+
+
+def test_eq1_all():
+    # β = 5; (anchor, positive, negative), 5 + d(ap) - d(an):
+    # 0,1,3: -3   0,1,7: -43   1,0,3: 2   1,0,7: -30   3,7,0: 12   3,7,1: 17   7,3,0: -28   7,3,1: -15
+    loss, active = losses.triplet(on_a_line(*LINE), LABELS, 5.0, "all")
+    assert loss.item() == pytest.approx((2 + 12 + 17) / 3)
+    assert active.item() == pytest.approx(3 / 8)
+
+
+def test_eq1_hard():
+    # farthest positive, nearest negative: anchors 0: 5+1-9<0; 1: 5+1-4 = 2; 3: 5+16-4 = 17; 7: 5+16-36 < 0
+    loss, active = losses.triplet(on_a_line(*LINE), LABELS, 5.0, "hard")
+    assert loss.item() == pytest.approx((2 + 17) / 4)
+    assert active.item() == pytest.approx(2 / 4)
+
+
+def test_eq1_semi_hard():
+    # nearest negative beyond the positive: 0: 9; 1: 4; 3 (positive at 16, negatives at 9 and 4: none beyond): farthest, 9; 7: 36
+    # 5+1-9 < 0; 5+1-4 = 2; 5+16-9 = 12; 5+16-36 < 0
+    loss, active = losses.triplet(on_a_line(*LINE), LABELS, 5.0, "semi-hard")
+    assert loss.item() == pytest.approx((2 + 12) / 4)
+    assert active.item() == pytest.approx(2 / 4)
+
+
+def test_eq1_gradient():
+    # Only anchor 1 counts with β = 5 - 1.5 (loss .5 of 1/4): d(ap) - d(an) = (1 - 0)² - (1 - 3)²; and anchor 3: 3.5 + 16 - 4
+    features = on_a_line(*LINE)
+    loss, _ = losses.triplet(features, LABELS, 3.5, "hard")
+    loss.backward()
+    anchor_1 = torch.tensor([-2.0 * 1, 2 * 1 - 2 * (1 - 3), 2 * (1 - 3), 0.0])
+    anchor_3 = torch.tensor([0.0, 2 * (3 - 1), 2 * (3 - 7) - 2 * (3 - 1), -2.0 * (3 - 7)])
+    torch.testing.assert_close(features.grad.squeeze(1), (anchor_1 + anchor_3) / 4)
+
+
+@pytest.mark.parametrize("mining", ["all", "semi-hard", "hard"])
+@pytest.mark.parametrize("labels", [[0, 0, 0, 0], [0, 1, 2, 3]])
+def test_eq1_without_a_single_triplet_is_zero_and_still_has_a_graph(mining, labels):
+    features = on_a_line(*LINE)
+    loss, active = losses.triplet(features, torch.tensor(labels), 1.0, mining)
+    loss.backward()
+    assert loss.item() == 0 and active.item() == 0 and features.grad.abs().sum() == 0
+
+
+def test_eq1_refuses_an_unknown_mining():
+    with pytest.raises(ValueError, match="all, semi-hard or hard"):
+        losses.triplet(on_a_line(*LINE), LABELS, 1.0, "soft")
+
+
+def example_batch():
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(12, 5, generator=generator), torch.randint(0, 3, (12,), generator=generator)
+
+
+def one_process(mining):
+    eeg, labels = example_batch()
+    torch.manual_seed(0)
+    model = torch.nn.Linear(5, 4)
+    loss, active = losses.triplet(model(eeg), labels, 0.5, mining)
+    loss.backward()
+    return loss.item(), active.item(), model.weight.grad
+
+
+def check_against_one_process(expected):
+    """Runs in each of two processes."""
+    rank = torch.distributed.get_rank()
+    for mining, (loss_one, active_one, gradient_one) in expected.items():
+        eeg, labels = example_batch()
+        torch.manual_seed(0)
+        model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(5, 4))
+        mine = slice(6 * rank, 6 * rank + 6)
+        loss, active = losses.triplet(model(eeg[mine]), labels[mine], 0.5, mining)
+        loss.backward()
+        torch.testing.assert_close(model.module.weight.grad, gradient_one)
+        torch.distributed.all_reduce(loss.detach_())
+        assert math.isclose(loss.item() / 2, loss_one, rel_tol=1e-5)
+        assert math.isclose(active.item(), active_one, rel_tol=1e-6)
+
+
+def test_eq1_gradient_of_two_processes_is_that_of_one():
+    expected = {mining: one_process(mining) for mining in ("all", "semi-hard", "hard")}
+    assert all(gradient.abs().max() > 0.1 for _, _, gradient in expected.values())
+    debug_launcher(check_against_one_process, (expected,), num_processes=2)
+
+
+def test_eq2_and_eq3_hinge():
+    real, fake = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-3.0, 0.0, 0.5])
+    assert losses.hinge_d(real, fake).item() == pytest.approx((0 + 0.5 + 2) / 3 + (0 + 1 + 1.5) / 3)
+    assert losses.hinge_g(fake).item() == pytest.approx(2.5 / 3)
+
+
+def test_eq4_mode_seeking_is_the_mean_ratio_of_mean_absolute_differences():
+    image_1 = torch.zeros(2, 3, 4, 4)
+    image_2 = torch.stack([torch.full((3, 4, 4), 0.5), torch.full((3, 4, 4), -1.0)])
+    z_1, z_2 = torch.zeros(2, 2), torch.tensor([[1.0, -1.0], [4.0, 0.0]])  # distances 1 and 2
+    assert losses.mode_seeking(image_1, image_2, z_1, z_2).item() == pytest.approx(-(0.5 / 1 + 1 / 2) / 2, rel=1e-4)
+
+
+def test_eq4_wants_maps_that_differ():
+    image = torch.full((1, 3, 4, 4), 0.1, requires_grad=True)
+    losses.mode_seeking(image, torch.zeros(1, 3, 4, 4), torch.zeros(1, 2), torch.ones(1, 2)).backward()
+    assert (image.grad < 0).all()  # descending moves the first map further from the second
+
+
+def test_eq5_of_flat_images_by_hand():
+    # no variance: SSIM = (2 μx μy + C1) / (μx² + μy² + C1), C1 = (0.01 * 2)²
+    x, y = torch.full((1, 3, 16, 16), 0.5), torch.full((1, 3, 16, 16), 0.25)
+    assert losses.ssim(x, y).item() == pytest.approx((2 * 0.125 + 4e-4) / (0.3125 + 4e-4), rel=1e-4)
+    assert losses.ssim_loss(x, x).item() == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (32, 64)])
+def test_eq5_equals_torchmetrics(size):
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.rand(3, 3, *size, generator=generator) * 2 - 1
+    image = (truth + 0.5 * torch.randn(3, 3, *size, generator=generator)).clamp(-1, 1).requires_grad_()
+    ours, theirs = (
+        losses.ssim(image, truth),
+        structural_similarity_index_measure(image, truth, data_range=2.0, reduction="none"),
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(value.sum(), image)[0] for value in (ours, theirs)), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_eq5_sees_structure_where_the_printed_formula_would_not():
+    picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mirrored = picture.flip(-1)  # the same mean and standard deviation
+    assert losses.ssim_loss(mirrored, picture) > 0.5
+
+
+def test_eq5_refuses_images_smaller_than_its_window():
+    with pytest.raises(ValueError, match="11 x 11"):
+        losses.ssim(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8))
+
+
+def test_eq6_weights_the_terms():
+    terms = [torch.tensor(v) for v in (1.0, -0.5, 0.2)]
+    assert losses.generator_total(*terms, alphas=(2.0, 3.0, 10.0)).item() == pytest.approx(2 - 1.5 + 2)
