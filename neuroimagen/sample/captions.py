@@ -1,7 +1,7 @@
 """Captions of the pictures shown, and their CLIP embeddings: the targets ĥ_clip of M_s (Eq. 7).
 
 Label captions follow the paper's Figure 2 ("An image of daisy"). BLIP captions (Li et al. 2023) are written once, by
-the command `accelerate launch -m neuroimagen.cli captions ...`, into a captions file, which later stages read: JSON lines
+the command `accelerate launch -m neuroimagen.cli captions ...`, into a captions file that later stages read: JSON lines
 {"image": name without extension, "caption": text, "source": who wrote it}.
 """
 

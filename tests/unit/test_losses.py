@@ -34,7 +34,7 @@ def test_eq1_hard():
 
 
 def test_eq1_semi_hard():
-    # nearest negative beyond the positive: 0: 9; 1: 4; 3 (positive at 16, negatives at 9 and 4: none beyond): farthest, 9; 7: 36
+    # nearest negative beyond the positive: 0: 9; 1: 4; 7: 36; 3 has none (16 against 9 and 4), so its farthest: 9
     # 5+1-9 < 0; 5+1-4 = 2; 5+16-9 = 12; 5+16-36 < 0
     loss, active = losses.triplet(on_a_line(*LINE), LABELS, 5.0, "semi-hard")
     assert loss.item() == pytest.approx((2 + 12) / 4)
@@ -42,7 +42,7 @@ def test_eq1_semi_hard():
 
 
 def test_eq1_gradient():
-    # Only anchor 1 counts with β = 5 - 1.5 (loss .5 of 1/4): d(ap) - d(an) = (1 - 0)² - (1 - 3)²; and anchor 3: 3.5 + 16 - 4
+    # β = 3.5 leaves two anchors: 1 with 3.5 + (1 - 0)² - (1 - 3)², and 3 with 3.5 + (3 - 7)² - (3 - 1)²
     features = on_a_line(*LINE)
     loss, _ = losses.triplet(features, LABELS, 3.5, "hard")
     loss.backward()
