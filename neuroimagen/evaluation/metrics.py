@@ -85,22 +85,22 @@ def inception_score(probabilities: np.ndarray, splits: int = 1) -> float:
     return float(np.mean(scores))
 
 
-def ssim(images: torch.Tensor, truths: torch.Tensor, grey: bool = False) -> torch.Tensor:
-    """Structural similarity (Wang et al. 2004) of picture pairs: (B, 3, H, W) twice, in [0, 1] -> (B,).
+def ssim(images: torch.Tensor, truths: torch.Tensor) -> torch.Tensor:
+    """Structural similarity (Wang et al. 2004) of picture pairs: (B, 3, H, W) twice, in [0, 1] -> (B, 2).
 
-    Settings: SSIM_SETTINGS. grey=False averages the three colour channels; grey=True compares luma (ITU-R BT.601).
+    Settings: SSIM_SETTINGS. First in colour, the mean of the three channels; then in grey, of luma (ITU-R BT.601).
     """
     assert images.shape == truths.shape and images.shape[1] == 3, (images.shape, truths.shape)
     if min(images.shape[-2:]) < 11:
         raise ValueError(f"SSIM needs pictures of at least 11 x 11 pixels, these are {tuple(images.shape[-2:])}")
-    if grey:
-        luma = images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
-        images, truths = (images * luma).sum(1, keepdim=True), (truths * luma).sum(1, keepdim=True)
-    value = structural_similarity_index_measure(
-        images, truths, gaussian_kernel=True, sigma=1.5, kernel_size=11, data_range=1.0, reduction="none"
-    )
-    assert isinstance(value, torch.Tensor)
-    return value.reshape(len(images))
+    weights = images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    images, truths = (torch.cat([x, (x * weights).sum(1, keepdim=True)], 1) for x in (images, truths))
+    _, every_pixel = structural_similarity_index_measure(  # channels are compared apart: four at once
+        images, truths, gaussian_kernel=True, sigma=1.5, kernel_size=11, data_range=1.0, reduction="none",
+        return_full_image=True,
+    )  # fmt: skip
+    by_channel = every_pixel.mean((2, 3))
+    return torch.stack([by_channel[:, :3].mean(1), by_channel[:, 3]], 1)
 
 
 class Estimate(NamedTuple):

@@ -138,8 +138,7 @@ def _measure(
                     )
                 shape = (len(keys), run.samples)
                 outputs[row].append(classifier.probabilities(images).numpy().reshape(*shape, -1))
-                both = [ssim(images, repeated, grey).cpu().numpy().reshape(shape) for grey in (False, True)]
-                similar[row].append(np.stack(both))
+                similar[row].append(ssim(images, repeated).T.cpu().numpy().reshape(2, *shape))
                 bar.update(len(paths))
     return (
         np.concatenate(truths),
