@@ -33,6 +33,7 @@ STAGES = (
     "reconstruct",
     "evaluate",
     "report",
+    "probe",
 )
 
 

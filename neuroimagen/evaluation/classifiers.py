@@ -22,7 +22,7 @@ import safetensors
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
@@ -366,7 +366,7 @@ def train_linear_probe(config: ProbeConfig) -> dict[str, Any]:
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(tensors, partial / "model.safetensors")
+    (partial / "model.safetensors").write_bytes(save(tensors))  # save_file would make it private to its owner
     (partial / "config.json").write_text(json.dumps(result, indent=1) + "\n")
     os.replace(partial, out)
     shown = ", ".join(
@@ -376,6 +376,6 @@ def train_linear_probe(config: ProbeConfig) -> dict[str, Any]:
     return result
 
 
-def train_probe(config: ProbeConfig) -> None:
+def probe(config: ProbeConfig) -> None:
     """The command `neuroimagen probe images=DIR out=DIR`."""
     train_linear_probe(config)
