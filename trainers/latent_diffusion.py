@@ -117,7 +117,9 @@ def encode(vae: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 def train_denoiser(config: LatentDiffusionConfig, run: Run, pixels: torch.Tensor, paths: list[Path]) -> int:
     labels = [label_caption(name) for name in class_names(paths)]
-    captions = read_captions(config.captions) if config.captions else dict(zip([p.stem for p in paths], labels, strict=True))
+    captions = dict(zip((p.stem for p in paths), labels, strict=True))
+    if config.captions:
+        captions = read_captions(config.captions)
     if missing := [p for p in paths if p.stem not in captions]:
         raise ValueError(f"{config.captions} has no caption for {missing[0].name} ({len(missing)} pictures lack one)")
     scenes = [captions[p.stem] for p in paths]

@@ -60,7 +60,6 @@ class ReconstructConfig:
     attention: str = option("auto", "auto | xformers | sdpa | sliced")
     precision: str = option("fp32", "fp32 | bf16 | fp16 of the diffusion model; the decoders compute in fp32")
     chunk: int = option(8, "trials that are drawn together; another value may change the last bit of a picture")
-    average: int = option(1, "trials of one subject and class that are averaged before decoding; 1: single trials")
     limit: int | None = option(None, "only the first so many trials; none: all")
     seed: int = option(0, "noise is a function of (seed, trial key, sample number)")
 
@@ -133,16 +132,6 @@ class Decoders:
         return maps, {kind: m_s(eeg) for kind, m_s in self.m_s.items()}
 
 
-def trial_groups(split: ShardSplit, average: int, limit: int | None) -> list[list[int]]:
-    """The trials behind each reconstruction: one, or `average` of the same subject and class, as indices."""
-    alike: dict[Any, list[int]] = {}
-    for i in range(len(split)):
-        info = split.info(i)
-        alike.setdefault(i if average == 1 else (info["subject"], info["label"]), []).append(i)
-    groups = [found[i : i + average] for found in alike.values() for i in range(0, len(found), average)]
-    return [group for group in groups if len(group) == average][:limit]
-
-
 def describe(config: ReconstructConfig, split: ShardSplit, captions: str | None, attention: str, size: int) -> str:
     """rows.json: what `neuroimagen evaluate` and `report` need to know of this run."""
     kept = ("dataset", "simulated", "n_chans", "n_times", "sfreq", "subjects", "classes", "protocol")
@@ -161,8 +150,8 @@ def describe(config: ReconstructConfig, split: ShardSplit, captions: str | None,
 def main(config: ReconstructConfig) -> int:
     if set(config.rows) - set(ROWS) or not config.rows or len(set(config.rows)) < len(config.rows):
         raise ValueError(f"rows={config.rows} must be different names out of {', '.join(ROWS)}")
-    if config.chunk < 1 or config.average < 1:
-        raise ValueError("chunk and average must be at least 1")
+    if config.chunk < 1:
+        raise ValueError(f"chunk={config.chunk}: at least one trial is drawn at a time")
     check_settings(config.samples, config.strength, config.guidance_scale, config.num_inference_steps)
     accelerator = running.make_accelerator(config.precision)
     rank, world, run_dir = accelerator.process_index, accelerator.num_processes, Path(config.run_dir)
@@ -175,19 +164,17 @@ def main(config: ReconstructConfig) -> int:
     diffusion = Reconstructor(config.pipeline, accelerator.device, DTYPES[config.precision], config.attention)
     decode.check(diffusion)
     size, _ = diffusion.picture_size(config.image_size, config.image_size)
-    groups = trial_groups(split, config.average, config.limit)
-    if not groups:
-        raise ValueError(f"{config.shards}: no {config.split} trials to reconstruct (average={config.average})")
+    trials = dict(zip(split.keys[: config.limit], range(len(split)), strict=False))  # key -> position in the split
+    if not trials:
+        raise ValueError(f"{config.shards}: no {config.split} trials to reconstruct")
     running.claim_run_dir(config, accelerator)
     running.watch_stop_signal()
 
-    averaged = f"_average{config.average}" if config.average > 1 else ""
-    trials = {split.keys[group[0]] + averaged: group for group in groups}
     pictures = Pictures(run_dir, list(trials), config.rows, config.samples, config.chunk, maps=decode.g is not None)
     work: list[Any] = [None]
     if accelerator.is_main_process:
         captions = decode.configs["blip"]["captions"] if "blip" in decode.configs else None
-        lines = [json.dumps({"key": k, **split.info(group[0]), "index": group[0]}) for k, group in trials.items()]
+        lines = [json.dumps({"key": key, **split.info(i), "index": i}) for key, i in trials.items()]
         running.write_atomic(run_dir / "trials.jsonl", "\n".join(lines) + "\n")
         running.write_atomic(run_dir / "rows.json", describe(config, split, captions, diffusion.attention, size))
         work = [pictures.lacking()]
@@ -204,10 +191,9 @@ def main(config: ReconstructConfig) -> int:
         mine = numbers[rank] if rank < len(numbers) else None
         if mine is not None:
             keys = pictures.chunks[mine]
-            batch = batcher(np.array([trials[key] for key in keys]).ravel())
-            eeg = batch["eeg"].unflatten(0, (len(keys), config.average)).mean(1)
-            maps, embeddings = decode(eeg, keys)
-            pictures.save("truth", mine, batch["image"][:: config.average].add(1).div(2))
+            batch = batcher(np.array([trials[key] for key in keys]))
+            maps, embeddings = decode(batch["eeg"], keys)
+            pictures.save("truth", mine, batch["image"].add(1).div(2))
             if maps is not None:
                 pictures.save("maps", mine, maps)
         for row in config.rows:

@@ -74,7 +74,7 @@ class Page:
         self.ablation = spaced(chosen, config.ablation)
         self.samples = min(3, run.samples)
         self.maps = all(run.map(trial["key"]).exists() for trial in chosen)
-        self.average = run.about.get("settings", {}).get("average", 1)
+        self.average = run.trials[0].get("averaged", 1)
         paths = [path for trial in self.main for path in self.figure3(trial)]
         paths += [path for trial in self.ablation for path in self.figure_rows(trial)]
         self.pictures = inline(paths)

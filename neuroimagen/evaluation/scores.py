@@ -63,9 +63,9 @@ class ReconstructRun:
         return self.path / "images" / row / f"{key}_{sample}.png"
 
     def units(self) -> np.ndarray:
-        """What a bootstrap may resample: each trial's ground-truth picture, or each group of averaged trials."""
-        averaged = self.about.get("settings", {}).get("average", 1) > 1
-        return np.array([trial["key"] if averaged else trial["image"] for trial in self.trials])
+        """What a bootstrap may resample: ground-truth pictures; trials, where the picture shown is not known."""
+        known = [trial.get("picture", "as recorded") == "as recorded" for trial in self.trials]  # see data/recording.py
+        return np.array([t["image"] if shown else t["key"] for t, shown in zip(self.trials, known, strict=True)])
 
 
 def read_run(path: str | Path) -> ReconstructRun:

@@ -118,25 +118,13 @@ def test_rows_change_nothing_but_their_own_pictures(made, here):
     assert len(found) == 18 and found.items() <= pictures(root / "one").items()
 
 
-def test_averages_of_trials(made, here):
-    root, arguments = made
-    assert here([*arguments, f"run_dir={root / 'mean'}", "split=train", "average=4", "limit=3", "rows=[L]"]) == 0
-    lines = (root / "mean" / "trials.jsonl").read_text().splitlines()
-    trials = [json.loads(line) for line in lines]
-    assert [trial["key"].endswith("_average4") for trial in trials] == [True] * 3
-    first, second = (json.loads(line) for line in lines[:2])  # 8 train pictures a class: two means of four
-    assert (first["subject"], first["label"]) == (second["subject"], second["label"])
-    assert (trials[2]["subject"], trials[2]["label"]) != (first["subject"], first["label"])
-    assert len(pictures(root / "mean")) == 3 * (1 + 1 * 2)
-
-
 @pytest.mark.parametrize(
     "change, message",
     [
         (["strength=0.1"], "leaves no denoising step"),
         (["rows=[I,X]"], "different names out of I, L, B"),
         (["rows=[I,I]"], "different names"),
-        (["chunk=0"], "at least 1"),
+        (["chunk=0"], "at least one trial"),
         (["semantics_label=null"], "rows L, L.I need semantics_label=RUN_DIR"),
         (["saliency=/no/such/run"], "is not a run; run trainers/pixel_saliency.py"),
         (["semantics_label={root}/runs/semantics_blip"], "was trained with captions=captions.jsonl"),
@@ -145,7 +133,6 @@ def test_averages_of_trials(made, here):
         (["pipeline={root}/other"], "was trained for the text encoder of"),
         (["shards=/no/such/shards"], "shard"),
         (["image_size=60"], "multiples of 8"),
-        (["average=3"], "no test trials to reconstruct"),
     ],
 )
 def test_mistakes_are_named_and_make_no_run(made, here, tmp_path, change, message):

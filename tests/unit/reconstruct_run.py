@@ -66,7 +66,7 @@ def make_run(
             "protocol": "80/10/10 by image, all subjects of an image on one side",
         },
         "pipeline": "neuroimagen/embedded/diffusion",
-        "settings": {"split": "test", "strength": 0.8, "guidance_scale": 7.5, "average": 1, "seed": 0},
+        "settings": {"split": "test", "strength": 0.8, "guidance_scale": 7.5, "seed": 0},
         "captions_source": "drawn scene (simulator)",
     }
     (path / "rows.json").write_text(json.dumps(about))

@@ -301,12 +301,12 @@ def test_real_recordings() -> None:
     assert sum(map(len, study.splits.values())) == 1130  # and five lie across the border to val
     assert {t.extra["run"] for t in in_split(study, "test")} == {"2017-09-13-15.45.08"}
     assert max(np.ptp(t.eeg, axis=1).max() for t in study.trials) <= 100
-    assert {t.image for t in study.trials if t.class_name == "face"} == {p.stem for p in study.pictures["2"]}
+    assert {t.image for t in study.trials if t.class_name == "faces"} == {p.stem for p in study.pictures["2"]}
     assert len(study.pictures["1"]) == len(study.pictures["2"]) == 12
     # The faces' N170 at the temporal electrodes TP9 and TP10: below houses by more than 1 uV somewhere in 150..250 ms.
     mean = {name: np.mean([t.eeg for t in study.trials if t.class_name == name], axis=0) for name in study.labels}
     n170 = slice(13 + round(0.15 * 128), 13 + round(0.25 * 128))
-    difference = (mean["face"] - mean["house"])[:, n170].min(axis=1)
+    difference = (mean["faces"] - mean["houses"])[:, n170].min(axis=1)
     assert difference[0] < -1 and difference[3] < -1
     config.subject = 3
     notes = read(config).notes

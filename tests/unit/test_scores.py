@@ -90,10 +90,11 @@ def test_batch_size_changes_nothing(run):
                 assert e["value"] == pytest.approx(many[row][group][metric]["value"], rel=1e-5)
 
 
-def test_averaged_groups_are_their_own_units(fresh):
-    about = json.loads((fresh / "rows.json").read_text())
-    about["settings"]["average"] = 5
-    (fresh / "rows.json").write_text(json.dumps(about))
+def test_trials_whose_picture_is_not_known_are_their_own_units(fresh):
+    assert len(set(read_run(fresh).units())) < 24
+    lines = [json.loads(line) for line in (fresh / "trials.jsonl").read_text().splitlines()]
+    unknown = [json.dumps({**line, "picture": "category only: not recorded"}) for line in lines]
+    (fresh / "trials.jsonl").write_text("\n".join(unknown) + "\n")
     assert len(set(read_run(fresh).units())) == 24
 
 
