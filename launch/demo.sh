@@ -5,6 +5,7 @@ cd "$(dirname "$0")/.."
 runs=${1:-runs/demo}; shift || true
 export ACCELERATE_USE_CPU=${ACCELERATE_USE_CPU-yes} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} SIDE_BY_SIDE=1
 export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+export RECONSTRUCT_LAUNCH="accelerate launch --config_file launch/one_node.yaml"  # two processes
 mkdir -p "$runs"
 neuroimagen simulate config=configs/demo.yaml out="$runs"/study "$@"
 cat > "$runs"/study.yaml <<YAML

@@ -10,10 +10,11 @@
 # Environment: LAUNCH   how to start a trainer (default: accelerate launch --config_file launch/one_process.yaml)
 #              CAPTIONS captions file for the B rows (default: RUNS/captions.jsonl, made with BLIP if it is not there); "none"
 #                       if the overlay's `reconstruct: rows` name no B
+#              RECONSTRUCT_LAUNCH  how to start reconstruct.py, if otherwise
 #              SIDE_BY_SIDE=1 trains the two branches (1a -> 1b, 2) at the same time, for machines with room for both
 set -euo pipefail
 cd "$(dirname "$0")/.."
-[ $# -ge 2 ] || { sed -n '2,14p' "$0" | cut -c3-; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,17p' "$0" | cut -c3-; exit 2; }
 
 runs=$1; shift
 overlays=(); for file in "$@"; do overlays+=("config=$file"); done
@@ -49,6 +50,7 @@ else
     pixel_branch; sample_branch
 fi
 blip=(); [ "$captions" = none ] || blip=(semantics_blip="$runs"/semantics_blip)
+launch=${RECONSTRUCT_LAUNCH:-$launch}
 train reconstruct reconstruct saliency="$runs"/pixel_saliency semantics_label="$runs"/semantics_label "${blip[@]}"
 neuroimagen evaluate "${overlays[@]}" run="$runs"/reconstruct
 neuroimagen report "${overlays[@]}" run="$runs"/reconstruct

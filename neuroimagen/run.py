@@ -408,8 +408,8 @@ class Run:
                 partial = self.dir / "model.partial"
                 shutil.rmtree(partial, ignore_errors=True)
                 for name, model in models.items():
-                    model = self.unwrap(model) if isinstance(model, nn.Module) else model
-                    model.save_pretrained(str(partial / name if len(models) > 1 else partial))
+                    exported: Any = self.unwrap(model) if isinstance(model, nn.Module) else model
+                    exported.save_pretrained(str(partial / name if len(models) > 1 else partial))
                 shutil.rmtree(self.dir / "model", ignore_errors=True)
                 os.replace(partial, self.dir / "model")
                 write_atomic(self.dir / "DONE", f"step {self.step}\n")

@@ -34,7 +34,7 @@ def study(tmp_path_factory) -> Study:
     from tiny_models import tiny_pipeline
 
     folder = tmp_path_factory.mktemp("study")
-    size = "classes=4 images_per_class=6 n_subjects=2 picture_size=64".split()
+    size = ["classes=4", "images_per_class=6", "n_subjects=2", "picture_size=64"]
     run_cli("simulate", f"out={folder}/study", *size)
     files = [f"eeg={folder}/study/eeg.pth", f"images={folder}/study/images", "splits=by_image"]
     run_cli("shards", f"out={folder}/shards", *files, "shard_size=16")

@@ -10,7 +10,6 @@ from typing import Literal
 
 import torch
 from diffusers import AutoencoderTiny
-from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.nn import functional as F
 
@@ -22,6 +21,7 @@ from neuroimagen.reconstruction.small import (
     learn_tokenizer,
     make_autoencoder,
     make_denoiser,
+    make_ema,
     make_pipeline,
     make_scheduler,
     make_text_encoder,
@@ -150,7 +150,7 @@ def train_denoiser(config: LatentDiffusionConfig, run: Run, pixels: torch.Tensor
     choices = torch.stack([tokens(scenes), tokens(labels), tokens([""] * len(paths))])  # (3, n, L)
     model = TextAndUNet(text_encoder, unet).train()
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=1e-2)
-    ema = EMAModel(model.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75)
+    ema = make_ema(model, config.ema_decay)
     ema.to(run.device)
     run.register(ema=ema)
     model, optimizer = run.prepare(model.to(memory_format=torch.channels_last), optimizer)

@@ -6,7 +6,7 @@ steps (EMA).
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import nn
@@ -94,6 +94,7 @@ def main(config: PixelSaliencyConfig) -> int:
     discriminator = Discriminator(features.n_features, config.image_size, config.discriminator_width, config.spectral)
     networks = nn.ModuleDict({"generator": generator, "features": features}).to(run.device)
     ema = AveragedModel(networks, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+    averaged = cast(nn.ModuleDict, ema.module)
     run.register(ema=ema)
 
     betas = (config.beta1, config.beta2)
@@ -156,8 +157,8 @@ def main(config: PixelSaliencyConfig) -> int:
         ema.update_parameters(networks)
         run.advance(loss_d=loss_d, loss_g=loss_g, adversarial=adversarial, mode_seeking=modes, ssim=1 - similarity)
         if run.validation_due():
-            run.log(validate(run, ema.module, config), prefix="val/")
-    return run.finish(generator=ema.module["generator"], features=ema.module["features"])
+            run.log(validate(run, averaged, config), prefix="val/")
+    return run.finish(generator=averaged["generator"], features=averaged["features"])
 
 
 if __name__ == "__main__":

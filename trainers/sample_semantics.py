@@ -26,7 +26,7 @@ class SampleSemanticsConfig(TrainConfig):
     )
     encoder: Literal["lstm", "conv"] = option("lstm", "EEG backbone: neuroimagen/encoders.py")
     encoder_width: int | None = option(None, "LSTM units (none: 128) or convolution channels (none: 64)")
-    n_features: int = option(128, "length of the backbone's output")
+    n_features: int = option(512, "length of the backbone's output")
     dropout: float = option(0.0, "dropout in the backbone")
     learning_rate: float = option(1e-3, "of AdamW; falls to 0 along half a cosine")
     warmup: int = option(0, "steps of linear warm-up")
@@ -105,6 +105,7 @@ def main(config: SampleSemanticsConfig) -> int:
     )
     model.set_targets(targets.embeddings.cpu(), targets.weights.cpu())
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    module = model  # as it is without DDP around it
     model, optimizer = run.prepare(model, optimizer)
     run.resume()
     batches = train_batches(
@@ -127,7 +128,7 @@ def main(config: SampleSemanticsConfig) -> int:
         optimizer.zero_grad()
         run.advance(loss=loss)
         if run.validation_due():
-            run.log(validate(run, run.unwrap(model), targets, config), prefix="val/")
+            run.log(validate(run, module, targets, config), prefix="val/")
     return run.finish(model=model)
 
 

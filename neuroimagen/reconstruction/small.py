@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionImg2ImgPipeline, UNet2DConditionModel
+from diffusers.training_utils import EMAModel
 from tokenizers import pre_tokenizers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -67,7 +68,7 @@ def make_autoencoder(width: int, latent_channels: int) -> AutoencoderTiny:
     )
 
 
-def make_denoiser(latent_channels: int, latent_size: int, channels: tuple[int, ...], width: int) -> nn.Module:
+def make_denoiser(latent_channels: int, latent_size: int, channels: tuple[int, ...], width: int) -> Any:
     """U-Net over latents, conditioned on caption embeddings (B, L, width) by cross-attention at every level."""
     return UNet2DConditionModel(
         sample_size=latent_size,
@@ -99,6 +100,11 @@ def make_text_encoder(tokenizer: CLIPTokenizer, n_tokens: int, width: int) -> CL
             pad_token_id=tokenizer.pad_token_id,
         )
     )
+
+
+def make_ema(model: nn.Module, decay: float) -> EMAModel:
+    """The average of `model`'s weights that sampling uses; its decay rises to `decay`."""
+    return EMAModel(model.parameters(), decay=decay, use_ema_warmup=True, power=0.75)
 
 
 def make_scheduler() -> DDIMScheduler:

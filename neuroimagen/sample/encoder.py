@@ -10,8 +10,10 @@ from neuroimagen.encoders import make_encoder
 class SampleEncoder(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen", license="apache-2.0"):
     """EEG (batch, n_chans, n_times) -> h_clip (batch, n_tokens, width): 77 x 768 for Stable Diffusion 1.x.
 
-    An EEG backbone and one linear layer. The linear layer predicts in units of the train captions' standard deviation
-    around their mean, entry by entry (`set_targets`): the entries of a CLIP embedding differ in scale by orders of
+    An EEG backbone, two layers of GELU and a linear one. The best answer to Eq. 7 is the mean of the captions that are
+    still possible, each weighed by its probability; a linear function of EEG only shrinks towards the mean of all
+    captions (docs/paper.md), hence the layers between. The last one predicts in units of the train captions' standard
+    deviation around their mean, entry by entry (`set_targets`): the entries of a CLIP embedding differ in scale by orders of
     magnitude, and the first token never varies. Eq. 7 itself is computed on h_clip, in the text encoder's own units.
     """
 
@@ -32,6 +34,7 @@ class SampleEncoder(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen",
         super().__init__()
         self.n_chans, self.n_times, self.n_tokens, self.width = n_chans, n_times, n_tokens, width
         self.encoder = make_encoder(encoder, n_chans, n_times, n_features, dropout, encoder_width)
+        self.hidden = nn.Sequential(nn.LayerNorm(n_features), nn.GELU(), nn.Linear(n_features, n_features), nn.GELU())
         self.output = nn.Linear(n_features, n_tokens * width)
         nn.init.normal_(self.output.weight, std=0.01)
         nn.init.zeros_(self.output.bias)
@@ -49,7 +52,7 @@ class SampleEncoder(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen",
         self.std.copy_(variance.sqrt())
 
     def forward(self, eeg: torch.Tensor) -> torch.Tensor:
-        offset = self.output(self.encoder(eeg)).unflatten(1, (self.n_tokens, self.width))
+        offset = self.output(self.hidden(self.encoder(eeg))).unflatten(1, (self.n_tokens, self.width))
         return self.mean + self.std * offset
 
 

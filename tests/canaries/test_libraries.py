@@ -9,7 +9,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny_models import tiny_pipeline  # noqa: E402
+from tiny_models import tiny_pipeline
 
 
 class Exploit:

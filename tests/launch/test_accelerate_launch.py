@@ -20,7 +20,14 @@ def launch(arguments: list[str], log: Path) -> subprocess.Popen:
 def test_two_processes_stop_at_sigterm_and_continue(study, tmp_path):
     run_dir, log = tmp_path / "run", tmp_path / "log.txt"
     trainer = ["trainers/pixel_features.py", "config=configs/pixel_features.yaml", f"run_dir={run_dir}"]
-    arguments = [*trainer, f"shards={study.shards}", "encoder=conv", "max_steps=30", "log_every=1", "global_batch_size=8"]
+    arguments = [
+        *trainer,
+        f"shards={study.shards}",
+        "encoder=conv",
+        "max_steps=30",
+        "log_every=1",
+        "global_batch_size=8",
+    ]
     process = launch(arguments, log)
     try:
         deadline = time.monotonic() + 120

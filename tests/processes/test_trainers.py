@@ -54,7 +54,9 @@ def earlier(study, tmp_path_factory):
 NEEDS = {"pixel_saliency": "pixel_features", "denoiser": "latent_diffusion"}
 
 
-@pytest.mark.parametrize("stage", ["pixel_features", "sample_semantics", "pixel_saliency", "latent_diffusion", "denoiser"])
+@pytest.mark.parametrize(
+    "stage", ["pixel_features", "sample_semantics", "pixel_saliency", "latent_diffusion", "denoiser"]
+)
 def test_cut_off_twice_ends_with_the_same_bits(stage, study, start, earlier, tmp_path):
     finished = earlier(NEEDS[stage], start) if stage in NEEDS else None
     whole, cut = tmp_path / "whole", tmp_path / "cut"
