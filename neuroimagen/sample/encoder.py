@@ -13,8 +13,9 @@ class SampleEncoder(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen",
     An EEG backbone, two layers of GELU and a linear one. The best answer to Eq. 7 is the mean of the captions that are
     still possible, each weighed by its probability; a linear function of EEG only shrinks towards the mean of all
     captions (docs/paper.md), hence the layers between. The last one predicts in units of the train captions' standard
-    deviation around their mean, entry by entry (`set_targets`): the entries of a CLIP embedding differ in scale by orders of
-    magnitude, and the first token never varies. Eq. 7 itself is computed on h_clip, in the text encoder's own units.
+    deviation around their mean, entry by entry (`set_targets`): the entries of a CLIP embedding differ in scale by
+    orders of magnitude, and the first token never varies. Eq. 7 itself is computed on h_clip, in the text encoder's
+    own units.
     """
 
     mean: torch.Tensor
