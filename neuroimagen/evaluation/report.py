@@ -19,15 +19,14 @@ from neuroimagen.evaluation import scores as scoring
 from neuroimagen.evaluation.scores import ReconstructRun, kind_of_eeg
 
 BUDGET = 7_000_000  # characters of inlined pictures; the page stays below 8 MB
-RULE = "the first trial of each class in the order of trial keys"
 
 
 @dataclasses.dataclass
 class ReportConfig:
     run: str = option(help="a reconstruct run that `neuroimagen evaluate` has scored; report.html is written there")
-    classes: int = option(40, "at most so many classes in the main gallery, evenly spaced over the labels")
+    classes: int = option(40, "at most so many trials in the main gallery, evenly spaced over the labels")
     ablation: int = option(8, "trials in the gallery of all rows")
-    sheet: int = option(12, "classes on the contact sheet gallery.png")
+    sheet: int = option(16, "trials on the contact sheet gallery.png")
 
 
 def spaced(items: list[Any], n: int) -> list[Any]:
@@ -35,12 +34,15 @@ def spaced(items: list[Any], n: int) -> list[Any]:
     return items if len(items) <= n else [items[i * len(items) // n] for i in range(n)]
 
 
-def first_of_each_class(run: ReconstructRun) -> list[dict[str, Any]]:
-    """RULE, in label order."""
-    first: dict[int, dict[str, Any]] = {}
+def first_of_each_class(run: ReconstructRun) -> tuple[list[dict[str, Any]], str]:
+    """Trials to show and the rule that chose them: the first of each class, several where classes are few."""
+    by_label: dict[int, list[dict[str, Any]]] = {}
     for trial in sorted(run.trials, key=lambda trial: trial["key"]):
-        first.setdefault(trial["label"], trial)
-    return [first[label] for label in sorted(first)]
+        by_label.setdefault(trial["label"], []).append(trial)
+    each = 8 if len(by_label) <= 2 else 1
+    number = "trial" if each == 1 else f"{each} trials"
+    rule = f"the first {number} of each class in the order of trial keys"
+    return [trial for label in sorted(by_label) for trial in by_label[label][:each]], rule
 
 
 def inline(paths: list[Path], budget: int = BUDGET) -> dict[Path, str]:
@@ -68,8 +70,10 @@ class Page:
     def __init__(self, run: ReconstructRun, scores: dict[str, Any], config: ReportConfig) -> None:
         self.run, self.scores = run, scores
         self.full = scoring.FULL if scoring.FULL in run.rows else run.rows[-1]
-        chosen = first_of_each_class(run)
-        self.n_classes = len(chosen)
+        chosen, self.rule = first_of_each_class(run)
+        self.n_chosen = len(chosen)
+        shown = run.trials[0].get("picture", "as recorded") == "as recorded"  # else only its category is known
+        self.seen = "seen" if shown else "category seen"
         self.main = spaced(chosen, config.classes)
         self.ablation = spaced(chosen, config.ablation)
         self.samples = min(3, run.samples)
@@ -103,24 +107,25 @@ class Page:
         return f'<div class="strip"><div class="who">{name}</div>{"".join(cells)}</div>'
 
     def gallery(self) -> str:
-        heads = ["seen", *["saliency map"] * self.maps, *(f"sample {s + 1}" for s in range(self.samples))]
+        heads = [self.seen, *["saliency map"] * self.maps, *(f"sample {s + 1}" for s in range(self.samples))]
         header = '<div class="strip heads"><div class="who"></div>' + "".join(f"<i>{h}</i>" for h in heads) + "</div>"
         half = (len(self.main) + 1) // 2
         columns = [part for part in (self.main[:half], self.main[half:]) if part]
         body = "".join(
             f"<div>{header}{''.join(self.strip(t, self.figure3(t), heads) for t in part)}</div>" for part in columns
         )
-        some = "" if len(self.main) == self.n_classes else f" ({len(self.main)} of {self.n_classes} classes)"
+        some = "" if len(self.main) == self.n_chosen else f" ({len(self.main)} of {self.n_chosen})"
         return (
-            "<h2>What was seen, and what the EEG gave back</h2><p>Red frame: the picture that was shown. Saliency map: "
+            "<h2>What was seen, and what the EEG gave back</h2><p>Red frame: the "
+            f"{'picture' if self.seen == 'seen' else 'category (a picture of it)'} that was shown. Saliency map: "
             "the decoded colours and places, before diffusion. Samples: what the latent diffusion model draws from "
             f"row {self.full} ({self.meaning(self.full)}), each from other noise. "
-            f"<b>Shown: {RULE}{some}; none was picked by hand.</b></p>"
+            f"<b>Shown: {self.rule}{some}; none was picked by hand.</b></p>"
             f'<div class="gallery" style="--cells:{len(heads)}">{body}</div>'
         )
 
     def ablation_gallery(self) -> str:
-        heads = ["seen", *["saliency map"] * self.maps, *self.run.rows]
+        heads = [self.seen, *["saliency map"] * self.maps, *self.run.rows]
         below = ["", *[""] * self.maps, *(self.meaning(row) for row in self.run.rows)]
         header = '<div class="strip heads"><div class="who"></div>'
         header += "".join(f"<i>{h}<small>{b}</small></i>" for h, b in zip(heads, below, strict=True)) + "</div>"
@@ -281,18 +286,18 @@ class Page:
         )
 
     def sheet(self, n: int, cell: int = 112) -> Image.Image:
-        """The first gallery as one picture, two trials side by side; n classes, evenly spaced."""
-        trials = spaced(first_of_each_class(self.run), n)
-        heads = ["seen", *["saliency map"] * self.maps, *(f"sample {s + 1}" for s in range(self.samples))]
-        columns = 2 if len(trials) > 1 else 1
+        """The first gallery as one picture: n trials, evenly spaced."""
+        trials = spaced(first_of_each_class(self.run)[0], n)
+        heads = [self.seen, *["saliency map"] * self.maps, *(f"sample {s + 1}" for s in range(self.samples))]
+        columns = min(len(trials), 12 // len(heads))
         lines = -(-len(trials) // columns)
         gap, name, top = 6, 20, 58
         group = len(heads) * (cell + gap) + 26
         image = Image.new("RGB", (columns * group + 8, top + lines * (cell + name + gap) + 6), "white")
         draw = ImageDraw.Draw(image)
         large, small = ImageFont.load_default(size=17), ImageFont.load_default(size=13)
-        some = "" if len(trials) == self.n_classes else f" ({len(trials)} of {self.n_classes})"
-        title = f"Pictures reconstructed from {kind_of_eeg(self.scores)}. Shown: {RULE}{some}."
+        some = "" if len(trials) == self.n_chosen else f" ({len(trials)} of {self.n_chosen})"
+        title = f"Pictures reconstructed from {kind_of_eeg(self.scores)}. Shown: {self.rule}{some}."
         draw.text((16, 8), title, fill="black", font=large)
         for c in range(columns):
             for i, head in enumerate(heads):
