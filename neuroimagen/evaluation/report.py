@@ -72,8 +72,7 @@ class Page:
         self.full = scoring.FULL if scoring.FULL in run.rows else run.rows[-1]
         chosen, self.rule = first_of_each_class(run)
         self.n_chosen = len(chosen)
-        shown = run.trials[0].get("picture", "as recorded") == "as recorded"  # else only its category is known
-        self.seen = "seen" if shown else "category seen"
+        self.seen = "seen" if run.pictures_known else "category seen"
         self.main = spaced(chosen, config.classes)
         self.ablation = spaced(chosen, config.ablation)
         self.samples = min(3, run.samples)

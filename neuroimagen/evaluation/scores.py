@@ -62,10 +62,18 @@ class ReconstructRun:
     def image(self, row: str, key: str, sample: int) -> Path:
         return self.path / "images" / row / f"{key}_{sample}.png"
 
+    @property
+    def pictures_known(self) -> bool:
+        """False for recordings that kept only the category of the picture shown (data/recording.py)."""
+        return all(trial.get("picture", "as recorded") == "as recorded" for trial in self.trials)
+
+    @property
+    def unit(self) -> str:
+        return "ground-truth pictures" if self.pictures_known else "trials"
+
     def units(self) -> np.ndarray:
         """What a bootstrap may resample: ground-truth pictures; trials, where the picture shown is not known."""
-        known = [trial.get("picture", "as recorded") == "as recorded" for trial in self.trials]  # see data/recording.py
-        return np.array([t["image"] if shown else t["key"] for t, shown in zip(self.trials, known, strict=True)])
+        return np.array([trial["image" if self.pictures_known else "key"] for trial in self.trials])
 
 
 def read_run(path: str | Path) -> ReconstructRun:
@@ -210,7 +218,7 @@ def score(run: ReconstructRun, classifier: Classifier, n_way: int, top_k: int, b
         "chance": chance,
         "ssim_settings": SSIM_SETTINGS + "; ssim: mean of the colour channels, ssim_grey: luma",
         "inception_splits": 1,
-        "interval": "95 % percentile bootstrap over ground-truth pictures, 2000 resamples; n counts them",
+        "interval": f"95 % percentile bootstrap over {run.unit}, 2000 resamples; n counts them",
         "captions_source": run.about.get("captions_source"),
         "truth": truth,
         "rows": rows,
@@ -272,7 +280,7 @@ def notes(scores: dict[str, Any], rows: list[str]) -> list[str]:
     lines.append(f"{SSIM_SETTINGS}; mean of the colour channels.")
     if any(uses(row)[0] for row in rows):
         lines.append(f"B rows: captions from {scores['captions_source'] or 'an unnamed source'}.")
-    lines.append("Ranges: 95 % bootstrap intervals over ground-truth pictures.")
+    lines.append(f"Ranges: {scores['interval'].partition('; ')[0]}.")
     return lines
 
 
