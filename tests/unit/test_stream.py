@@ -125,7 +125,7 @@ SCRIPT = """
 import os, signal, sys, time
 from neuroimagen.data.stream import train_batches
 batches = train_batches(sys.argv[1], batch_size=4, workers=2)
-next(batches)
+next(batches), next(batches)  # one of each worker: both are up
 children = open(f"/proc/self/task/{os.getpid()}/children").read().split()
 print(len(children), flush=True)
 for child in children:
