@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -46,7 +47,9 @@ class Processes:
     """`world` real processes of one trainer over gloo on this machine's CPU; started directly, to save the launcher."""
 
     def __init__(self, arguments: list[str], world: int, log: Path, **environment: str) -> None:
-        port = str(20000 + os.getpid() % 10000 + int(time.time() * 10) % 3000)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
         shared = {
             **os.environ,
             "ACCELERATE_USE_CPU": "yes",
