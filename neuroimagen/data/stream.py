@@ -126,12 +126,6 @@ def _eval_indices(n: int, batch_size: int, rank: int, world: int) -> Iterator[np
         yield mine[start : start + batch_size]
 
 
-def _ignore_signals(worker_id: int) -> None:
-    """A stop signal reaches every process of a job; the trainer answers it, its loader workers live on meanwhile."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 _open: "weakref.WeakSet[Iterator[dict[str, Any]]]" = weakref.WeakSet()
 
 
@@ -145,15 +139,29 @@ def _close_loaders() -> None:
 def _load(
     indices: Callable[[], Iterator[np.ndarray]], split: ShardSplit, image_size: int | None, workers: int
 ) -> Iterator[dict[str, Any]]:
-    batches = wds.DataPipeline(indices, wds.map(Batcher(split, image_size)))
     loader = wds.WebLoader(
-        batches,
+        wds.DataPipeline(indices, wds.map(Batcher(split, image_size))),
         batch_size=None,
         num_workers=workers,
-        worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # or opening the loader draws from the global generator
     )
-    iterator = iter(loader)  # a generator; workers start with the first batch
+
+    def batches() -> Iterator[dict[str, Any]]:
+        # A stop signal reaches every process of a job; the trainer answers it, its loader workers live on meanwhile.
+        # They start with the first batch and keep the signal mask they are born with, so no signal can come too early.
+        loaded = iter(loader)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT} if workers else ())
+        try:
+            first = list(itertools.islice(loaded, 1))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        try:
+            yield from first
+            yield from loaded
+        finally:
+            loaded.close()
+
+    iterator = batches()
     _open.add(iterator)
     return iterator
 
