@@ -17,7 +17,6 @@ random state, and a run that is stopped and started again ends with the same bit
 
 import dataclasses
 import gc
-import hashlib
 import importlib.metadata
 import json
 import math
@@ -40,6 +39,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from neuroimagen.config import TrainConfig
+from neuroimagen.seeds import seed_from
 
 # Fields that change where or how loudly a run computes, never what: they may differ when a run is continued.
 FREE_FIELDS = frozenset({"run_dir", "workers", "trackers", "project", "log_every", "checkpoint_every"})
@@ -159,11 +159,6 @@ def make_accelerator(precision: str, **kwargs: Any) -> Accelerator:
     if accelerator.device.type == "cuda" and precision == "bf16" and not torch.cuda.is_bf16_supported():
         raise ValueError(f"{torch.cuda.get_device_name()} has no bf16; use precision=fp16 or fp32")
     return accelerator
-
-
-def seed_from(*parts: Any) -> int:
-    """A 63-bit seed that depends on all parts: stable over machines, processes and Python versions."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1
 
 
 def warmup_cosine(step: int, max_steps: int, warmup: int = 0) -> float:

@@ -18,6 +18,7 @@ from neuroimagen.data.pictures import class_names, list_pictures, load_pictures,
 from neuroimagen.data.stream import EpochOrder
 from neuroimagen.reconstruction.reconstructor import load_pipeline
 from neuroimagen.reconstruction.small import (
+    encode,
     learn_tokenizer,
     make_autoencoder,
     make_denoiser,
@@ -107,12 +108,6 @@ def train_autoencoder(config: LatentDiffusionConfig, run: Run, pixels: torch.Ten
             pairs = torch.cat([images[:8], decoded.detach()[:8]], 3).add(1).div(2)
             run.image("autoencoder", torch.cat(list(pairs), 1))
     return run.finish(vae=run.unwrap(model).vae)
-
-
-def encode(vae: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Latents before scaling: of an AutoencoderTiny, or the mean of an AutoencoderKL's distribution."""
-    encoded = vae.encode(images)
-    return encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent_dist.mode()
 
 
 def train_denoiser(config: LatentDiffusionConfig, run: Run, pixels: torch.Tensor, paths: list[Path]) -> int:

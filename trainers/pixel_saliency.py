@@ -19,7 +19,8 @@ from neuroimagen.pixel import losses
 from neuroimagen.pixel.augment import N_RANDOM, augment
 from neuroimagen.pixel.features import FeatureExtractor
 from neuroimagen.pixel.saliency import Discriminator, Generator
-from neuroimagen.run import Run, seed_from, set_learning_rate, warmup_cosine
+from neuroimagen.run import Run, set_learning_rate, warmup_cosine
+from neuroimagen.seeds import seed_from
 
 
 @dataclasses.dataclass

@@ -8,7 +8,6 @@ continues a stopped run, and any number of processes writes the same bytes.
 Writes RUN/truth, RUN/maps, RUN/images/<row>/<key>_<sample>.png, trials.jsonl and rows.json.
 """
 
-import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
@@ -24,22 +22,10 @@ from neuroimagen import run as running
 from neuroimagen.config import option, run_trainer
 from neuroimagen.data.shards import ShardSplit
 from neuroimagen.data.stream import Batcher
-from neuroimagen.pixel.features import FeatureExtractor
-from neuroimagen.pixel.saliency import Generator
+from neuroimagen.decoders import ROWS, Decoders
 from neuroimagen.reconstruction.pictures import Pictures
 from neuroimagen.reconstruction.reconstructor import Reconstructor, check_settings
-from neuroimagen.sample.captions import DTYPES, captions_source, embed_captions
-from neuroimagen.sample.encoder import SampleEncoder
-
-# name: (semantics, with the map). The paper's models 1 to 5, and what the diffusion model draws when told nothing.
-ROWS: dict[str, tuple[str | None, bool]] = {
-    "I": (None, True),
-    "L": ("label", False),
-    "B": ("blip", False),
-    "B+I": ("blip", True),
-    "L+I": ("label", True),
-    "none": (None, False),
-}
+from neuroimagen.sample.captions import DTYPES, captions_source
 
 
 @dataclasses.dataclass
@@ -62,74 +48,6 @@ class ReconstructConfig:
     chunk: int = option(8, "trials that are drawn together; another value may change the last bit of a picture")
     limit: int | None = option(None, "only the first so many trials; none: all")
     seed: int = option(0, "noise is a function of (seed, trial key, sample number)")
-
-
-def stage_run(field: str, directory: str | None, rows: list[str], trainer: str) -> Path:
-    """The finished stage run that a config field names, or a ValueError that says what is wrong with it."""
-    if directory is None:
-        raise ValueError(f"rows {', '.join(rows)} need {field}=RUN_DIR, a run of trainers/{trainer}.py")
-    if not (Path(directory) / "config.yaml").exists():
-        raise ValueError(f"{field}={directory} is not a run; run trainers/{trainer}.py run_dir={directory} first")
-    if not (Path(directory) / "DONE").exists():
-        raise ValueError(f"{field}={directory} is not finished (no DONE); run its command again to continue it")
-    return Path(directory)
-
-
-class Decoders:
-    """f_θ and G, and M_s for each kind of captions, as far as the rows need them."""
-
-    def __init__(self, config: ReconstructConfig, split: ShardSplit, device: torch.device) -> None:
-        def load(kind: Any, directory: Path) -> Any:
-            with contextlib.redirect_stdout(None):  # the hub library prints where it loads from
-                model = kind.from_pretrained(str(directory)).to(device).requires_grad_(False).eval()
-            given = (split.manifest.n_chans, split.manifest.n_times)
-            if kind is not Generator and (model.n_chans, model.n_times) != given:
-                shape = f"{model.n_chans} x {model.n_times}"
-                raise ValueError(f"{directory} takes EEG of {shape}, but {config.shards} holds {given[0]} x {given[1]}")
-            return model
-
-        self.device, self.seed = device, config.seed
-        self.f_theta: Any = None
-        self.g: Any = None
-        self.m_s: dict[str, SampleEncoder] = {}
-        self.configs: dict[str, dict[str, Any]] = {}
-        if rows := [row for row in config.rows if ROWS[row][1]]:
-            run = stage_run("saliency", config.saliency, rows, "pixel_saliency")
-            self.f_theta = load(FeatureExtractor, run / "model" / "features")
-            self.g = load(Generator, run / "model" / "generator")
-        for kind in ("label", "blip"):
-            if rows := [row for row in config.rows if ROWS[row][0] == kind]:
-                field = f"semantics_{kind}"
-                run = stage_run(field, getattr(config, field), rows, "sample_semantics")
-                self.configs[kind] = yaml.safe_load((run / "config.yaml").read_text())
-                captions = self.configs[kind]["captions"]
-                if (captions == "label") != (kind == "label"):
-                    raise ValueError(
-                        f"{field}={run} was trained with captions={captions}, so it is not for rows with {rows[0][0]}"
-                    )
-                self.m_s[kind] = load(SampleEncoder, run / "model")
-
-    def check(self, diffusion: Reconstructor) -> None:
-        """Raise ValueError unless every M_s speaks the language of the pipeline's text encoder."""
-        for kind, m_s in self.m_s.items():
-            diffusion.check_embedding(m_s.n_tokens, m_s.width, f"what semantics_{kind} decodes")
-            trained_with = self.configs[kind]["pipeline"]
-            if trained_with != diffusion.name and Path(trained_with).is_dir():
-                theirs = embed_captions(trained_with, [""]).to(diffusion.empty)
-                if not torch.allclose(theirs, diffusion.empty, atol=1e-2):
-                    raise ValueError(
-                        f"semantics_{kind} was trained for the text encoder of {trained_with}, not {diffusion.name}"
-                    )
-
-    @torch.inference_mode()
-    def __call__(self, eeg: torch.Tensor, keys: list[str]) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
-        """EEG (B, C, T) -> maps (B, 3, h, w) in [0, 1] or None, and {"label" | "blip": embeddings (B, L, D_s)}."""
-        eeg, maps = eeg.to(self.device), None
-        if self.g is not None:
-            noises = [torch.Generator().manual_seed(running.seed_from(self.seed, "map", key)) for key in keys]
-            z = torch.stack([torch.randn(self.g.z_dim, generator=noise) for noise in noises]).to(self.device)
-            maps = self.g(z, self.f_theta(eeg)).add(1).div(2)  # M_p(x) = G(z, f_θ(x))
-        return maps, {kind: m_s(eeg) for kind, m_s in self.m_s.items()}
 
 
 def describe(config: ReconstructConfig, split: ShardSplit, captions: str | None, attention: str, size: int) -> str:
@@ -160,7 +78,8 @@ def main(config: ReconstructConfig) -> int:
     if exists:  # before the long loading: is it of another config, or done?
         running.claim_run_dir(config, accelerator)
     split = ShardSplit(config.shards, config.split)
-    decode = Decoders(config, split, accelerator.device)
+    runs = {name: getattr(config, name) for name in ("saliency", "semantics_label", "semantics_blip")}
+    decode = Decoders(config.rows, runs, split, accelerator.device, config.seed)
     diffusion = Reconstructor(config.pipeline, accelerator.device, DTYPES[config.precision], config.attention)
     decode.check(diffusion)
     size, _ = diffusion.picture_size(config.image_size, config.image_size)

@@ -16,7 +16,6 @@ noise. Two rows of an ablation that differ in inputs only share their noise. (A 
 last bits of a float, see docs; a batch of the same size in another order does not.)
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from torch.nn import functional as F
 from transformers.utils import logging as transformers_logging
 
 from neuroimagen.reconstruction.attention import set_attention
+from neuroimagen.seeds import seed_from
 
 
 def check_settings(samples: int, strength: float, guidance_scale: float, num_inference_steps: int) -> None:
@@ -46,12 +46,6 @@ def check_settings(samples: int, strength: float, guidance_scale: float, num_inf
         )
     if not guidance_scale >= 1:
         raise ValueError(f"guidance_scale={guidance_scale} is below 1, which stands for no guidance")
-
-
-def image_seed(seed: int, key: str, sample: int) -> int:
-    """The noise seed of one picture: 63 bits of a hash, the same on every machine and for any number of processes."""
-    digest = hashlib.sha256(f"{seed}/{key}/{sample}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
 
 
 def load_pipeline(pipeline: str, dtype: torch.dtype = torch.float32) -> Any:
@@ -187,7 +181,7 @@ class Reconstructor:
         else:
             self.check_embedding(*prompt_embeds.shape[1:])
             embeds = prompt_embeds.to(self.device, self.dtype).repeat_interleave(samples, dim=0)
-        noises = [image_seed(seed, key, sample) for key in keys for sample in range(samples)]
+        noises = [seed_from(seed, key, sample) for key in keys for sample in range(samples)]
         inputs = {
             "prompt_embeds": embeds,
             "negative_prompt_embeds": empty if guided else None,

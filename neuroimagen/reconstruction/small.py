@@ -14,7 +14,7 @@ from typing import Any
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionImg2ImgPipeline, UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 from tokenizers import pre_tokenizers
-from torch import nn
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 # CLIP's own word pattern (Radford et al. 2021, simple_tokenizer.py) for what Python's re knows as letters.
@@ -66,6 +66,12 @@ def make_autoencoder(width: int, latent_channels: int) -> AutoencoderTiny:
         num_decoder_blocks=(2, 2, 1, 0),
         latent_channels=latent_channels,
     )
+
+
+def encode(vae: Any, images: Tensor) -> Tensor:
+    """Latents before scaling: of an AutoencoderTiny, or the mean of an AutoencoderKL's distribution."""
+    encoded = vae.encode(images)
+    return encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent_dist.mode()
 
 
 def make_denoiser(latent_channels: int, latent_size: int, channels: tuple[int, ...], width: int) -> Any:

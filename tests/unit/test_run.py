@@ -10,7 +10,8 @@ from torch import nn
 
 from neuroimagen import run as running
 from neuroimagen.config import TrainConfig
-from neuroimagen.run import Run, seed_from, warmup_cosine
+from neuroimagen.run import Run, warmup_cosine
+from neuroimagen.seeds import seed_from
 
 
 @dataclasses.dataclass
