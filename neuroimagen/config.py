@@ -14,7 +14,7 @@ import textwrap
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 from omegaconf import MISSING, OmegaConf
@@ -52,6 +52,7 @@ class TrainConfig:
     seed: int = option(0, "all randomness is a function of (seed, step) or (seed, epoch)")
     precision: str = option("fp32", "fp32 | bf16 | fp16; what the device cannot do is refused")
     global_batch_size: int = option(64, "samples a step over all processes; must divide by their number")
+    accumulate: int = option(1, "parts a rank cuts its batch into, to need less memory; changes nothing else")
     max_steps: int = option(1000, "optimizer steps")
     checkpoint_every: int = option(500, "steps between checkpoints; 0 keeps only those at a stop signal")
     validate_every: int = option(0, "steps between validations; 0 validates at the end only")
@@ -59,6 +60,8 @@ class TrainConfig:
     trackers: str = option("none", "none | tensorboard | wandb (WANDB_MODE=offline works without a network)")
     project: str = option("neuroimagen", "project name shown by the tracker")
     workers: int = option(0, "loader processes for each rank; changes speed only, never results")
+    nonfinite: Literal["stop", "skip"] = option("stop", "a loss that is NaN or infinite: stop, or skip that step")
+    timeout_minutes: float = option(30.0, "a rank without progress prints where it is, and the others give up")
 
 
 def stage_section(path: str | Path, stage: str) -> dict[str, Any]:

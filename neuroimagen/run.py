@@ -6,7 +6,7 @@ A run directory is the contract between stages:
     environment.json  versions, commit, command, world size of the last start
     stats.jsonl       one line every `log_every` steps, averaged over steps and processes
     checkpoints/      step-00000500/, written as .partial and renamed when whole; the newest two are kept
-    images/           pictures a stage logs
+    images/, tables/  pictures and tables a stage logs
     model/            the exported weights (safetensors + config.json)
     PREEMPTED | DONE  how the last start ended
 
@@ -15,34 +15,36 @@ slice of a draw for the global batch, the same for any number of processes. So t
 random state, and a run that is stopped and started again ends with the same bits.
 """
 
-import dataclasses
+import contextlib
+import csv
+import datetime
+import faulthandler
 import gc
-import importlib.metadata
 import json
 import math
 import os
-import platform
+import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from neuroimagen.config import TrainConfig
+from neuroimagen.run_dir import claim_run_dir, environment, release, write_atomic
 from neuroimagen.seeds import seed_from
 
-# Fields that change where or how loudly a run computes, never what: they may differ when a run is continued.
-FREE_FIELDS = frozenset({"run_dir", "workers", "trackers", "project", "log_every", "checkpoint_every"})
+MAX_SKIPPED = 20  # steps in a row without a finite loss: the run has diverged
 STOPPED = 143  # exit code after SIGTERM (128 + 15): run the same command again
 
 _stop_requested = False
@@ -64,88 +66,21 @@ def stop_requested() -> bool:
     return _stop_requested
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a kill, sees the old or the new content whole."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+def make_accelerator(precision: str, timeout_minutes: float = 30.0, **kwargs: Any) -> Accelerator:
+    """An Accelerator that is what was asked for, or a ValueError: accelerate itself never complains.
 
-
-def _claim(run_dir: Path, config: Any) -> str | None:
-    """Create `run_dir` or check that it belongs to `config`; the error as a sentence, or None."""
-    wanted = dataclasses.asdict(config)
-    path = run_dir / "config.yaml"
-    if path.exists():
-        found = yaml.safe_load(path.read_text())
-        changed = [k for k in sorted({*wanted, *found} - FREE_FIELDS) if wanted.get(k) != found.get(k)]
-        if changed:
-            listed = ", ".join(f"{k}: {found.get(k)!r} there, {wanted.get(k)!r} here" for k in changed)
-            return f"run_dir {run_dir} holds a run of another config ({listed}); choose another run_dir or delete it"
-        return None
-    if run_dir.exists() and any(run_dir.iterdir()):
-        return f"run_dir {run_dir} is not empty and holds no config.yaml, so it is not a run; choose another run_dir"
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
-    except OSError as error:
-        return f"cannot write to run_dir {run_dir}: {error.strerror}"
-    return None
-
-
-def claim_run_dir(config: Any, accelerator: Accelerator) -> Path:
-    """Create or re-enter `config.run_dir`; collective: every rank.
-
-    Raises ValueError, on every rank, if the directory holds a run of another config (the keys are listed). Exits with
-    code 0 if that run is already done.
+    timeout_minutes: how long a collective waits for a rank before it gives up
     """
-    run_dir = Path(config.run_dir)
-    answer = [_claim(run_dir, config), (run_dir / "DONE").exists()] if accelerator.is_main_process else [None, False]
-    broadcast_object_list(answer)
-    if answer[0]:
-        raise ValueError(answer[0])
-    if answer[1]:
-        accelerator.print(f"{run_dir} is already done")
-        raise SystemExit(0)
-    if accelerator.is_main_process:
-        (run_dir / "PREEMPTED").unlink(missing_ok=True)
-        write_atomic(run_dir / "environment.json", json.dumps(environment(accelerator), indent=1))
-    return run_dir
-
-
-def environment(accelerator: Accelerator) -> dict[str, Any]:
-    """What a reviewer asks about a run's surroundings: versions, commit, command, device, world size."""
-    packages = ("neuroimagen", "torch", "accelerate", "diffusers", "transformers", "webdataset", "numpy")
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
-    )
-    device = accelerator.device
-    return {
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "versions": versions,
-        "commit": git.stdout.strip() or None,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({os.cpu_count()})",
-        "world_size": accelerator.num_processes,
-        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def make_accelerator(precision: str, **kwargs: Any) -> Accelerator:
-    """An Accelerator that is what was asked for, or a ValueError: accelerate itself never complains."""
     modes = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
     if precision not in modes:
         raise ValueError(f"precision={precision!r} is not one of {', '.join(modes)}")
     accelerator = Accelerator(
         mixed_precision=modes[precision],
-        # Every rank computes the same buffers; broadcasting them would break two forwards in one step.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[
+            # Every rank computes the same buffers; broadcasting them would break two forwards in one step.
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=timeout_minutes)),
+        ],
         **kwargs,
     )
     asked = int(os.environ.get("WORLD_SIZE", 1))
@@ -183,7 +118,9 @@ class Run:
         self.config = config
         trackers = None if config.trackers == "none" else config.trackers
         try:
-            self.accelerator = make_accelerator(config.precision, log_with=trackers, project_dir=config.run_dir)
+            self.accelerator = make_accelerator(
+                config.precision, config.timeout_minutes, log_with=trackers, project_dir=config.run_dir
+            )
         except ImportError:
             raise ValueError(f'trackers={trackers} needs pip install "neuroimagen[{trackers}]"') from None
         self.world = self.accelerator.num_processes
@@ -191,19 +128,22 @@ class Run:
         self.device = self.accelerator.device
         self.is_main = self.accelerator.is_main_process
         self.batch_size, rest = divmod(config.global_batch_size, self.world)
-        if rest or self.batch_size < 1:
+        if rest or self.batch_size < 1 or config.accumulate < 1 or self.batch_size % config.accumulate:
             raise ValueError(
                 f"global_batch_size={config.global_batch_size} does not divide among {self.world} processes"
+                + (f" x accumulate={config.accumulate}" if config.accumulate != 1 else "")
             )
         self.dir = claim_run_dir(config, self.accelerator)
         watch_stop_signal()
         self.step = 0
         self.stopped = False
         self._draws = 0
-        self._sums: dict[str, Tensor] = {}
-        self._counted = 0
-        self._since = time.monotonic()
+        self._models: list[nn.Module] = []
+        self._bad = False  # this step met a loss that is not finite
+        self._skipped = self._skipped_in_a_row = 0
+        self._since, self._validation_began = time.monotonic(), 0.0
         self._bar: tqdm | None = None
+        self._clear()
         torch.manual_seed(seed_from(config.seed, "init"))  # the same initial weights on every rank
         self._start_trackers()
 
@@ -218,7 +158,8 @@ class Run:
             options = {
                 "wandb": {"dir": str(self.dir), "id": path.read_text(), "resume": "allow", "name": self.dir.name}
             }
-        plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in vars(self.config).items()}
+        about = {**vars(self.config), **{f"environment/{k}": v for k, v in environment(self.accelerator).items()}}
+        plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in about.items()}
         self.accelerator.init_trackers(self.config.project, plain, options)
 
     def prepare(self, *objects: Any) -> Any:
@@ -234,7 +175,9 @@ class Run:
                     raise ValueError("SyncBatchNorm needs GPUs: this model trains in one process on a CPU")
                 item = nn.SyncBatchNorm.convert_sync_batchnorm(item)
             prepared.append(item)
-        return self.accelerator.prepare(*prepared)
+        done = self.accelerator.prepare(*prepared)
+        self._models += [m for m in (done if isinstance(done, tuple) else (done,)) if isinstance(m, nn.Module)]
+        return done
 
     def register(self, **objects: Any) -> None:
         """Also keep these (each with state_dict and load_state_dict) in the checkpoints."""
@@ -251,9 +194,11 @@ class Run:
         self.accelerator.wait_for_everyone()
         found = self._checkpoints()
         if found:
+            saved_by = len(list(found[-1].glob("random_states_*.pkl")))
             self.accelerator.load_state(str(found[-1]))
             self.step = int(found[-1].name.split("-")[1])
-            self.accelerator.print(f"{self.dir}: continuing at step {self.step}")
+            changed = f", saved by {saved_by} processes, on {self.world}" if saved_by != self.world else ""
+            self.accelerator.print(f"{self.dir}: continuing at step {self.step}{changed}")
         if self.is_main:
             stats = self.dir / "stats.jsonl"
             if stats.exists():  # what a killed run logged after its last checkpoint will be logged again
@@ -266,7 +211,10 @@ class Run:
         self._since = time.monotonic()
 
     def save(self) -> None:
-        """Write checkpoints/step-N, whole or not at all; the newest two are kept. Collective: every rank."""
+        """Write checkpoints/step-N, whole or not at all; the newest two are kept. Collective: every rank.
+
+        Raises ValueError, on every rank, if it cannot be written; the last good checkpoint stays.
+        """
         final = self.dir / "checkpoints" / f"step-{self.step:08d}"
         if final.exists():
             return
@@ -275,23 +223,42 @@ class Run:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(partial))
-        self.accelerator.wait_for_everyone()
+        reason = None
+        try:
+            self.accelerator.save_state(str(partial))
+        except (OSError, RuntimeError, SafetensorError) as error:  # how torch and safetensors say that a disk is full
+            reason = " ".join(str(error).split())[:200]
+        if self.any_rank(reason is not None):
+            if self.is_main:
+                shutil.rmtree(partial, ignore_errors=True)
+            kept = self._checkpoints()
+            raise ValueError(
+                f"{self.dir}: the checkpoint of step {self.step} could not be written ({reason or 'by another rank'}); "
+                f"{f'{kept[-1].name} is kept' if kept else 'there is none yet'}; make room and run the same command"
+            )
         if self.is_main:
             os.replace(partial, final)
             for old in self._checkpoints()[:-2]:
                 shutil.rmtree(old, ignore_errors=True)
+
+    def any_rank(self, condition: bool) -> bool:
+        """Whether `condition` holds on any rank. Collective: every rank."""
+        if self.world == 1:
+            return condition
+        flag = torch.tensor(int(condition), device=self.device)
+        return bool(self.accelerator.reduce(flag, "sum").item())
 
     def going(self) -> bool:
         """True while there is a step to make. Seeds the step. Collective: every rank.
 
         False when done, or when any process got SIGTERM: then the state is saved and PREEMPTED marked.
         """
-        stop = stop_requested()
-        if self.world > 1:
-            flag = torch.tensor(int(stop), device=self.device)
-            stop = bool(self.accelerator.reduce(flag, "sum").item())
-        if stop and self.step < self.config.max_steps:
+        if self._validation_began:  # validation is not training time
+            self._since += time.monotonic() - self._validation_began
+            self._validation_began = 0.0
+        # A rank that makes no step for so long prints where it is, before its peers' collectives give up.
+        faulthandler.dump_traceback_later(54 * self.config.timeout_minutes, file=sys.__stderr__)
+        if self.any_rank(stop_requested()) and self.step < self.config.max_steps:
             self.save()
             self.stopped = True
             if self.is_main:
@@ -299,9 +266,13 @@ class Run:
             return False
         if self.step >= self.config.max_steps:
             return False
-        torch.manual_seed(seed_from(self.config.seed, self.step, self.rank))
-        self._draws = 0
+        self.reseed()
+        self._draws, self._bad = 0, False
         return True
+
+    def reseed(self) -> None:
+        """Seed torch for this step and rank; a second time in a step, it draws (dropout) what it drew before."""
+        torch.manual_seed(seed_from(self.config.seed, self.step, self.rank))
 
     def _draw(self, kind: Any, shape: tuple[int, ...]) -> Tensor:
         generator = torch.Generator().manual_seed(seed_from(self.config.seed, self.step, "draw", self._draws))
@@ -320,57 +291,137 @@ class Run:
     def to_device(self, batch: dict[str, Any]) -> dict[str, Any]:
         return {k: v.to(self.device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
 
-    def gather(self, tensor: Tensor) -> Tensor:
-        """Concatenate over ranks along the first axis (equal sizes). Collective: every rank."""
-        return self.accelerator.gather(tensor)
+    def gather(self, rows: Tensor) -> Tensor:
+        """Concatenate over ranks along the first axis; each may have another number of rows. Collective: every rank."""
+        if self.world == 1:
+            return rows
+        counts = self.accelerator.gather(torch.tensor([len(rows)], device=self.device)).tolist()
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        everyone = self.accelerator.gather(padded[None])
+        return torch.cat([part[:count] for part, count in zip(everyone, counts, strict=True)])
 
-    def backward(self, loss: Tensor) -> None:
-        self.accelerator.backward(loss)
+    def next(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
+        """The next batch, on this rank's device. The time it takes is logged as data_seconds."""
+        began = time.monotonic()
+        batch = self.to_device(next(batches))
+        self._waited += time.monotonic() - began
+        return batch
 
-    def clip(self, model: nn.Module, norm: float) -> Tensor:
-        """Clip the gradient to `norm` and return its norm before."""
-        return self.accelerator.clip_grad_norm_(model.parameters(), norm)
+    def parts(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Cut this rank's batch into `accumulate` parts of equal size; gradients are reduced over ranks with the last.
 
-    def advance(self, **values: Tensor | float) -> None:
-        """Count one step: average `values` for the log, move the bar, checkpoint when due. Collective: every rank."""
+        `backward` once a part gives the gradient of the mean over the batch, in less memory.
+        """
+        size = self.batch_size // self.config.accumulate
+        for start in range(0, self.batch_size, size):
+            with contextlib.ExitStack() as local:
+                if start + size < self.batch_size:
+                    for model in self._models:
+                        local.enter_context(self.accelerator.no_sync(model))
+                yield {name: values[start : start + size] for name, values in batch.items()}
+
+    def backward(self, loss: Tensor, keys: list[str], /, **terms: Tensor) -> None:
+        """Gradients of `loss`; its `terms` are noted for the log. Collective: every rank.
+
+        keys: the samples that `loss` is of. If it or a term is not finite on any rank, these are written to
+        nonfinite-<step>-rank<r>.json and the run stops with a ValueError, on every rank, or, with nonfinite=skip, the
+        step changes no weight.
+        """
+        if self._bad:
+            return
+        values = {"total": loss, **terms}
+        bad = [name for name, value in reversed(values.items()) if not torch.isfinite(value)]
+        if not self.any_rank(bool(bad)):
+            self.note(**terms)
+            self.accelerator.backward(loss / self.config.accumulate)
+            return
+        self._bad = True
+        said = f"{self.dir}: step {self.step}: the loss of another rank is not finite"
+        if bad:
+            file = self.dir / f"nonfinite-{self.step:08d}-rank{self.rank}.json"
+            listed = {name: str(value.item()) for name, value in values.items()}
+            write_atomic(file, json.dumps({"step": self.step, "rank": self.rank, **listed, "keys": keys}, indent=1))
+            said = f"{self.dir}: step {self.step}, rank {self.rank}: {bad[0]} is {values[bad[0]].item()} ({file.name})"
+        if self.config.nonfinite == "stop":
+            raise ValueError(f"{said}; look at those samples, lower the learning rate or use precision=fp32")
+        if bad:
+            print(f"{said}; skipped", file=sys.stderr, flush=True)
+
+    def update(self, optimizer: Any, model: nn.Module, clip: float = 0.0, name: str = "grad_norm") -> None:
+        """Clip the gradients of `model` to norm `clip` (0: not), make the optimizer's step, clear the gradients."""
+        if not self._bad:
+            norm = self.accelerator.clip_grad_norm_(model.parameters(), clip or math.inf)
+            self.note(**{name: norm})
+            optimizer.step()
+        optimizer.zero_grad()
+
+    def _clear(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._steps, self._waited = 0, 0.0
+
+    def note(self, **values: Tensor | float) -> None:
+        """Values for the next line of the log, which has their means over steps, parts and ranks."""
         for name, value in values.items():
             value = value.detach().float() if torch.is_tensor(value) else torch.tensor(float(value))
             self._sums[name] = self._sums.get(name, 0.0) + value.to(self.device)
-        self._counted += 1
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def advance(self, **values: Tensor | float) -> None:
+        """Count one step, note `values`, log, move the bar, checkpoint when due. Collective: every rank."""
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if self._bad else 0
+        self._skipped += self._bad
+        if self._skipped_in_a_row > MAX_SKIPPED:
+            raise ValueError(f"{self.dir}: no finite loss in {MAX_SKIPPED} steps up to {self.step}: it has diverged")
+        if not self._bad:
+            self.note(**values)
+        self._steps += 1
         self.step += 1
         if self._bar is not None:
             self._bar.update()
         if self.step % self.config.log_every == 0 or self.step == self.config.max_steps:
-            names = list(self._sums)
-            means = torch.stack([self._sums[name] for name in names]) / self._counted
-            if self.world > 1:
-                means = self.accelerator.reduce(means, "mean")
-            seconds = time.monotonic() - self._since
-            line = dict(zip(names, means.tolist(), strict=True))
-            for name, value in line.items():
-                if not math.isfinite(value):
-                    raise ValueError(
-                        f"{self.dir}: {name} is {value} at step {self.step}; lower the learning rate or use "
-                        "precision=fp32, in a new run_dir"
-                    )
-            line["samples_per_second"] = self._counted * self.config.global_batch_size / seconds
-            self.log(line)
-            if self._bar is not None:
-                self._bar.set_postfix({k: f"{v:.3g}" for k, v in list(line.items())[:3]}, refresh=False)
-            self._sums, self._counted, self._since = {}, 0, time.monotonic()
+            self._log_means()
         if self.config.checkpoint_every and self.step % self.config.checkpoint_every == 0:
             self.save()
 
+    def _log_means(self) -> None:
+        names, line = list(self._sums), {}
+        if names:
+            means = torch.stack([self._sums[name] / self._counts[name] for name in names])
+            if self.world > 1:
+                means = self.accelerator.reduce(means, "mean")
+            line = dict(zip(names, means.tolist(), strict=True))
+        seconds = time.monotonic() - self._since
+        if self._bar is not None:
+            self._bar.set_postfix({k: f"{v:.3g}" for k, v in list(line.items())[:3]}, refresh=False)
+        line["samples_per_second"] = self._steps * self.config.global_batch_size / seconds
+        line["samples_per_second_per_device"] = line["samples_per_second"] / self.world
+        line["step_seconds"], line["data_seconds"] = seconds / self._steps, self._waited / self._steps
+        on_gpu = self.device.type == "cuda"
+        peak = (
+            torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        )
+        line["memory_gb"] = peak / 1e9  # rank 0's peak: GPU memory, or the process's without one
+        if self._skipped:
+            line["skipped"] = self._skipped
+        self.log(line)
+        self._clear()
+        self._since = time.monotonic()
+
     def validation_due(self) -> bool:
         every = self.config.validate_every
-        return self.step == self.config.max_steps or bool(every and self.step % every == 0)
+        due = self.step == self.config.max_steps or bool(every and self.step % every == 0)
+        self._validation_began = time.monotonic() if due else 0.0
+        return due
 
     def log(self, values: dict[str, float], prefix: str = "") -> None:
         """Write to stats.jsonl and the tracker; values are the same on every rank."""
         values = {f"{prefix}{k}": float(v) for k, v in values.items()}
         if self.is_main:
             with open(self.dir / "stats.jsonl", "a") as file:
-                file.write(json.dumps({"step": self.step, **values}) + "\n")
+                finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
+                file.write(json.dumps({"step": self.step, **finite}) + "\n")
             if prefix:
                 shown = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
                 tqdm.write(f"{self.dir.name} step {self.step}: {shown}")
@@ -389,12 +440,32 @@ class Run:
                 kwargs = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
                 tracker.log_images({name: pixels[None]}, step=self.step, **kwargs)
 
+    def class_table(self, name: str, guesses: Tensor, labels: Tensor, names: dict[int, str]) -> None:
+        """Accuracy of each class: tables/<name>-<step>.csv, and in a tracker that shows tables.
+
+        guesses, labels: (n,), the same on every rank; names: {label: class name}
+        """
+        if not self.is_main:
+            return
+        columns, rows = ["class", "trials", "accuracy"], []
+        for label in labels.unique().tolist():
+            right = (guesses == label)[labels == label]
+            rows.append([names[label], len(right), right.double().mean().item()])
+        folder = self.dir / "tables"
+        folder.mkdir(exist_ok=True)
+        with open(folder / f"{name}-{self.step:08d}.csv", "w", newline="") as file:
+            csv.writer(file).writerows([columns, *rows])
+        for tracker in self.accelerator.trackers:
+            if hasattr(tracker, "log_table"):
+                tracker.log_table(name, columns=columns, data=rows, step=self.step)
+
     def finish(self, **models: Any) -> int:
         """Export models to <run>/model (one) or <run>/model/<name> (several), mark DONE; the exit code to return.
 
         Each model has `save_pretrained(directory)`. After a stop signal nothing is exported and the code is 143.
         Collective: every rank.
         """
+        faulthandler.cancel_dump_traceback_later()
         if self._bar is not None:
             self._bar.close()
         if not self.stopped:
@@ -412,6 +483,7 @@ class Run:
             tracker.finish()
         self.accelerator.wait_for_everyone()
         self.accelerator.free_memory()
+        release(self.dir)
         return STOPPED if self.stopped else 0
 
 

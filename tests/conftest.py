@@ -14,6 +14,10 @@ import pytest
 REPO = Path(__file__).parents[1]
 
 
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=3, help="random moments at which test_random_kills cuts a run")
+
+
 @dataclass
 class Study:
     folder: Path  # study/, shards/, pipeline/
@@ -78,6 +82,18 @@ class Processes:
         except subprocess.TimeoutExpired:
             self.signal(signal.SIGKILL)
             raise AssertionError(f"not finished after {timeout} s:\n{self.log.read_text()[-3000:]}") from None
+
+    def wait_like_a_launcher(self, patience: float = 15) -> list[int]:
+        """The exit codes; once one process has ended, those that do not follow are killed, as a launcher does it."""
+        self.all[0].poll()
+        deadline = None
+        while any(p.poll() is None for p in self.all):
+            if deadline is None and any(p.poll() is not None for p in self.all):
+                deadline = time.monotonic() + patience
+            if deadline and time.monotonic() > deadline:
+                self.signal(signal.SIGKILL)
+            time.sleep(0.05)
+        return [p.returncode for p in self.all]
 
     def signal(self, number: int, ranks: slice = slice(None)) -> None:
         for process in self.all[ranks]:

@@ -10,14 +10,16 @@ from typing import Literal
 
 import torch
 from diffusers import AutoencoderTiny
-from torch import nn
 from torch.nn import functional as F
 
+from neuroimagen.collectives import gather_rows
 from neuroimagen.config import TrainConfig, option, run_trainer
 from neuroimagen.data.pictures import class_names, list_pictures, load_pictures, to_unit
 from neuroimagen.data.stream import EpochOrder
 from neuroimagen.reconstruction.reconstructor import load_pipeline
 from neuroimagen.reconstruction.small import (
+    NoisyAutoencoder,
+    TextAndUNet,
     encode,
     learn_tokenizer,
     make_autoencoder,
@@ -52,31 +54,9 @@ class LatentDiffusionConfig(TrainConfig):
     ema_decay: float = option(0.999, "decay of the averaged denoiser that is exported")
 
 
-class NoisyAutoencoder(nn.Module):
-    """Pixels -> (latents, pixels decoded from latents + noise), without the 8-bit clamp of AutoencoderTiny.forward."""
-
-    def __init__(self, vae: AutoencoderTiny) -> None:
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, images, noise):
-        latents = self.vae.encoder(images).float()
-        return latents, self.vae.decoder(latents + noise).float()
-
-
-class TextAndUNet(nn.Module):
-    """Both trained parts of the denoiser as one module, so that one optimizer and one DDP wrapper drive them."""
-
-    def __init__(self, text_encoder: nn.Module, unet: nn.Module) -> None:
-        super().__init__()
-        self.text_encoder, self.unet = text_encoder, unet
-
-    def forward(self, latents, timesteps, token_ids):
-        embedding = self.text_encoder(token_ids)[0]
-        return self.unet(latents, timesteps, embedding).sample
-
-
-def train_autoencoder(config: LatentDiffusionConfig, run: Run, pixels: torch.Tensor) -> int:
+def train_autoencoder(config: LatentDiffusionConfig, run: Run, pixels: torch.Tensor, paths: list[Path]) -> int:
+    if config.accumulate > 1:
+        raise ValueError("part=autoencoder measures its latents over the whole batch: use accumulate=1, more processes")
     vae = load_pipeline(config.init).vae if config.init else None
     vae = vae or make_autoencoder(config.autoencoder_width, config.latent_channels)
     if not isinstance(vae, AutoencoderTiny):
@@ -88,22 +68,23 @@ def train_autoencoder(config: LatentDiffusionConfig, run: Run, pixels: torch.Ten
     order = EpochOrder(len(pixels), config.seed)
     while run.going():
         mine = my_pictures(order, run)
+        lr = config.learning_rate * warmup_cosine(run.step, config.max_steps, config.warmup)
+        set_learning_rate(optimizer, lr)
+        noise = config.latent_noise * run.randn(len(mine), vae_channels, *(config.image_size // 8,) * 2)
         images = to_unit(pixels[mine]).to(run.device, memory_format=torch.channels_last)
-        set_learning_rate(optimizer, config.learning_rate * warmup_cosine(run.step, config.max_steps, config.warmup))
-        noise = config.latent_noise * run.randn(len(images), vae_channels, *(s // 8 for s in images.shape[2:]))
         with run.accelerator.autocast():
             latents, decoded = model(images, noise)
         error = decoded - images
-        # Unit latents, channel by channel, so that the diffusion's unit noise fits them.
-        mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+        # Unit latents over the global batch, channel by channel, so that the diffusion's unit noise fits them.
+        everyone = gather_rows(latents)
+        mean, std = everyone.mean((0, 2, 3)), everyone.std((0, 2, 3))
         spread = mean.square().mean() + (std - 1).square().mean()
         loss = error.square().mean() + 0.1 * error.abs().mean() + 0.01 * spread
-        run.backward(loss)
-        grad_norm = run.clip(model, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
         mse = (decoded.detach().clamp(-1, 1) - images).square().mean((1, 2, 3))
-        run.advance(loss=loss, psnr=(10 * torch.log10(4 / mse)).mean(), latent_std=std.mean(), grad_norm=grad_norm)
+        psnr = (10 * torch.log10(4 / mse)).mean()
+        run.backward(loss, [paths[i].stem for i in mine], loss=loss, psnr=psnr, latent_std=std.mean())
+        run.update(optimizer, model, 1.0)
+        run.advance(lr=lr)
         if run.step % 500 == 0 or run.step == config.max_steps:
             pairs = torch.cat([images[:8], decoded.detach()[:8]], 3).add(1).div(2)
             run.image("autoencoder", torch.cat(list(pairs), 1))
@@ -159,19 +140,23 @@ def train_denoiser(config: LatentDiffusionConfig, run: Run, pixels: torch.Tensor
         timesteps = (uniform[:, 0] * steps).long()
         kind = torch.where(uniform[:, 1] < config.label_captions, 1, 0)
         kind = torch.where(uniform[:, 2] < config.caption_dropout, 2, kind).cpu()
-        set_learning_rate(optimizer, config.learning_rate * warmup_cosine(run.step, config.max_steps, config.warmup))
-        with run.accelerator.autocast():
-            prediction = model(
-                scheduler.add_noise(clean, noise, timesteps), timesteps, choices[kind, mine].to(run.device)
-            )
-        target = noise if of_noise else scheduler.get_velocity(clean, noise, timesteps)
-        loss = F.mse_loss(prediction.float(), target)
-        run.backward(loss)
-        grad_norm = run.clip(model, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        lr = config.learning_rate * warmup_cosine(run.step, config.max_steps, config.warmup)
+        set_learning_rate(optimizer, lr)
+        batch = {
+            "name": [paths[i].stem for i in mine],
+            "noisy": scheduler.add_noise(clean, noise, timesteps),
+            "timestep": timesteps,
+            "tokens": choices[kind, mine].to(run.device),
+            "target": noise if of_noise else scheduler.get_velocity(clean, noise, timesteps),
+        }
+        for part in run.parts(batch):
+            with run.accelerator.autocast():
+                prediction = model(part["noisy"], part["timestep"], part["tokens"])
+            loss = F.mse_loss(prediction.float(), part["target"])
+            run.backward(loss, part["name"], loss=loss)
+        run.update(optimizer, model, 1.0)
         ema.step(model.parameters())
-        run.advance(loss=loss, grad_norm=grad_norm)
+        run.advance(lr=lr)
     ema.copy_to(model.parameters())
     trained = run.unwrap(model)
     return run.finish(pipeline=make_pipeline(vae, trained.text_encoder, tokenizer, trained.unet, scheduler))
@@ -188,7 +173,7 @@ def main(config: LatentDiffusionConfig) -> int:
     paths = list_pictures(config.images)
     pixels = load_pictures(paths, config.image_size, progress=run.is_main)
     if config.part == "autoencoder":
-        return train_autoencoder(config, run, pixels)
+        return train_autoencoder(config, run, pixels, paths)
     return train_denoiser(config, run, pixels, paths)
 
 

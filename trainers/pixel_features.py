@@ -13,7 +13,7 @@ from neuroimagen.config import TrainConfig, option, run_trainer
 from neuroimagen.data.shards import read_manifest
 from neuroimagen.data.stream import eval_batches, train_batches
 from neuroimagen.pixel import losses
-from neuroimagen.pixel.features import FeatureExtractor, describe_features
+from neuroimagen.pixel.features import FeatureExtractor, describe_features, knn_labels
 from neuroimagen.run import Run, set_learning_rate, warmup_cosine
 
 
@@ -41,23 +41,22 @@ def extract(run: Run, model: nn.Module, config: PixelFeaturesConfig, split: str)
         batch = run.to_device(batch)
         features.append(model(batch["eeg"]).float())
         labels.append(batch["label"])
-    # Ranks differ by a trial: pad, gather, drop what was padded.
-    padded = run.accelerator.pad_across_processes([torch.cat(features), torch.cat(labels)], pad_index=-1)
-    everyone, their_labels = run.gather(padded[0]), run.gather(padded[1])
-    return everyone[their_labels >= 0], their_labels[their_labels >= 0]
+    return run.gather(torch.cat(features)), run.gather(torch.cat(labels))
 
 
 @torch.no_grad()
-def validate(run: Run, model: nn.Module, config: PixelFeaturesConfig) -> dict[str, float]:
+def validate(run: Run, model: nn.Module, config: PixelFeaturesConfig, names: dict[int, str]) -> dict[str, float]:
     """How well the features tell the classes of val trials apart, given the train split. Collective: every rank."""
     model.eval()
     train, val = extract(run, model, config, "train"), extract(run, model, config, "val")
     model.train()
+    run.class_table("val_knn", knn_labels(*train, val[0]), val[1], names)
     return describe_features(*train, *val)
 
 
 def main(config: PixelFeaturesConfig) -> int:
     manifest = read_manifest(config.shards)
+    names = {c["label"]: c["name"] for c in manifest.classes}
     run = Run(config)
     model = FeatureExtractor(
         manifest.n_chans,
@@ -81,17 +80,28 @@ def main(config: PixelFeaturesConfig) -> int:
         workers=config.workers,
     )
     while run.going():
-        batch = run.to_device(next(batches))
-        set_learning_rate(optimizer, config.learning_rate * warmup_cosine(run.step, config.max_steps, config.warmup))
-        features = model(batch["eeg"])
+        batch = run.next(batches)
+        lr = config.learning_rate * warmup_cosine(run.step, config.max_steps, config.warmup)
+        set_learning_rate(optimizer, lr)
+        if config.accumulate == 1:
+            features = model(batch["eeg"])
+        else:  # triplets need the whole batch: its features first, without a graph
+            with torch.no_grad():
+                features = torch.cat([model(part["eeg"]) for part in run.parts(batch)])
+            features.requires_grad_()
         loss, active = losses.triplet(features, batch["label"], config.margin, config.mining)  # Eq. 1
-        run.backward(loss)
-        run.clip(model, config.clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        run.advance(loss=loss, active=active)
+        if config.accumulate == 1:
+            run.backward(loss, batch["key"], loss=loss)
+        else:  # then the gradient of each feature, and with it, part by part, that of the weights
+            run.reseed()
+            (batch["gradient"],) = torch.autograd.grad(loss, features)
+            for part in run.parts(batch):
+                inner = (model(part["eeg"]) * part["gradient"]).sum() * config.accumulate
+                run.backward(inner, part["key"], loss=loss)
+        run.update(optimizer, model, config.clip)
+        run.advance(active=active, lr=lr)
         if run.validation_due():
-            run.log(validate(run, run.unwrap(model), config), prefix="val/")
+            run.log(validate(run, run.unwrap(model), config, names), prefix="val/")
     return run.finish(model=model)
 
 

@@ -4,6 +4,7 @@ Exports <run_dir>/model/generator (G) and <run_dir>/model/features (the f_θ tha
 steps (EMA).
 """
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Literal, cast
@@ -13,8 +14,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from neuroimagen.config import TrainConfig, option, run_trainer
-from neuroimagen.data.shards import read_manifest
-from neuroimagen.data.stream import eval_batches, train_batches
+from neuroimagen.data.shards import ShardSplit, read_manifest
+from neuroimagen.data.stream import Batcher, eval_batches, train_batches
 from neuroimagen.pixel import losses
 from neuroimagen.pixel.augment import N_RANDOM, augment
 from neuroimagen.pixel.features import FeatureExtractor
@@ -57,7 +58,7 @@ def load_features(directory: str) -> FeatureExtractor:
 
 @torch.no_grad()
 def validate(run: Run, networks: nn.ModuleDict, config: PixelSaliencyConfig) -> dict[str, float]:
-    """Similarity of val maps to the pictures seen: SSIM, Pearson's r over pixels; `other`: to the next trial's picture.
+    """Similarity of val maps to the pictures seen: SSIM, Pearson's r over pixels; `other`: to that of another trial.
 
     The noise of a map depends on (seed, trial) alone. Saves a grid: truth above map. Collective: every rank.
     """
@@ -65,6 +66,8 @@ def validate(run: Run, networks: nn.ModuleDict, config: PixelSaliencyConfig) -> 
     networks.eval()
     sums = torch.zeros(4, device=run.device, dtype=torch.float64)
     shards, size = config.shards, config.image_size
+    split = ShardSplit(shards, "val")
+    pictures = Batcher(split, size)
     batches = eval_batches(shards, "val", batch_size=64, rank=run.rank, world=run.world, image_size=size)
     for number, batch in enumerate(batches):
         batch = run.to_device(batch)
@@ -72,7 +75,9 @@ def validate(run: Run, networks: nn.ModuleDict, config: PixelSaliencyConfig) -> 
         z = torch.stack([torch.randn(config.z_dim, generator=torch.Generator().manual_seed(s)) for s in seeds])
         maps = networks["generator"](z.to(run.device), networks["features"](batch["eeg"])).float()
         truth = batch["image"]
-        similarity, other = losses.ssim(maps, truth), losses.ssim(maps, truth.roll(1, 0))
+        half_way_round = (batch["index"].cpu().numpy() + len(split) // 2) % len(split)
+        others = pictures(half_way_round)["image"].to(run.device)
+        similarity, other = losses.ssim(maps, truth), losses.ssim(maps, others)
         centred = [x.flatten(1) - x.flatten(1).mean(1, keepdim=True) for x in (maps, truth)]
         r = nn.functional.cosine_similarity(*centred)
         sums += torch.stack([torch.ones_like(r), similarity, other, r]).sum(1).double()
@@ -85,6 +90,11 @@ def validate(run: Run, networks: nn.ModuleDict, config: PixelSaliencyConfig) -> 
     total = run.accelerator.reduce(sums, "sum")
     n_trials, *means = (total / total[0].clamp(min=1)).tolist()
     return dict(zip(("ssim", "ssim_other", "pixel_correlation"), means, strict=True))
+
+
+def stacked(draws: torch.Tensor) -> torch.Tensor:
+    """(n, k, m) -> (k * n, m): the draws of the first copy of the batch, then of the second, ..."""
+    return draws.transpose(0, 1).flatten(0, 1)
 
 
 def main(config: PixelSaliencyConfig) -> int:
@@ -119,44 +129,57 @@ def main(config: PixelSaliencyConfig) -> int:
         image_size=config.image_size,
         workers=config.workers,
     )
+
+    def paint(part: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        """f_θ(x) and the maps M_p(x), two of each trial."""
+        f = features(part["eeg"])
+        return f, generator(torch.cat([part["z1"], part["z2"]]), torch.cat([f, f]))
+
     while run.going():
-        batch = run.to_device(next(batches))
-        y, n = batch["image"], len(batch["image"])
+        batch = run.next(batches)
+        n = len(batch["image"])
         fade = warmup_cosine(run.step, config.max_steps) if config.schedule == "cosine" else 1.0
         set_learning_rate(optimizer_g, config.learning_rate * fade)
         set_learning_rate(optimizer_d, config.discriminator_learning_rate * fade)
         set_learning_rate(optimizer_f, config.features_learning_rate * fade)
-        f = features(batch["eeg"])
-        twice = torch.cat([f, f])
-        z1, z2 = run.randn(n, config.z_dim), run.randn(n, config.z_dim)
-        maps = generator(torch.cat([z1, z2]), twice)  # M_p(x), two of each trial
+        batch["z1"], batch["z2"] = run.randn(n, config.z_dim), run.randn(n, config.z_dim)
+        batch["u_d"] = torch.stack([run.rand(n, N_RANDOM) for _ in range(3)], 1)
+        batch["u_g"] = torch.stack([run.rand(n, N_RANDOM) for _ in range(2)], 1)
 
-        # D, Eq. 2: one call for real and fake
-        seen = torch.cat([y, maps.detach()])
-        u = torch.cat([run.rand(n, N_RANDOM) for _ in range(3)])
-        scores = discriminator(augment(seen, u, config.augment), torch.cat([f, f, f]).detach())
-        loss_d = losses.hinge_d(scores[:n], scores[n:])
-        run.backward(loss_d)
-        optimizer_d.step()
-        optimizer_d.zero_grad()
+        # D, Eq. 2: one call for real and fake. Its spectral norms are updated once a call in training mode.
+        for number, part in enumerate(run.parts(batch)):
+            with contextlib.nullcontext() if config.accumulate == 1 else torch.no_grad():
+                f, maps = paint(part)
+            y = part["image"]
+            discriminator.train(number == 0)
+            seen = augment(torch.cat([y, maps.detach()]), stacked(part["u_d"]), config.augment)
+            scores = discriminator(seen, torch.cat([f, f, f]).detach())
+            loss_d = losses.hinge_d(scores[: len(y)], scores[len(y) :])
+            run.backward(loss_d, part["key"], loss_d=loss_d)
+        run.update(optimizer_d, discriminator, name="grad_norm_d")
 
         # G, Eqs. 3-6
         judge.requires_grad_(False)
-        u = torch.cat([run.rand(n, N_RANDOM) for _ in range(2)])
-        adversarial = losses.hinge_g(judge(augment(maps, u, config.augment), twice.detach()))  # Eq. 3
-        modes = losses.mode_seeking(maps[:n], maps[n:], z1, z2)  # Eq. 4
-        similarity = losses.ssim_loss(maps, torch.cat([y, y]))  # Eq. 5
-        alphas = (config.adversarial_weight, config.mode_seeking_weight, config.ssim_weight)
-        loss_g = losses.generator_total(adversarial, modes, similarity, alphas)  # Eq. 6
-        run.backward(loss_g)
-        optimizer_g.step()
-        optimizer_g.zero_grad()
+        for number, part in enumerate(run.parts(batch)):
+            if config.accumulate > 1:
+                f, maps = paint(part)
+            y, size = part["image"], len(part["image"])
+            discriminator.train(number == 0)
+            scores = judge(augment(maps, stacked(part["u_g"]), config.augment), torch.cat([f, f]).detach())
+            adversarial = losses.hinge_g(scores)  # Eq. 3
+            modes = losses.mode_seeking(maps[:size], maps[size:], part["z1"], part["z2"])  # Eq. 4
+            similarity = losses.ssim_loss(maps, torch.cat([y, y]))  # Eq. 5
+            alphas = (config.adversarial_weight, config.mode_seeking_weight, config.ssim_weight)
+            loss_g = losses.generator_total(adversarial, modes, similarity, alphas)  # Eq. 6
+            terms = {"loss_g": loss_g, "adversarial": adversarial, "mode_seeking": modes, "ssim": 1 - similarity}
+            run.backward(loss_g, part["key"], **terms)
+        run.update(optimizer_g, generator, name="grad_norm_g")
         if config.finetune_features:
-            optimizer_f.step()
-            optimizer_f.zero_grad()
+            run.update(optimizer_f, features, name="grad_norm_f")
+        discriminator.train()
         judge.requires_grad_(True)
         ema.update_parameters(networks)
-        run.advance(loss_d=loss_d, loss_g=loss_g, adversarial=adversarial, mode_seeking=modes, ssim=1 - similarity)
+        run.advance(lr=config.learning_rate * fade)
         if run.validation_due():
             run.log(validate(run, averaged, config), prefix="val/")
     return run.finish(generator=averaged["generator"], features=averaged["features"])

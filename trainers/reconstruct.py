@@ -25,6 +25,7 @@ from neuroimagen.data.stream import Batcher
 from neuroimagen.decoders import ROWS, Decoders
 from neuroimagen.reconstruction.pictures import Pictures
 from neuroimagen.reconstruction.reconstructor import Reconstructor, check_settings
+from neuroimagen.run_dir import claim_run_dir, write_atomic
 from neuroimagen.sample.captions import DTYPES, captions_source
 
 
@@ -76,7 +77,7 @@ def main(config: ReconstructConfig) -> int:
     exists = (run_dir / "config.yaml").exists()
     accelerator.wait_for_everyone()
     if exists:  # before the long loading: is it of another config, or done?
-        running.claim_run_dir(config, accelerator)
+        claim_run_dir(config, accelerator)
     split = ShardSplit(config.shards, config.split)
     runs = {name: getattr(config, name) for name in ("saliency", "semantics_label", "semantics_blip")}
     decode = Decoders(config.rows, runs, split, accelerator.device, config.seed)
@@ -86,7 +87,7 @@ def main(config: ReconstructConfig) -> int:
     trials = dict(zip(split.keys[: config.limit], range(len(split)), strict=False))  # key -> position in the split
     if not trials:
         raise ValueError(f"{config.shards}: no {config.split} trials to reconstruct")
-    running.claim_run_dir(config, accelerator)
+    claim_run_dir(config, accelerator)
     running.watch_stop_signal()
 
     pictures = Pictures(run_dir, list(trials), config.rows, config.samples, config.chunk, maps=decode.g is not None)
@@ -94,8 +95,8 @@ def main(config: ReconstructConfig) -> int:
     if accelerator.is_main_process:
         captions = decode.configs["blip"]["captions"] if "blip" in decode.configs else None
         lines = [json.dumps({"key": key, **split.info(i), "index": i}) for key, i in trials.items()]
-        running.write_atomic(run_dir / "trials.jsonl", "\n".join(lines) + "\n")
-        running.write_atomic(run_dir / "rows.json", describe(config, split, captions, diffusion.attention, size))
+        write_atomic(run_dir / "trials.jsonl", "\n".join(lines) + "\n")
+        write_atomic(run_dir / "rows.json", describe(config, split, captions, diffusion.attention, size))
         work = [pictures.lacking()]
     broadcast_object_list(work)  # one view of the files for all: {chunk: rows it lacks}
     lacking: dict[int, list[str]] = work[0]
@@ -129,7 +130,7 @@ def main(config: ReconstructConfig) -> int:
     bar.close()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        running.write_atomic(run_dir / ("PREEMPTED" if stop else "DONE"), f"{len(trials)} trials\n")
+        write_atomic(run_dir / ("PREEMPTED" if stop else "DONE"), f"{len(trials)} trials\n")
     return running.STOPPED if stop else 0
 
 

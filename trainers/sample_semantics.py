@@ -68,28 +68,36 @@ class Targets:
 
 
 @torch.no_grad()
-def validate(run: Run, model: SampleEncoder, targets: Targets, config: SampleSemanticsConfig) -> dict[str, float]:
+def validate(
+    run: Run, model: SampleEncoder, targets: Targets, config: SampleSemanticsConfig, names: dict[int, str]
+) -> dict[str, float]:
     """On val: Eq. 7, R² against predicting the train captions' mean, and whether the nearest train caption is of the
     class seen. Collective: every rank."""
     model.eval()
-    sums = torch.zeros(4, device=run.device, dtype=torch.float64)
-    known = targets.weights > 0
+    sums = torch.zeros(3, device=run.device, dtype=torch.float64)
+    known, guesses, labels = targets.weights > 0, [], []
     candidates, their_labels = targets.embeddings[known], targets.labels[known]
     for batch in eval_batches(config.shards, "val", batch_size=run.batch_size, rank=run.rank, world=run.world):
         batch = run.to_device(batch)
         prediction, target = model(batch["eeg"]).float(), targets.of(batch)
-        right = their_labels[nearest_caption(prediction, candidates)] == batch["label"]
+        guesses.append(their_labels[nearest_caption(prediction, candidates)])
+        labels.append(batch["label"])
         error = (prediction - target).square().sum()
         baseline = (model.mean - target).square().sum()
         count = torch.tensor(float(len(target)), device=run.device)
-        sums += torch.stack([count, error, baseline, right.sum().float()]).double()
+        sums += torch.stack([count, error, baseline]).double()
     model.train()
-    n, error, baseline, right = run.accelerator.reduce(sums, "sum").tolist()
-    return {"loss": error / max(n, 1), "r2": 1 - error / max(baseline, 1e-12), "class_accuracy": right / max(n, 1)}
+    n, error, baseline = run.accelerator.reduce(sums, "sum").tolist()
+    none = torch.zeros(0, dtype=torch.int64, device=run.device)
+    guess, label = run.gather(torch.cat([none, *guesses])), run.gather(torch.cat([none, *labels]))
+    run.class_table("val_nearest_caption", guess, label, names)
+    accuracy = (guess == label).double().mean().item()
+    return {"loss": error / max(n, 1), "r2": 1 - error / max(baseline, 1e-12), "class_accuracy": accuracy}
 
 
 def main(config: SampleSemanticsConfig) -> int:
     manifest = read_manifest(config.shards)
+    names = {c["label"]: c["name"] for c in manifest.classes}
     run = Run(config)
     targets = Targets(config, manifest, run.device)
     n_tokens, width = targets.embeddings.shape[1:]
@@ -118,17 +126,16 @@ def main(config: SampleSemanticsConfig) -> int:
         workers=config.workers,
     )
     while run.going():
-        batch = run.to_device(next(batches))
-        set_learning_rate(optimizer, config.learning_rate * warmup_cosine(run.step, config.max_steps, config.warmup))
-        loss = embedding_loss(model(batch["eeg"]), targets.of(batch))  # Eq. 7
-        run.backward(loss)
-        if config.clip:
-            run.clip(model, config.clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        run.advance(loss=loss)
+        batch = run.next(batches)
+        lr = config.learning_rate * warmup_cosine(run.step, config.max_steps, config.warmup)
+        set_learning_rate(optimizer, lr)
+        for part in run.parts(batch):
+            loss = embedding_loss(model(part["eeg"]), targets.of(part))  # Eq. 7
+            run.backward(loss, part["key"], loss=loss)
+        run.update(optimizer, model, config.clip)
+        run.advance(lr=lr)
         if run.validation_due():
-            run.log(validate(run, module, targets, config), prefix="val/")
+            run.log(validate(run, module, targets, config, names), prefix="val/")
     return run.finish(model=model)
 
 

@@ -47,13 +47,11 @@ def retrieval_at_1(features: torch.Tensor, labels: torch.Tensor) -> float:
     return (labels[distance.argmin(1)] == labels).double().mean().item()
 
 
-def knn_accuracy(
-    train: torch.Tensor, train_labels: torch.Tensor, features: torch.Tensor, labels: torch.Tensor, k: int = 15
-) -> float:
-    """Accuracy of the most frequent label among the k nearest train rows (ties: the smaller label)."""
+def knn_labels(train: torch.Tensor, train_labels: torch.Tensor, features: torch.Tensor, k: int = 15) -> torch.Tensor:
+    """The most frequent label among the k nearest train rows of each row (ties: the smaller label), (n,)."""
     near = train_labels[_distances(features, train).topk(min(k, len(train)), largest=False).indices]
     votes = F.one_hot(near, int(train_labels.max()) + 1).sum(1)
-    return (votes.argmax(1) == labels).double().mean().item()
+    return votes.argmax(1)
 
 
 def linear_accuracy(
@@ -81,6 +79,6 @@ def describe_features(
     gather before, and call on any rank."""
     return {
         "retrieval_at_1": retrieval_at_1(features, labels),
-        "knn_accuracy": knn_accuracy(train, train_labels, features, labels),
+        "knn_accuracy": (knn_labels(train, train_labels, features) == labels).double().mean().item(),
         "linear_accuracy": linear_accuracy(train, train_labels, features, labels),
     }

@@ -8,30 +8,7 @@ import torch
 from torch import distributed as dist
 from torch.nn import functional as F
 
-
-class _Gather(torch.autograd.Function):
-    """Rows of all processes, in rank order; the gradient of a row is the sum of what all processes ask of it."""
-
-    @staticmethod
-    def forward(ctx, rows: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
-
-
-def _world() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def gather_rows(rows: torch.Tensor) -> torch.Tensor:
-    """(n, ...) on each of w processes -> (w * n, ...), differentiable. Collective: every rank, equal n."""
-    return _Gather.apply(rows) if _world() > 1 else rows
+from neuroimagen.collectives import gather_rows, world_size
 
 
 def triplet(
@@ -50,7 +27,7 @@ def triplet(
     A batch without a single triplet gives zero.
     """
     everyone, everyones_labels = gather_rows(features), gather_rows(labels)
-    first = dist.get_rank() * len(features) if _world() > 1 else 0
+    first = dist.get_rank() * len(features) if world_size() > 1 else 0
     # Differences, not the product formula: rounding there can make small distances negative.
     distance = (features[:, None] - everyone[None]).square().sum(-1)
     same = labels[:, None] == everyones_labels[None]
@@ -79,11 +56,11 @@ def triplet(
 
     active = (values > 0).sum()
     count = torch.stack([active, torch.tensor(values.numel(), device=values.device)]).float()
-    if _world() > 1:
+    if world_size() > 1:
         dist.all_reduce(count)
     divisor = count[0] if mining == "all" else count[1]
     # `distance.sum() * 0` keeps the graph (and so every rank's collectives in backward) when nothing was picked.
-    loss = _world() * (values.sum() + distance.sum() * 0) / divisor.clamp(min=1)
+    loss = world_size() * (values.sum() + distance.sum() * 0) / divisor.clamp(min=1)
     return loss, count[0] / count[1].clamp(min=1)
 
 

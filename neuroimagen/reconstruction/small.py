@@ -108,6 +108,30 @@ def make_text_encoder(tokenizer: CLIPTokenizer, n_tokens: int, width: int) -> CL
     )
 
 
+class NoisyAutoencoder(nn.Module):
+    """Pixels -> (latents, pixels decoded from latents + noise), without the 8-bit clamp of AutoencoderTiny.forward."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, images, noise):
+        latents = self.vae.encoder(images).float()
+        return latents, self.vae.decoder(latents + noise).float()
+
+
+class TextAndUNet(nn.Module):
+    """Both trained parts of the denoiser as one module, so that one optimizer and one DDP wrapper drive them."""
+
+    def __init__(self, text_encoder: nn.Module, unet: nn.Module) -> None:
+        super().__init__()
+        self.text_encoder, self.unet = text_encoder, unet
+
+    def forward(self, latents, timesteps, token_ids):
+        embedding = self.text_encoder(token_ids)[0]
+        return self.unet(latents, timesteps, embedding).sample
+
+
 def make_ema(model: nn.Module, decay: float) -> EMAModel:
     """The average of `model`'s weights that sampling uses; its decay rises to `decay`."""
     return EMAModel(model.parameters(), decay=decay, use_ema_warmup=True, power=0.75)

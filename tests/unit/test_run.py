@@ -37,10 +37,9 @@ def train(config: Config, stop_after: int | None = None) -> tuple[int, Model]:
     while run.going():
         x = run.randn(4, 2)
         loss = (model(x) - torch.rand(4, 1)).square().mean()
-        run.backward(loss)
-        optimizer.step()
-        optimizer.zero_grad()
-        run.advance(loss=loss)
+        run.backward(loss, [], loss=loss)
+        run.update(optimizer, model)
+        run.advance()
         if stop_after == run.step:
             running._stop_requested = True
     return run.finish(model=model), model
@@ -128,6 +127,8 @@ def test_a_directory_that_is_no_run_is_refused(config, tmp_path):
         ({"precision": "fp8"}, "not one of"),
         ({"trackers": "mlflow"}, "not one of"),
         ({"global_batch_size": 0}, "does not divide"),
+        ({"accumulate": 3}, "1 processes x accumulate=3"),
+        ({"accumulate": 0}, "does not divide"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(config, change, said):
@@ -138,9 +139,45 @@ def test_what_cannot_be_honoured_is_refused(config, change, said):
         Run(dataclasses.replace(config, **change))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(config):
+def test_a_step_whose_loss_is_not_finite_changes_nothing(config):
+    run = Run(dataclasses.replace(config, nonfinite="skip"))
+    model = Model(2, 1)
+    model, optimizer = run.prepare(model, torch.optim.SGD(model.parameters(), 0.1))
+    before = model.weight.detach().clone()
+    for _ in range(2):
+        assert run.going()
+        x = torch.ones(4, 2) if run.step else torch.full((4, 2), float("inf"))
+        run.backward(model(x).sum(), ["a", "b"], loss=model(x).sum())
+        run.update(optimizer, model)
+        run.advance()
+        assert torch.equal(model.weight, before) == (run.step == 1)
+    found = json.loads((run.dir / "nonfinite-00000000-rank0.json").read_text())
+    assert found["keys"] == ["a", "b"] and found["step"] == 0
+    (line,) = [json.loads(text) for text in (run.dir / "stats.jsonl").read_text().splitlines()]
+    assert line["skipped"] == 1 and line["grad_norm"] == pytest.approx((2 * 4**2 + 4**2) ** 0.5)
+
+
+def test_log_means_are_over_parts_and_steps(config):
+    run = Run(dataclasses.replace(config, accumulate=2))
+    for first, second in ((1.0, 2.0), (3.0, 6.0)):
+        run.note(loss=first)
+        run.note(loss=second)
+        run.advance(lr=first)
+    (line,) = [json.loads(text) for text in (run.dir / "stats.jsonl").read_text().splitlines()]
+    assert line["loss"] == 3.0 and line["lr"] == 2.0
+    assert line["samples_per_second"] == pytest.approx(4 / line["step_seconds"])
+
+
+def test_parts_cut_everything_alike(config):
+    run = Run(dataclasses.replace(config, accumulate=2))
+    parts = list(run.parts({"x": torch.arange(4), "key": ["a", "b", "c", "d"]}))
+    assert [part["x"].tolist() for part in parts] == [[0, 1], [2, 3]]
+    assert [part["key"] for part in parts] == [["a", "b"], ["c", "d"]]
+
+
+def test_class_table_by_hand(config):
     run = Run(config)
-    run.resume()
-    run.advance(loss=1.0)
-    with pytest.raises(ValueError, match="loss is nan at step 2"):
-        run.advance(loss=float("nan"))
+    guesses, labels = torch.tensor([5, 5, 7, 5]), torch.tensor([5, 5, 5, 7])
+    run.class_table("val", guesses, labels, {5: "panda", 7: "pizza, sliced"})
+    lines = (run.dir / "tables/val-00000000.csv").read_text().splitlines()
+    assert lines == ["class,trials,accuracy", f"panda,3,{2 / 3}", '"pizza, sliced",1,0.0']

@@ -1,0 +1,29 @@
+"""What a loss needs to see the global batch: rows of all processes, with gradients."""
+
+import torch
+from torch import distributed as dist
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of all processes, in rank order; the gradient of a row is the sum of what all processes ask of it."""
+
+    @staticmethod
+    def forward(ctx, rows: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """(n, ...) on each of w processes -> (w * n, ...), differentiable. Collective: every rank, equal n."""
+    return _Gather.apply(rows) if world_size() > 1 else rows

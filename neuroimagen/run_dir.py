@@ -1,0 +1,132 @@
+"""A run directory: of one config, and of one run at a time; run.py says which files it holds."""
+
+import dataclasses
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+# Fields that change where or how loudly a run computes, never what: they may differ when a run is continued.
+FREE_FIELDS = frozenset(
+    {"run_dir", "workers", "trackers", "project", "log_every", "checkpoint_every", "accumulate", "nonfinite"}
+    | {"timeout_minutes"}
+)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a kill, sees the old or the new content whole."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def _claim(run_dir: Path, config: Any) -> str | None:
+    """Create `run_dir` or check that it belongs to `config`; the error as a sentence, or None."""
+    wanted = dataclasses.asdict(config)
+    path = run_dir / "config.yaml"
+    if path.exists():
+        found = yaml.safe_load(path.read_text())
+        changed = [k for k in sorted({*wanted, *found} - FREE_FIELDS) if wanted.get(k) != found.get(k)]
+        if changed:
+            listed = ", ".join(f"{k}: {found.get(k)!r} there, {wanted.get(k)!r} here" for k in changed)
+            return f"run_dir {run_dir} holds a run of another config ({listed}); choose another run_dir or delete it"
+        return None
+    if run_dir.exists() and any(run_dir.iterdir()):
+        return f"run_dir {run_dir} is not empty and holds no config.yaml, so it is not a run; choose another run_dir"
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
+    except OSError as error:
+        return f"cannot write to run_dir {run_dir}: {error.strerror}"
+    return None
+
+
+_held: dict[Path, int] = {}  # run directory -> descriptor of its lock file, open while this process works there
+
+
+def _lock(run_dir: Path) -> str | None:
+    """Claim `run_dir` for this process until it ends, however it ends; the error as a sentence, or None.
+
+    A POSIX record lock: the kernel drops it with the process, children do not inherit it, and NFS knows it.
+    """
+    if run_dir in _held:
+        return None
+    file = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        holder = os.read(file, 200).decode(errors="replace") or "another process"
+        os.close(file)
+        return f"run_dir {run_dir} is in use by {holder}; wait for that run, stop it, or choose another run_dir"
+    except OSError as error:
+        print(f"warning: {run_dir} cannot be locked here ({error.strerror}); start only one run there", file=sys.stderr)
+    os.ftruncate(file, 0)
+    os.write(file, f"process {os.getpid()} on {platform.node()}".encode())
+    _held[run_dir] = file
+    return None
+
+
+def release(run_dir: Path) -> None:
+    """Let another process have `run_dir`."""
+    if run_dir in _held:
+        os.close(_held.pop(run_dir))
+
+
+def claim_run_dir(config: Any, accelerator: Accelerator) -> Path:
+    """Create or re-enter `config.run_dir`; collective: every rank.
+
+    Raises ValueError, on every rank, if the directory holds a run of another config (the keys are listed) or if another
+    process works in it. Exits with code 0 if that run is already done.
+    """
+    run_dir = Path(config.run_dir)
+    answer: list[Any] = [None, False]
+    if accelerator.is_main_process:
+        answer = [_claim(run_dir, config), (run_dir / "DONE").exists()]
+        if answer == [None, False]:
+            answer[0] = _lock(run_dir)
+    broadcast_object_list(answer)
+    if answer[0]:
+        raise ValueError(answer[0])
+    if answer[1]:
+        accelerator.print(f"{run_dir} is already done")
+        raise SystemExit(0)
+    if accelerator.is_main_process:
+        (run_dir / "PREEMPTED").unlink(missing_ok=True)
+        write_atomic(run_dir / "environment.json", json.dumps(environment(accelerator), indent=1))
+    return run_dir
+
+
+def environment(accelerator: Accelerator) -> dict[str, Any]:
+    """What a reviewer asks about a run's surroundings: versions, commit, command, device, world size."""
+    packages = ("neuroimagen", "torch", "accelerate", "diffusers", "transformers", "webdataset", "numpy")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
+    )
+    device = accelerator.device
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "versions": versions,
+        "commit": git.stdout.strip() or None,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({os.cpu_count()})",
+        "world_size": accelerator.num_processes,
+        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
