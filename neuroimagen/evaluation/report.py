@@ -147,7 +147,7 @@ class Page:
         text = f"<td>{scale * estimate['value']:.{digits}f}"
         if estimate["low"] is not None:
             low, high = scale * estimate["low"], scale * estimate["high"]
-            text += f" <small>{low:.{digits}f}&ndash;{high:.{digits}f}</small>"
+            text += f"<small>{low:.{digits}f} to {high:.{digits}f}</small>"
         return text + "</td>"
 
     def measures(self, found: dict[str, Any]) -> str:
@@ -164,10 +164,12 @@ class Page:
             strong = ' class="full"' if row == self.full else ""
             lines.append(f"<tr{strong}><td>{number}</td><td>{row}</td>{marks}{self.measures(rows[row]['all'])}</tr>")
         for name, chance in self.chances():
-            body = "".join(f"<td>{100 * chance:.1f}</td>" if k.metric.startswith("acc") else "<td></td>" for k in kinds)
+            body = "".join(f"<td>{100 * chance:.1f}</td>" if k.metric == "acc" else "<td></td>" for k in kinds)
             lines.append(f'<tr class="chance"><td></td><td colspan="4">{name}</td>{body}</tr>')
         text = (
-            f"<h2>Scores, on {eeg}</h2><p>{self.size()}.</p><h3>Table 3. Ablation ({eeg})</h3>"
+            f"<h2>Scores, on {eeg}</h2><p>{self.size()}. "
+            "Models and tables are numbered as in the paper; small print: 95&nbsp;% intervals.</p>"
+            f"<h3>Table 3. Ablation ({eeg})</h3>"
             f"<table><thead><tr><th>Model</th><th></th><th>B</th><th>L</th><th>I</th>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
         )
         subjects = [group for group in rows[self.full] if group.startswith("subject ")]
@@ -182,7 +184,7 @@ class Page:
 
     def chances(self) -> list[tuple[str, float]]:
         """Accuracies that need no EEG, with their names; the last is the one to beat."""
-        found = [(f"chance, {self.scores['n_way']}-way", self.scores["chance"])]
+        found = [(f"{self.scores['n_way']}-way chance", self.scores["chance"])]
         if "shuffled" in self.scores["truth"]:
             found.append(("guessing in the study", self.scores["truth"]["shuffled"]))
         return found
@@ -230,7 +232,7 @@ class Page:
                 "one uninterrupted block, so slow drift of the recording can tell classes apart without any vision (Li "
                 "et al. 2020, Ahmed et al. 2021). Compare with controls before concluding.</div>"
             )
-        chances = "; ".join(f"{name} {100 * chance:.1f} %" for name, chance in self.chances())
+        chances = ", ".join(f"{name} {100 * chance:.1f} %" for name, chance in self.chances())
         other = "1 is identical"
         if "ssim_other" in found:
             other = f"{found['ssim_other']['value']:.3f} to another picture"
@@ -378,9 +380,11 @@ code, pre { font:13px/1.5 ui-monospace,"DejaVu Sans Mono",monospace }
 .rows .heads i { font-size:15px; color:var(--ink); font-weight:600 }
 .heads small { display:block; font-size:11px; font-weight:400; color:var(--soft); min-height:14px }
 table { border-collapse:collapse; font-size:15px; font-variant-numeric:tabular-nums; background:var(--card) }
-th, td { padding:7px 16px; text-align:left; border-bottom:1px solid var(--line) }
+th, td { padding:7px 14px; vertical-align:top; text-align:left; border-bottom:1px solid var(--line) }
 thead th { border-bottom:2px solid var(--ink); font-size:13px }
-td small { color:var(--soft); font-size:12px; margin-left:5px; font-weight:400 }
+td:first-child { white-space:nowrap }
+thead th { line-height:1.3; vertical-align:bottom }
+td small { display:block; color:var(--soft); font-size:12px; line-height:1.2; font-weight:400; white-space:nowrap }
 tr.full td { font-weight:650; background:color-mix(in srgb,var(--accent) 9%,transparent) }
 tr.chance td { color:var(--soft); font-style:italic }
 .plain td { font-size:13px; vertical-align:top; padding:4px 14px }
@@ -398,5 +402,6 @@ tr.chance td { color:var(--soft); font-style:italic }
 details { margin:12px 0 }
 summary { cursor:pointer; font-size:15px }
 pre { background:var(--card); border:1px solid var(--line); padding:14px; overflow:auto }
-@media (max-width:760px) { .facts { grid-template-columns:1fr 1fr } .bars { columns:1 } section { overflow-x:auto } }
+@media (max-width:760px) { .facts { grid-template-columns:1fr 1fr } .bars { columns:1 } }
+@media (max-width:1180px) { section { overflow-x:auto } th, td { padding:6px 7px } }
 """

@@ -310,10 +310,10 @@ def notes(scores: dict[str, Any], rows: list[str]) -> list[str]:
     controlled = has_controls(scores)
     lines = [
         "I: saliency map. L: meaning learnt from label captions. B: meaning learnt from picture captions"
-        + f" (source: {scores['captions_source'] or 'not named'})" * any(uses(row)[0] for row in rows)
+        + f", here from {scores['captions_source'] or 'an unnamed source'}" * any(uses(row)[0] for row in rows)
         + ".",
         f"ACC: {scores['n_way']}-way top-{scores['top_k']} accuracy{capped}, chance {100 * scores['chance']:.1f} % for "
-        "a guesser among all classes of the classifier; truth = what the classifier sees in the ground-truth picture.",
+        "a guess among all classes of the classifier; truth = what the classifier sees in the ground-truth picture.",
     ]
     if controlled:
         lines.append(
@@ -322,7 +322,7 @@ def notes(scores: dict[str, Any], rows: list[str]) -> list[str]:
             f"{100 * truth['shuffled']:.1f} %, what the ground-truth pictures themselves get when so dealt out."
         )
     if "named_rightly" in truth:
-        lines.append("ACC by label: the same, but truth = the data set's label.")
+        lines.append("ACC by label: ACC with the data set's label as the truth.")
     lines.append(f"Classifier: {scores['classifier']}.")
     if "named_rightly" in truth:
         lines[-1] += (

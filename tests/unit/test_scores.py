@@ -202,7 +202,7 @@ def test_files_and_table(fresh, monkeypatch, capsys):
     assert e["ssim_gain"]["value"] == pytest.approx(e["ssim"]["value"] - e["ssim_other"]["value"])
     assert "Chance of guessing a class of the study: 25.0 %" in printed
     assert "4-way top-1 accuracy (50 asked, the classifier has 4), chance 25.0 %" in printed
-    assert "picture captions (source: drawn scene (simulator))" in printed
+    assert "picture captions, here from drawn scene (simulator)" in printed
     assert "Table 2, row L+I by subject, on simulated EEG" in printed
 
 
