@@ -90,16 +90,20 @@ def test_samples_and_subjects_are_averaged(tmp_path):
 
 
 def test_shuffled_knows_the_classes_of_the_study(tmp_path):
-    """Two of the classifier's four classes are in the study, in shares 1 : 1; row B always shows the first of them."""
+    """Two of the classifier's four classes are in the study, in shares 3 : 1; row B always shows the first of them."""
 
     def draw(what, trial, sample):
         return plain(what, {**trial, "label": 0} if what == "B" else trial, sample)
 
-    run = read_run(make_run(tmp_path / "run", classes=2, rows={"L": ROWS["L"], "B": ROWS["B"]}, draw=draw))
-    found = score(run, colours(), 4, 1)
-    assert found["chance"] == 1 / 4 and found["truth"]["shuffled"] == 1 / 2
-    assert [found["rows"][row]["all"]["acc"]["value"] for row in ("L", "B")] == [1, 1 / 2]
-    assert [found["rows"][row]["all"]["shuffled"]["value"] for row in ("L", "B")] == [1 / 2, 1 / 2]
+    whole = read_run(
+        make_run(tmp_path / "run", classes=2, pictures=3, rows={row: ROWS[row] for row in "LB"}, draw=draw)
+    )
+    kept = [trial for trial in whole.trials if trial["label"] == 0 or trial["image"].endswith("_0")]
+    found = score(dataclasses.replace(whole, trials=kept), colours(), 4, 1)
+    assert found["chance"] == 1 / 4 and found["truth"]["shuffled"] == 9 / 16 + 1 / 16
+    assert [found["rows"][row]["all"]["acc"]["value"] for row in "LB"] == [1, 3 / 4]
+    # Blindly: truth and picture agree in (3/4)^2 + (1/4)^2 of all pairs; a constant picture loses nothing by shuffling.
+    assert [found["rows"][row]["all"]["shuffled"]["value"] for row in "LB"] == [10 / 16, 3 / 4]
 
 
 def test_the_other_picture(run):
