@@ -100,15 +100,19 @@ def load_config(schema: type[C], arguments: Sequence[str], stage: str) -> C:
                 source = f"{value}: "
                 config = OmegaConf.merge(config, OmegaConf.create(stage_section(value, stage)))
         source = ""
-        overrides = [a.lstrip("-") for a in arguments if not a.lstrip("-").startswith("config=")]
-        config = OmegaConf.merge(config, OmegaConf.from_dotlist(overrides))
+        for override in [a.lstrip("-") for a in arguments if not a.lstrip("-").startswith("config=")]:
+            try:
+                config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+            except yaml.YAMLError as error:
+                raise ValueError(f"the value of {override!r} is not YAML: {' '.join(str(error).split())}") from None
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
             raise ValueError(f"please give {', '.join(f'{key}=...' for key in missing)} (--help says what each means)")
         return typing.cast(C, OmegaConf.to_object(config))
     except OmegaConfBaseException as error:
-        key = f" (key {error.full_key})" if getattr(error, "full_key", None) else ""
-        raise ValueError(f"{source}{str(error).splitlines()[0]}{key}") from None
+        said, full_key = str(error).splitlines()[0], getattr(error, "full_key", None)
+        at = f" (key {full_key})" if full_key and not said.startswith(f"Key '{full_key}' ") else ""
+        raise ValueError(f"{source}{said}{at}") from None
 
 
 def describe(schema: type, usage: str) -> str:

@@ -67,6 +67,23 @@ def n_way_accuracy(probabilities: np.ndarray, truth: np.ndarray, n_way: int = 50
     return NWay(success_by_rank(n_classes, used, top_k)[rank], used, top_k / used)
 
 
+def shuffled_accuracy(probabilities: np.ndarray, truth: np.ndarray, n_way: int = 50, top_k: int = 1) -> float:
+    """What `n_way_accuracy` would be on average if the truths were dealt out to the pictures at random.
+
+    probabilities: (n, K), truth: (n,), as there. The exact mean over all permutations of the truths: over all n x n
+    pairs of a picture and a truth, its own among them (without these, a perfect decoder of n classes with one picture
+    each would get 0, and not the 1/n of guessing). So it is the chance of a decoder that draws the same classes equally
+    often, but blindly; `NWay.chance` is that of a guesser among all classes of the classifier, also those that are not
+    in the study.
+    """
+    used = n_way_accuracy(probabilities, truth, n_way, top_k).n_way  # checks the arguments
+    ranks = (
+        scipy.stats.rankdata(-np.asarray(probabilities), "max", axis=1).astype(np.int64) - 1
+    )  # of every class; ties against
+    by_class = success_by_rank(ranks.shape[1], used, top_k)[ranks].mean(0)
+    return float(by_class[truth].mean())
+
+
 def inception_score(probabilities: np.ndarray, splits: int = 1) -> float:
     """exp of the mean KL(p(y|x) || p(y)) (Salimans et al. 2016, Eq. 1): 1 = no diversity or no confidence, at most K.
 

@@ -147,46 +147,47 @@ class Page:
         text = f"<td>{scale * estimate['value']:.{digits}f}"
         if estimate["low"] is not None:
             low, high = scale * estimate["low"], scale * estimate["high"]
-            text += f" <small>{low:.{digits}f}&ndash;{high:.{digits}f}</small>"
+            text += f"<small>{low:.{digits}f} to {high:.{digits}f}</small>"
         return text + "</td>"
 
-    def measures(self, found: dict[str, Any], labelled: bool) -> str:
-        cells = self.cell(found["acc"], 100, 1) + self.cell(found["is"], 1, 2) + self.cell(found["ssim"], 1, 3)
-        return cells + (self.cell(found.get("acc_label"), 100, 1) if labelled else "")
+    def measures(self, found: dict[str, Any]) -> str:
+        return "".join(self.cell(k.of(found), k.scale, k.digits) for k in scoring.columns(self.scores))
 
     def tables(self) -> str:
         rows, eeg = self.scores["rows"], kind_of_eeg(self.scores)
-        labelled = "acc_label" in rows[self.full]["all"]
-        heads = "<th>ACC, %</th><th>IS</th><th>SSIM</th>" + "<th>ACC by label, %</th>" * labelled
+        kinds = scoring.columns(self.scores)
+        heads = "".join(f"<th>{kind.head}</th>" for kind in kinds)
         lines = []
         for row in self.run.rows:
             number = scoring.PAPER_ROWS.index(row) + 1 if row in scoring.PAPER_ROWS else ""
             marks = "".join(f"<td>{'&#10003;' if used else ''}</td>" for used in scoring.uses(row))
             strong = ' class="full"' if row == self.full else ""
-            lines.append(
-                f"<tr{strong}><td>{number}</td><td>{row}</td>{marks}{self.measures(rows[row]['all'], labelled)}</tr>"
-            )
-        chance = f"{100 * self.scores['chance']:.1f}"
-        lines.append(
-            f'<tr class="chance"><td></td><td>chance</td><td></td><td></td><td></td><td>{chance}</td><td></td><td></td>'
-            + f"<td>{chance}</td>" * labelled
-            + "</tr>"
-        )
+            lines.append(f"<tr{strong}><td>{number}</td><td>{row}</td>{marks}{self.measures(rows[row]['all'])}</tr>")
+        for name, chance in self.chances():
+            body = "".join(f"<td>{100 * chance:.1f}</td>" if k.metric == "acc" else "<td></td>" for k in kinds)
+            lines.append(f'<tr class="chance"><td></td><td colspan="4">{name}</td>{body}</tr>')
         text = (
-            f"<h2>Scores, on {eeg}</h2><p>{self.size()}.</p><h3>Table 3. Ablation ({eeg})</h3>"
+            f"<h2>Scores, on {eeg}</h2><p>{self.size()}. "
+            "Models and tables are numbered as in the paper; small print: 95&nbsp;% intervals.</p>"
+            f"<h3>Table 3. Ablation ({eeg})</h3>"
             f"<table><thead><tr><th>Model</th><th></th><th>B</th><th>L</th><th>I</th>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
         )
         subjects = [group for group in rows[self.full] if group.startswith("subject ")]
         if len(subjects) > 1:
-            body = "".join(
-                f"<tr><td>{html.escape(s)}</td>{self.measures(rows[self.full][s], labelled)}</tr>" for s in subjects
-            )
+            body = "".join(f"<tr><td>{html.escape(s)}</td>{self.measures(rows[self.full][s])}</tr>" for s in subjects)
             text += (
                 f"<h3>Table 2. By subject, row {self.full} ({eeg})</h3><table><thead><tr><th>Subject</th>{heads}</tr>"
                 f"</thead><tbody>{body}</tbody></table>"
             )
         said = "".join(f"<li>{html.escape(note)}</li>" for note in scoring.notes(self.scores, self.run.rows))
         return text + f'<ul class="notes">{said}</ul>'
+
+    def chances(self) -> list[tuple[str, float]]:
+        """Accuracies that need no EEG, with their names; the last is the one to beat."""
+        found = [(f"{self.scores['n_way']}-way chance", self.scores["chance"])]
+        if "shuffled" in self.scores["truth"]:
+            found.append(("guessing in the study", self.scores["truth"]["shuffled"]))
+        return found
 
     def size(self) -> str:
         s = self.scores
@@ -198,7 +199,8 @@ class Page:
 
     def bars(self) -> str:
         groups = {g[6:]: m["acc"] for g, m in self.scores["rows"][self.full].items() if g.startswith("class ")}
-        chance = 100 * self.scores["chance"]
+        guess, share = self.chances()[-1]
+        chance = 100 * share
         lines = []
         for name, acc in sorted(groups.items(), key=lambda item: -item[1]["value"]):
             value, low, high = (100 * (acc[k] or 0) for k in ("value", "low", "high"))
@@ -211,7 +213,7 @@ class Page:
             )
         return (
             f"<h2>By class</h2><p>ACC in per cent, row {self.full}; thin line: 95&nbsp;% interval over the class's "
-            f'pictures; dashed: chance ({chance:.1f}&nbsp;%).</p><div class="bars">{"".join(lines)}</div>'
+            f'pictures; dashed: {guess} ({chance:.1f}&nbsp;%).</p><div class="bars">{"".join(lines)}</div>'
         )
 
     def top(self) -> str:
@@ -230,9 +232,13 @@ class Page:
                 "one uninterrupted block, so slow drift of the recording can tell classes apart without any vision (Li "
                 "et al. 2020, Ahmed et al. 2021). Compare with controls before concluding.</div>"
             )
+        chances = ", ".join(f"{name} {100 * chance:.1f} %" for name, chance in self.chances())
+        other = "1 is identical"
+        if "ssim_other" in found:
+            other = f"{found['ssim_other']['value']:.3f} to another picture"
         facts = [
-            (f"{100 * found['acc']['value']:.0f} %", f"{s['n_way']}-way accuracy; chance {100 * s['chance']:.1f} %"),
-            (f"{found['ssim']['value']:.3f}", "SSIM to the picture seen; 1 is identical"),
+            (f"{100 * found['acc']['value']:.1f} %", f"accuracy of row {self.full}; {chances}"),
+            (f"{found['ssim']['value']:.3f}", f"SSIM to the picture seen; {other}"),
             (f"{found['is']['value']:.1f}", f"Inception Score; the pictures seen have {s['truth']['is']:.1f}"),
             (str(s["trials"]), f"test trials, {s['subjects']} subject{'s' * (s['subjects'] != 1)}"),
         ]
@@ -324,6 +330,8 @@ def report(config: ReportConfig) -> None:
     if not path.exists():
         raise ValueError(f"{run.path} has no scores.json; make it with: neuroimagen evaluate {run.path}")
     scores = json.loads(path.read_text())
+    if scores.get("version") != scoring.VERSION:
+        raise ValueError(f"{path} is of another version; make it anew with: neuroimagen evaluate {run.path}")
     if list(scores.get("rows", [])) != run.rows or scores.get("trials") != len(run.trials):
         raise ValueError(f"{path} belongs to other pictures; make it anew with: neuroimagen evaluate {run.path}")
     page = Page(run, scores, config)
@@ -372,9 +380,11 @@ code, pre { font:13px/1.5 ui-monospace,"DejaVu Sans Mono",monospace }
 .rows .heads i { font-size:15px; color:var(--ink); font-weight:600 }
 .heads small { display:block; font-size:11px; font-weight:400; color:var(--soft); min-height:14px }
 table { border-collapse:collapse; font-size:15px; font-variant-numeric:tabular-nums; background:var(--card) }
-th, td { padding:7px 16px; text-align:left; border-bottom:1px solid var(--line) }
+th, td { padding:7px 14px; vertical-align:top; text-align:left; border-bottom:1px solid var(--line) }
 thead th { border-bottom:2px solid var(--ink); font-size:13px }
-td small { color:var(--soft); font-size:12px; margin-left:5px; font-weight:400 }
+td:first-child { white-space:nowrap }
+thead th { line-height:1.3; vertical-align:bottom }
+td small { display:block; color:var(--soft); font-size:12px; line-height:1.2; font-weight:400; white-space:nowrap }
 tr.full td { font-weight:650; background:color-mix(in srgb,var(--accent) 9%,transparent) }
 tr.chance td { color:var(--soft); font-style:italic }
 .plain td { font-size:13px; vertical-align:top; padding:4px 14px }
@@ -392,5 +402,6 @@ tr.chance td { color:var(--soft); font-style:italic }
 details { margin:12px 0 }
 summary { cursor:pointer; font-size:15px }
 pre { background:var(--card); border:1px solid var(--line); padding:14px; overflow:auto }
-@media (max-width:760px) { .facts { grid-template-columns:1fr 1fr } .bars { columns:1 } section { overflow-x:auto } }
+@media (max-width:760px) { .facts { grid-template-columns:1fr 1fr } .bars { columns:1 } }
+@media (max-width:1180px) { section { overflow-x:auto } th, td { padding:6px 7px } }
 """

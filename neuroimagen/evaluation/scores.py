@@ -2,6 +2,8 @@
 
 Writes RUN/scores.json and RUN/scores.csv and prints the tables in the paper's layout (its Tables 2 and 3). What each
 number is: evaluation/metrics.py. Means run over trials and their samples; intervals resample ground-truth pictures.
+Two controls stand beside the paper's numbers, both made of the same pictures wrongly paired: "shuffled" beside ACC,
+"SSIM other" beside SSIM. What the EEG adds is what a row has beyond them.
 """
 
 import csv
@@ -10,9 +12,10 @@ import io
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from neuroimagen.config import option
@@ -23,11 +26,13 @@ from neuroimagen.evaluation.metrics import (
     bootstrap_mean,
     inception_score,
     n_way_accuracy,
+    shuffled_accuracy,
     ssim,
 )
 
 PAPER_ROWS = ("I", "L", "B", "B+I", "L+I")  # models 1 to 5 of the paper's Table 3
 FULL = "L+I"
+VERSION = 2  # of scores.json; 2 brought the controls
 
 
 @dataclasses.dataclass
@@ -75,6 +80,23 @@ class ReconstructRun:
         """What a bootstrap may resample: ground-truth pictures; trials, where the picture shown is not known."""
         return np.array([trial["image" if self.pictures_known else "key"] for trial in self.trials])
 
+    def others(self) -> list[str] | None:
+        """Of each trial the key of the trial with whose picture its reconstructions are compared as a control.
+
+        The rule: all images of the run, ordered by label and then name, are shifted cyclically by half their number;
+        the other picture is that of the first trial of the image shifted to. So it is never the trial's own image, and
+        of another class wherever no class has more than half of the images. None if the run holds one image only.
+        """
+        first: dict[str, dict[str, Any]] = {}
+        for trial in self.trials:
+            first.setdefault(trial["image"], trial)
+        images = sorted(first, key=lambda image: (first[image]["label"], image))
+        if len(images) < 2:
+            return None
+        shifted = images[len(images) // 2 :] + images[: len(images) // 2]
+        other = {image: first[to]["key"] for image, to in zip(images, shifted, strict=True)}
+        return [other[trial["image"]] for trial in self.trials]
+
 
 def read_run(path: str | Path) -> ReconstructRun:
     """ValueError, with the command that continues it, if the run is not finished or pictures are missing."""
@@ -120,13 +142,14 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def _measure(
     run: ReconstructRun, classifier: Classifier, batch_size: int
 ) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Classifier outputs of the truths (n, K); by row, those of its pictures (n, samples, K) and SSIM (2, n, samples).
+    """Classifier outputs of the truths (n, K); by row, those of its pictures (n, samples, K) and SSIM (3, n, samples).
 
-    The two SSIMs are colour and grey.
+    The SSIMs are colour, grey, and colour with another picture (`ReconstructRun.others`; without one, NaN).
     """
     truths: list[np.ndarray] = []
     outputs: dict[str, list[np.ndarray]] = {row: [] for row in run.rows}
     similar: dict[str, list[np.ndarray]] = {row: [] for row in run.rows}
+    others = run.others()
     step = max(1, batch_size // run.samples)
     total = len(run.trials) * (1 + len(run.rows) * run.samples)
     with tqdm(total=total, desc="evaluate", unit="picture", disable=None) as bar:
@@ -136,6 +159,9 @@ def _measure(
             truths.append(classifier.probabilities(truth).numpy())
             bar.update(len(keys))
             repeated = truth.repeat_interleave(run.samples, 0)
+            if others is not None:
+                wrong = read_pictures([run.truth(key) for key in others[start : start + step]]).to(classifier.device)
+                wrong = wrong.repeat_interleave(run.samples, 0)
             for row in run.rows:
                 paths = [run.image(row, key, sample) for key in keys for sample in range(run.samples)]
                 images = read_pictures(paths).to(classifier.device)
@@ -146,7 +172,11 @@ def _measure(
                     )
                 shape = (len(keys), run.samples)
                 outputs[row].append(classifier.probabilities(images).numpy().reshape(*shape, -1))
-                similar[row].append(ssim(images, repeated).T.cpu().numpy().reshape(2, *shape))
+                control = torch.full((len(paths), 1), torch.nan, device=images.device)
+                if others is not None:
+                    control = ssim(images, wrong)[:, :1]
+                found = torch.cat([ssim(images, repeated), control], 1)
+                similar[row].append(found.T.cpu().numpy().reshape(3, *shape))
                 bar.update(len(paths))
     return (
         np.concatenate(truths),
@@ -169,7 +199,9 @@ def score(run: ReconstructRun, classifier: Classifier, n_way: int, top_k: int, b
     """Everything that scores.json holds.
 
     Of each row and group: "acc" (truth = what the classifier sees in the ground truth), "acc_label" (truth = the data
-    set's label; only if the classifier knows all classes of the run), "ssim", "ssim_grey"; not for one class: "is".
+    set's label; only if the classifier knows all classes of the run), "ssim", "ssim_grey", and the control "ssim_other"
+    (`ReconstructRun.others` says with which pictures) with "ssim_gain" = ssim - ssim_other; not for one class: "is" and
+    "shuffled", which is "acc" with the group's truths dealt out at random. One image only: no controls.
     """
     known = [classifier.find(trial.get("wnid", ""), trial["class_name"]) for trial in run.trials]
     labels = None if None in known else np.array(known, dtype=np.int64)
@@ -178,6 +210,7 @@ def score(run: ReconstructRun, classifier: Classifier, n_way: int, top_k: int, b
     )  # refuse a wrong N before the work
     truths, outputs, similar = _measure(run, classifier, batch_size)
     seen, units, groups = truths.argmax(1), run.units(), _groups(run)
+    images = np.array([trial["image"] for trial in run.trials])
     rows: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
     used, chance = 0, 0.0
     for row in run.rows:
@@ -185,7 +218,10 @@ def score(run: ReconstructRun, classifier: Classifier, n_way: int, top_k: int, b
         shape = (len(run.trials), run.samples)
         result = n_way_accuracy(flat, seen.repeat(run.samples), n_way, top_k)
         used, chance = result.n_way, result.chance
-        values = {"acc": result.values.reshape(shape), "ssim": similar[row][0], "ssim_grey": similar[row][1]}
+        same, grey, other = similar[row]
+        values = {"acc": result.values.reshape(shape), "ssim": same, "ssim_grey": grey}
+        if run.others() is not None:
+            values |= {"ssim_other": other, "ssim_gain": same - other}
         if labels is not None:
             by_label = n_way_accuracy(flat, labels.repeat(run.samples), n_way, top_k)
             values["acc_label"] = by_label.values.reshape(shape)
@@ -196,18 +232,24 @@ def score(run: ReconstructRun, classifier: Classifier, n_way: int, top_k: int, b
                 found[name] = bootstrap_mean(value[mask].ravel(), units[mask].repeat(run.samples))
             if not group.startswith("class "):  # within one class diversity is no virtue
                 n = len(set(units[mask]))
-                found["is"] = Estimate(inception_score(outputs[row][mask].reshape(-1, flat.shape[1])), None, None, n)
+                inside = outputs[row][mask].reshape(-1, flat.shape[1])
+                found["is"] = Estimate(inception_score(inside), None, None, n)
+                if len(set(images[mask])) > 1:
+                    chances = shuffled_accuracy(inside, seen[mask].repeat(run.samples), n_way, top_k)
+                    found["shuffled"] = Estimate(chances, None, None, n)
             rows[row][group] = {name: estimate._asdict() for name, estimate in found.items()}
     truth: dict[str, Any] = {"is": inception_score(truths)}
+    if len(set(images)) > 1:  # the ground-truth pictures themselves as a decoder's, dealt out blindly
+        truth["shuffled"] = shuffled_accuracy(truths, seen, n_way, top_k)
     if labels is not None:
         truth["named_rightly"] = float((seen == labels).mean())
     return {
         "format": "neuroimagen-scores",
-        "version": 1,
+        "version": VERSION,
         "simulated": bool(run.about.get("simulated")),
         "dataset": run.about.get("manifest", {}).get("dataset"),
         "trials": len(run.trials),
-        "pictures": len({trial["image"] for trial in run.trials}),
+        "pictures": len(set(images)),
         "subjects": len({trial["subject"] for trial in run.trials}),
         "samples": run.samples,
         "classifier": classifier.describe,
@@ -265,11 +307,23 @@ def notes(scores: dict[str, Any], rows: list[str]) -> list[str]:
     if scores["n_way"] < scores["n_way_asked"]:
         capped = f" ({scores['n_way_asked']} asked, the classifier has {scores['classes']})"
     truth = scores["truth"]
+    controlled = has_controls(scores)
     lines = [
-        f"ACC: {scores['n_way']}-way top-{scores['top_k']} accuracy{capped}, chance {100 * scores['chance']:.1f} %; "
-        "truth = what the classifier sees in the ground-truth picture.",
-        f"Classifier: {scores['classifier']}.",
+        "I: saliency map. L: meaning learnt from label captions. B: meaning learnt from picture captions"
+        + f", here from {scores['captions_source'] or 'an unnamed source'}" * any(uses(row)[0] for row in rows)
+        + ".",
+        f"ACC: {scores['n_way']}-way top-{scores['top_k']} accuracy{capped}, chance {100 * scores['chance']:.1f} % for "
+        "a guess among all classes of the classifier; truth = what the classifier sees in the ground-truth picture.",
     ]
+    if controlled:
+        lines.append(
+            "shuffled: what ACC would be if the same reconstructions were dealt out to the trials at random (the exact "
+            "mean over all shuffles; by subject: over that subject's trials). Chance of guessing a class of the study: "
+            f"{100 * truth['shuffled']:.1f} %, what the ground-truth pictures themselves get when so dealt out."
+        )
+    if "named_rightly" in truth:
+        lines.append("ACC by label: ACC with the data set's label as the truth.")
+    lines.append(f"Classifier: {scores['classifier']}.")
     if "named_rightly" in truth:
         lines[-1] += (
             f" It names {100 * truth['named_rightly']:.1f} % of the ground-truth pictures as the data set does."
@@ -278,26 +332,64 @@ def notes(scores: dict[str, Any], rows: list[str]) -> list[str]:
         f"IS: Inception Score by the same classifier, 1 split; the ground-truth pictures have {truth['is']:.2f}."
     )
     lines.append(f"{SSIM_SETTINGS}; mean of the colour channels.")
-    if any(uses(row)[0] for row in rows):
-        lines.append(f"B rows: captions from {scores['captions_source'] or 'an unnamed source'}.")
+    if controlled:
+        lines.append(
+            "SSIM other: the same reconstructions compared with another picture of the test set (fixed pairs); smooth "
+            "pictures score high here too. SSIM gain: SSIM - SSIM other, what is owed to the picture seen."
+        )
+    else:
+        lines.append("shuffled, SSIM other, SSIM gain: not available, as all trials show one and the same picture.")
     lines.append(f"Ranges: {scores['interval'].partition('; ')[0]}.")
     return lines
+
+
+def has_controls(scores: dict[str, Any]) -> bool:
+    """False if the run holds one image only."""
+    return all("ssim_gain" in groups["all"] for groups in scores["rows"].values())
+
+
+class Column(NamedTuple):
+    """A column of the tables: what scores.json calls it, its head, and how it is written."""
+
+    metric: str
+    head: str
+    scale: float
+    digits: int
+    ranged: bool = True  # with its interval, if it has one
+
+    def of(self, found: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+        estimate = found.get(self.metric)
+        return estimate if estimate is None or self.ranged else {**estimate, "low": None, "high": None}
+
+
+COLUMNS = (
+    Column("acc", "ACC (%)", 100, 1),
+    Column("shuffled", "shuffled (%)", 100, 1),
+    Column("acc_label", "ACC by label (%)", 100, 1),
+    Column("is", "IS", 1, 2),
+    Column("ssim", "SSIM", 1, 3),
+    Column("ssim_other", "SSIM other", 1, 3, ranged=False),
+    Column("ssim_gain", "SSIM gain", 1, 3),
+)
+
+
+def columns(scores: dict[str, Any]) -> list[Column]:
+    """The columns of the tables; "ACC by label" only if the classifier knows the classes."""
+    labelled = any("acc_label" in groups["all"] for groups in scores["rows"].values())
+    return [column for column in COLUMNS if labelled or column.metric != "acc_label"]
 
 
 def format_tables(scores: dict[str, Any]) -> str:
     """The paper's Table 3 (rows) and Table 2 (subjects) as text."""
     rows = list(scores["rows"])
     size = ", ".join(f"{scores[name]} {name}" for name in ("trials", "pictures", "subjects"))
-    cells = [["Model", "", "B", "L", "I", "ACC (%)", "IS", "SSIM"]]
-    labelled = "acc_label" in scores["rows"][rows[0]]["all"]
-    cells[0] += ["ACC by label (%)"] * labelled
+    kinds = columns(scores)
+    cells = [["Model", "", "B", "L", "I", *(kind.head for kind in kinds)]]
     for row in rows:
         found = scores["rows"][row]["all"]
         number = str(PAPER_ROWS.index(row) + 1) if row in PAPER_ROWS else ""
         marks = ["x" if used else "-" for used in uses(row)]
-        line = [number, row, *marks, shown(found["acc"], 100, 1), shown(found["is"], 1, 2)]
-        line += [shown(found["ssim"], 1, 3)] + [shown(found.get("acc_label"), 100, 1)] * labelled
-        cells.append(line)
+        cells.append([number, row, *marks, *(shown(k.of(found), k.scale, k.digits) for k in kinds)])
     text = [
         f"Table 3, ablation, on {kind_of_eeg(scores)} ({size}, {scores['samples']} samples each)",
         *_align(cells),
@@ -306,10 +398,10 @@ def format_tables(scores: dict[str, Any]) -> str:
     subjects = [group for group in scores["rows"][rows[0]] if group.startswith("subject ")]
     if len(subjects) > 1:
         row = FULL if FULL in rows else rows[-1]
-        cells = [["Subject", "ACC (%)", "IS", "SSIM"]]
+        cells = [["Subject", *(kind.head for kind in kinds)]]
         for group in subjects:
             found = scores["rows"][row][group]
-            cells.append([group, shown(found["acc"], 100, 1), shown(found["is"], 1, 2), shown(found["ssim"], 1, 3)])
+            cells.append([group, *(shown(k.of(found), k.scale, k.digits) for k in kinds)])
         text += ["", f"Table 2, row {row} by subject, on {kind_of_eeg(scores)}", *_align(cells)]
     return "\n".join(text)
 

@@ -35,12 +35,27 @@ def test_later_files_win_and_overrides_win_over_files(tmp_path):
         (["steps=3"], "please give shards="),
         (["shards=x", "steps"], "key=value"),
         (["shards=x", "config=/nowhere.yaml"], "/nowhere.yaml does not exist"),
+        (["shards=x", "rows=[L,I"], "the value of 'rows=[L,I' is not YAML"),
     ],
 )
 def test_mistakes_are_one_sentence_with_exit_code_2(arguments, said, capsys):
     assert run_command(lambda config: None, Example, arguments, "x", "usage") == 2
     error = capsys.readouterr().err
     assert said in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "argument, said",
+    [
+        ("setps=3", "Key 'setps' not in 'Example'. Did you mean: 'steps'?"),
+        ("steps=many", "Value 'many' of type 'str' could not be converted to Integer (key steps)"),
+        ("steps=steps", "Value 'steps' of type 'str' could not be converted to Integer (key steps)"),
+    ],
+)
+def test_the_key_is_named_once(argument, said):
+    with pytest.raises(ValueError) as error:
+        load_config(Example, ["shards=x", argument], "x")
+    assert str(error.value) == said
 
 
 def test_misspelt_section_and_field_in_a_file_name_the_file(tmp_path):

@@ -13,6 +13,7 @@ from neuroimagen.evaluation.metrics import (
     bootstrap_mean,
     inception_score,
     n_way_accuracy,
+    shuffled_accuracy,
     ssim,
     success_by_rank,
 )
@@ -79,6 +80,34 @@ def test_n_is_capped_and_nonsense_refused():
         n_way_accuracy(np.array([[0.6, 0.4]]), np.array([0]), 50, top_k=2)
     with pytest.raises(ValueError, match="n_way is 1"):
         n_way_accuracy(np.array([[0.6, 0.4]]), np.array([0]), 1)
+
+
+def test_shuffled_by_hand():
+    # 4 classes, 4-way: right only where the truth is the most probable. Two pictures show class 0, one class 1.
+    probabilities, truth = np.eye(4)[[0, 0, 1]] * 0.6 + 0.1, np.array([0, 1, 1])
+    # The 9 pairs: pictures of 0 are right with truth 0 (2 pairs), the picture of 1 with both truths 1 (2 pairs).
+    assert shuffled_accuracy(probabilities, truth, 4) == pytest.approx(4 / 9)
+    # 2-way: one of the 3 others is drawn. A truth that ranks second is right in 2 of 3 draws; ties count against: the
+    # three classes of probability 0.1 all rank last, and the result is the same ...
+    assert shuffled_accuracy(probabilities, truth, 2) == pytest.approx(4 / 9)
+    # ... but without the ties, class 1 is second in the pictures of 0 (4 pairs) and class 0 in that of 1 (1 pair).
+    untied = np.array([[0.4, 0.3, 0.2, 0.1], [0.4, 0.3, 0.2, 0.1], [0.3, 0.4, 0.2, 0.1]])
+    assert shuffled_accuracy(untied, truth, 2) == pytest.approx((4 + 5 * 2 / 3) / 9)
+    # A perfect decoder of a study of 2 classes judged by a classifier of 40: 1/2, while the 40-way chance is 1/40.
+    perfect = np.eye(40)[[3, 7] * 5]
+    assert shuffled_accuracy(perfect, np.array([3, 7] * 5), 50) == pytest.approx(1 / 2)
+    assert n_way_accuracy(perfect, np.array([3, 7] * 5), 50).chance == 1 / 40
+    with pytest.raises(ValueError, match="top_k=4 of 4"):
+        shuffled_accuracy(probabilities, truth, 4, top_k=4)
+
+
+@pytest.mark.parametrize("n_way, top_k", [(2, 1), (4, 2), (6, 1), (50, 3)])
+def test_shuffled_is_the_mean_over_all_permutations(n_way, top_k):
+    rng = np.random.default_rng(2)
+    probabilities, truth = rng.dirichlet(np.ones(6), 5).round(1), rng.integers(6, size=5)  # rounded: with ties
+    means = [n_way_accuracy(probabilities, truth[list(order)], n_way, top_k).values.mean()
+             for order in itertools.permutations(range(5))]  # fmt: skip
+    assert shuffled_accuracy(probabilities, truth, n_way, top_k) == pytest.approx(np.mean(means), abs=1e-12)
 
 
 def test_inception_score_by_hand():

@@ -93,8 +93,12 @@ def test_page_is_whole_and_self_contained(fresh):
     rows = json.loads((fresh / "scores.json").read_text())["rows"]
     for row in ROWS:
         line = re.search(rf"<td>{re.escape(row)}</td>.*?</tr>", table).group()
-        assert f"<td>{100 * rows[row]['all']['acc']['value']:.1f} <small>" in line
+        assert f"<td>{100 * rows[row]['all']['acc']['value']:.1f}<small>" in line
         assert f"<td>{rows[row]['all']['is']['value']:.2f}</td>" in line
+        assert f"<td>{100 * rows[row]['all']['shuffled']['value']:.1f}</td>" in line
+        assert f"<td>{rows[row]['all']['ssim_other']['value']:.3f}</td>" in line
+        gain = rows[row]["all"]["ssim_gain"]
+        assert "<td>{value:.3f}<small>{low:.3f} to {high:.3f}</small>".format(**gain) in line
         assert line.count("&#10003;") == len(row.split("+"))
 
 
@@ -125,6 +129,24 @@ def test_recorded_eeg_and_a_run_without_maps(tmp_path):
     text, tags = page_of(run)
     assert "imulated EEG" not in text and "recorded EEG" in text and "Read with care" in text
     assert len(tags.sources) == 4 * 2 + 4 * 2 and "Table 2" not in text
+
+
+def test_every_column_is_explained_and_chance_is_told_twice(fresh):
+    text, _ = page_of(fresh)
+    table, said = re.search(r"Table 3\..*?<table>(.*?)</table>.*<ul class=\"notes\">(.*?)</ul>", text, re.S).groups()
+    for head in re.findall("<th>(.*?)</th>", table):
+        if head not in ("", "Model"):
+            assert f"{head.replace(' (%)', '')}: " in html.unescape(said), head
+    heads, chance, guess = table.count("<th>"), *re.findall('<tr class="chance">(.*?)</tr>', table)
+    assert "<td>25.0</td>" in chance and "guessing in the study" in guess and "<td>25.0</td>" in guess
+    assert chance.count("<td") - 1 + 4 == heads  # one cell spans four columns
+
+
+def test_a_run_of_one_picture(tmp_path):
+    run = make_run(tmp_path / "run", classes=1, pictures=1)
+    (run / "scores.json").write_text(json.dumps(score(read_run(run), colours(), 4, 1)))
+    text, _ = page_of(run)
+    assert "not available, as all trials show one and the same picture" in text and "guessing in the study" not in text
 
 
 def test_names_are_escaped(fresh):
@@ -162,6 +184,9 @@ def test_mistakes(fresh):
     stale = json.loads((fresh / "scores.json").read_text())
     (fresh / "scores.json").write_text(json.dumps({**stale, "trials": 3}))
     with pytest.raises(ValueError, match="belongs to other pictures; make it anew with: neuroimagen evaluate"):
+        report(ReportConfig(run=str(fresh)))
+    (fresh / "scores.json").write_text(json.dumps({**stale, "version": 1}))
+    with pytest.raises(ValueError, match="of another version; make it anew with: neuroimagen evaluate"):
         report(ReportConfig(run=str(fresh)))
     (fresh / "scores.json").unlink()
     with pytest.raises(ValueError, match="no scores.json; make it with: neuroimagen evaluate"):

@@ -1,6 +1,8 @@
 import csv
+import dataclasses
 import io
 import json
+import re
 import shutil
 
 import numpy as np
@@ -52,8 +54,13 @@ def test_right_and_wrong_rows(run):
     assert found["rows"]["I"][f"class {CLASSES[3].name}"]["acc"]["value"] == 0
     assert set(found["rows"]["I"]) == {"all", "subject 1", "subject 2", *(f"class {c.name}" for c in CLASSES[:4])}
     assert "is" not in found["rows"]["I"][f"class {CLASSES[0].name}"]
-    assert found["truth"] == {"is": pytest.approx(4, rel=1e-6), "named_rightly": 1}
+    assert found["truth"] == {"is": pytest.approx(4, rel=1e-6), "named_rightly": 1, "shuffled": pytest.approx(1 / 4)}
     assert right["ssim"]["value"] > found["rows"]["I"]["all"]["ssim"]["value"]
+    # Blindly, right and dark rows alike are right for one class of four; within one class nothing can be shuffled.
+    for row, group in (("L+I", "all"), ("I", "all"), ("L+I", "subject 1")):
+        assert found["rows"][row][group]["shuffled"]["value"] == pytest.approx(1 / 4)
+    assert found["truth"]["shuffled"] == pytest.approx(1 / 4)
+    assert "shuffled" not in found["rows"]["L"][f"class {CLASSES[0].name}"]
 
 
 def test_truth_is_what_the_classifier_sees(run):
@@ -82,12 +89,80 @@ def test_samples_and_subjects_are_averaged(tmp_path):
     assert rows["all"]["acc"]["n"] == 8 and rows["all"]["acc"]["low"] == rows["all"]["acc"]["high"] == 0.75
 
 
+def test_shuffled_knows_the_classes_of_the_study(tmp_path):
+    """Two of the classifier's four classes are in the study, in shares 3 : 1; row B always shows the first of them."""
+
+    def draw(what, trial, sample):
+        return plain(what, {**trial, "label": 0} if what == "B" else trial, sample)
+
+    whole = read_run(
+        make_run(tmp_path / "run", classes=2, pictures=3, rows={row: ROWS[row] for row in "LB"}, draw=draw)
+    )
+    kept = [trial for trial in whole.trials if trial["label"] == 0 or trial["image"].endswith("_0")]
+    found = score(dataclasses.replace(whole, trials=kept), colours(), 4, 1)
+    assert found["chance"] == 1 / 4 and found["truth"]["shuffled"] == 9 / 16 + 1 / 16
+    assert [found["rows"][row]["all"]["acc"]["value"] for row in "LB"] == [1, 3 / 4]
+    # Blindly: truth and picture agree in (3/4)^2 + (1/4)^2 of all pairs; a constant picture loses nothing by shuffling.
+    assert [found["rows"][row]["all"]["shuffled"]["value"] for row in "LB"] == [10 / 16, 3 / 4]
+
+
+def test_the_other_picture(run):
+    run = read_run(run)
+    others, by_key = run.others(), {trial["key"]: trial for trial in run.trials}
+    images = [f"{c.wnid}_{i}" for c in CLASSES[:4] for i in range(3)]  # by label, then name
+    for trial, other in zip(run.trials, others, strict=True):
+        wanted = images[(images.index(trial["image"]) + 6) % 12]
+        assert by_key[other]["image"] == wanted != trial["image"] and by_key[other]["label"] != trial["label"]
+    three = dataclasses.replace(run, trials=[{"key": n, "image": n, "label": 0} for n in "bca"])
+    assert three.others() == ["c", "a", "b"]
+    assert dataclasses.replace(three, trials=three.trials[:2]).others() == ["c", "b"]
+
+
+def test_ssim_other_by_hand(tmp_path):
+    """Flat pictures, whose SSIM is its luminance term alone: (2 a b + c) / (a^2 + b^2 + c)."""
+    truths, shown = (51, 204), {"L": (51, 204), "I": (102, 102)}  # row L is right, row I the same grey for both
+
+    def draw(what, trial, sample):
+        return Image.new("RGB", (16, 16), (shown.get(what, truths)[trial["label"]],) * 3)
+
+    path = make_run(tmp_path / "run", classes=2, pictures=1, rows={row: ROWS[row] for row in shown}, draw=draw)
+    found = score(read_run(path), colours(), 4, 1, batch_size=3)["rows"]
+
+    def similar(a, b):
+        a, b, c = a / 255, b / 255, 0.01**2
+        return (2 * a * b + c) / (a * a + b * b + c)
+
+    right, grey = found["L"]["all"], found["I"]["all"]
+    assert (right["ssim"]["value"], right["ssim_other"]["value"]) == pytest.approx((1, similar(51, 204)), abs=1e-4)
+    assert right["ssim_gain"]["value"] == pytest.approx(1 - similar(51, 204), abs=1e-4)
+    assert right["ssim_gain"]["low"] == pytest.approx(right["ssim_gain"]["high"], abs=1e-4)
+    # What knows nothing of the picture gains nothing over both pictures; what it gains at one it loses at the other.
+    one, two = similar(102, 51), similar(102, 204)
+    assert grey["ssim"]["value"] == pytest.approx((one + two) / 2, abs=1e-4)
+    assert grey["ssim_gain"]["value"] == pytest.approx(0, abs=1e-4)
+    first = found["I"][f"class {CLASSES[0].name}"]
+    assert first["ssim_other"]["value"] == pytest.approx(two, abs=1e-4)
+    assert first["ssim_gain"]["value"] == pytest.approx(one - two, abs=1e-4)
+    spread = (one - two, two - one)
+    assert grey["ssim_gain"]["low"] == pytest.approx(min(spread), abs=1e-4)
+    assert grey["ssim_gain"]["high"] == pytest.approx(max(spread), abs=1e-4) and grey["ssim_gain"]["n"] == 2
+
+
+def test_one_picture_has_no_controls(tmp_path):
+    run = read_run(make_run(tmp_path / "run", classes=1, pictures=1, subjects=2))
+    found = score(run, colours(), 4, 1)
+    assert run.others() is None and not {"shuffled", "ssim_other", "ssim_gain"} & set(found["rows"]["L"]["all"])
+    text = format_tables(found)
+    assert "not available, as all trials show one and the same picture" in text and "nan" not in text
+    json.dumps(found, allow_nan=False)
+
+
 def test_batch_size_changes_nothing(run):
     one, many = (score(read_run(run), colours(), 4, 1, batch_size=b)["rows"] for b in (1, 64))
     for row in one:
         for group in one[row]:
             for metric, e in one[row][group].items():
-                assert e["value"] == pytest.approx(many[row][group][metric]["value"], rel=1e-5)
+                assert e["value"] == pytest.approx(many[row][group][metric]["value"], rel=1e-5, abs=1e-6)
 
 
 def test_trials_whose_picture_is_not_known_are_their_own_units(fresh):
@@ -109,10 +184,11 @@ def test_files_and_table(fresh, monkeypatch, capsys):
     for line in lines:
         e = stored["rows"][line["row"]][line["group"]][line["metric"]]
         assert float(line["value"]) == e["value"] and line["low"] == ("" if e["low"] is None else str(e["low"]))
-    assert len(lines) == 5 * (3 * 5 + 4 * 4)  # rows x (3 groups of 5 metrics, 4 classes of 4)
+    assert len(lines) == 5 * (3 * 8 + 4 * 6)  # rows x (3 groups of 8 metrics, 4 classes of 6)
     table = printed.splitlines()
     assert table[0] == "Table 3, ablation, on simulated EEG (24 trials, 12 pictures, 2 subjects, 2 samples each)"
-    assert table[1].split()[:8] == ["Model", "B", "L", "I", "ACC", "(%)", "IS", "SSIM"]
+    heads = ["ACC (%)", "shuffled (%)", "ACC by label (%)", "IS", "SSIM", "SSIM other", "SSIM gain"]
+    assert re.split("  +", table[1]) == ["Model", "B", "L", "I", *heads]
     body = [line.split() for line in table[3:8]]
     assert [line[:5] for line in body] == [
         ["1", "I", "-", "-", "x"],
@@ -122,8 +198,15 @@ def test_files_and_table(fresh, monkeypatch, capsys):
         ["5", "L+I", "-", "x", "x"],
     ]
     assert body[4][5] == "100.0" and body[0][5] == "25.0"
+    right = re.split("  +", table[7])
+    assert right[0] == "5" and right[6] == "25.0"
+    e = stored["rows"]["L+I"]["all"]
+    assert right[10] == f"{e['ssim_other']['value']:.3f}"
+    assert right[11] == "{value:.3f} [{low:.3f}, {high:.3f}]".format(**e["ssim_gain"])
+    assert e["ssim_gain"]["value"] == pytest.approx(e["ssim"]["value"] - e["ssim_other"]["value"])
+    assert "Chance of guessing a class of the study: 25.0 %" in printed
     assert "4-way top-1 accuracy (50 asked, the classifier has 4), chance 25.0 %" in printed
-    assert "captions from drawn scene (simulator)" in printed
+    assert "picture captions, here from drawn scene (simulator)" in printed
     assert "Table 2, row L+I by subject, on simulated EEG" in printed
 
 
