@@ -257,7 +257,7 @@ class Run:
             self._since += time.monotonic() - self._validation_began
             self._validation_began = 0.0
         # A rank that makes no step for so long prints where it is, before its peers' collectives give up.
-        faulthandler.dump_traceback_later(54 * self.config.timeout_minutes, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(54 * self.config.timeout_minutes, file=2)
         if self.any_rank(stop_requested()) and self.step < self.config.max_steps:
             self.save()
             self.stopped = True
