@@ -43,12 +43,12 @@ def test_a_killed_rank_is_noticed_and_the_run_can_go_on(start, tmp_path):
 
 
 def test_the_launcher_restarts_from_the_last_checkpoint(tmp_path, start):
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "launch/elastic.yaml"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "launch/one_node.yaml"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "yes", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
     environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     run_dir, log = tmp_path / "run", tmp_path / "launch.txt"
     with open(log, "w") as out:
-        arguments = [*launch, "--max_restarts", "1", *command(run_dir, seconds=0.1)]
+        arguments = [*launch, "--rdzv_backend", "c10d", "--max_restarts", "1", *command(run_dir, seconds=0.1)]
         process = subprocess.Popen(arguments, cwd=REPO, env=environment, stdout=out, stderr=out)
     try:
         deadline = time.monotonic() + 120
