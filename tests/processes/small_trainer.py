@@ -45,6 +45,10 @@ def main(config: SmallConfig) -> int:
             run.backward(loss, part["key"], loss=loss)
         run.update(optimizer, model, 1.0)
         run.advance()
+        if run.validation_due():
+            run.log({"loss": loss.item()}, prefix="val/")
+            run.image("squares", torch.rand(3, 8, 16))
+            run.class_table("guesses", torch.tensor([0, 1]), torch.tensor([0, 0]), {0: "panda"})
     return run.finish(model=model)
 
 
