@@ -6,13 +6,16 @@ RUNS   ?= runs/demo
 SNR    ?=
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-kills lint bench clean
 
 demo: $(VENV)/demo-ready  ## simulate, shard, train, reconstruct, score; SNR=0 RUNS=runs/silent shows what chance looks like
 	bash launch/demo.sh $(RUNS) $(if $(SNR),snr=$(SNR))
 
 test: $(VENV)/test-ready  ## everything that runs on a CPU
 	python -m pytest -n 2 --dist loadfile
+
+test-kills: $(VENV)/test-ready  ## twenty random kills, each followed by the same command
+	python -m pytest tests/processes/test_faults.py -k random_kills --kills 20 --timeout 3000 -s
 
 lint: $(VENV)/test-ready
 	ruff check .
