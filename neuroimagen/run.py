@@ -39,6 +39,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from neuroimagen import zero
 from neuroimagen.config import TrainConfig
 
 # Fields that change where or how loudly a run computes, never what: they may differ when a run is continued.
@@ -114,7 +115,7 @@ def claim_run_dir(config: Any, accelerator: Accelerator) -> Path:
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:
     """What a reviewer asks about a run's surroundings: versions, commit, command, device, world size."""
-    packages = ("neuroimagen", "torch", "accelerate", "diffusers", "transformers", "webdataset", "numpy")
+    packages = ("neuroimagen", "torch", "accelerate", "diffusers", "transformers", "webdataset", "numpy", "deepspeed")
     versions = {}
     for package in packages:
         try:
@@ -132,6 +133,7 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
         "commit": git.stdout.strip() or None,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({os.cpu_count()})",
         "world_size": accelerator.num_processes,
+        "zero_stage": zero.stage_of(accelerator),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
@@ -142,12 +144,16 @@ def make_accelerator(precision: str, **kwargs: Any) -> Accelerator:
     modes = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
     if precision not in modes:
         raise ValueError(f"precision={precision!r} is not one of {', '.join(modes)}")
+    plugin = zero.make_plugin(precision) if zero.asked_for() else None
     accelerator = Accelerator(
-        mixed_precision=modes[precision],
+        mixed_precision="no" if plugin else modes[precision],  # zero.py does its own autocast
+        deepspeed_plugin=plugin,
         # Every rank computes the same buffers; broadcasting them would break two forwards in one step.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         **kwargs,
     )
+    if plugin:
+        zero.check_accelerator(accelerator)
     asked = int(os.environ.get("WORLD_SIZE", 1))
     if asked != accelerator.num_processes:
         raise ValueError(
@@ -195,6 +201,8 @@ class Run:
         self.rank = self.accelerator.process_index
         self.device = self.accelerator.device
         self.is_main = self.accelerator.is_main_process
+        self.zero_stage = zero.stage_of(self.accelerator)
+        self._zero: zero.Zero | None = None
         self.batch_size, rest = divmod(config.global_batch_size, self.world)
         if rest or self.batch_size < 1:
             raise ValueError(
@@ -239,6 +247,10 @@ class Run:
                     raise ValueError("SyncBatchNorm needs GPUs: this model trains in one process on a CPU")
                 item = nn.SyncBatchNorm.convert_sync_batchnorm(item)
             prepared.append(item)
+        if self.zero_stage:
+            assert self._zero is None
+            self._zero = zero.Zero(self.accelerator, prepared, self.config.precision, self.batch_size)
+            return self._zero.prepared
         return self.accelerator.prepare(*prepared)
 
     def register(self, **objects: Any) -> None:
@@ -246,6 +258,9 @@ class Run:
         self.accelerator.register_for_checkpointing(*objects.values())
 
     def unwrap(self, model: nn.Module) -> nn.Module:
+        """The model itself, for validation and export; unwrap anew each time. Collective: every rank."""
+        if self._zero and model is self._zero.engine:
+            return self._zero.unwrap()
         return self.accelerator.unwrap_model(model)
 
     def _checkpoints(self) -> list[Path]:
@@ -256,6 +271,7 @@ class Run:
         self.accelerator.wait_for_everyone()
         found = self._checkpoints()
         if found:
+            zero.check_mark(found[-1], self.zero_stage, self.world)
             self.accelerator.load_state(str(found[-1]))
             self.step = int(found[-1].name.split("-")[1])
             self.accelerator.print(f"{self.dir}: continuing at step {self.step}")
@@ -283,6 +299,7 @@ class Run:
         self.accelerator.save_state(str(partial))
         self.accelerator.wait_for_everyone()
         if self.is_main:
+            zero.mark(partial, self.zero_stage, self.world)
             os.replace(partial, final)
             for old in self._checkpoints()[:-2]:
                 shutil.rmtree(old, ignore_errors=True)
@@ -330,10 +347,15 @@ class Run:
         return self.accelerator.gather(tensor)
 
     def backward(self, loss: Tensor) -> None:
-        self.accelerator.backward(loss)
+        if self._zero:
+            self._zero.backward(loss)
+        else:
+            self.accelerator.backward(loss)
 
     def clip(self, model: nn.Module, norm: float) -> Tensor:
-        """Clip the gradient to `norm` and return its norm before."""
+        """Clip the gradient to `norm` and return its norm before (known after the optimizer's step)."""
+        if self._zero:
+            return self._zero.optimizer.clip(norm)
         return self.accelerator.clip_grad_norm_(model.parameters(), norm)
 
     def advance(self, **values: Tensor | float) -> None:
@@ -404,11 +426,11 @@ class Run:
             self._bar.close()
         if not self.stopped:
             self.save()
+            models = {name: self.unwrap(m) if isinstance(m, nn.Module) else m for name, m in models.items()}
             if self.is_main:
                 partial = self.dir / "model.partial"
                 shutil.rmtree(partial, ignore_errors=True)
-                for name, model in models.items():
-                    exported: Any = self.unwrap(model) if isinstance(model, nn.Module) else model
+                for name, exported in models.items():
                     exported.save_pretrained(str(partial / name if len(models) > 1 else partial))
                 shutil.rmtree(self.dir / "model", ignore_errors=True)
                 os.replace(partial, self.dir / "model")

@@ -105,7 +105,6 @@ def main(config: SampleSemanticsConfig) -> int:
     )
     model.set_targets(targets.embeddings.cpu(), targets.weights.cpu())
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-    module = model  # as it is without DDP around it
     model, optimizer = run.prepare(model, optimizer)
     run.resume()
     batches = train_batches(
@@ -128,7 +127,7 @@ def main(config: SampleSemanticsConfig) -> int:
         optimizer.zero_grad()
         run.advance(loss=loss)
         if run.validation_due():
-            run.log(validate(run, module, targets, config), prefix="val/")
+            run.log(validate(run, run.unwrap(model), targets, config), prefix="val/")
     return run.finish(model=model)
 
 

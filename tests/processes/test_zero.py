@@ -1,0 +1,133 @@
+"""DeepSpeed on two real processes on the CPU: ZeRO-1, 2 and 3 compute and export what DDP does, stop and continue."""
+
+import json
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytest.importorskip("deepspeed", reason='needs pip install "neuroimagen[deepspeed]"')
+
+STEPS = 8
+
+
+def command(stage: str, study, run_dir, *more: str) -> list[str]:
+    """A few steps on the tiny study. With 64 features one layer has more than the 100,000 weights that ZeRO-3 keeps
+    whole; a norm of 0.05 clips every gradient."""
+    common = [f"run_dir={run_dir}", f"max_steps={STEPS}", "log_every=1", "checkpoint_every=3", "global_batch_size=8"]
+    eeg = [f"shards={study.shards}", "encoder=conv", "n_features=64", "clip=0.05", "validate_every=4"]
+    specific = {
+        "pixel_features": eeg,
+        "sample_semantics": [*eeg, f"pipeline={study.folder}/pipeline"],
+        "latent_diffusion": [
+            *(f"images={study.folder}/study/images", "part=autoencoder", "autoencoder_width=8", "latent_channels=4")
+        ],
+    }[stage]
+    return [f"trainers/{stage}.py", *common, *specific, *more]
+
+
+def under(stage: int, arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """`arguments` and environment for Processes, as launch/zero<stage>.yaml would set them."""
+    environment = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage)}
+    return ["tests/processes/quick_deepspeed.py", *arguments], environment
+
+
+def exported(run_dir) -> dict[str, torch.Tensor]:
+    (file,) = (run_dir / "model").glob("*.safetensors")
+    return load_file(file)
+
+
+def losses(run_dir) -> list[dict]:
+    """The lines of stats.jsonl without the clock's."""
+    lines = [json.loads(line) for line in (run_dir / "stats.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "samples_per_second"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def made(study, tmp_path_factory):
+    """made(start, stage, zero, *more) -> the run directory of a finished run; each is computed once."""
+    runs: dict[tuple, object] = {}
+
+    def get(start, stage: str, zero: int, *more: str):
+        if (stage, zero, more) not in runs:
+            run_dir = tmp_path_factory.mktemp("whole") / stage
+            arguments, environment = command(stage, study, run_dir, *more), {}
+            if zero:
+                arguments, environment = under(zero, arguments)
+            processes = start(arguments, **environment)
+            assert processes.wait() == [0, 0], processes.log.read_text()[-3000:]
+            runs[stage, zero, more] = run_dir
+        return runs[stage, zero, more]
+
+    return get
+
+
+TRAINERS = [("pixel_features", 1), ("latent_diffusion", 2), ("sample_semantics", 3)]
+
+
+@pytest.mark.parametrize("stage, zero", TRAINERS)
+def test_zero_ends_where_ddp_ends(stage, zero, start, made):
+    from diffusers import AutoencoderTiny
+
+    from neuroimagen.pixel.features import FeatureExtractor
+    from neuroimagen.sample.encoder import SampleEncoder
+
+    ddp, run = made(start, stage, 0), made(start, stage, zero)
+    assert json.loads((run / "environment.json").read_text())["zero_stage"] == zero
+    a, b = exported(ddp), exported(run)
+    assert {k: (v.shape, v.dtype) for k, v in a.items()} == {k: (v.shape, v.dtype) for k, v in b.items()}
+    print({k: (a[k] - b[k]).abs().max().item() for k in a})
+    for key in a:
+        torch.testing.assert_close(b[key], a[key], rtol=1e-5, atol=1e-6, msg=lambda m, key=key: f"{key}: {m}")
+    for theirs, ours in zip(losses(ddp), losses(run), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)  # training and validation
+    kinds = {"pixel_features": FeatureExtractor, "sample_semantics": SampleEncoder, "latent_diffusion": AutoencoderTiny}
+    loaded = kinds[stage].from_pretrained(str(run / "model")).state_dict()
+    torch.testing.assert_close(loaded, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("stage, zero", TRAINERS[1:])  # 1 and 2 are one code in DeepSpeed
+def test_stopped_and_continued_zero_ends_with_the_same_bits(stage, zero, study, start, made, tmp_path):
+    whole, cut = made(start, stage, zero), tmp_path / "cut"
+    arguments, environment = under(zero, command(stage, study, cut))
+    processes = start(arguments, **environment)
+    processes.wait_for_step(cut, 1)
+    processes.signal(signal.SIGTERM, slice(1, 2))
+    assert processes.wait() == [143, 143], processes.log.read_text()[-3000:]
+    assert (cut / "PREEMPTED").exists() and not (cut / "model").exists()
+
+    if zero == 2:
+        for other in (start(arguments, world=1, **environment), start(command(stage, study, cut))):
+            assert set(other.wait()) == {2}, other.log.read_text()[-3000:]
+            said = other.log.read_text()
+            assert "written with ZeRO-2 on 2 processes" in said and "launch/zero2.yaml --num_processes 2" in said
+            assert "Traceback" not in said
+
+    assert start(arguments, **environment).wait() == [0, 0]
+    assert losses(cut) == losses(whole)
+    a, b = exported(whole), exported(cut)
+    assert [k for k in a if not torch.equal(a[k], b[k])] == []
+    assert len(list((cut / "checkpoints").iterdir())) == 2
+
+
+def test_bf16_is_autocast_as_in_ddp(start, made):
+    ddp, run = (made(start, "sample_semantics", zero, "precision=bf16", "max_steps=3") for zero in (0, 3))
+    a, b, fp32 = exported(ddp), exported(run), exported(made(start, "sample_semantics", 0))
+    assert (
+        {k: v.dtype for k, v in a.items()}
+        == {k: v.dtype for k, v in b.items()}
+        == {k: v.dtype for k, v in fp32.items()}
+    )
+    for key in a:
+        torch.testing.assert_close(b[key], a[key], rtol=1e-3, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
+
+
+def test_the_gan_is_refused(study, start, made, tmp_path):
+    features = made(start, "pixel_features", 0)
+    small = [f"features={features}", "image_size=32", "generator_width=4", "discriminator_width=4"]
+    common = [f"run_dir={tmp_path / 'gan'}", f"shards={study.shards}", "global_batch_size=8", "max_steps=1"]
+    arguments, environment = under(2, ["trainers/pixel_saliency.py", *common, *small])
+    processes = start(arguments, **environment)
+    assert processes.wait() == [2, 2], processes.log.read_text()[-3000:]
+    assert "launch with launch/one_node.yaml" in processes.log.read_text()
