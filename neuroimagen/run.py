@@ -261,7 +261,8 @@ class Run:
         """The model itself, for validation and export; unwrap anew each time. Collective: every rank."""
         if self._zero and model is self._zero.engine:
             return self._zero.unwrap()
-        return self.accelerator.unwrap_model(model)
+        # Not accelerate's unwrap_model: it imports deepspeed wherever that is installed, which takes seconds.
+        return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
     def _checkpoints(self) -> list[Path]:
         return sorted(p for p in (self.dir / "checkpoints").glob("step-*") if p.suffix != ".partial")

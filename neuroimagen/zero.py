@@ -9,6 +9,7 @@ weights too.
 import copy
 import json
 import os
+import warnings
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -70,6 +71,9 @@ def check_accelerator(accelerator: Accelerator) -> None:
             f"DeepSpeed was asked for, but accelerate chose {accelerator.distributed_type}: start with "
             "accelerate launch --config_file launch/zero2.yaml"
         )
+    warnings.filterwarnings(
+        "ignore", r".*torch\.distributed\.\w+` is deprecated", FutureWarning
+    )  # DeepSpeed's, each step
     # While this lives, every from_pretrained of transformers splits its weights over the processes under ZeRO-3.
     accelerator.state.deepspeed_plugin.dschf = None
 
@@ -146,8 +150,10 @@ class Zero:
             model.forward = MethodType(convert_outputs_to_fp32(forward), model)
         self.stage = plugin.zero_stage
         # DeepSpeed makes the weights views of flat buffers (safetensors refuses them) or, at stage 3, cuts them up:
-        # validation and export read a copy.
-        self.copy = copy.deepcopy(model)
+        # validation and export read a copy. It stays off the device while the model trains.
+        self.copy, self._lent = copy.deepcopy(model), False
+        for parameter in model.parameters():  # DeepSpeed cannot broadcast channels_last
+            parameter.data = parameter.data.contiguous()
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = batch_size
         prepared = accelerator.prepare(*objects)
         self.accelerator, self.engine = accelerator, prepared[objects.index(model)]
@@ -155,13 +161,17 @@ class Zero:
         self.prepared = tuple(self.engine if item is self.engine else self.optimizer for item in prepared)
 
     def backward(self, loss: Tensor) -> None:
+        if self._lent:
+            self.copy.cpu()
+            self._lent = False
         self.engine.set_gradient_accumulation_boundary(self.accelerator.sync_gradients)
         self.engine.backward(loss)
 
     def unwrap(self) -> nn.Module:
-        """A copy of the model with all its weights as they are now. Collective: every rank."""
+        """A copy of the model with all its weights as they are now, until the next backward. Collective: every rank."""
         import deepspeed
 
+        self._lent = True
         self.copy.to(self.accelerator.device)
         with deepspeed.zero.GatheredParameters(list(self.engine.module.parameters()), enabled=self.stage == 3):
             self.copy.load_state_dict(self.engine.module.state_dict())

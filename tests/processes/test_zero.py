@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 
 import pytest
 import torch
@@ -52,11 +53,12 @@ def made(study, tmp_path_factory):
     def get(start, stage: str, zero: int, *more: str):
         if (stage, zero, more) not in runs:
             run_dir = tmp_path_factory.mktemp("whole") / stage
-            arguments, environment = command(stage, study, run_dir, *more), {}
-            if zero:
-                arguments, environment = under(zero, arguments)
-            processes = start(arguments, **environment)
-            assert processes.wait() == [0, 0], processes.log.read_text()[-3000:]
+            arguments, world = command(stage, study, run_dir, *more), 2
+            if zero:  # as a user starts it; the launcher starts two
+                launcher = ["-m", "accelerate.commands.launch", "--config_file", f"launch/zero{zero}.yaml"]
+                arguments, world = [*launcher, *under(zero, arguments)[0]], 1
+            processes = start(arguments, world)
+            assert processes.wait() == [0] * world, processes.log.read_text()[-3000:]
             runs[stage, zero, more] = run_dir
         return runs[stage, zero, more]
 
@@ -77,7 +79,6 @@ def test_zero_ends_where_ddp_ends(stage, zero, start, made):
     assert json.loads((run / "environment.json").read_text())["zero_stage"] == zero
     a, b = exported(ddp), exported(run)
     assert {k: (v.shape, v.dtype) for k, v in a.items()} == {k: (v.shape, v.dtype) for k, v in b.items()}
-    print({k: (a[k] - b[k]).abs().max().item() for k in a})
     for key in a:
         torch.testing.assert_close(b[key], a[key], rtol=1e-5, atol=1e-6, msg=lambda m, key=key: f"{key}: {m}")
     for theirs, ours in zip(losses(ddp), losses(run), strict=True):
@@ -131,3 +132,46 @@ def test_the_gan_is_refused(study, start, made, tmp_path):
     processes = start(arguments, **environment)
     assert processes.wait() == [2, 2], processes.log.read_text()[-3000:]
     assert "launch with launch/one_node.yaml" in processes.log.read_text()
+
+
+@pytest.mark.parametrize(
+    "setting, value, precision, said",
+    [
+        ("DEEPSPEED_ZERO_STAGE", "0", "fp32", "zero_stage=0 is not offered"),
+        ("GRADIENT_CLIPPING", "1.0", "fp32", "gradient_clipping=1.0: leave it out"),
+        ("DEEPSPEED_OFFLOAD_PARAM_DEVICE", "cpu", "fp32", "offload_param_device=cpu: leave it out"),
+        ("DEEPSPEED_CONFIG_FILE", "ds.json", "fp32", "config_file=ds.json: leave it out"),
+        ("USE_CPU", "yes", "fp16", "fp16 is not offered under DeepSpeed"),
+        ("USE_CPU", "no", "fp32", "there is no GPU"),
+    ],
+)
+def test_what_would_not_be_done_is_refused(setting, value, precision, said, monkeypatch):
+    if torch.cuda.is_available() and "GPU" in said:
+        pytest.skip("there is one")
+    from neuroimagen.run import make_accelerator
+
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv(f"ACCELERATE_{setting}", value)
+    with pytest.raises(ValueError, match=said):
+        make_accelerator(precision)
+
+
+def test_deepspeed_that_is_not_installed_is_named(monkeypatch):
+    from neuroimagen.run import make_accelerator
+
+    for name, value in {"USE_DEEPSPEED": "true", "USE_CPU": "yes"}.items():
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(ValueError, match=r'pip install "neuroimagen\[deepspeed\]"'):
+        make_accelerator("fp32")
+
+
+def test_deepspeed_that_accelerate_does_not_take_is_refused():
+    from neuroimagen import zero
+
+    class Plain:
+        distributed_type = "MULTI_CPU"
+
+    with pytest.raises(ValueError, match="accelerate chose MULTI_CPU: start with"):
+        zero.check_accelerator(Plain())
