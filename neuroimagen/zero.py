@@ -152,8 +152,8 @@ class Zero:
         # DeepSpeed makes the weights views of flat buffers (safetensors refuses them) or, at stage 3, cuts them up:
         # validation and export read a copy. It stays off the device while the model trains.
         self.copy, self._lent = copy.deepcopy(model), False
-        for parameter in model.parameters():  # DeepSpeed cannot broadcast channels_last
-            parameter.data = parameter.data.contiguous()
+        for parameter in model.parameters():  # DeepSpeed cannot broadcast channels_last; .contiguous() skips 1 x 1
+            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = batch_size
         prepared = accelerator.prepare(*objects)
         self.accelerator, self.engine = accelerator, prepared[objects.index(model)]

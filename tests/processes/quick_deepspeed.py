@@ -3,13 +3,13 @@
 quick_deepspeed.py trainers/<stage>.py key=value ...
 """
 
+import importlib
 import os
 import runpy
 import sys
 
-os.environ["DS_ACCELERATOR"] = "cpu"  # read at import
-import deepspeed.comm.torch
-
-deepspeed.comm.torch.build_shm_op = lambda: None
+os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported
+# By name: the attribute deepspeed.comm.torch is torch itself.
+importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None
 del sys.argv[0]
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 pytest.importorskip("deepspeed", reason='needs pip install "neuroimagen[deepspeed]"')
 
+pytestmark = pytest.mark.timeout(600)
 STEPS = 8
 
 
@@ -21,9 +22,7 @@ def command(stage: str, study, run_dir, *more: str) -> list[str]:
     specific = {
         "pixel_features": eeg,
         "sample_semantics": [*eeg, f"pipeline={study.folder}/pipeline"],
-        "latent_diffusion": [
-            *(f"images={study.folder}/study/images", "part=autoencoder", "autoencoder_width=8", "latent_channels=4")
-        ],
+        "latent_diffusion": [*(f"images={study.folder}/study/images", f"init={study.folder}/pipeline", "warmup=0")],
     }[stage]
     return [f"trainers/{stage}.py", *common, *specific, *more]
 
@@ -35,8 +34,8 @@ def under(stage: int, arguments: list[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def exported(run_dir) -> dict[str, torch.Tensor]:
-    (file,) = (run_dir / "model").glob("*.safetensors")
-    return load_file(file)
+    files = sorted((run_dir / "model").rglob("*.safetensors"))
+    return {f"{file.parent.name}.{k}": v for file in files for k, v in load_file(file).items()}
 
 
 def losses(run_dir) -> list[dict]:
@@ -65,12 +64,14 @@ def made(study, tmp_path_factory):
     return get
 
 
-TRAINERS = [("pixel_features", 1), ("latent_diffusion", 2), ("sample_semantics", 3)]
+# Adam makes much of rounding where gradients are nearly zero; latent_diffusion has such weights, and under DeepSpeed
+# its convolutions are not channels_last.
+TRAINERS = [("pixel_features", 1, 1e-6), ("latent_diffusion", 2, 3e-4), ("sample_semantics", 3, 1e-6)]
 
 
-@pytest.mark.parametrize("stage, zero", TRAINERS)
-def test_zero_ends_where_ddp_ends(stage, zero, start, made):
-    from diffusers import AutoencoderTiny
+@pytest.mark.parametrize("stage, zero, tolerance", TRAINERS)
+def test_zero_ends_where_ddp_ends(stage, zero, tolerance, start, made):
+    from diffusers import UNet2DConditionModel
 
     from neuroimagen.pixel.features import FeatureExtractor
     from neuroimagen.sample.encoder import SampleEncoder
@@ -80,16 +81,20 @@ def test_zero_ends_where_ddp_ends(stage, zero, start, made):
     a, b = exported(ddp), exported(run)
     assert {k: (v.shape, v.dtype) for k, v in a.items()} == {k: (v.shape, v.dtype) for k, v in b.items()}
     for key in a:
-        torch.testing.assert_close(b[key], a[key], rtol=1e-5, atol=1e-6, msg=lambda m, key=key: f"{key}: {m}")
+        torch.testing.assert_close(b[key], a[key], rtol=1e-5, atol=tolerance, msg=lambda m, key=key: f"{key}: {m}")
     for theirs, ours in zip(losses(ddp), losses(run), strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)  # training and validation
-    kinds = {"pixel_features": FeatureExtractor, "sample_semantics": SampleEncoder, "latent_diffusion": AutoencoderTiny}
-    loaded = kinds[stage].from_pretrained(str(run / "model")).state_dict()
-    torch.testing.assert_close(loaded, b, rtol=0, atol=0)
+        assert "grad_norm" in ours or stage != "latent_diffusion"
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-6)  # training and validation
+    kinds = {"pixel_features": FeatureExtractor, "sample_semantics": SampleEncoder}
+    part = "model" if stage in kinds else "unet"
+    folder = run / "model" if stage in kinds else run / "model" / "unet"
+    loaded = kinds.get(stage, UNet2DConditionModel).from_pretrained(str(folder)).state_dict()
+    written = {k.removeprefix(f"{part}."): v for k, v in b.items() if k.startswith(f"{part}.")}
+    torch.testing.assert_close(loaded, written, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("stage, zero", TRAINERS[1:])  # 1 and 2 are one code in DeepSpeed
-def test_stopped_and_continued_zero_ends_with_the_same_bits(stage, zero, study, start, made, tmp_path):
+@pytest.mark.parametrize("stage, zero, _", TRAINERS[1:])  # 1 and 2 are one code in DeepSpeed
+def test_stopped_and_continued_zero_ends_with_the_same_bits(stage, zero, _, study, start, made, tmp_path):
     whole, cut = made(start, stage, zero), tmp_path / "cut"
     arguments, environment = under(zero, command(stage, study, cut))
     processes = start(arguments, **environment)
@@ -124,14 +129,15 @@ def test_bf16_is_autocast_as_in_ddp(start, made):
         torch.testing.assert_close(b[key], a[key], rtol=1e-3, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
 
 
-def test_the_gan_is_refused(study, start, made, tmp_path):
-    features = made(start, "pixel_features", 0)
-    small = [f"features={features}", "image_size=32", "generator_width=4", "discriminator_width=4"]
-    common = [f"run_dir={tmp_path / 'gan'}", f"shards={study.shards}", "global_batch_size=8", "max_steps=1"]
-    arguments, environment = under(2, ["trainers/pixel_saliency.py", *common, *small])
-    processes = start(arguments, **environment)
-    assert processes.wait() == [2, 2], processes.log.read_text()[-3000:]
-    assert "launch with launch/one_node.yaml" in processes.log.read_text()
+def test_the_gan_and_reconstruct_are_refused(study, start, made, tmp_path):
+    common = [f"run_dir={tmp_path / 'gan'}", f"shards={study.shards}"]
+    small = [f"features={made(start, 'pixel_features', 0)}", "image_size=32", "generator_width=4"]
+    gan = ["trainers/pixel_saliency.py", *common, *small, "discriminator_width=4", "global_batch_size=8"]
+    for trainer in (gan, ["trainers/reconstruct.py", *common, f"pipeline={study.folder}/pipeline"]):
+        arguments, environment = under(2, trainer)
+        processes = start(arguments, **environment)
+        assert processes.wait() == [2, 2], processes.log.read_text()[-3000:]
+        assert "launch with launch/one_node.yaml" in processes.log.read_text()
 
 
 @pytest.mark.parametrize(
