@@ -56,6 +56,8 @@ def make_plugin(precision: str) -> Any:
         from accelerate.utils import DeepSpeedPlugin
     except ImportError:
         raise ValueError('DeepSpeed was asked for but is not installed: pip install "neuroimagen[deepspeed]"') from None
+    if "LOCAL_RANK" not in os.environ:
+        raise ValueError(f"DeepSpeed needs its launcher: accelerate launch --config_file launch/zero{stage}.yaml")
     if cpu:
         PartialState(cpu=True)
         del os.environ["ACCELERATE_USE_CPU"]

@@ -104,11 +104,13 @@ def test_stopped_and_continued_zero_ends_with_the_same_bits(stage, zero, _, stud
     assert (cut / "PREEMPTED").exists() and not (cut / "model").exists()
 
     if zero == 2:
-        for other in (start(arguments, world=1, **environment), start(command(stage, study, cut))):
+        one = {**environment, "RANK": "0", "LOCAL_RANK": "0"}  # as the launcher starts one
+        for other in (start(arguments, world=1, **one), start(command(stage, study, cut))):
             assert set(other.wait()) == {2}, other.log.read_text()[-3000:]
             said = other.log.read_text()
             assert "written with ZeRO-2 on 2 processes" in said and "launch/zero2.yaml --num_processes 2" in said
             assert "Traceback" not in said
+        assert "cannot be continued with ZeRO-2 on 1:" in (tmp_path / "log-1.txt").read_text()
 
     assert start(arguments, **environment).wait() == [0, 0]
     assert losses(cut) == losses(whole)
@@ -118,8 +120,8 @@ def test_stopped_and_continued_zero_ends_with_the_same_bits(stage, zero, _, stud
 
 
 def test_bf16_is_autocast_as_in_ddp(start, made):
-    ddp, run = (made(start, "sample_semantics", zero, "precision=bf16", "max_steps=3") for zero in (0, 3))
-    a, b, fp32 = exported(ddp), exported(run), exported(made(start, "sample_semantics", 0))
+    ddp, run = (made(start, "pixel_features", zero, "precision=bf16", "max_steps=3") for zero in (0, 3))
+    a, b, fp32 = exported(ddp), exported(run), exported(made(start, "pixel_features", 0))
     assert (
         {k: v.dtype for k, v in a.items()}
         == {k: v.dtype for k, v in b.items()}
@@ -149,6 +151,7 @@ def test_the_gan_and_reconstruct_are_refused(study, start, made, tmp_path):
         ("DEEPSPEED_CONFIG_FILE", "ds.json", "fp32", "config_file=ds.json: leave it out"),
         ("USE_CPU", "yes", "fp16", "fp16 is not offered under DeepSpeed"),
         ("USE_CPU", "no", "fp32", "there is no GPU"),
+        ("USE_CPU", "yes", "fp32", "needs its launcher"),
     ],
 )
 def test_what_would_not_be_done_is_refused(setting, value, precision, said, monkeypatch):
@@ -158,6 +161,8 @@ def test_what_would_not_be_done_is_refused(setting, value, precision, said, monk
 
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv(f"ACCELERATE_{setting}", value)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
     with pytest.raises(ValueError, match=said):
         make_accelerator(precision)
 
