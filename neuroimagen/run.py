@@ -40,6 +40,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from neuroimagen import zero
 from neuroimagen.config import TrainConfig
 from neuroimagen.run_dir import claim_run_dir, environment, release, write_atomic
 from neuroimagen.seeds import seed_from
@@ -74,8 +75,10 @@ def make_accelerator(precision: str, timeout_minutes: float = 30.0, **kwargs: An
     modes = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
     if precision not in modes:
         raise ValueError(f"precision={precision!r} is not one of {', '.join(modes)}")
+    plugin = zero.make_plugin(precision) if zero.asked_for() else None
     accelerator = Accelerator(
-        mixed_precision=modes[precision],
+        mixed_precision="no" if plugin else modes[precision],  # zero.py does its own autocast
+        deepspeed_plugin=plugin,
         kwargs_handlers=[
             # Every rank computes the same buffers; broadcasting them would break two forwards in one step.
             DistributedDataParallelKwargs(broadcast_buffers=False),
@@ -83,6 +86,8 @@ def make_accelerator(precision: str, timeout_minutes: float = 30.0, **kwargs: An
         ],
         **kwargs,
     )
+    if plugin:
+        zero.check_accelerator(accelerator)
     asked = int(os.environ.get("WORLD_SIZE", 1))
     if asked != accelerator.num_processes:
         raise ValueError(
@@ -127,6 +132,8 @@ class Run:
         self.rank = self.accelerator.process_index
         self.device = self.accelerator.device
         self.is_main = self.accelerator.is_main_process
+        self.zero_stage = zero.stage_of(self.accelerator)
+        self._zero: zero.Zero | None = None
         self.batch_size, rest = divmod(config.global_batch_size, self.world)
         if rest or self.batch_size < 1 or config.accumulate < 1 or self.batch_size % config.accumulate:
             raise ValueError(
@@ -175,6 +182,14 @@ class Run:
                     raise ValueError("SyncBatchNorm needs GPUs: this model trains in one process on a CPU")
                 item = nn.SyncBatchNorm.convert_sync_batchnorm(item)
             prepared.append(item)
+        if self.zero_stage:
+            assert self._zero is None
+            if self.config.accumulate > 1:
+                raise ValueError(
+                    "accumulate is not offered under DeepSpeed: launch more processes, or use accumulate=1"
+                )
+            self._zero = zero.Zero(self.accelerator, prepared, self.config.precision, self.batch_size)
+            return self._zero.prepared
         done = self.accelerator.prepare(*prepared)
         self._models += [m for m in (done if isinstance(done, tuple) else (done,)) if isinstance(m, nn.Module)]
         return done
@@ -184,7 +199,11 @@ class Run:
         self.accelerator.register_for_checkpointing(*objects.values())
 
     def unwrap(self, model: nn.Module) -> nn.Module:
-        return self.accelerator.unwrap_model(model)
+        """The model itself, for validation and export; unwrap anew each time. Collective: every rank."""
+        if self._zero and model is self._zero.engine:
+            return self._zero.unwrap()
+        # Not accelerate's unwrap_model: it imports deepspeed wherever that is installed, which takes seconds.
+        return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
     def _checkpoints(self) -> list[Path]:
         return sorted(p for p in (self.dir / "checkpoints").glob("step-*") if p.suffix != ".partial")
@@ -194,6 +213,7 @@ class Run:
         self.accelerator.wait_for_everyone()
         found = self._checkpoints()
         if found:
+            zero.check_mark(found[-1], self.zero_stage, self.world)
             saved_by = len(list(found[-1].glob("random_states_*.pkl")))
             self.accelerator.load_state(str(found[-1]))
             self.step = int(found[-1].name.split("-")[1])
@@ -237,6 +257,7 @@ class Run:
                 f"{f'{kept[-1].name} is kept' if kept else 'there is none yet'}; make room and run the same command"
             )
         if self.is_main:
+            zero.mark(partial, self.zero_stage, self.world)
             os.replace(partial, final)
             for old in self._checkpoints()[:-2]:
                 shutil.rmtree(old, ignore_errors=True)
@@ -334,7 +355,10 @@ class Run:
         bad = [name for name, value in reversed(values.items()) if not torch.isfinite(value)]
         if not self.any_rank(bool(bad)):
             self.note(**terms)
-            self.accelerator.backward(loss / self.config.accumulate)
+            if self._zero:
+                self._zero.backward(loss)
+            else:
+                self.accelerator.backward(loss / self.config.accumulate)
             return
         self._bad = True
         said = f"{self.dir}: step {self.step}: the loss of another rank is not finite"
@@ -351,9 +375,12 @@ class Run:
     def update(self, optimizer: Any, model: nn.Module, clip: float = 0.0, name: str = "grad_norm") -> None:
         """Clip the gradients of `model` to norm `clip` (0: not), make the optimizer's step, clear the gradients."""
         if not self._bad:
-            norm = self.accelerator.clip_grad_norm_(model.parameters(), clip or math.inf)
-            self.note(**{name: norm})
+            if self._zero:
+                norm = self._zero.optimizer.clip(clip)
+            else:
+                norm = self.accelerator.clip_grad_norm_(model.parameters(), clip or math.inf)
             optimizer.step()
+            self.note(**{name: norm})
         optimizer.zero_grad()
 
     def _clear(self) -> None:
@@ -470,11 +497,11 @@ class Run:
             self._bar.close()
         if not self.stopped:
             self.save()
+            models = {name: self.unwrap(m) if isinstance(m, nn.Module) else m for name, m in models.items()}
             if self.is_main:
                 partial = self.dir / "model.partial"
                 shutil.rmtree(partial, ignore_errors=True)
-                for name, model in models.items():
-                    exported: Any = self.unwrap(model) if isinstance(model, nn.Module) else model
+                for name, exported in models.items():
                     exported.save_pretrained(str(partial / name if len(models) > 1 else partial))
                 shutil.rmtree(self.dir / "model", ignore_errors=True)
                 os.replace(partial, self.dir / "model")

@@ -17,6 +17,8 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from neuroimagen import zero
+
 # Fields that change where or how loudly a run computes, never what: they may differ when a run is continued.
 FREE_FIELDS = frozenset(
     {"run_dir", "workers", "trackers", "project", "log_every", "checkpoint_every", "accumulate", "nonfinite"}
@@ -109,7 +111,7 @@ def claim_run_dir(config: Any, accelerator: Accelerator) -> Path:
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:
     """What a reviewer asks about a run's surroundings: versions, commit, command, device, world size."""
-    packages = ("neuroimagen", "torch", "accelerate", "diffusers", "transformers", "webdataset", "numpy")
+    packages = ("neuroimagen", "torch", "accelerate", "diffusers", "transformers", "webdataset", "numpy", "deepspeed")
     versions = {}
     for package in packages:
         try:
@@ -127,6 +129,7 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
         "commit": git.stdout.strip() or None,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({os.cpu_count()})",
         "world_size": accelerator.num_processes,
+        "zero_stage": zero.stage_of(accelerator),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

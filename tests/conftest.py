@@ -65,7 +65,7 @@ class Processes:
             "LOCAL_WORLD_SIZE": str(world),
             **environment,
         }
-        if world == 1:
+        if world == 1 and "LOCAL_RANK" not in environment:
             shared = {k: v for k, v in shared.items() if k not in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
         self.log = log
         self.all = []

@@ -92,6 +92,10 @@ def train_autoencoder(config: LatentDiffusionConfig, run: Run, pixels: torch.Ten
 
 
 def train_denoiser(config: LatentDiffusionConfig, run: Run, pixels: torch.Tensor, paths: list[Path]) -> int:
+    if run.zero_stage == 3:
+        raise ValueError(
+            "part=denoiser averages its weights over steps, but ZeRO-3 cuts them up: launch with launch/zero2.yaml"
+        )
     labels = [label_caption(name) for name in class_names(paths)]
     captions = dict(zip((p.stem for p in paths), labels, strict=True))
     if config.captions:

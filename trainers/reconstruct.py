@@ -19,6 +19,7 @@ from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from neuroimagen import run as running
+from neuroimagen import zero
 from neuroimagen.config import option, run_trainer
 from neuroimagen.data.shards import ShardSplit
 from neuroimagen.data.stream import Batcher
@@ -67,6 +68,8 @@ def describe(config: ReconstructConfig, split: ShardSplit, captions: str | None,
 
 
 def main(config: ReconstructConfig) -> int:
+    if zero.asked_for():
+        raise ValueError("reconstruct trains nothing that DeepSpeed could split: launch with launch/one_node.yaml")
     if set(config.rows) - set(ROWS) or not config.rows or len(set(config.rows)) < len(config.rows):
         raise ValueError(f"rows={config.rows} must be different names out of {', '.join(ROWS)}")
     if config.chunk < 1:

@@ -113,7 +113,6 @@ def main(config: SampleSemanticsConfig) -> int:
     )
     model.set_targets(targets.embeddings.cpu(), targets.weights.cpu())
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-    module = model  # as it is without DDP around it
     model, optimizer = run.prepare(model, optimizer)
     run.resume()
     batches = train_batches(
@@ -135,7 +134,7 @@ def main(config: SampleSemanticsConfig) -> int:
         run.update(optimizer, model, config.clip)
         run.advance(lr=lr)
         if run.validation_due():
-            run.log(validate(run, module, targets, config, names), prefix="val/")
+            run.log(validate(run, run.unwrap(model), targets, config, names), prefix="val/")
     return run.finish(model=model)
 
 
