@@ -6,13 +6,16 @@ RUNS   ?= runs/demo
 SNR    ?=
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-slurm lint bench clean
 
 demo: $(VENV)/demo-ready  ## simulate, shard, train, reconstruct, score; SNR=0 RUNS=runs/silent shows what chance looks like
 	bash launch/demo.sh $(RUNS) $(if $(SNR),snr=$(SNR))
 
 test: $(VENV)/test-ready  ## everything that runs on a CPU
 	python -m pytest -n 2 --dist loadfile
+
+test-slurm: $(VENV)/test-ready  ## the sbatch files on a SLURM of two nodes on this machine (as root; installed by apt)
+	python -m pytest tests/slurm
 
 lint: $(VENV)/test-ready
 	ruff check .
