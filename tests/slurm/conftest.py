@@ -39,7 +39,7 @@ SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,sched_min
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 JobRequeue=0
-KillWait=5
+KillWait=30
 ReturnToService=2
 SlurmdTimeout=30
 InactiveLimit=0
