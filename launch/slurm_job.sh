@@ -9,8 +9,9 @@ job=${job:-$SLURM_JOB_ID}
 asked= step= run_dir=
 echo "== job $job, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST"
 
-# SIGTERM comes to this shell alone (--signal=B:TERM@...) before the time limit and, where PreemptParameters has
-# send_user_signal, at pre-emption. It is passed on with scancel: srun itself would answer SIGTERM by killing its tasks.
+# SIGTERM comes to this shell alone (--signal=B:TERM@...) before the time limit, and at pre-emption with a grace time where
+# slurm.conf says preempt_send_user_signal (else it comes to the steps). It is passed on with scancel: srun itself would
+# answer SIGTERM by killing its tasks.
 stop() {
     asked=yes interrupted=yes
     [ "$step" ] || return 0
