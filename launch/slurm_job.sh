@@ -1,8 +1,6 @@
 # What launch/train.sbatch and launch/array.sbatch share: run a command as one step of this job, and when it was stopped
 # before its end, queue the job again. Sourced in the repository's root; settings: launch/site.example.sh.
 
-site=${SITE:-launch/site.sh}
-if [ -e "$site" ]; then set +u; source "$site"; set -u; fi  # module and activate scripts read unset variables
 # A task of an array has a number of its own, and the array's number means all of its tasks.
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
@@ -19,6 +17,9 @@ stop() {
     scancel --signal=TERM "$job" || true  # to the steps; not to this shell
 }
 trap stop TERM
+
+site=${SITE:-launch/site.sh}
+if [ -e "$site" ]; then set +u; source "$site"; set -u; fi # module and activate scripts read unset variables
 # The launcher kills its processes so many seconds after SIGTERM (30 if not said); saving may take longer.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-110}
 
@@ -35,6 +36,7 @@ run_and_exit() { # run_and_exit COMMAND...: a trainer (*.py or -m MODULE) on all
     srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --kill-on-bad-exit=1 \
         --cpus-per-task="${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}" ${CONTAINER:-} "${command[@]}" &
     step=$!
+    [ -z "$asked" ] || stop
     while :; do # a signal interrupts wait
         interrupted= rc=0
         wait "$step" || rc=$?
@@ -69,12 +71,16 @@ distribute() { # set `command` to what each node starts
 stamp() { # which writing of RUN_DIR/$1 is there, if any
     if [ "$run_dir" ] && [ -e "$run_dir/$1" ]; then stat -c '%i %y' "$run_dir/$1"; fi
 }
+is_new() { # is_new NAME STAMP: RUN_DIR/NAME is there, and is another than it was
+    local now; now=$(stamp "$1")
+    [ "$now" ] && [ "$now" != "$2" ]
+}
 
 settle() { # end the job after the step ended with code $1
     local state
     # The launchers exit with 1 whatever the trainer's code was, so the run directory says how it ended.
-    if [ "$(stamp DONE)" != "$done_before" ]; then exit 0; fi
-    if [ "$(stamp PREEMPTED)" = "$preempted_before" ] && { [ -z "$asked" ] || [ "$1" = 0 ]; }; then exit "$1"; fi
+    if is_new DONE "$done_before"; then exit 0; fi
+    if ! is_new PREEMPTED "$preempted_before" && { [ -z "$asked" ] || [ "$1" = 0 ]; }; then exit "$1"; fi
     # scancel, too, sends SIGTERM to this shell and to the steps, but the job's state tells: after scancel, at the time
     # limit itself, or when SLURM queues the job again by itself, it is no longer RUNNING.
     until state=$(squeue -h -t all -j "$job" -o %T); do sleep 5; done

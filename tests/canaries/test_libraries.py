@@ -84,7 +84,7 @@ def test_omegaconf_answers_typos_with_the_nearest_name():
 
 
 def test_a_launch_file_cannot_choose_the_rendezvous(tmp_path):
-    """accelerate launch ignores these keys of its file: hence launch/many_nodes.yaml leaves them to the command line."""
+    """accelerate launch ignores these keys of a file: launch/many_nodes.yaml leaves them to the command line."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
     file = tmp_path / "launch.yaml"

@@ -9,7 +9,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-STEPS = 150  # long enough that a stop, which takes SLURM a second or two, comes before the end
+STEPS = 60  # long enough that a stop, which takes SLURM a second or two, comes before the end
 
 
 def trainer(study, run_dir: Path, **fields) -> list[str]:
@@ -92,7 +92,7 @@ def test_scancel_ends_a_job_for_good(cluster, study, logs, tmp_path):
 def test_an_array_runs_the_rows_of_a_file(cluster, study, logs, tmp_path):
     rows = tmp_path / "rows.txt"
     rows.write_text("# margins\nnarrow  margin=0.25 mining=hard  # a comment\n\nmargin=2\n")
-    command = [str(rows), *trainer(study, tmp_path / "runs")]
+    command = [str(rows), *trainer(study, tmp_path / "runs", max_steps=150)]
     array = cluster.sbatch(*logs, "--array=1-2", "launch/array.sbatch", *command)
     names = {"1": "narrow", "2": "row-2"}
     for name in names.values():
@@ -111,6 +111,14 @@ def test_an_array_runs_the_rows_of_a_file(cluster, study, logs, tmp_path):
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["narrow", "row-2"]
     beyond = cluster.sbatch(*logs, "--array=3", "launch/array.sbatch", *command)
     assert cluster.wait(beyond, "FAILED")["ExitCode"] == "2:0" and "has no row 3" in cluster.log(beyond)
+
+
+def test_a_failure_keeps_its_code_though_the_run_had_been_stopped_before(cluster, logs, tmp_path):
+    (tmp_path / "PREEMPTED").touch()  # as an earlier start left it; a trainer that goes on removes it
+    command = ["bash", "-c", 'rm "$0/PREEMPTED"; exit 3', str(tmp_path), f"run_dir={tmp_path}"]
+    job = cluster.sbatch(*logs, "launch/train.sbatch", *command)
+    shown = cluster.wait(job, "FAILED")
+    assert (shown["ExitCode"], shown["Restarts"]) == ("3:0", "0"), cluster.log(job)
 
 
 def test_a_job_without_gpus_is_refused(cluster, study, logs, tmp_path):
