@@ -105,6 +105,7 @@ class Cluster:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
         self.daemons: list[subprocess.Popen] = []
+        self.hurried: set[str] = set()
 
     def start(self) -> None:
         munge = [f"--{name}={self.folder}/munge.{name.removesuffix('-file')}" for name in
@@ -168,8 +169,11 @@ class Cluster:
         while (shown := self.show(job))["JobState"] != state:
             ended = shown["JobState"] in over
             assert not ended and time.monotonic() < deadline, f"job {job}, {state} wanted: {shown}\n{self.log(job)}"
-            if shown["JobState"] == "PENDING" and shown["Reason"] in ("BeginTime", "None"):
-                self("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)  # a requeued job waits 2 min
+            if (shown["JobState"], shown["Reason"]) == ("PENDING", "BeginTime") and job not in self.hurried:
+                # A requeued job waits two minutes. Not "now": what starts in the second in which the first start's
+                # credential was revoked is taken for that start and killed.
+                self("scontrol", "update", f"JobId={job}", "StartTime=now+3")
+                self.hurried.add(job)
             time.sleep(0.3)
         return shown
 
