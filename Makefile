@@ -6,7 +6,7 @@ RUNS   ?= runs/demo
 SNR    ?=
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test test-kills lint bench clean
+.PHONY: demo test test-kills test-slurm lint bench clean
 
 demo: $(VENV)/demo-ready  ## simulate, shard, train, reconstruct, score; SNR=0 RUNS=runs/silent shows what chance looks like
 	bash launch/demo.sh $(RUNS) $(if $(SNR),snr=$(SNR))
@@ -16,6 +16,9 @@ test: $(VENV)/test-ready  ## everything that runs on a CPU
 
 test-kills: $(VENV)/test-ready  ## twenty random kills, each followed by the same command
 	python -m pytest tests/processes/test_faults.py -k random_kills --kills 20 --timeout 3000 -s
+
+test-slurm: $(VENV)/test-ready  ## the sbatch files on a SLURM of two nodes on this machine (as root; installed by apt)
+	python -m pytest tests/slurm
 
 lint: $(VENV)/test-ready
 	ruff check .

@@ -2,47 +2,73 @@
 # The whole paper: a study in, pictures, a score table and a page out. Each step is skipped when it is done, continued when
 # it was cut off, so after any failure run the same command again.
 #
-#   bash launch/paper.sh RUNS OVERLAY.yaml [OVERLAY.yaml ...]
+#   bash launch/paper.sh [local | slurm] RUNS OVERLAY.yaml [OVERLAY.yaml ...]
 #
+# local     one step after the other, here (the default)
+# slurm     each step as a job that starts when those it needs have ended well; a failing one takes those after it along.
+#           Settings: launch/site.sh (see launch/site.example.sh); what the jobs print: RUNS/jobs/
 # RUNS      directory that gets the shards and one run directory a stage
 # OVERLAY   what differs from configs/<stage>.yaml: at least the study (`shards:` section) and the pipeline
 #
-# Environment: LAUNCH   how to start a trainer (default: accelerate launch --config_file launch/one_process.yaml)
-#              CAPTIONS captions file for the B rows (default: RUNS/captions.jsonl, made with BLIP if it is not there); "none"
-#                       if the overlay's `reconstruct: rows` name no B
+# Environment: CAPTIONS captions file for the B rows (default: RUNS/captions.jsonl, made with BLIP if it is not there);
+#                       "none" if the overlay's `reconstruct: rows` name no B
+# and with local:
+#              LAUNCH   how to start a trainer (default: accelerate launch --config_file launch/one_process.yaml)
 #              RECONSTRUCT_LAUNCH  how to start reconstruct.py, if otherwise
 #              SIDE_BY_SIDE=1 trains the two branches (1a -> 1b, 2) at the same time, for machines with room for both
 set -euo pipefail
 cd "$(dirname "$0")/.."
+mode=local
+case ${1:-} in local | slurm) mode=$1; shift ;; esac
 [ $# -ge 2 ] || { sed -n '2,17p' "$0" | cut -c3-; exit 2; }
 
 runs=$1; shift
 overlays=(); for file in "$@"; do overlays+=("config=$file"); done
 launch=${LAUNCH:-accelerate launch --config_file launch/one_process.yaml}
 captions=${CAPTIONS:-$runs/captions.jsonl}
+declare -A job # step -> its job, if this call submitted one
 
-train() { # train STAGE RUN [key=value ...]
-    local stage=$1 run=$2; shift 2
-    echo "== $stage -> $runs/$run"
-    $launch trainers/"$stage".py config=configs/"$stage".yaml "${overlays[@]}" shards="$runs"/shards run_dir="$runs/$run" "$@"
+step() { # step NAME "STEPS THAT IT NEEDS" COMMAND...; a COMMAND that starts with a trainer or -m needs a launcher
+    local name=$1 needs=$2 launched= needed id after=; shift 2
+    case $1 in *.py | -m) launched=yes ;; esac
+    echo "== $name -> $runs"
+    if [ $mode = local ]; then
+        ${launched:+$launch} "$@"
+        return
+    fi
+    for needed in $needs; do after+=${job[$needed]:+afterok:${job[$needed]},}; done
+    # singleton: while an older job of the same name is there, e.g. of the same command typed twice, it is waited for
+    # shellcheck disable=SC2086
+    id=$(sbatch --parsable --job-name="$name:$(realpath -m "$runs")" --output="$runs/jobs/$name-%j.out" \
+        --dependency="${after}singleton" --kill-on-invalid-dep=yes \
+        ${SBATCH_OPTIONS:-} ${launched:+${TRAIN_OPTIONS:-}} launch/train.sbatch "$@")
+    job[$name]=${id%%;*}
+    echo "   job ${job[$name]}${after:+ after ${after//afterok:/}}"
+}
+train() { # train RUN "STEPS THAT IT NEEDS" STAGE [key=value ...]
+    step "$1" "$2" trainers/"$3".py config=configs/"$3".yaml "${overlays[@]}" \
+        shards="$runs"/shards run_dir="$runs/$1" "${@:4}"
 }
 pixel_branch() {
-    train pixel_features pixel_features                                          # f_theta, Eq. 1
-    train pixel_saliency pixel_saliency features="$runs"/pixel_features          # G, Eqs. 2-6
+    train pixel_features shards pixel_features                                              # f_theta, Eq. 1
+    train pixel_saliency pixel_features pixel_saliency features="$runs"/pixel_features      # G, Eqs. 2-6
 }
 sample_branch() {
-    train sample_semantics semantics_label captions=label                        # M_s, Eq. 7, label captions
+    train semantics_label shards sample_semantics captions=label                            # M_s, Eq. 7, label captions
     [ "$captions" = none ] ||
-        train sample_semantics semantics_blip captions="$captions"               # M_s, Eq. 7, picture captions
+        train semantics_blip "shards captions" sample_semantics captions="$captions"      # M_s, Eq. 7, picture captions
 }
 
-echo "== shards -> $runs/shards"
-neuroimagen shards "${overlays[@]}" out="$runs"/shards
-if [ "$captions" != none ] && [ ! -e "$captions" ]; then
-    echo "== captions -> $captions"
-    $launch -m neuroimagen.cli captions "${overlays[@]}" out="$captions"
+if [ $mode = slurm ]; then
+    site=${SITE:-launch/site.sh}
+    if [ -e "$site" ]; then set +u; source "$site"; set -u; fi
+    mkdir -p "$runs"/jobs
 fi
-if [ "${SIDE_BY_SIDE:-}" ]; then
+step shards "" neuroimagen shards "${overlays[@]}" out="$runs"/shards
+if [ "$captions" != none ] && [ ! -e "$captions" ]; then
+    step captions shards -m neuroimagen.cli captions "${overlays[@]}" out="$captions"
+fi
+if [ $mode = local ] && [ "${SIDE_BY_SIDE:-}" ]; then
     pixel_branch & pixel=$!
     sample_branch & sample=$!
     wait $pixel; wait $sample
@@ -51,6 +77,7 @@ else
 fi
 blip=(); [ "$captions" = none ] || blip=(semantics_blip="$runs"/semantics_blip)
 launch=${RECONSTRUCT_LAUNCH:-$launch}
-train reconstruct reconstruct saliency="$runs"/pixel_saliency semantics_label="$runs"/semantics_label "${blip[@]}"
-neuroimagen evaluate "${overlays[@]}" run="$runs"/reconstruct
-neuroimagen report "${overlays[@]}" run="$runs"/reconstruct
+train reconstruct "pixel_saliency semantics_label semantics_blip" reconstruct \
+    saliency="$runs"/pixel_saliency semantics_label="$runs"/semantics_label "${blip[@]}"
+step report reconstruct bash -euc 'neuroimagen evaluate "$@"; neuroimagen report "$@"' - \
+    "${overlays[@]}" run="$runs"/reconstruct

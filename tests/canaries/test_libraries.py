@@ -81,3 +81,16 @@ def test_omegaconf_answers_typos_with_the_nearest_name():
 
     with pytest.raises(OmegaConfBaseException, match="Did you mean"):
         OmegaConf.merge(OmegaConf.structured(Config), {"guidance_scal": 1.0})
+
+
+def test_a_launch_file_cannot_choose_the_rendezvous(tmp_path):
+    """accelerate launch ignores these keys of a file: launch/many_nodes.yaml leaves them to the command line."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    file = tmp_path / "launch.yaml"
+    ours = (Path(__file__).parents[2] / "launch" / "many_nodes.yaml").read_text()
+    file.write_text(ours + "rdzv_backend: c10d\nsame_network: true\n")
+    words = ["--config_file", str(file), "--num_machines", "2", "--num_processes", "4", "train.py"]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    assert (arguments.rdzv_backend, arguments.same_network) == ("static", False)
+    assert arguments.multi_gpu and arguments.num_machines == 2
