@@ -18,8 +18,8 @@ def test_the_same_losses_gradients_and_weights(stage, start, study, earlier, tmp
     finished = earlier(NEEDS[stage], start) if stage in NEEDS else None
 
     def run(name, world=1, steps=STEPS, **options):
-        options |= {"max_steps": steps, "run_dir": tmp_path / name}
-        arguments = [*command(stage, study, "", finished), *(f"{k}={v}" for k, v in options.items())]
+        options |= {"max_steps": steps}
+        arguments = [*command(stage, study, tmp_path / name, finished), *(f"{k}={v}" for k, v in options.items())]
         processes = start(arguments, world)
         assert processes.wait() == [0] * world, processes.log.read_text()[-3000:]
         if not steps:
