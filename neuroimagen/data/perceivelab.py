@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from neuroimagen.data.classes import BY_WNID
-from neuroimagen.data.shards import Trial
+from neuroimagen.data.study import Trial
 
 SFREQ = 1000.0  # Hz
 KEPT_LENGTHS = (450, 600)  # samples, both ends included: the customary filter

@@ -32,7 +32,7 @@ from neuroimagen.data.recording_tables import (
     plain_marker,
     read_table,
 )
-from neuroimagen.data.shards import Trial
+from neuroimagen.data.study import Trial
 
 if TYPE_CHECKING:
     from neuroimagen.data.shards import ShardsConfig

@@ -8,7 +8,7 @@ import os
 import shutil
 import warnings
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import webdataset as wds
@@ -26,44 +26,9 @@ from neuroimagen.data.shard_files import (
     scan_tar,
     sha256,
 )
+from neuroimagen.data.study import Study, Trial
 
 PICTURES = {"JPEG": "jpg", "PNG": "png"}
-
-
-@dataclasses.dataclass
-class Trial:
-    """One stretch of EEG, (n_chans, n_times) float32, and the picture shown during it (its bytes, or its file)."""
-
-    key: str
-    eeg: np.ndarray
-    jpeg: bytes | Path
-    subject: int
-    label: int
-    wnid: str
-    class_name: str
-    image: str
-    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-class Study(Protocol):
-    """What a reader gives: see data/perceivelab.py and data/recording.py."""
-
-    dataset: str
-    simulated: bool
-    n_chans: int
-    n_times: int
-    sfreq: float
-    units: str
-    channels: list[str] | None
-    classes: list[dict[str, Any]]  # label, wnid, name
-    splits: dict[str, list[int]]
-    split_by: str  # "image": no image is in two splits; "run": no recording run is
-    protocol: str  # one sentence: how the split was made
-    notes: list[str]  # what the user should know, e.g. trials dropped
-    inputs: list[Path]  # the files whose change means that the shards are stale
-
-    def trial(self, index: int) -> Trial: ...
-    def __len__(self) -> int: ...
 
 
 @dataclasses.dataclass

@@ -19,7 +19,8 @@ from neuroimagen.cli import main
 from neuroimagen.data import shards
 from neuroimagen.data.check import check_shards
 from neuroimagen.data.shard_files import SPLITS, ShardSplit, read_manifest, sha256
-from neuroimagen.data.shards import ShardsConfig, Trial, make_shards
+from neuroimagen.data.shards import ShardsConfig, make_shards
+from neuroimagen.data.study import Trial
 
 
 @pytest.fixture(scope="module")
