@@ -33,7 +33,8 @@ def main(config: SmallConfig) -> int:
     run.resume()
     while run.going():
         x = run.randn(run.batch_size, 4)
-        set_learning_rate(optimizer, 0.01 * warmup_cosine(run.step, config.max_steps))
+        lr = 0.01 * warmup_cosine(run.step, config.max_steps)
+        set_learning_rate(optimizer, lr)
         batch = {"x": x, "key": [f"sample-{run.step}-{run.rank}-{i}" for i in range(len(x))]}
         if run.rank == 1 and run.step == config.hang_at:
             time.sleep(3600)
@@ -44,7 +45,7 @@ def main(config: SmallConfig) -> int:
                 loss = loss * float("nan")
             run.backward(loss, part["key"], loss=loss)
         run.update(optimizer, model, 1.0)
-        run.advance()
+        run.advance(lr=lr)
         if run.validation_due():
             run.log({"loss": loss.item()}, prefix="val/")
             run.image("squares", torch.rand(3, 8, 16))

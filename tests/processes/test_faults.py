@@ -117,8 +117,8 @@ def test_a_loss_that_is_not_finite_names_step_rank_and_samples(start, tmp_path):
     # the same command with nonfinite=skip goes on from the checkpoint
     processes = start(command(tmp_path / "run", nan_at="[7]", nonfinite="skip"), 2)
     assert processes.wait() == [0, 0], processes.log.read_text()
-    last = json.loads((tmp_path / "run/stats.jsonl").read_text().splitlines()[-1])
-    assert last["step"] == 40 and last["skipped"] == 1
+    lines = [json.loads(line) for line in (tmp_path / "run/stats.jsonl").read_text().splitlines()]
+    assert [line["skipped"] for line in lines if line["step"] == 40 and "lr" in line] == [1]
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "run").values())
 
 
