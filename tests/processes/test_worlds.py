@@ -30,10 +30,11 @@ def test_the_same_losses_gradients_and_weights(stage, start, study, earlier, tmp
     _, initial = run("initial", steps=0)
     expected_lines, expected = run("one")
     others = {"two": run("two", world=2)}
-    if stage in ("pixel_features", "pixel_saliency"):
+    if stage == "pixel_features":  # the loss that looks beyond its rank
         others["four"] = run("four", world=4)
     if stage != "latent_diffusion":  # the autoencoder takes its batch whole
         others["one in four parts"] = run("parts", accumulate=4)
+    if stage == "pixel_saliency":  # two models, three optimizers
         others["two in two parts"] = run("both", world=2, accumulate=2)
     for name, (lines, tensors) in others.items():
         assert [line["step"] for line in lines] == [line["step"] for line in expected_lines], name
