@@ -8,6 +8,7 @@ read; so one overlay can carry a whole study. Misspelt keys and wrong types are 
 
 import dataclasses
 import difflib
+import errno
 import os
 import sys
 import textwrap
@@ -136,7 +137,7 @@ def describe(schema: type, usage: str) -> str:
 
 
 def run_command(main: Callable[[C], Any], schema: type[C], arguments: Sequence[str], stage: str, usage: str) -> int:
-    """Parse, run `main(config)`, and turn a user's mistake (ValueError) into one sentence and exit code 2.
+    """Parse, run `main(config)`, and turn a user's mistake (ValueError) or a full disk into a sentence and code 2.
 
     Set NEUROIMAGEN_TRACEBACK=1 to see where such an error came from.
     """
@@ -145,8 +146,9 @@ def run_command(main: Callable[[C], Any], schema: type[C], arguments: Sequence[s
         return 0
     try:
         code = main(load_config(schema, arguments, stage))
-    except ValueError as error:
-        if os.environ.get("NEUROIMAGEN_TRACEBACK"):
+    except (ValueError, OSError) as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if os.environ.get("NEUROIMAGEN_TRACEBACK") or not (full or isinstance(error, ValueError)):
             raise
         rank = os.environ.get("RANK", "0")
         print(f"error{'' if rank == '0' else f' (rank {rank})'}: {error}", file=sys.stderr, flush=True)

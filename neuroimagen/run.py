@@ -239,16 +239,25 @@ class Run:
         if final.exists():
             return
         partial = final.with_suffix(".partial")
-        if self.is_main:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        self.accelerator.wait_for_everyone()
-        reason = None
-        try:
-            self.accelerator.save_state(str(partial))
-        except (OSError, RuntimeError, SafetensorError) as error:  # how torch and safetensors say that a disk is full
-            reason = " ".join(str(error).split())[:200]
-        if self.any_rank(reason is not None):
+
+        def begin() -> None:
+            if self.is_main:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+
+        def publish() -> None:
+            if self.is_main:
+                zero.mark(partial, self.zero_stage, self.world)
+                os.replace(partial, final)
+
+        for work in (begin, lambda: self.accelerator.save_state(str(partial)), publish):
+            reason = None
+            try:
+                work()
+            except (OSError, RuntimeError, SafetensorError) as error:  # how torch and safetensors say: the disk is full
+                reason = " ".join(str(error).split())[:200]
+            if not self.any_rank(reason is not None):
+                continue
             if self.is_main:
                 shutil.rmtree(partial, ignore_errors=True)
             kept = self._checkpoints()
@@ -257,8 +266,6 @@ class Run:
                 f"{f'{kept[-1].name} is kept' if kept else 'there is none yet'}; make room and run the same command"
             )
         if self.is_main:
-            zero.mark(partial, self.zero_stage, self.world)
-            os.replace(partial, final)
             for old in self._checkpoints()[:-2]:
                 shutil.rmtree(old, ignore_errors=True)
 
