@@ -151,7 +151,7 @@ def main() -> None:
     machine = f"{os.cpu_count()} cores ({platform.machine()}), no GPU, torch {torch.__version__}, one thread a process"
     lines += [
         "",
-        f"{machine}; medians of {rounds} rounds. Through Run a step of stage 1a takes",
+        f"{machine}; rounds: {rounds}, medians. Through Run a step of stage 1a takes",
         f"{extra:+.1f} % more time than in a bare torch loop with the same model, batches and optimizer.",
     ]
     print("\n".join(lines))
