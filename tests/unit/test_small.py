@@ -1,5 +1,7 @@
 """The small latent diffusion model's parts."""
 
+from pathlib import Path
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,3 +59,13 @@ def test_the_last_timestep_is_pure_noise():
     scheduler = make_scheduler()
     clean, noise = torch.full((1, 4, 8, 8), 3.0), torch.randn(1, 4, 8, 8)
     assert torch.allclose(scheduler.add_noise(clean, noise, torch.tensor([999])), noise, atol=1e-6)
+
+
+def test_the_embedded_models_name_no_place_of_the_machine_that_made_them():
+    import neuroimagen
+
+    files = sorted((Path(neuroimagen.__file__).parent / "embedded").rglob("*.json"))
+    assert len(files) >= 6
+    for file in files:
+        if file.name != "tokenizer.json":
+            assert '"/' not in file.read_text(), file
