@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from neuroimagen.data.classes import BY_WNID
-from neuroimagen.data.study import Trial
+from neuroimagen.data.study import Faults, Trial
 
 SFREQ = 1000.0  # Hz
 KEPT_LENGTHS = (450, 600)  # samples, both ends included: the customary filter
@@ -57,6 +57,10 @@ def load_plain(path: Path) -> Any:
         raise ValueError(f"{path} cannot be read as a torch file ({type(error).__name__}: {reason})") from None
 
 
+def _get(trial: Any, key: str) -> Any:
+    return trial.get(key) if isinstance(trial, dict) else None
+
+
 class Study:
     """The trials of one EEG file that the customary filter keeps, with their split. See `read`."""
 
@@ -76,17 +80,22 @@ class Study:
         subject: int = 0,
         seed: int = 0,
         n_chans: int = 128,
+        fault: Faults | None = None,
     ) -> None:
         self.path, self.n_chans = eeg, n_chans
+        self.fault = fault or Faults()
+        self.broken: set[int] = set()  # trials left out for their faults
+        self.picture_folders = [images]
         self.simulated = (eeg.parent / "simulation.json").is_file()
         self.inputs = [eeg]
         self.notes: list[str] = []
         content = load_plain(eeg)
         self._take(content)
-        self.subjects = sorted({trial["subject"] for trial in self.trials})
+        self.subjects = sorted({trial["subject"] for i, trial in enumerate(self.trials) if i not in self.broken})
         if subject and subject not in self.subjects:
             raise ValueError(f"{eeg} holds no trial of subject={subject}; it holds subjects {self.subjects}")
-        chosen = [i for i, trial in enumerate(self.trials) if subject in (0, trial["subject"])]
+        # Broken ones stay in here: a `_single` splits file counts them.
+        chosen = [i for i, trial in enumerate(self.trials) if subject == 0 or _get(trial, "subject") == subject]
         kept = self._customary_filter(chosen)
         if splits == "official":
             if splits_file is None:
@@ -105,13 +114,14 @@ class Study:
             self.protocol += f"; subject {subject} only"
             self.subjects = [subject]
         self.splits = {name: [i for i in all_splits[name] if i in kept] for name in SPLITS}
+        self.pictures = self._find_pictures(images)
+        self.splits = {name: [i for i in own if self._image(i) in self.pictures] for name, own in self.splits.items()}
         for name, indices in self.splits.items():
             if not indices:
                 raise ValueError(f"{eeg}: no trial is left in split {name!r} ({self.protocol})")
-        unused = len(kept) - sum(map(len, self.splits.values()))
+        unused = len(kept - {i for own in all_splits.values() for i in own})
         if unused:
             self.notes.append(f"{unused} trials are in no split and were left out")
-        self.pictures = self._find_pictures(images)
 
     def __len__(self) -> int:
         return len(self.trials)
@@ -141,9 +151,13 @@ class Study:
             extra={"trial_index": index},
         )
 
+    def _image(self, index: int) -> str:
+        return self.images[self.trials[index]["image"]]
+
     def _name(self, index: int) -> str:
-        trial = self.trials[index]
-        return f"trial {index} (subject {trial['subject']}, image {self.images[trial['image']]})"
+        if index in self.broken:
+            return f"trial {index}"
+        return f"trial {index} (subject {self.trials[index]['subject']}, image {self._image(index)})"
 
     def _take(self, content: Any) -> None:
         """Check the file's structure and every trial's header; no EEG sample is read yet."""
@@ -165,7 +179,11 @@ class Study:
             for label, wnid in enumerate(self.wnids)
         ]
         for index, trial in enumerate(self.trials):
-            self._check_header(index, trial)
+            try:
+                self._check_header(index, trial)
+            except ValueError as error:
+                self.fault(str(error))
+                self.broken.add(index)
         self.scale: tuple[torch.Tensor, torch.Tensor] | None = None
         self.units = "as in the file"
         if "_std" in path.name:
@@ -215,10 +233,11 @@ class Study:
 
     def _customary_filter(self, chosen: list[int]) -> set[int]:
         low, high = KEPT_LENGTHS
+        chosen = [i for i in chosen if i not in self.broken]
         kept = {i for i in chosen if low <= self.trials[i]["eeg"].shape[1] <= high}
         dropped = len(chosen) - len(kept)
         if dropped > MOST_DROPPED * len(chosen):
-            raise ValueError(
+            self.fault(
                 f"{self.path}: {dropped} of {len(chosen)} trials have fewer than {low} or more than {high} samples; "
                 "the published files have about 25 such trials in all: is this file at 1000 Hz?"
             )
@@ -271,11 +290,13 @@ class Study:
             for i in indices:
                 if i in trial_side:
                     where = f"twice in {name}" if trial_side[i] == name else f"in both {trial_side[i]} and {name}"
-                    raise ValueError(f"{path}: {self._name(i)} is {where}: use a split that keeps them apart")
+                    self.fault(f"{path}: {self._name(i)} is {where}: use a split that keeps them apart")
                 trial_side[i] = name
+                if i in self.broken:
+                    continue
                 image = self.trials[i]["image"]
                 if image_side.setdefault(image, name) != name:
-                    raise ValueError(
+                    self.fault(
                         f"{path}: image {self.images[image]} is in both {image_side[image]} and {name}: "
                         "use a split that keeps the trials of an image on one side, or splits=by_image"
                     )
@@ -283,8 +304,9 @@ class Study:
     def _by_image(self, seed: int, chosen: list[int]) -> dict[str, list[int]]:
         """80/10/10 of the images of each class: a function of (names of all images, seed), whatever the subject."""
         by_class: dict[int, set[str]] = defaultdict(set)
-        for trial in self.trials:
-            by_class[trial["label"]].add(self.images[trial["image"]])
+        for i, trial in enumerate(self.trials):
+            if i not in self.broken:
+                by_class[trial["label"]].add(self.images[trial["image"]])
         side: dict[str, str] = {}
         for label, names in sorted(by_class.items()):
             if len(names) < 3:
@@ -297,7 +319,8 @@ class Study:
             side |= dict.fromkeys(order[2 * n :], "train")
         splits: dict[str, list[int]] = {name: [] for name in SPLITS}
         for i in chosen:
-            splits[side[self.images[self.trials[i]["image"]]]].append(i)
+            if i not in self.broken:
+                splits[side[self._image(i)]].append(i)
         return splits
 
     def _find_pictures(self, root: Path) -> dict[str, Path]:
@@ -305,6 +328,7 @@ class Study:
         if not root.is_dir():
             raise ValueError(f"images={root} is not a folder")
         there: dict[str, set[str]] = {}
+        missing: set[str] = set()
         found: dict[str, Path] = {}
         for i in sorted(i for indices in self.splits.values() for i in indices):
             image, wnid = self.images[self.trials[i]["image"]], self.wnids[self.trials[i]["label"]]
@@ -315,10 +339,13 @@ class Study:
                 there[wnid] = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
             name = next((image + e for e in EXTENSIONS if image + e in there[wnid]), None)
             if name is None:
-                raise ValueError(
-                    f"picture {root / wnid / image}.JPEG is missing, which {self._name(i)} of {self.path} was shown: "
-                    "put it there, or give the right images= folder"
-                )
+                if image not in missing:
+                    missing.add(image)
+                    self.fault(
+                        f"picture {root / wnid / image}.JPEG is missing, which {self._name(i)} of {self.path} was "
+                        "shown: put it there, or give the right images= folder"
+                    )
+                continue
             found[image] = root / wnid / name
         return found
 
@@ -332,12 +359,14 @@ def read(
     subject: int = 0,
     seed: int = 0,
     n_chans: int = 128,
+    fault: Faults | None = None,
 ) -> Study:
     """Open the published files; EEG is read trial by trial.
 
     splits: "official" takes `split_number` of `splits_file` as it is (the customary split 0 is about 4:1:1);
     "by_image" is 80/10/10 by image, a function of `seed`. `subject` keeps one subject (0: all).
-    Raises ValueError, in one sentence, for whatever in the files is not as published.
+    Raises ValueError, in one sentence, for whatever in the files is not as published; faults of single trials,
+    pictures and split entries go to `fault`, which may collect them instead.
     """
     return Study(
         Path(eeg),
@@ -348,4 +377,5 @@ def read(
         subject,
         seed,
         n_chans,
+        fault,
     )

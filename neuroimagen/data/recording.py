@@ -32,7 +32,7 @@ from neuroimagen.data.recording_tables import (
     plain_marker,
     read_table,
 )
-from neuroimagen.data.study import Trial
+from neuroimagen.data.study import Faults, Trial
 
 if TYPE_CHECKING:
     from neuroimagen.data.shards import ShardsConfig
@@ -70,8 +70,10 @@ class Study:
         shuffle_labels: bool = False,
         average: int = 0,
         seed: int = 0,
+        fault: Faults | None = None,
     ) -> None:
         self.path, self.study, self.seed = path, study, seed
+        self.fault = fault or Faults()
         study.hold_out = study.hold_out if hold_out is None else hold_out
         study.shuffle_labels |= shuffle_labels
         study.average = average or study.average
@@ -129,6 +131,7 @@ class Study:
             if not value or value in self.pictures:
                 raise ValueError(f"{self.path}: marker value {marker.value!r} is 0, empty or given twice")
             self.pictures[value] = found
+        self.picture_folders = sorted({picture.parent for found in self.pictures.values() for picture in found})
         return {plain_marker(marker.value): marker for marker in markers}
 
     def _runs(self) -> dict[int, list[Run]]:
@@ -278,7 +281,7 @@ class Study:
         self.protocol = "; ".join(parts)
 
 
-def read(config: "ShardsConfig") -> Study:
+def read(config: "ShardsConfig", fault: Faults | None = None) -> Study:
     """The study that `config.recording` describes; what `config` itself says of it goes before the file.
 
     Raises ValueError with a sentence for whatever in the files is not as described.
@@ -295,4 +298,5 @@ def read(config: "ShardsConfig") -> Study:
         shuffle_labels=config.shuffle_labels,
         average=config.average,
         seed=config.seed,
+        fault=fault,
     )

@@ -26,7 +26,7 @@ from neuroimagen.data.shard_files import (
     scan_tar,
     sha256,
 )
-from neuroimagen.data.study import Study, Trial
+from neuroimagen.data.study import Faults, Study, Trial
 
 PICTURES = {"JPEG": "jpg", "PNG": "png"}
 
@@ -55,12 +55,12 @@ class ShardsConfig:
     shard_size: int = option(500, "trials in a tar")
 
 
-def open_study(config: ShardsConfig) -> Study:
-    """The reader that `config.dataset` names, opened."""
+def open_study(config: ShardsConfig, fault: Faults | None = None) -> Study:
+    """The reader that `config.dataset` names, opened. fault: what to do about faults of single trials and pictures."""
     if config.dataset == "recording":
         from neuroimagen.data import recording  # its libraries are an extra
 
-        return recording.read(config)
+        return recording.read(config, fault)
     from neuroimagen.data import perceivelab
 
     for key in ("eeg", "images"):
@@ -75,6 +75,7 @@ def open_study(config: ShardsConfig) -> Study:
         subject=config.subject,
         seed=config.seed,
         n_chans=config.n_chans,
+        fault=fault,
     )
 
 

@@ -22,6 +22,20 @@ class Trial:
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+class Faults:
+    """What a reader does about a fault of one trial or picture: stop there, or list it and leave that trial out."""
+
+    def __init__(self, collect: bool = False) -> None:
+        self.collect = collect
+        self.found: list[str] = []
+
+    def __call__(self, sentence: str) -> None:
+        """Raises ValueError(sentence) unless faults are collected."""
+        if not self.collect:
+            raise ValueError(sentence)
+        self.found.append(sentence)
+
+
 class Study(Protocol):
     """What a reader gives: see data/perceivelab.py and data/recording.py."""
 
@@ -38,6 +52,8 @@ class Study(Protocol):
     protocol: str  # one sentence: how the split was made
     notes: list[str]  # what the user should know, e.g. trials dropped
     inputs: list[Path]  # the files whose change means that the shards are stale
+    fault: Faults  # a reader asked to collect faults has left out what they concern
+    picture_folders: list[Path]  # where the pictures are, for the doctor to look for those that no trial shows
 
     def trial(self, index: int) -> Trial: ...
     def __len__(self) -> int: ...

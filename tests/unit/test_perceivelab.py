@@ -10,6 +10,7 @@ from perceivelab_files import WNIDS, make_split, write_study
 
 from neuroimagen.cli import main
 from neuroimagen.data import perceivelab
+from neuroimagen.data.study import Faults
 
 
 @pytest.fixture
@@ -249,3 +250,24 @@ def test_not_a_perceivelab_file(tmp_path):
         perceivelab.read(tmp_path / "eeg.pth", tmp_path, splits="by_image")
     with pytest.raises(ValueError, match="does not exist"):
         perceivelab.read(tmp_path / "none.pth", tmp_path, splits="by_image")
+
+
+def test_all_faults_are_listed_and_their_trials_left_out_when_faults_are_collected(study):
+    folder, content = study
+    wanted = {name: list(indices) for name, indices in read(folder).splits.items()}
+    train = wanted["train"]
+    content["dataset"][train[0]]["eeg"] = torch.zeros(3, 500)
+    content["dataset"][train[1]] = "no trial"
+    content["dataset"][train[2]]["label"] = 99
+    save(folder, content)
+    gone = content["images"][content["dataset"][train[3]]["image"]]
+    (folder / "images" / gone.split("_")[0] / f"{gone}.JPEG").unlink()
+    fault = Faults(collect=True)
+    opened = read(folder, fault=fault)
+    assert len(fault.found) == 4
+    assert all(f"trial {i}" in sentence for i, sentence in zip(sorted(train[:3]), fault.found, strict=False))
+    assert f"{gone}.JPEG is missing" in fault.found[3]
+    shown = [i for i in train[3:] if content["images"][content["dataset"][i]["image"]] != gone]
+    assert opened.splits == wanted | {"train": shown}
+    with pytest.raises(ValueError, match="trial"):
+        read(folder)
