@@ -35,7 +35,7 @@ from neuroimagen.data.recording_tables import (
 from neuroimagen.data.study import Faults, Trial
 
 if TYPE_CHECKING:
-    from neuroimagen.data.shards import ShardsConfig
+    from neuroimagen.data.source import SourceConfig
 
 UNKNOWN_PICTURE = "category only: the exact picture was not recorded"
 MEANT_PICTURE = "one of the averaged trials' pictures"
@@ -281,7 +281,7 @@ class Study:
         self.protocol = "; ".join(parts)
 
 
-def read(config: "ShardsConfig", fault: Faults | None = None) -> Study:
+def read(config: "SourceConfig", fault: Faults | None = None) -> Study:
     """The study that `config.recording` describes; what `config` itself says of it goes before the file.
 
     Raises ValueError with a sentence for whatever in the files is not as described.

@@ -26,57 +26,19 @@ from neuroimagen.data.shard_files import (
     scan_tar,
     sha256,
 )
-from neuroimagen.data.study import Faults, Study, Trial
+from neuroimagen.data.source import PATHS, SourceConfig, open_study
+from neuroimagen.data.study import Study, Trial
 
 PICTURES = {"JPEG": "jpg", "PNG": "png"}
 
 
 @dataclasses.dataclass
-class ShardsConfig:
+class ShardsConfig(SourceConfig):
     """`neuroimagen shards`"""
 
     out: str = option(help="shard directory to make")
-    dataset: Literal["perceivelab", "recording"] = option("perceivelab", "which reader")
-    eeg: str = option("", "perceivelab: the EEG .pth file")
-    images: str = option("", "perceivelab: folder with <wnid>/<image>.JPEG")
-    splits: Literal["official", "by_image"] = option(
-        "official", "perceivelab: the published splits file as it is, or 80/10/10 of the images of each class"
-    )
-    splits_file: str = option("", "perceivelab: block_splits_by_image_all.pth or ..._single.pth; for splits=official")
-    split_number: int = option(0, "perceivelab: which of the splits in the file; 0 is customary")
-    subject: int = option(0, "keep this subject only; 0 keeps all (recording: as the file says)")
-    n_chans: int = option(128, "perceivelab: channels that every trial must have")
-    recording: str = option("", "recording: the study's YAML file; what is given below goes before what it says")
-    hold_out: list[int] = option([], "recording: test runs of each subject, -1 is the last; empty: as the file says")
-    average: int = option(0, "recording: test on averages of so many trials of one class; 0: as the file says")
-    shuffle_labels: bool = option(False, "recording: control, shuffle the labels within each run")
-    seed: int = option(0, "of splits=by_image; of shuffle_labels and average")
     eeg_dtype: Literal["float16", "float32"] = option("float16", "how EEG is stored; float16 halves the size")
     shard_size: int = option(500, "trials in a tar")
-
-
-def open_study(config: ShardsConfig, fault: Faults | None = None) -> Study:
-    """The reader that `config.dataset` names, opened. fault: what to do about faults of single trials and pictures."""
-    if config.dataset == "recording":
-        from neuroimagen.data import recording  # its libraries are an extra
-
-        return recording.read(config, fault)
-    from neuroimagen.data import perceivelab
-
-    for key in ("eeg", "images"):
-        if not getattr(config, key):
-            raise ValueError(f"dataset=perceivelab needs {key}=... (--help says what it is)")
-    return perceivelab.read(
-        eeg=config.eeg,
-        images=config.images,
-        splits=config.splits,
-        splits_file=config.splits_file or None,
-        split_number=config.split_number,
-        subject=config.subject,
-        seed=config.seed,
-        n_chans=config.n_chans,
-        fault=fault,
-    )
 
 
 def encode_eeg(eeg: np.ndarray, dtype: str, where: str) -> bytes:
@@ -213,7 +175,7 @@ def make_shards(config: ShardsConfig) -> None:
     if config.shard_size < 1:
         raise ValueError("shard_size must be at least 1")
     resolved = dataclasses.asdict(config)
-    for key in ("out", "eeg", "images", "splits_file", "recording"):
+    for key in ("out", *PATHS):
         resolved[key] = str(Path(resolved[key]).absolute()) if resolved[key] else ""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         _refuse_other(out, resolved)
