@@ -14,13 +14,14 @@
 #                       "none" if the overlay's `reconstruct: rows` name no B
 # and with local:
 #              LAUNCH   how to start a trainer (default: accelerate launch --config_file launch/one_process.yaml)
-#              RECONSTRUCT_LAUNCH  how to start reconstruct.py, if otherwise
+#              SALIENCY_LAUNCH, RECONSTRUCT_LAUNCH  how to start pixel_saliency.py and reconstruct.py, if otherwise (they run
+#                       without DeepSpeed: with LAUNCH="... launch/zero2.yaml" give both "... launch/one_node.yaml")
 #              SIDE_BY_SIDE=1 trains the two branches (1a -> 1b, 2) at the same time, for machines with room for both
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mode=local
 case ${1:-} in local | slurm) mode=$1; shift ;; esac
-[ $# -ge 2 ] || { sed -n '2,17p' "$0" | cut -c3-; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,18p' "$0" | cut -c3-; exit 2; }
 
 runs=$1; shift
 overlays=(); for file in "$@"; do overlays+=("config=$file"); done
@@ -51,6 +52,7 @@ train() { # train RUN "STEPS THAT IT NEEDS" STAGE [key=value ...]
 }
 pixel_branch() {
     train pixel_features shards pixel_features                                              # f_theta, Eq. 1
+    local launch=${SALIENCY_LAUNCH:-$launch}
     train pixel_saliency pixel_features pixel_saliency features="$runs"/pixel_features      # G, Eqs. 2-6
 }
 sample_branch() {

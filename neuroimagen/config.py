@@ -52,6 +52,8 @@ class TrainConfig:
     run_dir: str = option(help="directory of this run; the same command continues what it holds")
     seed: int = option(0, "all randomness is a function of (seed, step) or (seed, epoch)")
     precision: str = option("fp32", "fp32 | bf16 | fp16; what the device cannot do is refused")
+    tf32: bool = option(False, "with precision=fp32 on an NVIDIA GPU: multiply with 10 bits instead of 23, faster")
+    compile: bool = option(False, "torch.compile the models: minutes at the start, then faster steps or not: measure")
     global_batch_size: int = option(64, "samples a step over all processes; must divide by their number")
     accumulate: int = option(1, "parts a rank cuts its batch into, to need less memory; changes nothing else")
     max_steps: int = option(1000, "optimizer steps")
@@ -161,6 +163,6 @@ def run_trainer(main: Callable[[C], Any], schema: type[C]) -> None:
     stage = Path(sys.argv[0]).stem
     doc = sys.modules["__main__"].__doc__ or ""
     code = run_command(main, schema, sys.argv[1:], stage, f"{doc.strip()}\n\nusage: {stage}.py key=value ...")
-    if code in (0, 143) and (run := sys.modules.get("neuroimagen.run")):  # else peers may be gone: just exit
-        run.leave_process_group()
+    if code in (0, 143) and (processes := sys.modules.get("neuroimagen.processes")):
+        processes.leave_process_group()  # after an error peers may be gone: then just exit
     sys.exit(code)

@@ -16,10 +16,7 @@ random state, and a run that is stopped and started again ends with the same bit
 """
 
 import contextlib
-import csv
-import datetime
 import faulthandler
-import gc
 import json
 import math
 import os
@@ -33,17 +30,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
-from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from neuroimagen import zero
 from neuroimagen.config import TrainConfig
-from neuroimagen.run_dir import claim_run_dir, environment, release, write_atomic
+from neuroimagen.processes import make_accelerator
+from neuroimagen.run_dir import claim_run_dir, release, write_atomic
 from neuroimagen.seeds import seed_from
+from neuroimagen.trackers import log_class_table, log_image, start_trackers
 
 MAX_SKIPPED = 20  # steps in a row without a finite loss: the run has diverged
 STOPPED = 143  # exit code after SIGTERM (128 + 15): run the same command again
@@ -65,40 +61,6 @@ def watch_stop_signal() -> None:
 
 def stop_requested() -> bool:
     return _stop_requested
-
-
-def make_accelerator(precision: str, timeout_minutes: float = 30.0, **kwargs: Any) -> Accelerator:
-    """An Accelerator that is what was asked for, or a ValueError: accelerate itself never complains.
-
-    timeout_minutes: how long a collective waits for a rank before it gives up
-    """
-    modes = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-    if precision not in modes:
-        raise ValueError(f"precision={precision!r} is not one of {', '.join(modes)}")
-    plugin = zero.make_plugin(precision) if zero.asked_for() else None
-    accelerator = Accelerator(
-        mixed_precision="no" if plugin else modes[precision],  # zero.py does its own autocast
-        deepspeed_plugin=plugin,
-        kwargs_handlers=[
-            # Every rank computes the same buffers; broadcasting them would break two forwards in one step.
-            DistributedDataParallelKwargs(broadcast_buffers=False),
-            InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=timeout_minutes)),
-        ],
-        **kwargs,
-    )
-    if plugin:
-        zero.check_accelerator(accelerator)
-    asked = int(os.environ.get("WORLD_SIZE", 1))
-    if asked != accelerator.num_processes:
-        raise ValueError(
-            f"{asked} processes were launched but accelerate sees {accelerator.num_processes}; without GPUs launch "
-            "with ACCELERATE_USE_CPU=yes accelerate launch --multi_gpu --num_processes N"
-        )
-    if accelerator.device.type == "cpu" and precision == "fp16":
-        raise ValueError("precision=fp16 does nothing on a CPU; use fp32 or bf16")
-    if accelerator.device.type == "cuda" and precision == "bf16" and not torch.cuda.is_bf16_supported():
-        raise ValueError(f"{torch.cuda.get_device_name()} has no bf16; use precision=fp16 or fp32")
-    return accelerator
 
 
 def warmup_cosine(step: int, max_steps: int, warmup: int = 0) -> float:
@@ -134,6 +96,10 @@ class Run:
         self.is_main = self.accelerator.is_main_process
         self.zero_stage = zero.stage_of(self.accelerator)
         self._zero: zero.Zero | None = None
+        if config.tf32 and self.device.type != "cuda":
+            raise ValueError("tf32 is a mode of NVIDIA GPUs and there is none here; leave it out")
+        # torch lets convolutions use it unless told not to: fp32 is to mean fp32.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
         self.batch_size, rest = divmod(config.global_batch_size, self.world)
         if rest or self.batch_size < 1 or config.accumulate < 1 or self.batch_size % config.accumulate:
             raise ValueError(
@@ -145,6 +111,7 @@ class Run:
         self.step = 0
         self.stopped = False
         self._draws = 0
+        self._stop_seen: bool | None = None  # whether a rank was asked to stop, as of the last `backward`
         self._models: list[nn.Module] = []
         self._bad = False  # this step met a loss that is not finite
         self._skipped = self._skipped_in_a_row = 0
@@ -152,22 +119,7 @@ class Run:
         self._bar: tqdm | None = None
         self._clear()
         torch.manual_seed(seed_from(config.seed, "init"))  # the same initial weights on every rank
-        self._start_trackers()
-
-    def _start_trackers(self) -> None:
-        if not self.accelerator.log_with:
-            return
-        path = self.dir / "tracker_id"
-        if self.is_main and not path.exists():
-            write_atomic(path, os.urandom(6).hex())
-        options = {}
-        if self.config.trackers == "wandb" and self.is_main:
-            options = {
-                "wandb": {"dir": str(self.dir), "id": path.read_text(), "resume": "allow", "name": self.dir.name}
-            }
-        about = {**vars(self.config), **{f"environment/{k}": v for k, v in environment(self.accelerator).items()}}
-        plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in about.items()}
-        self.accelerator.init_trackers(self.config.project, plain, options)
+        start_trackers(self.accelerator, config, self.dir)
 
     def prepare(self, *objects: Any) -> Any:
         """accelerate's prepare for models and optimizers (never loaders, see data/stream.py).
@@ -181,6 +133,10 @@ class Run:
                 if self.device.type != "cuda":
                     raise ValueError("SyncBatchNorm needs GPUs: this model trains in one process on a CPU")
                 item = nn.SyncBatchNorm.convert_sync_batchnorm(item)
+            if self.config.compile and isinstance(item, nn.Module):
+                if self.zero_stage:
+                    raise ValueError("compile is not offered under DeepSpeed: launch with launch/one_node.yaml")
+                item.compile()  # in place: weights keep their names
             prepared.append(item)
         if self.zero_stage:
             assert self._zero is None
@@ -271,10 +227,13 @@ class Run:
 
     def any_rank(self, condition: bool) -> bool:
         """Whether `condition` holds on any rank. Collective: every rank."""
+        return self._any_rank(condition)[0]
+
+    def _any_rank(self, *conditions: bool) -> list[bool]:
         if self.world == 1:
-            return condition
-        flag = torch.tensor(int(condition), device=self.device)
-        return bool(self.accelerator.reduce(flag, "sum").item())
+            return list(conditions)
+        flags = torch.tensor(conditions, dtype=torch.int32, device=self.device)
+        return [flag > 0 for flag in self.accelerator.reduce(flags, "sum").tolist()]
 
     def going(self) -> bool:
         """True while there is a step to make. Seeds the step. Collective: every rank.
@@ -286,7 +245,9 @@ class Run:
             self._validation_began = 0.0
         # A rank that makes no step for so long prints where it is, before its peers' collectives give up.
         faulthandler.dump_traceback_later(54 * self.config.timeout_minutes, file=2)
-        if self.any_rank(stop_requested()) and self.step < self.config.max_steps:
+        stop = self._stop_seen if self.world > 1 else None
+        stop = self.any_rank(stop_requested()) if stop is None else stop
+        if stop and self.step < self.config.max_steps:
             self.save()
             self.stopped = True
             if self.is_main:
@@ -295,7 +256,7 @@ class Run:
         if self.step >= self.config.max_steps:
             return False
         self.reseed()
-        self._draws, self._bad = 0, False
+        self._draws, self._bad, self._stop_seen = 0, False, None
         return True
 
     def reseed(self) -> None:
@@ -360,7 +321,8 @@ class Run:
             return
         values = {"total": loss, **terms}
         bad = [name for name, value in reversed(values.items()) if not torch.isfinite(value)]
-        if not self.any_rank(bool(bad)):
+        bad_anywhere, self._stop_seen = self._any_rank(bool(bad), stop_requested())  # one exchange a step for both
+        if not bad_anywhere:
             self.note(**terms)
             if self._zero:
                 self._zero.backward(loss)
@@ -463,35 +425,16 @@ class Run:
 
     def image(self, name: str, grid: Tensor) -> None:
         """Save a picture (3, H, W) in [0, 1] as images/<name>-<step>.png and show it in the tracker."""
-        if not self.is_main:
-            return
-        pixels = (grid.detach().clamp(0, 1).permute(1, 2, 0).cpu() * 255).round().byte().numpy()
-        folder = self.dir / "images"
-        folder.mkdir(exist_ok=True)
-        Image.fromarray(pixels).save(folder / f"{name}-{self.step:08d}.png")
-        for tracker in self.accelerator.trackers:
-            if hasattr(tracker, "log_images"):
-                kwargs = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-                tracker.log_images({name: pixels[None]}, step=self.step, **kwargs)
+        if self.is_main:
+            log_image(self.accelerator, self.dir, self.step, name, grid)
 
     def class_table(self, name: str, guesses: Tensor, labels: Tensor, names: dict[int, str]) -> None:
         """Accuracy of each class: tables/<name>-<step>.csv, and in a tracker that shows tables.
 
         guesses, labels: (n,), the same on every rank; names: {label: class name}
         """
-        if not self.is_main:
-            return
-        columns, rows = ["class", "trials", "accuracy"], []
-        for label in labels.unique().tolist():
-            right = (guesses == label)[labels == label]
-            rows.append([names[label], len(right), right.double().mean().item()])
-        folder = self.dir / "tables"
-        folder.mkdir(exist_ok=True)
-        with open(folder / f"{name}-{self.step:08d}.csv", "w", newline="") as file:
-            csv.writer(file).writerows([columns, *rows])
-        for tracker in self.accelerator.trackers:
-            if hasattr(tracker, "log_table"):
-                tracker.log_table(name, columns=columns, data=rows, step=self.step)
+        if self.is_main:
+            log_class_table(self.accelerator, self.dir, self.step, name, guesses, labels, names)
 
     def finish(self, **models: Any) -> int:
         """Export models to <run>/model (one) or <run>/model/<name> (several), mark DONE; the exit code to return.
@@ -519,14 +462,3 @@ class Run:
         self.accelerator.free_memory()
         release(self.dir)
         return STOPPED if self.stopped else 0
-
-
-def leave_process_group() -> None:
-    """End a distributed process cleanly; call when no model is alive any more.
-
-    gloo may hang or abort if the group is destroyed while a DDP model lives (measured), hence the garbage collection.
-    """
-    gc.collect()
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()

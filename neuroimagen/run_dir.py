@@ -46,11 +46,8 @@ def _claim(run_dir: Path, config: Any) -> str | None:
         return None
     if run_dir.exists() and any(run_dir.iterdir()):
         return f"run_dir {run_dir} is not empty and holds no config.yaml, so it is not a run; choose another run_dir"
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
-    except OSError as error:
-        return f"cannot write to run_dir {run_dir}: {error.strerror}"
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
     return None
 
 
@@ -94,18 +91,22 @@ def claim_run_dir(config: Any, accelerator: Accelerator) -> Path:
     run_dir = Path(config.run_dir)
     answer: list[Any] = [None, False]
     if accelerator.is_main_process:
-        answer = [_claim(run_dir, config), (run_dir / "DONE").exists()]
-        if answer == [None, False]:
-            answer[0] = _lock(run_dir)
+        try:
+            answer = [_claim(run_dir, config), (run_dir / "DONE").exists()]
+            if answer == [None, False]:
+                answer[0] = _lock(run_dir)
+            if answer == [None, False]:
+                (run_dir / "PREEMPTED").unlink(missing_ok=True)
+                write_atomic(run_dir / "environment.json", json.dumps(environment(accelerator), indent=1))
+        except OSError as error:  # the other ranks wait to be told
+            release(run_dir)
+            answer[0] = f"cannot write to run_dir {run_dir}: {error.strerror}"
     broadcast_object_list(answer)
     if answer[0]:
         raise ValueError(answer[0])
     if answer[1]:
         accelerator.print(f"{run_dir} is already done")
         raise SystemExit(0)
-    if accelerator.is_main_process:
-        (run_dir / "PREEMPTED").unlink(missing_ok=True)
-        write_atomic(run_dir / "environment.json", json.dumps(environment(accelerator), indent=1))
     return run_dir
 
 

@@ -49,6 +49,7 @@ class LatentDiffusionConfig(TrainConfig):
     n_tokens: int = option(24, "length of the caption embedding")
     label_captions: float = option(0.5, "share of captions replaced by 'An image of <class>' (class = folder)")
     caption_dropout: float = option(0.1, "share of captions left empty, for classifier-free guidance")
+    gradient_checkpointing: bool = option(False, "part=denoiser: compute activations twice to hold fewer of them")
     learning_rate: float = option(1e-3, "peak of AdamW; falls to 0 along half a cosine")
     warmup: int = option(100, "steps of linear warm-up before the cosine")
     ema_decay: float = option(0.999, "decay of the averaged denoiser that is exported")
@@ -129,6 +130,9 @@ def train_denoiser(config: LatentDiffusionConfig, run: Run, pixels: torch.Tensor
 
     choices = torch.stack([tokens(scenes), tokens(labels), tokens([""] * len(paths))])  # (3, n, L)
     model = TextAndUNet(text_encoder, unet).train()
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+        text_encoder.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=1e-2)
     ema = make_ema(model, config.ema_decay)
     ema.to(run.device)

@@ -24,6 +24,7 @@ from neuroimagen.config import option, run_trainer
 from neuroimagen.data.shards import ShardSplit
 from neuroimagen.data.stream import Batcher
 from neuroimagen.decoders import ROWS, Decoders
+from neuroimagen.processes import make_accelerator
 from neuroimagen.reconstruction.pictures import Pictures
 from neuroimagen.reconstruction.reconstructor import Reconstructor, check_settings
 from neuroimagen.run_dir import claim_run_dir, write_atomic
@@ -75,7 +76,7 @@ def main(config: ReconstructConfig) -> int:
     if config.chunk < 1:
         raise ValueError(f"chunk={config.chunk}: at least one trial is drawn at a time")
     check_settings(config.samples, config.strength, config.guidance_scale, config.num_inference_steps)
-    accelerator = running.make_accelerator(config.precision)
+    accelerator = make_accelerator(config.precision)
     rank, world, run_dir = accelerator.process_index, accelerator.num_processes, Path(config.run_dir)
     exists = (run_dir / "config.yaml").exists()
     accelerator.wait_for_everyone()

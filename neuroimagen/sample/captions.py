@@ -200,7 +200,8 @@ def caption_pictures(config: CaptionsConfig) -> int:
     """
     from accelerate.utils import broadcast_object_list
 
-    from neuroimagen.run import STOPPED, leave_process_group, make_accelerator, stop_requested, watch_stop_signal
+    from neuroimagen.processes import leave_process_group, make_accelerator
+    from neuroimagen.run import STOPPED, stop_requested, watch_stop_signal
 
     if config.precision not in DTYPES or config.batch_size < 1:
         raise ValueError("precision must be fp32, bf16 or fp16, and batch_size at least 1")

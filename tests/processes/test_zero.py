@@ -158,7 +158,7 @@ def test_the_gan_and_reconstruct_are_refused(study, start, made, tmp_path):
 def test_what_would_not_be_done_is_refused(setting, value, precision, said, monkeypatch):
     if torch.cuda.is_available() and "GPU" in said:
         pytest.skip("there is one")
-    from neuroimagen.run import make_accelerator
+    from neuroimagen.processes import make_accelerator
 
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv(f"ACCELERATE_{setting}", value)
@@ -169,7 +169,7 @@ def test_what_would_not_be_done_is_refused(setting, value, precision, said, monk
 
 
 def test_deepspeed_that_is_not_installed_is_named(monkeypatch):
-    from neuroimagen.run import make_accelerator
+    from neuroimagen.processes import make_accelerator
 
     for name, value in {"USE_DEEPSPEED": "true", "USE_CPU": "yes"}.items():
         monkeypatch.setenv(f"ACCELERATE_{name}", value)

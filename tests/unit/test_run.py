@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+import yaml
 from accelerate.state import AcceleratorState
 from torch import nn
 
@@ -125,6 +126,7 @@ def test_a_directory_that_is_no_run_is_refused(config, tmp_path):
     [
         ({"precision": "fp16"}, "fp16 does nothing on a CPU"),
         ({"precision": "fp8"}, "not one of"),
+        ({"tf32": True}, "NVIDIA GPUs"),
         ({"trackers": "mlflow"}, "not one of"),
         ({"global_batch_size": 0}, "does not divide"),
         ({"accumulate": 3}, "1 processes x accumulate=3"),
@@ -137,6 +139,23 @@ def test_what_cannot_be_honoured_is_refused(config, change, said):
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.raises(ValueError, match=said):
         Run(dataclasses.replace(config, **change))
+
+
+def test_a_run_directory_that_cannot_be_written_is_one_sentence(config, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").mkdir()  # no file can be opened there
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config)))
+    with pytest.raises(ValueError, match="cannot write to run_dir"):
+        Run(config)
+
+
+def test_compiled_is_the_same_to_rounding(config, tmp_path):
+    _, plain = train(config)
+    compiled_config = dataclasses.replace(config, run_dir=str(tmp_path / "compiled"), compile=True)
+    _, compiled = train(compiled_config)
+    assert compiled._compiled_call_impl is not None and plain._compiled_call_impl is None
+    assert torch.allclose(plain.weight, compiled.weight, atol=1e-5)
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
 
 
 def test_a_step_whose_loss_is_not_finite_changes_nothing(config):

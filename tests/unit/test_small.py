@@ -69,3 +69,20 @@ def test_the_embedded_models_name_no_place_of_the_machine_that_made_them():
     for file in files:
         if file.name != "tokenizer.json":
             assert '"/' not in file.read_text(), file
+
+
+def test_checkpointing_gives_the_same_gradients_and_computes_blocks_twice():
+    calls, gradients = [], []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        unet = make_denoiser(4, 8, (16, 32), 16).train()
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
+        seen = []
+        unet.down_blocks[0].resnets[0].register_forward_pre_hook(lambda *_, seen=seen: seen.append(1))
+        out = unet(torch.ones(2, 4, 8, 8), torch.tensor([1, 2]), torch.ones(2, 5, 16)).sample
+        out.square().mean().backward()
+        calls.append(len(seen))
+        gradients.append(torch.cat([p.grad.flatten() for p in unet.parameters()]))
+    assert calls == [1, 2]
+    assert torch.allclose(*gradients, atol=1e-7) and gradients[0].abs().max() > 0
