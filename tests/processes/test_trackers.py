@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from test_faults import command
 
 
@@ -48,6 +49,36 @@ def test_wandb_offline_stopped_and_continued_is_one_run(start, tmp_path):
             config |= record.get("update", {})
     assert config["global_batch_size"] == 8 and config["environment/world_size"] == 2
     assert "torch" in config["environment/versions"]
+
+
+def test_the_sweep_file_starts_a_run_of_its_sweep(study, monkeypatch, tmp_path):
+    """wandb's agent fills in the file's command, starts the trainer, and the run has the id that the sweep gave it."""
+    agents = pytest.importorskip("wandb.wandb_agent")
+    repo = Path(__file__).parents[2]
+    sweep = yaml.safe_load((repo / "launch/sweep.yaml").read_text())
+    here = {"python": sys.executable, "shards=shards": f"shards={study.shards}"}
+    words = [here.get(word, word).replace("runs/sweep", str(tmp_path / "runs")) for word in sweep["command"]]
+    more = ["encoder=conv", "n_features=16", "max_steps=2", "global_batch_size=8"]
+    variables = {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SWEEP_ID": "s1", "SWEEP_RUN": "7_1"}
+    variables |= {"WANDB_SILENT": "true", "ACCELERATE_USE_CPU": "yes", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repo)}
+    for name, value in {**variables, "WANDB_RUN_ID": "", "WANDB_SWEEP_PARAM_PATH": ""}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(repo)
+    agent = agents.Agent(api=None, queue=None, sweep_id="s1")
+    agent._sweep_command = [*words[:-1], *more, words[-1]]
+    values = {name: {"value": value} for name, value in {"margin": 0.25, "mining": "hard"}.items()}
+    assert set(values) == set(sweep["parameters"])
+    answer = agent._process_command({"type": "run", "run_id": "abc123", "program": "", "args": values})
+    assert "exception" not in answer, answer
+    agent._run_processes["abc123"].wait(timeout=100)
+    run_dir = tmp_path / "runs/7_1"
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    assert (config["margin"], config["mining"]) == (0.25, "hard") and (run_dir / "DONE").exists()
+    logged = json.loads((run_dir / "stats.jsonl").read_text().splitlines()[-1])
+    assert sweep["metric"]["name"] in logged
+    (folder,) = (run_dir / "wandb").glob("offline-run-*")
+    (run,) = records(folder, "run")
+    assert (run["run_id"], run["sweep_id"]) == ("abc123", "s1")
 
 
 def test_tensorboard(start, tmp_path):
