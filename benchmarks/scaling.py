@@ -98,7 +98,7 @@ def overhead(folder: Path, rounds: int, block: int = 20) -> float:
     """Seconds of a step through Run over seconds of a bare step."""
     run = Run(TrainConfig(run_dir=f"{folder}/overhead", max_steps=100_000, checkpoint_every=0))
     models = [FeatureExtractor(**MODEL) for _ in range(2)]
-    optimizers = [torch.optim.AdamW(model.parameters(), 3e-4) for model in models]
+    optimizers = [torch.optim.AdamW(model.parameters(), 3e-4, fused=True) for model in models]
     model, optimizer = run.prepare(models[0], optimizers[0])
     run.resume()
     streams = [train_batches(f"{folder}/shards", batch_size=64) for _ in range(2)]

@@ -62,7 +62,9 @@ def train_autoencoder(config: LatentDiffusionConfig, run: Run, pixels: torch.Ten
     vae = vae or make_autoencoder(config.autoencoder_width, config.latent_channels)
     if not isinstance(vae, AutoencoderTiny):
         raise ValueError(f"part=autoencoder trains an AutoencoderTiny, not the {type(vae).__name__} of {config.init}")
-    optimizer = torch.optim.AdamW(vae.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(
+        vae.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
+    )
     vae_channels = vae.config.latent_channels
     model, optimizer = run.prepare(NoisyAutoencoder(vae).to(memory_format=torch.channels_last), optimizer)
     run.resume()
@@ -133,7 +135,9 @@ def train_denoiser(config: LatentDiffusionConfig, run: Run, pixels: torch.Tensor
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
         text_encoder.gradient_checkpointing_enable({"use_reentrant": False})
-    optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=True
+    )
     ema = make_ema(model, config.ema_decay)
     ema.to(run.device)
     run.register(ema=ema)

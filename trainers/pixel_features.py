@@ -67,7 +67,9 @@ def main(config: PixelFeaturesConfig) -> int:
         config.normalise,
         config.encoder_width,
     )
-    optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
     model, optimizer = run.prepare(model, optimizer)
     run.resume()
     batches = train_batches(

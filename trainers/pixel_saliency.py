@@ -109,9 +109,9 @@ def main(config: PixelSaliencyConfig) -> int:
     run.register(ema=ema)
 
     betas = (config.beta1, config.beta2)
-    optimizer_g = torch.optim.Adam(generator.parameters(), config.learning_rate, betas)
-    optimizer_d = torch.optim.Adam(discriminator.parameters(), config.discriminator_learning_rate, betas)
-    optimizer_f = torch.optim.Adam(features.parameters(), config.features_learning_rate, betas)
+    optimizer_g = torch.optim.Adam(generator.parameters(), config.learning_rate, betas, fused=True)
+    optimizer_d = torch.optim.Adam(discriminator.parameters(), config.discriminator_learning_rate, betas, fused=True)
+    optimizer_f = torch.optim.Adam(features.parameters(), config.features_learning_rate, betas, fused=True)
     generator, discriminator, optimizer_g, optimizer_d = run.prepare(generator, discriminator, optimizer_g, optimizer_d)
     if config.finetune_features:
         features, optimizer_f = run.prepare(features, optimizer_f)

@@ -112,7 +112,9 @@ def main(config: SampleSemanticsConfig) -> int:
         config.encoder_width,
     )
     model.set_targets(targets.embeddings.cpu(), targets.weights.cpu())
-    optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
     model, optimizer = run.prepare(model, optimizer)
     run.resume()
     batches = train_batches(
