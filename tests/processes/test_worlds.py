@@ -13,8 +13,8 @@ TIMINGS = {"samples_per_second", "samples_per_second_per_device", "step_seconds"
     "stage", ["pixel_features", "pixel_saliency", "sample_semantics", "latent_diffusion", "denoiser"]
 )
 def test_the_same_losses_gradients_and_weights(stage, start, study, earlier, tmp_path):  # noqa: F811
-    """Losses and gradient norms to 1e-4 at every step. What the weights have learnt, to 2 % in the Euclidean norm: Adam
-    divides by gradients that are nearly zero, where float rounding decides."""
+    """Losses and gradient norms to 1e-4 at the first step. Then Adam has divided by gradients that are nearly zero,
+    where float rounding decides: to 1e-3, and what the weights have learnt to 2 % in the Euclidean norm."""
     finished = earlier(NEEDS[stage], start) if stage in NEEDS else None
 
     def run(name, world=1, steps=STEPS, **options):
@@ -40,8 +40,13 @@ def test_the_same_losses_gradients_and_weights(stage, start, study, earlier, tmp
         assert [line["step"] for line in lines] == [line["step"] for line in expected_lines], name
         for line, expected_line in zip(lines, expected_lines, strict=True):
             assert line.keys() == expected_line.keys()
+            near = 1e-4 if line["step"] == 1 else 1e-3
             for key in line.keys() - TIMINGS:
-                assert line[key] == pytest.approx(expected_line[key], rel=1e-4, abs=1e-5), (name, line["step"], key)
+                assert line[key] == pytest.approx(expected_line[key], rel=near, abs=near / 10), (
+                    name,
+                    line["step"],
+                    key,
+                )
         moved = sum((expected[key].float() - initial[key].float()).square().sum() for key in expected) ** 0.5
         apart = sum((expected[key].float() - tensors[key].float()).square().sum() for key in expected) ** 0.5
         assert moved > 0 and apart / moved < 0.02, (name, (apart / moved).item())
