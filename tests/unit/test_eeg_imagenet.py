@@ -135,6 +135,15 @@ def test_by_image_is_80_10_10_of_each_class_whoever_is_chosen(published, seed):
     assert study.splits != read(folder, splits="by_image", seed=seed + 1).splits
 
 
+def test_by_image_goes_by_the_images_of_everybody(small):
+    """Also where one person did not see them all."""
+    folder, parts = small
+    save(folder, 1, parts[1] | {"dataset": [t for i, t in enumerate(parts[1]["dataset"]) if i % 3]})
+    everybody = sides(read(folder, splits="by_image"))
+    for subject in (1, 2):
+        assert all(everybody[image] == n for image, n in sides(read(folder, splits="by_image", subject=subject)).items())
+
+
 def test_one_file_alone_is_enough_and_told(tmp_path):
     write_study(tmp_path, per_class=40, parts=(2,))
     study = read(tmp_path)
