@@ -141,7 +141,9 @@ def test_by_image_goes_by_the_images_of_everybody(small):
     save(folder, 1, parts[1] | {"dataset": [t for i, t in enumerate(parts[1]["dataset"]) if i % 3]})
     everybody = sides(read(folder, splits="by_image"))
     for subject in (1, 2):
-        assert all(everybody[image] == n for image, n in sides(read(folder, splits="by_image", subject=subject)).items())
+        assert all(
+            everybody[image] == n for image, n in sides(read(folder, splits="by_image", subject=subject)).items()
+        )
 
 
 def test_one_file_alone_is_enough_and_told(tmp_path):
