@@ -8,6 +8,9 @@ The files as published:
 The publishers' loader takes samples 40 to 439 of each trial, 400 in all; so does this one. Their split goes by the
 order of the file: of the 50 trials of a person and class, shown in one block, the first 30 train and the rest test.
 `subject` counts from 1 here, as 0 means all. Everything is read with `weights_only=True`: nothing in it is executed.
+
+The files are memory-mapped: to open 8,000 trials (1 GB) took 20 MB. Pages once read stay mapped and count as resident
+(all 1 GB, after all trials) until the system wants them back; what the process itself holds does not grow.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""What `neuroimagen shards` makes of a published data set trains the first stage with nothing but the config changed."""
+"""Shards made of the published data sets train the first stage with nothing but the config changed."""
 
 import json
 import sys
@@ -9,10 +9,11 @@ import pytest
 from neuroimagen.cli import main
 from neuroimagen.data.shard_files import ShardSplit, read_manifest
 
-REPO = Path(__file__).parents[2]
-sys.path.insert(0, str(REPO / "tests" / "unit"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 import eeg_imagenet_files
 import things_files
+
+REPO = Path(__file__).parents[2]
 
 STUDIES = {
     "things_eeg2": lambda folder: things_files.write_study(folder, flavour="bare", longer=50, n_times=250, sfreq=250.0),
