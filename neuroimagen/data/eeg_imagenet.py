@@ -91,6 +91,7 @@ class Study:
     sfreq = SFREQ
     channels: list[str] | None = None  # their names are not in the files
     n_times = CUT[1] - CUT[0]
+    tmin = CUT[0] / SFREQ  # s; the files do not say that trials begin at onset, but are cut as if
     units = "as in the file"  # it names none; the numbers look like volts
 
     def __init__(
@@ -183,6 +184,10 @@ class Study:
                 "trial_index": number,
             },
         )
+
+    def shown(self, index: int) -> tuple[int, str]:
+        """(subject, image) of a trial; reads nothing."""
+        return self.trials[index]["subject"] + 1, Path(self.trials[index]["image"]).stem
 
     def _sound(self) -> list[tuple[int, dict[str, Any]]]:
         return [(i, trial) for i, trial in enumerate(self.trials) if i not in self.broken]

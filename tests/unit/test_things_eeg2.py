@@ -98,7 +98,7 @@ def test_one_subject_has_the_pictures_of_all_in_the_same_splits(truth):
 def test_times_longer_than_the_data_belong_to_its_end(tmp_path):
     """As in the 250 Hz files: 300 times, 250 samples of which the first is at onset."""
     study = read(write_study(tmp_path, n_times=250, sfreq=250.0, longer=50, flavour="bare"))
-    assert study.times[0] == 0 and study.sfreq == 250.0 and study.n_times == 250
+    assert study.times[0] == study.tmin == 0 and study.sfreq == 250.0 and study.n_times == 250
     assert "`times` names 300 times for 250 samples: the last 250 are theirs" in study.notes
     assert "samples run from 0.000 to 0.996 s after onset" in study.notes
 
@@ -169,6 +169,7 @@ def test_any_size_is_read_sample_by_sample(tmp_path_factory, n_times, n_chans, r
         place = trial.extra["condition"], trial.extra["repetition"]
         np.testing.assert_array_equal(trial.eeg, truth.eeg[7, name][place].astype("f4"))
         assert trial.jpeg == truth.pictures[name][trial.extra["condition"]]
+    assert [study.shown(i) for own in study.splits.values() for i in own] == [(7, trial.image) for trial in trials]
 
 
 JUNK = st.sampled_from(
@@ -222,6 +223,13 @@ def nan(value):
         truth.write(2, "training")
 
     return spoil
+
+
+def nested(truth):
+    own = truth.folder / "images" / "test_images"
+    own.rename(truth.folder / "x")
+    own.mkdir()
+    (truth.folder / "x").rename(own / "test_images")
 
 
 def damage_picture(truth):
@@ -293,6 +301,7 @@ CASES = {
     "picture too many": (add_picture, r"00001_aardvark holds 4 pictures where the other folders hold 3"),
     "concept too many": (rename_concept, "holds 1 pictures where the other folders hold 3"),
     "no picture folder": (lambda t: (t.folder / "images/test_images").rename(t.folder / "x"), "must hold training_"),
+    "pictures one folder deeper": (nested, r"test_images holds no folder of pictures: it must hold one for each"),
     "nan": (nan(np.nan), r"condition 4 \(image crème_brûlée_02b\), repetition 1 holds NaN.* in channel P0"),
     "huge": (nan(1e300), r"condition 4 .* holds NaN, infinity or a number too large for float32 in channel P0"),
     "large for float16": (nan(1e6), r"s02_training_c00004_r01: a value of 1e\+06 does not fit float16"),
@@ -325,9 +334,21 @@ def test_settings_that_do_not_belong(truth, capsys):
     assert "dataset=things_eeg2 needs images=..." in capsys.readouterr().err
 
 
-def test_faults_that_are_collected_change_nothing_of_a_whole_study(truth):
+def test_all_folders_with_another_number_of_pictures_are_listed(truth):
     fault = Faults(collect=True)
     assert read(truth, fault=fault).splits == read(truth).splits and not fault.found
+    truth.pictures["training"][0].unlink()
+    add_picture(truth)
+    truth.pictures["training"][4].unlink()
+    (truth.pictures["test"][0].parent / "more.png").write_bytes(jpeg(np.random.default_rng(0)))
+    (truth.folder / "images" / "test_images" / "00003_third").mkdir()
+    (truth.folder / "images" / "test_images" / "00003_third" / "x.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match="2 folders hold another number of pictures than the others"):
+        read(truth, fault=fault)
+    assert [re.search(r"\d{5}_\w+ holds \d", sentence)[0] for sentence in fault.found] == [
+        "00002_crème_brûlée holds 2",
+        "00001_aircraft_carrier holds 2",
+    ]
 
 
 def test_the_generator_writes_what_numpy_and_pickle_read(tmp_path):
