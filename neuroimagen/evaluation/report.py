@@ -226,7 +226,7 @@ class Page:
                 "from the pictures by <code>neuroimagen simulate</code>: this page shows that the software works, and "
                 "says nothing about brains. Pictures shown: OpenMoji pictograms, CC BY-SA 4.0.</div>"
             )
-        elif m.get("dataset") == "perceivelab":
+        elif m.get("dataset") in ("perceivelab", "eeg_imagenet"):
             banner = (
                 '<div class="banner mild"><strong>Read with care</strong> In this data set every class was shown in '
                 "one uninterrupted block, so slow drift of the recording can tell classes apart without any vision (Li "

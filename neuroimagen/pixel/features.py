@@ -34,6 +34,9 @@ class FeatureExtractor(nn.Module, PyTorchModelHubMixin, library_name="neuroimage
         return F.normalize(features, dim=1) if self.normalise else features
 
 
+ROWS = 256  # compared with all others at once: memory grows with one set of features, not with the product of two
+
+
 def _distances(features: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     return torch.cdist(features.double(), others.double())
 
@@ -42,16 +45,21 @@ def retrieval_at_1(features: torch.Tensor, labels: torch.Tensor) -> float:
     """Share of rows whose nearest other row has the same label. features (n, d), labels (n,)."""
     if len(features) < 2:
         return float("nan")
-    distance = _distances(features, features)
-    distance.fill_diagonal_(float("inf"))
-    return (labels[distance.argmin(1)] == labels).double().mean().item()
+    nearest = []
+    for first, rows in zip(range(0, len(features), ROWS), features.split(ROWS), strict=True):
+        distance = _distances(rows, features)
+        distance[:, first : first + len(rows)].fill_diagonal_(float("inf"))
+        nearest.append(distance.argmin(1))
+    return (labels[torch.cat(nearest)] == labels).double().mean().item()
 
 
 def knn_labels(train: torch.Tensor, train_labels: torch.Tensor, features: torch.Tensor, k: int = 15) -> torch.Tensor:
     """The most frequent label among the k nearest train rows of each row (ties: the smaller label), (n,)."""
-    near = train_labels[_distances(features, train).topk(min(k, len(train)), largest=False).indices]
-    votes = F.one_hot(near, int(train_labels.max()) + 1).sum(1)
-    return votes.argmax(1)
+    classes, guesses = int(train_labels.max()) + 1, [train_labels[:0]]
+    for rows in features.split(ROWS):
+        near = train_labels[_distances(rows, train).topk(min(k, len(train)), largest=False).indices]
+        guesses.append(F.one_hot(near, classes).sum(1).argmax(1))
+    return torch.cat(guesses)
 
 
 def linear_accuracy(
@@ -62,11 +70,12 @@ def linear_accuracy(
     Features are standardised with train statistics; `ridge` is a fraction of the number of train rows.
     """
     mean, std = train.double().mean(0), train.double().std(0).clamp(min=1e-6)
-    x, y = (train.double() - mean) / std, F.one_hot(train_labels).double()
+    x = (train.double() - mean) / std
     x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
+    sums = x.new_zeros(int(train_labels.max()) + 1, x.shape[1]).index_add_(0, train_labels, x)  # one-hot labels.T @ x
     penalty = ridge * len(x) * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     penalty[-1, -1] = 1e-9 * len(x)  # the intercept is free
-    weights = torch.linalg.solve(x.T @ x + penalty, x.T @ y)
+    weights = torch.linalg.solve(x.T @ x + penalty, sums.T)
     z = (features.double() - mean) / std
     scores = torch.cat([z, torch.ones_like(z[:, :1])], 1) @ weights
     return (scores.argmax(1) == labels).double().mean().item()

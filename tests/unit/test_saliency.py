@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from neuroimagen.pixel.features import (
+    ROWS,
     FeatureExtractor,
     describe_features,
     knn_labels,
@@ -105,3 +106,15 @@ def test_describe_features_names_its_numbers():
     described = describe_features(features, labels, features[:6], labels[:6])
     assert set(described) == {"retrieval_at_1", "knn_accuracy", "linear_accuracy"}
     assert all(0 <= value <= 1 for value in described.values())
+
+
+def test_more_rows_than_are_compared_at_once():
+    """As with all distances at once; 1,654 classes of THINGS make that much memory."""
+    generator = torch.Generator().manual_seed(0)
+    n = 2 * ROWS + 30
+    features, labels = torch.randn(n, 5, generator=generator), torch.arange(n) % 7
+    distance = torch.cdist(features.double(), features.double())
+    votes = torch.nn.functional.one_hot(labels[distance.topk(9, largest=False).indices], 7).sum(1)
+    assert torch.equal(knn_labels(features, labels, features, k=9), votes.argmax(1))
+    distance.fill_diagonal_(float("inf"))
+    assert retrieval_at_1(features, labels) == (labels[distance.argmin(1)] == labels).double().mean()
