@@ -69,6 +69,7 @@ class Study:
     sfreq = SFREQ
     channels: list[str] | None = None  # their names are not in the files
     n_times = CUT[1] - CUT[0]
+    tmin = CUT[0] / SFREQ
 
     def __init__(
         self,
@@ -150,6 +151,9 @@ class Study:
             image=image,
             extra={"trial_index": index},
         )
+
+    def shown(self, index: int) -> tuple[int, str]:
+        return self.trials[index]["subject"], self._image(index)
 
     def _image(self, index: int) -> str:
         return self.images[self.trials[index]["image"]]

@@ -90,6 +90,7 @@ class Study:
         self.n_chans = len(study.channels)
         self.sfreq = study.resample or study.rate
         self.n_times = n_times(study)
+        self.tmin = round(study.window[0] * self.sfreq) / self.sfreq
         self.trials: list[Trial] = []
         self.splits: dict[str, list[int]] = {"train": [], "val": [], "test": []}
         runs = self._runs()

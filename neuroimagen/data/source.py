@@ -4,14 +4,15 @@ import dataclasses
 from typing import Literal
 
 from neuroimagen.config import option
+from neuroimagen.data.signal import Prepared, SignalOptions, signal_options
 from neuroimagen.data.study import Faults, Study
 
 PATHS = ("eeg", "images", "splits_file", "recording")  # fields that name files or folders
 
 
 @dataclasses.dataclass
-class SourceConfig:
-    """Which study to read: the part of a config that `neuroimagen shards` and `check` have in common."""
+class FilesConfig:
+    """Which files to read, and as what."""
 
     dataset: Literal["perceivelab", "recording"] = option("perceivelab", "which reader")
     eeg: str = option("", "perceivelab: the EEG .pth file")
@@ -30,8 +31,21 @@ class SourceConfig:
     seed: int = option(0, "of splits=by_image; of shuffle_labels and average")
 
 
+@dataclasses.dataclass
+class SourceConfig(SignalOptions, FilesConfig):
+    """Which study to read, and what to do to its signal: what `neuroimagen shards` and `check` have in common."""
+
+
 def open_study(config: SourceConfig, fault: Faults | None = None) -> Study:
-    """The reader that `config.dataset` names, opened. fault: what to do about faults of single trials and pictures."""
+    """The reader that `config.dataset` names, opened, and the signal options applied to its trials.
+
+    fault: what to do about faults of single trials and pictures.
+    """
+    study, options = _open_files(config, fault), signal_options(config)
+    return study if options == SignalOptions() else Prepared(study, options)
+
+
+def _open_files(config: SourceConfig, fault: Faults | None) -> Study:
     if config.dataset == "recording":
         from neuroimagen.data import recording  # its libraries are an extra
 
