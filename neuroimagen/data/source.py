@@ -7,25 +7,30 @@ from neuroimagen.config import option
 from neuroimagen.data.signal import Prepared, SignalOptions, signal_options
 from neuroimagen.data.study import Faults, Study
 
-PATHS = ("eeg", "images", "splits_file", "recording")  # fields that name files or folders
+PATHS = ("eeg", "images", "splits_file", "recording", "trials")  # fields that name files or folders
 
 
 @dataclasses.dataclass
 class FilesConfig:
     """Which files to read, and as what."""
 
-    dataset: Literal["perceivelab", "recording"] = option("perceivelab", "which reader")
-    eeg: str = option("", "perceivelab: the EEG .pth file")
-    images: str = option("", "perceivelab: folder with <wnid>/<image>.JPEG")
+    dataset: Literal["perceivelab", "recording", "epochs"] = option("perceivelab", "which reader")
+    eeg: str = option("", "perceivelab: the EEG .pth file; epochs: files of mne.Epochs, or a BIDS root")
+    images: str = option("", "perceivelab: folder with <wnid>/<image>.JPEG; epochs: folder of the pictures")
+    trials: str = option("", "epochs: CSV table of which event shows which picture (docs/data.md)")
     splits: Literal["official", "by_image"] = option(
-        "official", "perceivelab: the published splits file as it is, or 80/10/10 of the images of each class"
+        "official",
+        "perceivelab: the published splits file as it is, or 80/10/10 of the images of each class; "
+        "epochs: the table's column `split`, or the same 80/10/10",
     )
     splits_file: str = option("", "perceivelab: block_splits_by_image_all.pth or ..._single.pth; for splits=official")
     split_number: int = option(0, "perceivelab: which of the splits in the file; 0 is customary")
     subject: int = option(0, "keep this subject only; 0 keeps all (recording: as the file says)")
     n_chans: int = option(128, "perceivelab: channels that every trial must have")
     recording: str = option("", "recording: the study's YAML file; what is given below goes before what it says")
-    hold_out: list[int] = option([], "recording: test runs of each subject, -1 is the last; empty: as the file says")
+    hold_out: list[int] = option(
+        [], "recording, epochs: test runs of each subject, -1 is the last; empty: as the file or `splits` says"
+    )
     average: int = option(0, "recording: test on averages of so many trials of one class; 0: as the file says")
     shuffle_labels: bool = option(False, "recording: control, shuffle the labels within each run")
     seed: int = option(0, "of splits=by_image; of shuffle_labels and average")
@@ -42,6 +47,8 @@ def open_study(config: SourceConfig, fault: Faults | None = None) -> Study:
     fault: what to do about faults of single trials and pictures.
     """
     study, options = _open_files(config, fault), signal_options(config)
+    for name in getattr(study, "applied", ()):  # to whole recordings, before they were cut
+        setattr(options, name, [])
     return study if options == SignalOptions() else Prepared(study, options)
 
 
@@ -50,6 +57,10 @@ def _open_files(config: SourceConfig, fault: Faults | None) -> Study:
         from neuroimagen.data import recording  # its libraries are an extra
 
         return recording.read(config, fault)
+    if config.dataset == "epochs":
+        from neuroimagen.data import epochs
+
+        return epochs.read(config, fault)
     from neuroimagen.data import perceivelab
 
     for key in ("eeg", "images"):

@@ -170,7 +170,7 @@ def test_picks():
 
 def test_every_1005_site_has_a_region():
     mne = pytest.importorskip("mne")
-    names = mne.channels.make_standard_montage("standard_1005").ch_names
+    names = mne.channels.make_standard_montage("colin27_1005").ch_names
     # A and M are earlobes and mastoids, no part of the scalp
     assert [name for name in names if region_of(name) is None] == ["M1", "M2", "A1", "A2"]
     regions = {region: [name for name in names if region_of(name) == region] for region in REGIONS}
