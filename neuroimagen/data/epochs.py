@@ -57,9 +57,9 @@ class Study:
             self.files: EpochsFiles | BidsFiles = BidsFiles(config) if bids else EpochsFiles(config)
             self.applied = self.files.applied
             self.runs = [self.files.describe(path) for path in self.files.paths]
-        self.inputs = [self.table.path, *self.files.paths]
         self._number_subjects()
         self._compare()
+        self.inputs = [self.table.path, *(part for run in self.runs for part in self.files.inputs(run.path))]
         self.trials: list[tuple[Run, int, Row]] = []  # run, place among its events, row of the table
         for run in self.runs:
             self._take(run)

@@ -1,9 +1,11 @@
 """The files of a lab's own epochs: mne.Epochs files, or the continuous EEG of a BIDS data set (see data/epochs.py)."""
 
+import contextlib
 import csv
 import dataclasses
 import glob
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +65,16 @@ def eeg_channels(path: Path, info: Any) -> list[str]:
     return names
 
 
+@contextlib.contextmanager
+def damage(path: Path, what: str, remedy: str) -> Iterator[None]:
+    """A damaged file can raise anything; one sentence is made of it."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0][:120]
+        raise ValueError(f"{path} cannot be read as {what} ({type(error).__name__}: {reason}): {remedy}") from None
+
+
 class EpochsFiles:
     """Files of mne.Epochs."""
 
@@ -76,20 +88,22 @@ class EpochsFiles:
         else:
             paths = [given] if given.is_file() else [Path(p) for p in glob.glob(config.eeg, recursive=True)]
         # mne reads the later parts of a file that it split by itself.
-        self.paths = sorted(p for p in paths if p.is_file() and not re.search(r"_split-0*([2-9]|1\d)_", p.name))
+        self.paths = sorted(p for p in paths if p.is_file() and not re.search(r"_split-(?!0*1_)\d+_", p.name))
         if not self.paths:
             raise ValueError(
                 f"eeg={config.eeg} names no file (folders: *-epo.fif or *_epo.fif; BIDS: the data set's root)"
             )
 
+    def inputs(self, path: Path) -> list[Path]:
+        """All files that this one stands for: mne cuts those above 2 GB in parts."""
+        parts = [path.parent.glob(f"{glob.escape(path.stem)}-[0-9]*.fif")]
+        if "_split-" in path.name:
+            parts.append(path.parent.glob(re.sub(r"_split-\d+_", "_split-*_", glob.escape(path.name))))
+        return sorted({path}.union(*parts))
+
     def open(self, path: Path) -> Any:
-        try:
+        with damage(path, "epochs of mne", "save it again with Epochs.save"):
             return import_mne().read_epochs(path, preload=False)
-        except Exception as error:  # a damaged file can raise anything
-            raise ValueError(
-                f"{path} cannot be read as epochs of mne ({type(error).__name__}: {str(error).splitlines()[:1]}): "
-                "save it again with Epochs.save"
-            ) from None
 
     def describe(self, path: Path) -> Run:
         epochs = self.open(path)
@@ -132,14 +146,14 @@ class BidsFiles:
         if not self.paths:
             raise ValueError(f"eeg={self.root} is a BIDS data set without EEG recordings ({', '.join(BIDS_FORMATS)})")
 
+    def inputs(self, path: Path) -> list[Path]:
+        """All files of this recording: data, header, events, channels."""
+        beside = path.parent.glob(f"{glob.escape(path.name.rpartition('_')[0])}_*")
+        return sorted(p for p in beside if p.is_file())
+
     def read(self, path: Path) -> Any:
-        try:
+        with damage(path, "a BIDS recording", "run the BIDS validator on the data set"):
             return import_mne(bids=True).read_raw_bids(self.bids_paths[path])
-        except Exception as error:  # a damaged file can raise anything
-            raise ValueError(
-                f"{path} cannot be read as a BIDS recording ({type(error).__name__}: {str(error).splitlines()[:1]}): "
-                "run the BIDS validator on the data set"
-            ) from None
 
     def open(self, path: Path) -> Any:
         raw, config = self.read(path), self.config

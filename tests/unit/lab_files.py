@@ -42,6 +42,7 @@ def write_epochs_file(
 ) -> np.ndarray:
     """Epochs of 0.4 s, one for each of `names`, 1 s apart; their samples (n, channels, 41) in volts as saved."""
     info = mne.create_info(channels, rate, [TYPES[CHANNELS.index(c)] if c in CHANNELS else "eeg" for c in channels])
+    info["bads"] = channels[-1:] if seed % 2 else []
     eeg = np.random.default_rng(seed).normal(0, 1e-5, (len(names), len(channels), round(0.4 * rate) + 1))
     event_id = {name: 1 + NAMES.index(name) for name in sorted(set(names))}
     events = np.array([[round(rate * (i + 1)), 0, event_id[name]] for i, name in enumerate(names)])

@@ -167,6 +167,9 @@ def test_bids_shards(bids, tmp_path):
     manifest, study = read_manifest(tmp_path / "o"), open_study(made)
     assert manifest.split_by == "run" and manifest.subjects == [1] and manifest.n_times == 40
     assert manifest.splits["test"]["trials"] == 20 and manifest.splits["val"]["trials"] == 2
+    run = {"channels.tsv", "eeg.eeg", "eeg.json", "eeg.vhdr", "eeg.vmrk", "events.json", "events.tsv"}
+    assert {Path(p).name.rpartition("_")[2] for p in manifest.inputs} == {"trials.csv"} | run
+    assert len(manifest.inputs) == 1 + 2 * len(run)
     train = ShardSplit(tmp_path / "o", "train")
     for i, index in enumerate(study.splits["train"]):
         np.testing.assert_array_equal(train.eeg(i), study.trial(index).eeg)
@@ -307,20 +310,25 @@ def test_a_row_for_one_subject_goes_before_a_row_for_all(lab):
     assert images[1] - images[2] == {"cé0"} and not images[2] - images[1]
 
 
-def read_some(study, indices, queue):
-    queue.put([study.trial(i).eeg.tobytes() for i in indices])
+def read_some(study, indices, expected, queue):
+    try:
+        queue.put([i for i in indices if study.trial(i).eeg.tobytes() != expected[i]])
+    except Exception as error:
+        queue.put(repr(error))
 
 
-def test_processes_do_not_disturb_each_other(written):
-    study = opened(written[0])
-    expected = [study.trial(i).eeg.tobytes() for i in range(60)]  # the files are open in this process now
+def test_processes_do_not_disturb_each_other(lab):
+    shutil.rmtree(lab / "eeg")
+    write_epochs_file(lab / "eeg" / "sub-01-epo.fif", 0, NAMES, channels=[f"E{i}" for i in range(32)], rate=1000.0)
+    study = opened(lab)
+    expected = [study.trial(i).eeg.tobytes() for i in range(20)]  # the file is open in this process now
     context, queues = multiprocessing.get_context("fork"), []
-    orders = [np.random.default_rng(s).permutation(60).tolist() * 3 for s in range(2)]
+    orders = [np.random.default_rng(s).permutation(20).tolist() * 10 for s in range(3)]
     for order in orders:
         queues.append(context.Queue())
-        context.Process(target=read_some, args=(study, order, queues[-1]), daemon=True).start()
-    for order, queue in zip(orders, queues, strict=True):
-        assert queue.get(timeout=60) == [expected[i] for i in order]
+        context.Process(target=read_some, args=(study, order, expected, queues[-1]), daemon=True).start()
+    for queue in queues:
+        assert queue.get(timeout=60) == []
     again = pickle.loads(pickle.dumps(study))
     assert again.trial(7).eeg.tobytes() == expected[7]
 
@@ -409,6 +417,26 @@ def test_channels_may_come_in_another_order(lab):
     trial = study.trial(63)
     assert trial.extra["run"] == "sub-02_run-b-epo.fif" and study.channels == ["O1", "Oz", "Pz"]
     np.testing.assert_allclose(trial.eeg, volts[3, [2, 1, 0]] * 1e6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "naming, parts", [("neuromag", ["-epo.fif", "-epo-1.fif"]), ("bids", ["_split-01", "_split-02"])]
+)
+def test_files_that_mne_cut_in_parts(lab, naming, parts):
+    import mne
+
+    shutil.rmtree(lab / "eeg")
+    eeg = np.random.default_rng(0).normal(0, 1e-5, (20, 32, 1200))
+    events = np.array([[2000 * i, 0, 1 + i] for i in range(20)])
+    event_id = {name: 1 + i for i, name in enumerate(NAMES)}
+    epochs = mne.EpochsArray(eeg, mne.create_info(32, 1000.0, "eeg"), events, 0, event_id, verbose="ERROR")
+    name = "sub-01-epo.fif" if naming == "neuromag" else "sub-01_epo.fif"
+    (lab / "eeg").mkdir()
+    epochs.save(lab / "eeg" / name, split_size="2MB", split_naming=naming, verbose="ERROR")
+    study = opened(lab)
+    assert len(study) == 20 and all(any(part in p.name for p in study.inputs) for part in parts)
+    for i in range(20):
+        np.testing.assert_allclose(study.trial(i).eeg, eeg[i] * 1e6, rtol=1e-6)
 
 
 def test_nan_is_named(lab):
