@@ -4,6 +4,7 @@ import contextlib
 import csv
 import dataclasses
 import glob
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -166,22 +167,29 @@ class BidsFiles:
                 raw.filter(config.band[0] or None, config.band[1] or None)
         return raw
 
-    def describe(self, path: Path) -> Run:
-        raw = self.read(path)
-        rate = float(raw.info["sfreq"])
+    def shown(self, path: Path) -> list[tuple[float, list[str]]]:
+        """Onset (s) and names of each row of the recording's events.tsv."""
         table = path.with_name(path.name.rpartition("_")[0] + "_events.tsv")
         events = []
         try:
             with open(table, newline="", encoding="utf-8-sig") as file:
-                for number, row in enumerate(csv.DictReader(file, delimiter="\t")):
-                    stimulus = row.get("stim_file") or ""
+                for row in csv.DictReader(file, delimiter="\t"):
+                    stimulus, onset = row.get("stim_file") or "", float(row["onset"])
+                    if not math.isfinite(onset):
+                        raise ValueError
                     names = [stimulus, Path(stimulus).name, row.get("trial_type") or "", row.get("value") or ""]
-                    onset = round(float(row["onset"]) * rate)
-                    events.append(Event(number, onset, [name for name in names if name not in ("", "n/a")]))
+                    events.append((onset, [name for name in names if name not in ("", "n/a")]))
         except OSError as error:
             raise ValueError(f"{table} cannot be read ({error.strerror}): BIDS wants one beside {path.name}") from None
         except (UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError):
-            raise ValueError(f"{table}, row {len(events)}: no onset in seconds; mend the table") from None
+            raise ValueError(f"{table}, line {len(events) + 2}: no onset in seconds; mend the table") from None
+        return events
+
+    def describe(self, path: Path) -> Run:
+        shown = self.shown(path)
+        raw = self.read(path)
+        rate = float(raw.info["sfreq"])
+        events = [Event(number, round(onset * rate), names) for number, (onset, names) in enumerate(shown)]
         # What the baseline needs beside the window is cut along; the signal options take the window out of it.
         times = [*self.config.window, *self.config.baseline]
         first = round(min(times) * rate)

@@ -59,6 +59,7 @@ class TrialTable:
         self.missing: dict[Path, int] = {}  # picture -> the first line that names it
         self.wnids: dict[str, str] = {}  # class -> wnid
         self.classes: dict[Path, str] = {}  # picture -> class
+        self.stems: dict[str, Path] = {}  # picture's name without its ending -> picture
         if not images.is_dir():
             raise ValueError(f"images={images} is not a folder: give the one that column image of {path} starts from")
         try:
@@ -115,6 +116,11 @@ class TrialTable:
         if self.wnids.setdefault(row.class_name, row.wnid) != row.wnid:
             raise ValueError(
                 f"{where}: class {row.class_name!r} has wnid {row.wnid} here and {self.wnids[row.class_name]} above"
+            )
+        if self.stems.setdefault(row.picture.stem, row.picture) != row.picture:
+            raise ValueError(
+                f"{where}: {row.picture} and {self.stems[row.picture.stem]} have the same name, by which images are "
+                "known: rename one"
             )
         if row.picture not in self.missing and not row.picture.is_file():
             self.missing[row.picture] = line

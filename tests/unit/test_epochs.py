@@ -360,6 +360,7 @@ REFUSED = [
     (change_table("0/cé0", "../0/cé0"), "line 2: image ../0/cé0.jpg must be a path below images="),
     (change_table("0/cé0", "/0/cé0"), "line 2: image /0/cé0.jpg must be a path below images="),
     (change_table("0/cé1.jpg", "1/Sé1.jpg"), "is of class 'Straße 犬' here and 'cat' above"),
+    (change_table("0/cé1.jpg,cat", "1/cé0.jpg,cat"), "1/cé0.jpg and {lab}/images/0/cé0.jpg have the same name"),
     (change_table("cat,n0\nc1", "cat,n7\nc1"), "line 3: class 'cat' has wnid n0 here and n7 above"),
     (change_table("cat,n0\nc1", ",n0\nc1"), "line 2: column class is empty"),
     (change_table("cat,n0\nc1", "cat,n0,5\nc1"), "line 2 has 5 cells and the header 4"),
@@ -389,6 +390,77 @@ def test_refused(lab, change, sentence, capsys):
         opened(lab)
     assert sentence.format(lab=lab) in str(error.value) and "\n" not in str(error.value)
     assert str(lab) in str(error.value)
+
+
+def bids_file(name, old=None, new="", run="sub-01/eeg/sub-01_task-view_run-1_"):
+    def change(lab):
+        path = lab / "bids" / f"{run}{name}"
+        if old is None:
+            path.unlink()
+        else:
+            assert old in path.read_text(encoding="utf-8")
+            path.write_text(path.read_text(encoding="utf-8").replace(old, new, 1), encoding="utf-8")
+
+    return change
+
+
+BIDS_REFUSED = [
+    (bids_file("events.tsv"), "run-1_events.tsv cannot be read (No such file or directory): BIDS wants one beside"),
+    (bids_file("events.tsv", "\n2.0\t", "\nlate\t"), "run-1_events.tsv, line 3: no onset in seconds"),
+    (bids_file("events.tsv", "\n2.0\t", "\nnan\t"), "run-1_events.tsv, line 3: no onset in seconds"),
+    (bids_file("events.tsv", "onset", "begin"), "run-1_events.tsv, line 2: no onset in seconds"),
+    (bids_file("eeg.eeg"), "run-1_eeg.vhdr cannot be read as a BIDS recording"),
+    (
+        bids_file("eeg.vhdr", "NumberOfChannels=4", "NumberOfChannels=x"),
+        "run-1_eeg.vhdr cannot be read as a BIDS recording",
+    ),
+    (bids_file("channels.tsv", "Pz\tEEG", "Pz\tMISC"), "the same EEG channels, but only one has Pz"),
+    (lambda lab: [p.unlink() for p in lab.rglob("*.vhdr")], "a BIDS data set without EEG recordings"),
+    (lambda lab: (lab / "bids" / "dataset_description.json").unlink(), "names no file"),
+]
+
+
+@pytest.mark.parametrize("change, sentence", BIDS_REFUSED, ids=[sentence[:40] for _, sentence in BIDS_REFUSED])
+def test_bids_refused(bids, tmp_path, change, sentence):
+    lab = Path(shutil.copytree(bids[0], tmp_path / "lab"))
+    change(lab)
+    with pytest.raises(ValueError) as error:
+        study = opened(lab, "splits=by_image", "window=[0,0.4]")
+        study.trial(0)
+    assert sentence in str(error.value) and "\n" not in str(error.value) and str(lab) in str(error.value)
+
+
+def test_a_recording_cut_off_by_half(bids, tmp_path):
+    lab = Path(shutil.copytree(bids[0], tmp_path / "lab"))
+    path = lab / "bids" / "sub-01" / "eeg" / "sub-01_task-view_run-1_eeg.eeg"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    study = opened(lab, "splits=by_image", "window=[0,0.4]")
+    assert len(study) < 60 and "reach over an end of the recording" in study.notes[0]
+
+
+def test_bids_studies_are_pickled(bids):
+    study = opened(bids[0], "splits=by_image", "window=[0,0.4]", "band=[1,30]")
+    expected = study.trial(3).eeg
+    assert pickle.loads(pickle.dumps(study)).trial(3).eeg.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize(
+    "band, sentence", [([1, 60], "below half of the sampling rate of 100 Hz"), ([30, 1], "rising")]
+)
+def test_bids_bands_are_checked(bids, band, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        opened(bids[0], "splits=by_image", "window=[0,0.4]", f"band={band}").trial(0)
+
+
+def test_the_template_is_whole(lab):
+    path = Path(__file__).parents[2] / "configs" / "epochs.yaml"
+    text = path.read_text().replace("\n  # ", "\n  ")  # what is commented out, too
+    (lab / "all.yaml").write_text(text)
+    made = load_config(ShardsConfig, [f"config={lab / 'all.yaml'}", "out=x"], "shards")
+    assert made.dataset == "epochs" and made.band == [0.5, 40] and made.whiten == "time"
+    files = [f"eeg={lab / 'eeg'}", f"images={lab / 'images'}", f"trials={lab / 'trials.csv'}", "window=[-0.1,0.3]"]
+    study = open_study(load_config(ShardsConfig, [f"config={path}", "out=x", *files], "shards"))
+    assert study.trial(0).eeg.shape == (3, 40)
 
 
 def test_the_command_says_it_in_a_sentence(lab, capsys):
