@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,21 @@ def test_windows_and_baselines_are_exact():
     # after resampling, a window is of new samples
     study = prepared(np.zeros((1, 1, 1100)), tmin=-0.1, window=[0, 0.5], resample=200)
     assert study.trial(0).eeg.shape == (1, 100)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_window_is_cut_where_it_says(data):
+    n, rate = data.draw(st.integers(1, 300)), data.draw(st.sampled_from([100.0, 128.0, 250.0, 512.0, 1000.0, 1024.0]))
+    begin = data.draw(st.integers(-200, 200))
+    first = data.draw(st.integers(0, n - 1))
+    last = data.draw(st.integers(first + 1, n))
+    seconds = [(begin + first) / rate, (begin + last) / rate]
+    study = prepared(np.arange(n).reshape(1, 1, n), sfreq=rate, tmin=begin / rate, window=seconds)
+    assert study.trial(0).eeg[0].tolist() == list(range(first, last)) and study.n_times == last - first
+    assert study.tmin == pytest.approx(seconds[0])
+    again = pickle.loads(pickle.dumps(study))
+    assert again.trial(0).eeg.tobytes() == study.trial(0).eeg.tobytes()
 
 
 def test_standardise():
