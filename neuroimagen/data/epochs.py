@@ -220,8 +220,9 @@ class Study:
             self.protocol = f"column split of {self.table.path.name}; no {self.split_by} is in two splits"
         else:
             raise ValueError(f"{where} has no column split: add it, or give splits=by_image or hold_out=[-1]")
-        if self.applied and (config.notch or config.band):
-            self.protocol += f"; continuous recordings filtered: notch {config.notch} Hz, band {config.band} Hz"
+        for name in self.applied:
+            if hertz := getattr(config, name):
+                self.protocol += f"; {name} {', '.join(f'{h:g}' for h in hertz)} Hz on the continuous recordings"
         self.splits = {name: [i for i, side in enumerate(sides) if side == name] for name in SPLITS}
         for name, indices in self.splits.items():
             if not indices:

@@ -146,8 +146,11 @@ def test_bids_recordings_are_filtered_as_a_whole(bids):
     folder, known = bids
     # 0.4 s would be too short for a band from 0.5 Hz; the recording of 22 s is not
     study = opened(folder, "splits=by_image", "window=[0,0.4]", "band=[0.5,30]", "resample=50")
-    assert (study.n_times, study.sfreq) == (20, 50) and "continuous recordings filtered" in study.protocol
-    assert "bandpass" not in study.protocol
+    assert (study.n_times, study.sfreq) == (
+        20,
+        50,
+    ) and "; band 0.5, 30 Hz on the continuous recordings; signal: " in study.protocol
+    assert "bandpass" not in study.protocol and "notch" not in study.protocol
     whole = opened(folder, "splits=by_image", "window=[0,0.4]", "band=[0.5,30]")
     for i in (0, 25, 59):
         trial = whole.trial(i)
