@@ -143,6 +143,9 @@ class BidsFiles:
             self.root, datatypes="eeg", suffixes="eeg", extensions=BIDS_FORMATS, check=False
         )
         self.bids_paths = {Path(p.fpath): p for p in found}
+        for path in list(self.bids_paths):
+            if not path.relative_to(self.root).parts[0].startswith("sub-"):  # derivatives, sourcedata
+                del self.bids_paths[path]
         self.paths = sorted(self.bids_paths)
         if not self.paths:
             raise ValueError(f"eeg={self.root} is a BIDS data set without EEG recordings ({', '.join(BIDS_FORMATS)})")

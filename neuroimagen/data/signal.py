@@ -32,6 +32,7 @@ REGIONS = {
 ROWS = {row.casefold(): region for region, rows in REGIONS.items() for row in rows.split()}
 SITE = re.compile(r"([A-Z]+)(Z|\d+)H?", re.IGNORECASE)  # row, then the midline or the distance from it; h: half-way
 FILTER_ORDER = 4  # of the Butterworth band-pass, before it is run forwards and backwards
+SMALLEST_NOISE = 1e-10  # variance, of the largest: a direction with less is rounding, as after an average reference
 NOTCH_WIDTH = 2.0  # Hz; wider where a trial is too short to tell frequencies so finely apart
 
 
@@ -352,11 +353,15 @@ class Prepared:
             )
         for subject, own in noise.items():
             values, vectors = np.linalg.eigh(own())
-            if values[0] <= 1e-12 * values[-1]:
-                raise ValueError(
-                    f"whiten={self.options.whiten}: channels of subject {subject} are flat or copies of each other; "
-                    "leave them out with picks="
+            kept = values > SMALLEST_NOISE * values[-1]
+            if not kept.any():
+                raise ValueError(f"whiten={self.options.whiten}: the EEG of subject {subject} never moves in train")
+            if not kept.all():
+                self.notes.append(
+                    f"whitening: the {self.n_chans} channels of subject {subject} are worth {kept.sum()} (average "
+                    "reference, copied or flat channels); the rest of the directions is left at zero"
                 )
+            vectors, values = vectors[:, kept], values[kept]
             self.whiteners[subject] = vectors / np.sqrt(values) @ vectors.T
         self.units = "noise standard deviations"
         self.done.append(f"whitened by the noise of each subject's train trials ({self.options.whiten})")

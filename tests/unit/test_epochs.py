@@ -433,6 +433,13 @@ def test_bids_refused(bids, tmp_path, change, sentence):
     assert sentence in str(error.value) and "\n" not in str(error.value) and str(lab) in str(error.value)
 
 
+def test_derivatives_are_not_read(bids, tmp_path):
+    lab = Path(shutil.copytree(bids[0], tmp_path / "lab"))
+    shutil.copytree(lab / "bids" / "sub-01", lab / "bids" / "derivatives" / "clean" / "sub-01")
+    study = opened(lab, "splits=by_image", "window=[0,0.4]")
+    assert len(study) == 60 and not any("clean" in path.parts for path in study.inputs)
+
+
 def test_a_recording_cut_off_by_half(bids, tmp_path):
     lab = Path(shutil.copytree(bids[0], tmp_path / "lab"))
     path = lab / "bids" / "sub-01" / "eeg" / "sub-01_task-view_run-1_eeg.eeg"

@@ -224,6 +224,22 @@ def test_whitening_makes_noise_of_train_white(kind):
         np.testing.assert_allclose(flat @ flat.T / flat.shape[1], np.eye(3), atol=0.08)
 
 
+@pytest.mark.parametrize("kind", ["time", "epochs"])
+def test_whitening_after_an_average_reference(kind):
+    rng = np.random.default_rng(4)
+    eeg = correlated(rng, rng.standard_normal((4, 4)), (400, 4, 60))
+    eeg -= eeg.mean(axis=1, keepdims=True)  # leaves three directions
+    study = prepared(eeg, [("train", 1, f"i{i // 40}") for i in range(400)], whiten=kind)
+    white = np.stack([study.trial(i).eeg for i in range(400)]).transpose(1, 0, 2).reshape(4, -1)
+    values = np.linalg.eigvalsh(np.cov(white))
+    np.testing.assert_allclose(values, [0, 1, 1, 1], atol=0.1)
+    assert np.abs(white).max() < 10
+    flat = eeg.copy()
+    flat[:, 2] = 0
+    study = prepared(flat[:1], whiten="epochs")
+    assert "4 channels of subject 1 are worth 3" in study.notes[-1] and not study.trial(0).eeg[2].any()
+
+
 def test_whitening_never_sees_val_or_test():
     rng = np.random.default_rng(2)
     rows = [(split, 1, f"{split}{i // 2}") for split in SPLITS for i in range(8)]
@@ -333,9 +349,8 @@ def test_refused_by_what_the_trials_hold():
     study = prepared(eeg, rows, whiten="epochs")
     with pytest.raises(ValueError, match="subject 2 has no train trial to learn its noise from"):
         study.trial(1)
-    eeg[0, 1] = eeg[0, 0]
-    with pytest.raises(ValueError, match="flat or copies of each other"):
-        prepared(eeg[:1], whiten="epochs")
+    with pytest.raises(ValueError, match="the EEG of subject 1 never moves in train"):
+        prepared(np.ones((3, 2, 50)), whiten="epochs")
     eeg[0, 1, 3] = np.nan
     with pytest.raises(ValueError, match="trial t0 holds NaN"):
         prepared(eeg, standardise="trial").trial(0)
