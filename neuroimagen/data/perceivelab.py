@@ -15,10 +15,10 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from neuroimagen.data.classes import BY_WNID
+from neuroimagen.data.splits import split_images
 from neuroimagen.data.study import Faults, Trial
 
 SFREQ = 1000.0  # Hz
@@ -69,6 +69,7 @@ class Study:
     sfreq = SFREQ
     channels: list[str] | None = None  # their names are not in the files
     n_times = CUT[1] - CUT[0]
+    tmin = CUT[0] / SFREQ
 
     def __init__(
         self,
@@ -150,6 +151,9 @@ class Study:
             image=image,
             extra={"trial_index": index},
         )
+
+    def shown(self, index: int) -> tuple[int, str]:
+        return self.trials[index]["subject"], self._image(index)
 
     def _image(self, index: int) -> str:
         return self.images[self.trials[index]["image"]]
@@ -307,16 +311,7 @@ class Study:
         for i, trial in enumerate(self.trials):
             if i not in self.broken:
                 by_class[trial["label"]].add(self.images[trial["image"]])
-        side: dict[str, str] = {}
-        for label, names in sorted(by_class.items()):
-            if len(names) < 3:
-                raise ValueError(
-                    f"{self.path}: class {self.wnids[label]} has {len(names)} images; splits=by_image needs 3 or more"
-                )
-            order = np.random.default_rng([seed, label]).permutation(sorted(names))
-            n = max(1, round(0.1 * len(names)))
-            side |= dict.fromkeys(order[:n], "val") | dict.fromkeys(order[n : 2 * n], "test")
-            side |= dict.fromkeys(order[2 * n :], "train")
+        side = split_images(by_class, self.wnids, seed, str(self.path))
         splits: dict[str, list[int]] = {name: [] for name in SPLITS}
         for i in chosen:
             if i not in self.broken:

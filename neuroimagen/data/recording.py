@@ -32,6 +32,7 @@ from neuroimagen.data.recording_tables import (
     plain_marker,
     read_table,
 )
+from neuroimagen.data.splits import split_runs
 from neuroimagen.data.study import Faults, Trial
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class Study:
         self.n_chans = len(study.channels)
         self.sfreq = study.resample or study.rate
         self.n_times = n_times(study)
+        self.tmin = round(study.window[0] * self.sfreq) / self.sfreq
         self.trials: list[Trial] = []
         self.splits: dict[str, list[int]] = {"train": [], "val": [], "test": []}
         runs = self._runs()
@@ -189,23 +191,21 @@ class Study:
     def _split(self, subject: int, runs: list[Run]) -> None:
         """Whole runs to test; of each other run the last part to val, what shares no sample with it to train."""
         study = self.study
-        wrong = [i for i in study.hold_out if not -len(runs) <= i < len(runs)]
-        if wrong:
-            raise ValueError(f"{self.path}: hold_out={wrong[0]}, but subject {subject} has {len(runs)} usable runs")
-        test = {i % len(runs) for i in study.hold_out}
-        if len(test) == len(runs):
-            raise ValueError(f"{self.path}: hold_out leaves subject {subject} no run to train on")
-        for run in runs:
-            if run.number in test:
+        sides = split_runs(
+            [run.onsets for run in runs],
+            study.hold_out,
+            study.val_tail,
+            study.window[1] - study.window[0],
+            f"subject {subject}",
+            str(self.path),
+        )
+        for run, own in zip(runs, sides, strict=True):
+            if "test" in own:
                 self._add_test(run)
                 continue
-            first = len(run.values) - max(1, round(study.val_tail * len(run.values)))
-            length = study.window[1] - study.window[0]
-            for i in range(len(run.values)):
-                if i >= first:
-                    self._add("val", run, i, run.epochs[i])
-                elif run.onsets[i] + length < run.onsets[first]:
-                    self._add("train", run, i, run.epochs[i])
+            for i, side in enumerate(own):
+                if side:
+                    self._add(side, run, i, run.epochs[i])
 
     def _add_test(self, run: Run) -> None:
         """Single trials, or averages of `average` trials of one class, each trial in one; a remainder is dropped.

@@ -4,30 +4,35 @@ import dataclasses
 from typing import Literal
 
 from neuroimagen.config import option
+from neuroimagen.data.signal import Prepared, SignalOptions, signal_options
 from neuroimagen.data.study import Faults, Study
 
-PATHS = ("eeg", "images", "splits_file", "recording")  # fields that name files or folders
+PATHS = ("eeg", "images", "splits_file", "recording", "trials")  # fields that name files or folders
 
 
 @dataclasses.dataclass
-class SourceConfig:
-    """Which study to read: the part of a config that `neuroimagen shards` and `check` have in common."""
+class FilesConfig:
+    """Which files to read, and as what."""
 
-    dataset: Literal["perceivelab", "things_eeg2", "eeg_imagenet", "recording"] = option("perceivelab", "which reader")
+    dataset: Literal["perceivelab", "things_eeg2", "eeg_imagenet", "recording", "epochs"] = option(
+        "perceivelab", "which reader"
+    )
     eeg: str = option(
         "",
         "perceivelab: the EEG .pth file; things_eeg2: folder with sub-01, sub-02, ...; eeg_imagenet: folder with "
-        "EEG-ImageNet_1.pth, EEG-ImageNet_2.pth or one of them",
+        "EEG-ImageNet_1.pth, EEG-ImageNet_2.pth or one of them; epochs: files of mne.Epochs, or a BIDS root",
     )
     images: str = option(
         "",
         "perceivelab, eeg_imagenet: folder with <wnid>/<image>.JPEG; things_eeg2: folder with training_images/ and "
-        "test_images/",
+        "test_images/; epochs: folder of the pictures",
     )
+    trials: str = option("", "epochs: CSV table of which event shows which picture (docs/data.md)")
     splits: Literal["official", "by_image"] = option(
         "official",
-        "perceivelab: the published splits file as it is; eeg_imagenet: by the order of the file, as published; both: "
-        "or 80/10/10 of the images of each class; things_eeg2: official only",
+        "perceivelab: the published splits file as it is; eeg_imagenet: by the order of the file, as published; "
+        "epochs: the table's column `split`; all three: or 80/10/10 of the images of each class; "
+        "things_eeg2: official only",
     )
     splits_file: str = option("", "perceivelab: block_splits_by_image_all.pth or ..._single.pth; for splits=official")
     split_number: int = option(0, "perceivelab: which of the splits in the file; 0 is customary")
@@ -35,18 +40,39 @@ class SourceConfig:
     subject: int = option(0, "keep this subject only, counted from 1; 0 keeps all (recording: as the file says)")
     n_chans: int = option(128, "perceivelab: channels that every trial must have")
     recording: str = option("", "recording: the study's YAML file; what is given below goes before what it says")
-    hold_out: list[int] = option([], "recording: test runs of each subject, -1 is the last; empty: as the file says")
+    hold_out: list[int] = option(
+        [], "recording, epochs: test runs of each subject, -1 is the last; empty: as the file or `splits` says"
+    )
     average: int = option(0, "recording: test on averages of so many trials of one class; 0: as the file says")
     shuffle_labels: bool = option(False, "recording: control, shuffle the labels within each run")
     seed: int = option(0, "of splits=by_image; things_eeg2: of the val pictures; of shuffle_labels and average")
 
 
+@dataclasses.dataclass
+class SourceConfig(SignalOptions, FilesConfig):
+    """Which study to read, and what to do to its signal: what `neuroimagen shards` and `check` have in common."""
+
+
 def open_study(config: SourceConfig, fault: Faults | None = None) -> Study:
-    """The reader that `config.dataset` names, opened. fault: what to do about faults of single trials and pictures."""
+    """The reader that `config.dataset` names, opened, and the signal options applied to its trials.
+
+    fault: what to do about faults of single trials and pictures.
+    """
+    study, options = _open_files(config, fault), signal_options(config)
+    for name in getattr(study, "applied", ()):  # to whole recordings, before they were cut
+        setattr(options, name, [])
+    return study if options == SignalOptions() else Prepared(study, options)
+
+
+def _open_files(config: SourceConfig, fault: Faults | None) -> Study:
     if config.dataset == "recording":
         from neuroimagen.data import recording  # its libraries are an extra
 
         return recording.read(config, fault)
+    if config.dataset == "epochs":
+        from neuroimagen.data import epochs
+
+        return epochs.read(config, fault)
     for key in ("eeg", "images"):
         if not getattr(config, key):
             raise ValueError(f"dataset={config.dataset} needs {key}=... (--help says what it is)")

@@ -37,7 +37,11 @@ class Faults:
 
 
 class Study(Protocol):
-    """What a reader gives: see data/perceivelab.py and data/recording.py."""
+    """What a reader gives: see data/perceivelab.py and data/recording.py.
+
+    Two more, where the reader knows: `tmin`, s from picture onset to the first sample of every trial (else 0 is taken);
+    `shown(index)`, the (subject, image) of a trial without reading its EEG, which spares a pass over the files.
+    """
 
     dataset: str
     simulated: bool

@@ -15,6 +15,7 @@ from neuroimagen.data.recording import UNKNOWN_PICTURE, Study, read
 from neuroimagen.data.recording_tables import StudyFile, plain_marker, read_table
 from neuroimagen.data.shard_files import read_manifest
 from neuroimagen.data.shards import ShardsConfig, make_shards
+from neuroimagen.data.source import open_study
 
 pytest.importorskip("mne", reason="recordings are filtered by mne (an extra)")
 
@@ -106,6 +107,15 @@ def test_resampling_and_baseline(lab: Path) -> None:
     assert faces[1].argmax() == 6 + LATENCY * 64
     for trial in study.trials:
         assert np.abs(trial.eeg[:, :7].mean(axis=1)).max() < 1e-4
+
+
+def test_signal_options_count_from_the_marker(lab: Path) -> None:
+    whole = open_lab(lab)
+    arguments = (f"out={lab / 'out'}", "dataset=recording", f"recording={lab / 'study.yaml'}")
+    study = open_study(load_config(ShardsConfig, (*arguments, "window=[0.25,0.5]", "picks=[B]"), "shards"))
+    assert (study.channels, study.n_times) == (["B"], 32)
+    for i in range(len(study)):
+        assert np.array_equal(study.trial(i).eeg[0], whole.trial(i).eeg[1, 13 + 32 : 13 + 64])
 
 
 def test_whole_runs_are_held_out_and_val_shares_no_sample_with_train(lab: Path) -> None:
