@@ -8,6 +8,10 @@ import mne_bids
 import numpy as np
 from perceivelab_files import jpeg
 
+from neuroimagen.config import load_config
+from neuroimagen.data.shards import ShardsConfig
+from neuroimagen.data.source import open_study
+
 CHANNELS = ["O1", "EOG", "Oz", "Pz"]
 TYPES = ["eeg", "eog", "eeg", "eeg"]
 EEG = [0, 2, 3]
@@ -93,3 +97,17 @@ def write_bids(folder: Path, seconds: int = 22) -> dict[str, tuple[list[str], np
         np.testing.assert_allclose(saved, eeg, rtol=0, atol=1e-7)
         known[f"sub-{subject}_task-view_run-{run}"] = (names, saved)
     return known
+
+
+def config(folder, *arguments):
+    eeg = "bids" if (folder / "bids").is_dir() else "eeg"
+    given = [f"out={folder / 'out'}", "dataset=epochs", f"eeg={folder / eeg}", f"images={folder / 'images'}"]
+    return load_config(ShardsConfig, [*given, f"trials={folder / 'trials.csv'}", *arguments], "shards")
+
+
+def opened(folder, *arguments, fault=None):
+    return open_study(config(folder, *(arguments or ("splits=by_image",))), fault)
+
+
+def picture_of(name):
+    return next(line.split(",")[1] for line in TABLE[1:] if line.split(",")[0] == name)
