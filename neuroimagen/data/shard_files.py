@@ -29,6 +29,20 @@ INDEX = np.dtype(
 )
 
 
+class ShardError(ValueError):
+    """A trial cannot be read from its shard; `tar` is the shard's name, `key` the trial's.
+
+    Raised while a split is in use; what is wrong when it is opened is a plain ValueError.
+    """
+
+    def __init__(self, sentence: str, tar: str = "", key: str = "") -> None:
+        super().__init__(sentence, tar, key)  # all of it: an exception is pickled by its arguments
+        self.tar, self.key = tar, key
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 @dataclasses.dataclass
 class Manifest:
     """manifest.json. channel_mean and channel_std are of the train split alone, in `units`."""
@@ -207,13 +221,21 @@ class ShardSplit:
     def _read(self, i: int, member: str) -> bytearray:
         row = self.index[i]
         number = int(row["tar"])
-        if number not in self.files:
-            self.files[number] = os.open(self.paths[number], os.O_RDONLY)
         offset, size = row[member].tolist()
         data = bytearray(size)
-        if os.preadv(self.files[number], [data], offset) != size:
-            raise ValueError(f"{self.paths[number]} was truncated while in use: make the shards again")
+        try:
+            if number not in self.files:
+                self.files[number] = os.open(self.paths[number], os.O_RDONLY)
+            n = os.preadv(self.files[number], [data], offset)
+        except OSError as error:
+            raise self._error(i, f"cannot be read ({error.strerror})") from None
+        if n != size:
+            raise self._error(i, "cannot be read: the file was truncated while in use")
         return data
+
+    def _error(self, i: int, what: str) -> ShardError:
+        path = self.paths[self.index[i]["tar"]]
+        return ShardError(f"{path}: trial {self.keys[i]} {what}; copy or make the shards again", path.name, self.keys[i])
 
     def eeg_into(self, i: int, out: torch.Tensor) -> torch.Tensor:
         """Fill `out`, (n_chans, n_times) float32, with trial i in the manifest's units, not standardised."""
@@ -229,7 +251,11 @@ class ShardSplit:
 
     def info(self, i: int) -> dict[str, Any]:
         """subject, label, wnid, class_name, image, trial and what the reader added."""
+        data = self._read(i, "json")
         try:
-            return json.loads(self._read(i, "json"))
-        except ValueError:
-            raise ValueError(f"{self.paths[self.index[i]['tar']]}: trial {self.keys[i]} has damaged JSON") from None
+            info = json.loads(data)
+        except (ValueError, RecursionError):
+            info = None
+        if not isinstance(info, dict):
+            raise self._error(i, "has damaged JSON")
+        return info
