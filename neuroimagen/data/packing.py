@@ -324,6 +324,10 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(partial, path)
 
 
+class Died(ValueError):
+    """A packing process ended that was not asked to."""
+
+
 def _work(config: "ShardsConfig", folder: Path, trials: int, known: str, pipe: connection.Connection) -> None:
     """A packing process: opens the study, then packs the tars whose numbers it is sent. Ends with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent answers it
@@ -362,11 +366,13 @@ def pack_in_processes(
 ) -> Iterator[Record | None]:
     """Pack the tars numbered `todo`, whole tars in each process: their records as they come, and None for each trial.
 
-    The processes are spawned and open the study themselves. To fork them would spare that, but a fork copies the locks
+    The processes open the study themselves. To fork them from this one would spare that, but a fork copies the locks
     of torch's, mne's and BLAS's threads as they are at that moment, without the threads: now and then one waits for
-    ever. What the readers map (a 3 GB .pth) is one copy in memory for all processes; what they hold is not.
+    ever. So they are forked from a server, which has imported what they need once and never starts a thread. What the
+    readers map (a 3 GB .pth) is one copy in memory for all processes; what they hold is not.
     """
-    context = get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     waiting, known = list(reversed(todo)), fingerprint(study)
     workers = {}
     try:
@@ -387,7 +393,7 @@ def pack_in_processes(
                     if said != 1 and waiting:
                         pipe.send(waiting.pop())
                 except (EOFError, BrokenPipeError, ConnectionResetError):
-                    raise ValueError(_death(workers[pipe])) from None
+                    raise Died(_death(workers[pipe])) from None
                 if isinstance(said, Record):
                     missing -= 1
                 if said is not None:

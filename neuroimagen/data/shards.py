@@ -2,7 +2,8 @@
 
 Work goes on in OUT.partial, which is renamed when it is whole. It holds the tars that are whole, and in unfinished/ a
 record of each and plan.json: the command, the input and the versions they were made with. So the same command goes on
-after the last whole tar, however it was stopped, and any other one starts afresh.
+after the last whole tar, however it was stopped, and any other one starts afresh. A command that is refused, for what
+is wrong in the data, leaves nothing.
 """
 
 import contextlib
@@ -25,6 +26,7 @@ from tqdm import tqdm
 
 from neuroimagen.config import option
 from neuroimagen.data.packing import (
+    Died,
     Job,
     Moments,
     Packer,
@@ -56,6 +58,7 @@ __all__ = ["SPLITS", "Manifest", "ShardError", "ShardSplit", "ShardsConfig", "ch
 __all__ += ["make_shards", "read_manifest", "scan_tar", "sha256"]
 
 FREE = ("out", "processes")  # fields that change no byte of the shards
+OURS = re.compile(r"unfinished|manifest\.json.*|(train|val|test)(-\d{6}\.tar.*|\.index\.npy)")  # in OUT.partial
 MOST_PROCESSES = 16  # unless asked for more: then the disk, not the processor, is what one waits for
 IMPORT_SECONDS = 4.0  # of a new process, until it can open the study
 
@@ -91,18 +94,23 @@ def make_shards(config: ShardsConfig) -> None:
     with _alone(partial, out):
         if _is_made(out, resolved):  # by another process, just now
             return
+        strange = [path for path in partial.glob("*") if not OURS.fullmatch(path.name)]
+        if strange:
+            raise ValueError(f"{strange[0]} is not of neuroimagen shards, which works in {partial}: move it elsewhere")
         try:
             manifest = _pack(config, resolved, partial)
             os.replace(partial, out)
+        except Died:
+            raise
+        except ValueError:  # this command cannot succeed: it leaves nothing
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise OSError(
                 error.errno, f"the disk of {out} is full: make room, and the same command goes on where it was"
             ) from None
-        finally:
-            if not any(partial.glob("unfinished/*.tar.json")) and not (partial / "manifest.json").is_file():
-                shutil.rmtree(partial, ignore_errors=True)
     print(describe(out, manifest))
 
 
@@ -258,10 +266,6 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _go_on(partial: Path, plan: dict[str, Any], jobs: list[Job]) -> dict[str, Record]:
     """The records of the tars that an earlier, stopped command left whole; none, and an empty `partial`, otherwise."""
     unfinished = partial / "unfinished"
-    ours = r"unfinished|manifest\.json.*|(train|val|test)(-\d{6}\.tar.*|\.index\.npy)"
-    strange = [path for path in partial.glob("*") if not re.fullmatch(ours, path.name)]
-    if strange:
-        raise ValueError(f"{strange[0]} is not of neuroimagen shards, which works in {partial}: move it elsewhere")
     before = _read_json(unfinished / "plan.json")
 
     def without_stamps(plan: dict[str, Any]) -> dict[str, Any]:
