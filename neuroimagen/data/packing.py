@@ -354,7 +354,8 @@ def _work(config: "ShardsConfig", folder: Path, trials: int, known: str, pipe: c
         while True:
             send(packer.pack(jobs[receive()], lambda: send(1)))
     except OSError as error:
-        send(OSError(error.errno, error.strerror, error.filename))
+        plain = error.errno is None  # the others are made anew: not each comes through a pipe as it was
+        send(OSError(str(error)) if plain else OSError(error.errno, error.strerror, error.filename))
     except ValueError as error:
         send(ValueError(str(error)))
     except BaseException:

@@ -155,8 +155,9 @@ def fetch(shards: str, name: str, path: Path, size: int | None, digest: str | No
         return
     partial = path.with_name(path.name + ".partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(path.name + ".lock")):
+        locks = path.parent / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        with FileLock(locks / f"{path.name}.lock"):
             try:
                 if not _whole(path, size):  # or another process was faster
                     _download(shards, name, partial, size, digest, most)

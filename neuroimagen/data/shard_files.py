@@ -14,6 +14,7 @@ import json
 import math
 import os
 import re
+import resource
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -263,6 +264,10 @@ class ShardSplit:
         self.shape = (self.manifest.n_chans, self.manifest.n_times)
         self.dtype = torch.float16 if self.manifest.eeg_dtype == "float16" else torch.float32
         self.files: dict[int, int] = {}
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # each tar stays open
+        if soft != resource.RLIM_INFINITY and soft < 3 * len(tars) + 256:
+            most = 3 * len(tars) + 256 if hard == resource.RLIM_INFINITY else min(hard, 3 * len(tars) + 256)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
     def _check_index(self, path: Path, tars: list[dict[str, Any]]) -> None:
         index = self.index
@@ -303,7 +308,9 @@ class ShardSplit:
             if number not in self.files:
                 if self.url:  # it may have been removed from the cache since
                     fetch_tar(self.url, self.folder, self.manifest.splits[self.name]["shards"][number])
-                self.files[number] = os.open(self.paths[number], os.O_RDONLY)
+                file = os.open(self.paths[number], os.O_RDONLY)
+                if self.files.setdefault(number, file) != file:  # another thread was faster
+                    os.close(file)
             n = os.preadv(self.files[number], [data], offset)
         except OSError as error:
             raise self._error(i, f"cannot be read ({error.strerror})") from None

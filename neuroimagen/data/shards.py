@@ -280,9 +280,8 @@ def _go_on(partial: Path, plan: dict[str, Any], jobs: list[Job]) -> dict[str, Re
     write_json(unfinished / "plan.json", plan)
     records = {}
     for job in jobs:
-        record = _read_json(record_path(partial, job.name))
-        if record and _still_true(partial / job.name, record):
-            records[job.name] = Record(**record)
+        if record := _true_record(partial, job.name):
+            records[job.name] = record
         else:
             record_path(partial, job.name).unlink(missing_ok=True)
     for path in partial.glob("*.tar*"):
@@ -293,14 +292,16 @@ def _go_on(partial: Path, plan: dict[str, Any], jobs: list[Job]) -> dict[str, Re
     return records
 
 
-def _still_true(tar: Path, record: dict[str, Any]) -> bool:
-    """Whether a tar is there, and the picture files in it are those of today."""
+def _true_record(partial: Path, name: str) -> Record | None:
+    """The record of a tar, if the tar is there and the picture files in it are those of today."""
     try:
-        if tar.stat().st_size != record["bytes"]:
-            return False
-        return all(not file or _stamp(Path(file)) == stamp for _, _, file, *stamp in record["images"].values())
-    except OSError:
-        return False
+        record = Record(**_read_json(record_path(partial, name)))
+        if (partial / name).stat().st_size != record.bytes:
+            return None
+        pictures = [(file, stamp) for _, _, file, *stamp in record.images.values() if file]
+        return record if all(_stamp(Path(file)) == stamp for file, stamp in pictures) else None
+    except (OSError, TypeError, ValueError):
+        return None
 
 
 def _trials_in_a_tar(packer: Packer, config: ShardsConfig) -> tuple[int, float]:
