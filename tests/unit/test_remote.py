@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import urllib.parse
 from pathlib import Path
 
@@ -185,14 +186,20 @@ def test_made_again_under_the_same_url_nothing_is_mixed(made, tmp_path):
 def test_many_processes_one_fetch(made):
     code = (
         "import sys; from neuroimagen.data.shard_files import ShardSplit\n"
+        "print(flush=True); input()\n"
         "for name in ('train', 'val', 'test'): ShardSplit(sys.argv[1], name).eeg(0)"
     )
-    with Server(made) as server:
-        call = [sys.executable, "-c", code, server.url]
-        processes = [subprocess.Popen(call, stderr=subprocess.PIPE) for _ in range(2)]
+    with Server(made, lambda name, n: time.sleep(0.2)) as server:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes = [subprocess.Popen([sys.executable, "-c", code, server.url], **pipes) for _ in range(2)]
+        for process in processes:
+            process.stdout.readline()  # both begin together
+        for process in processes:
+            process.stdin.write("\n")
+            process.stdin.flush()
         for process in processes:
             _, error = process.communicate(timeout=120)
-            assert process.returncode == 0, error.decode()
+            assert process.returncode == 0, error
         tars = [name for name in server.requests if name != "manifest.json"]
         assert sorted(tars) == sorted(path.name for path in made.iterdir() if path.name != "manifest.json")
 
