@@ -36,6 +36,7 @@ from tqdm import tqdm
 ATTEMPTS = 5  # to fetch a file
 PAUSE = 1.0  # seconds before the second attempt; twice as long before each further one
 TIMEOUT = 60.0  # seconds without a byte from a web server
+LOCK_TIMEOUT = 3600.0  # seconds to wait for another process that fetches the same file
 BLOCK = 1 << 20
 CONNECTIONS = 4  # of a process at a time
 NOT_RETRIED = (FileNotFoundError, PermissionError, IsADirectoryError)
@@ -157,7 +158,7 @@ def fetch(shards: str, name: str, path: Path, size: int | None, digest: str | No
     try:
         locks = path.parent / "locks"
         locks.mkdir(parents=True, exist_ok=True)
-        with FileLock(locks / f"{path.name}.lock"):
+        with FileLock(locks / f"{path.name}.lock", timeout=LOCK_TIMEOUT):
             try:
                 if not _whole(path, size):  # or another process was faster
                     _download(shards, name, partial, size, digest, most)
@@ -195,8 +196,8 @@ def fetch_tar(shards: str, folder: Path, tar: dict[str, Any]) -> None:
     fetch(shards, tar["name"], folder / tar["name"], tar["bytes"], tar["sha256"], tar["bytes"])
 
 
-def fetch_split(shards: str, folder: Path, name: str, split: dict[str, Any]) -> None:
-    """Have a split's index and tars in the cache, CONNECTIONS at a time.
+def fetch_split(shards: str, folder: Path, name: str, split: dict[str, Any], most: int) -> None:
+    """Have a split's index, of at most `most` bytes, and its tars in the cache, CONNECTIONS at a time.
 
     All of it when the split is opened, not tar by tar as trials are asked for: the train order is one permutation of
     the whole split, so that the first batches touch every tar, one slow fetch after the other.
@@ -204,7 +205,7 @@ def fetch_split(shards: str, folder: Path, name: str, split: dict[str, Any]) -> 
     digest = split.get("index_sha256")
     if digest:
         path = folder / f"{name}.index.npy"
-        fetch(shards, path.name, path, None, digest, 1 << 40)
+        fetch(shards, path.name, path, None, digest, most)
     tars = [tar for tar in split["shards"] if not _whole(folder / tar["name"], tar["bytes"])]
     random.Random(os.getpid()).shuffle(tars)  # several processes begin with different ones instead of waiting
     total = sum(tar["bytes"] for tar in tars)

@@ -218,10 +218,15 @@ def scan_tar(path: Path, number: int) -> np.ndarray:
     return rows
 
 
+def _index_bytes(trials: int) -> int:
+    """That an index file has at most."""
+    return 4096 + trials * INDEX.itemsize
+
+
 def _load_index(path: Path, trials: int) -> np.ndarray:
     """An index file, or an empty array of another dtype for anything else."""
     try:
-        if path.stat().st_size <= 4096 + trials * INDEX.itemsize:  # or a header may claim any number of rows
+        if path.stat().st_size <= _index_bytes(trials):
             return np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError, MemoryError):
         pass
@@ -244,7 +249,8 @@ class ShardSplit:
             raise ValueError(f"{shards} has no split {split!r}; it has {', '.join(self.manifest.splits)}")
         tars = self.manifest.splits[split]["shards"]
         if self.url:
-            fetch_split(self.url, self.folder, split, self.manifest.splits[split])
+            most = _index_bytes(sum(tar["trials"] for tar in tars))
+            fetch_split(self.url, self.folder, split, self.manifest.splits[split], most)
         self.paths = [self.folder / tar["name"] for tar in tars]
         for path, tar in zip(self.paths, tars, strict=True):
             if not path.is_file():

@@ -18,7 +18,7 @@ from perceivelab_files import jpeg, write_study
 from PIL import Image
 
 from neuroimagen.cli import main
-from neuroimagen.data import packing
+from neuroimagen.data import packing, shards
 from neuroimagen.data.check import check_shards
 from neuroimagen.data.packing import check_picture, encode_eeg
 from neuroimagen.data.shard_files import ShardError, ShardSplit, read_manifest, scan_tar
@@ -237,6 +237,15 @@ def test_stopped_between_manifest_and_rename(study, made, tmp_path, monkeypatch)
     make_shards(config(study, tmp_path / "shards"))
     assert content(tmp_path / "shards") == content(made)
     assert (tmp_path / "shards" / "train-000000.tar").stat().st_ino == before
+
+
+def test_more_processes_only_where_they_pay(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr(shards, "_kilobytes", lambda path, name: {"RssAnon": 100, "MemAvailable": 100_000}[name])
+    assert [shards._processes(1, work) for work in (0.1, 5, 10, 1000)] == [1, 1, 8, 8]
+    assert shards._processes(500, 400) == 1  # a study that takes longer to open than to pack
+    monkeypatch.setattr(shards, "_kilobytes", lambda path, name: {"RssAnon": 100, "MemAvailable": 620}[name])
+    assert shards._processes(1, 1000) == 3  # each would hold 100 kB, and half of what is free is kept free
 
 
 def test_tars_of_a_wanted_size(study, tmp_path):
