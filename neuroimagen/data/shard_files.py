@@ -2,7 +2,7 @@
 
 DIR/manifest.json, DIR/{train,val,test}-000000.tar ..., DIR/{train,val,test}.index.npy. A trial is three members:
   <key>.eeg          raw little-endian float16 or float32, C order, n_chans x n_times, in the manifest's units
-  <key>.jpg | .png   the bytes of the picture shown, unchanged
+  <key>.jpg | .png   the picture shown: its bytes unchanged, unless the manifest notes that it was resized
   <key>.json         subject, label, wnid, class_name, image, trial (= key) and what the reader adds
 Any WebDataset reader can stream them. The same input gives the same bytes. The index holds every member's place, so a
 split is opened without reading its tars; it can be made again from them. Nothing here is ever unpickled.
@@ -11,22 +11,46 @@ split is opened without reading its tars; it can be made again from them. Nothin
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
+import resource
 import tarfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from neuroimagen.data.remote import cached_folder, fetch_split, fetch_tar, is_remote
+
 SPLITS = ("train", "val", "test")
+# More than any study needs; what claims more is refused before it is read or decoded.
+MAX_PICTURE_BYTES = 64 << 20  # of a JPEG or PNG file
+MAX_PICTURE_PIXELS = 50_000_000  # width x height
+MAX_JSON_BYTES = 1 << 20  # of a trial
+MAX_MANIFEST_BYTES = 64 << 20
 KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")  # a tar header holds 100 characters
 TAR_NAME = re.compile(r"(train|val|test)-\d{6}\.tar")
 # One row a trial: the tar's number, then (offset, size) in bytes of each member in it.
 INDEX = np.dtype(
     [("key", "S90"), ("tar", "<i4"), ("png", "?"), ("eeg", "<i8", 2), ("picture", "<i8", 2), ("json", "<i8", 2)]
 )
+
+
+class ShardError(ValueError):
+    """A trial cannot be read from its shard; `tar` is the shard's name, `key` the trial's.
+
+    Raised while a split is in use; what is wrong when it is opened is a plain ValueError.
+    """
+
+    def __init__(self, sentence: str, tar: str = "", key: str = "") -> None:
+        super().__init__(sentence, tar, key)  # all of it: an exception is pickled by its arguments
+        self.tar, self.key = tar, key
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 @dataclasses.dataclass
@@ -53,18 +77,30 @@ class Manifest:
     notes: list[str]
     inputs: dict[str, str]  # path -> sha256
     config: dict[str, Any]
+    # Root mean square of what storing it in eeg_dtype changed, relative to the standard deviation of the trials'
+    # channels; not known of shards made before it was measured.
+    eeg_error: float | None = None
+
+
+def local_folder(shards: str | Path) -> Path:
+    """The directory itself; of a URL or pipe the one in the cache (data/remote.py), with its manifest.json alone."""
+    if is_remote(shards):
+        return cached_folder(str(shards), MAX_MANIFEST_BYTES)
+    return Path(shards)
 
 
 def read_manifest(shards: str | Path) -> Manifest:
-    """The manifest of a shard directory; ValueError if there is none or it is not ours."""
-    path = Path(shards) / "manifest.json"
+    """The manifest of a shard directory, or of the URL of one; ValueError if there is none or it is not ours."""
+    path = local_folder(shards) / "manifest.json"
     try:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise ValueError(f"{path.stat().st_size} bytes are too many")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             f"{shards} is not a shard directory (no manifest.json): make one with neuroimagen shards"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}): make the shards again") from None
     if not isinstance(content, dict) or content.get("format") != "neuroimagen-shards":
         raise ValueError(f"{path} is not a manifest of neuroimagen shards")
@@ -72,20 +108,23 @@ def read_manifest(shards: str | Path) -> Manifest:
         raise ValueError(
             f"{path} has version {content.get('version')}; this program reads version 1: make the shards again"
         )
-    names = [field.name for field in dataclasses.fields(Manifest)]
-    missing = [name for name in names if name not in content]
+    fields = dataclasses.fields(Manifest)
+    missing = [field.name for field in fields if field.default is dataclasses.MISSING and field.name not in content]
     if missing:
         raise ValueError(f"{path} lacks {missing[0]!r}: make the shards again")
-    manifest = Manifest(**{name: content[name] for name in names})
+    manifest = Manifest(**{field.name: content[field.name] for field in fields if field.name in content})
     try:
-        sound = set(manifest.splits) == set(SPLITS) and manifest.eeg_dtype in ("float16", "float32")
+        numbers = [
+            manifest.n_chans,
+            manifest.n_times,
+            *(tar[n] for _, tar in _tars(manifest) for n in ("trials", "bytes")),
+        ]
+        sound = all(type(number) is int and 0 < number < 1 << 60 for number in numbers)
+        sound &= all(math.isfinite(value) for value in manifest.channel_mean + manifest.channel_std)
+        sound &= set(manifest.splits) == set(SPLITS) and manifest.eeg_dtype in ("float16", "float32")
         sound &= len(manifest.channel_mean) == len(manifest.channel_std) == manifest.n_chans > 0 < manifest.n_times
         sound &= all({"label", "wnid", "name"} <= set(c) and type(c["label"]) is int for c in manifest.classes)
-        tars = [(name, tar) for name in SPLITS for tar in manifest.splits[name]["shards"]]
-        sound &= all(
-            TAR_NAME.fullmatch(tar["name"]) and tar["name"].startswith(f"{name}-") and tar["trials"] > 0 < tar["bytes"]
-            for name, tar in tars
-        )
+        sound &= all(TAR_NAME.fullmatch(t["name"]) and t["name"].startswith(f"{n}-") for n, t in _tars(manifest))
     except (TypeError, KeyError, AttributeError):
         sound = False
     if not sound:
@@ -93,11 +132,18 @@ def read_manifest(shards: str | Path) -> Manifest:
     return manifest
 
 
-def sha256(path: Path) -> str:
+def _tars(manifest: Manifest) -> list[tuple[str, dict[str, Any]]]:
+    """(split, {name, trials, bytes, sha256}) of every tar."""
+    return [(name, tar) for name in SPLITS for tar in manifest.splits[name]["shards"]]
+
+
+def sha256(path: Path, progress: Callable[[int], Any] = lambda n: None) -> str:
+    """SHA-256 of a file; `progress` is told each number of bytes read."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
             digest.update(block)
+            progress(len(block))
     return digest.hexdigest()
 
 
@@ -106,7 +152,8 @@ def describe(shards: Path, manifest: Manifest) -> str:
     m = manifest
     lines = [
         f"{shards}: {m.dataset}{' (SIMULATED)' if m.simulated else ''}, {len(m.classes)} classes, "
-        f"{m.n_chans} channels x {m.n_times} samples at {m.sfreq:g} Hz, {m.eeg_dtype}",
+        f"{m.n_chans} channels x {m.n_times} samples at {m.sfreq:g} Hz, {m.eeg_dtype}"
+        + (f" (its rounding is {m.eeg_error:.2%} of the signal, RMS)" if m.eeg_error else ""),
         f"split: {m.protocol}",
         f"{'':8}{'trials':>8}{'images':>8}{'shards':>8}{'MB':>10}",
     ]
@@ -121,19 +168,44 @@ def describe(shards: Path, manifest: Manifest) -> str:
     return "\n".join(lines + [f"note: {note}" for note in m.notes])
 
 
+def _members(path: Path) -> Iterator[tuple[str, int, int]]:
+    """(name, offset, size) of each member of a tar. Reads the 512-byte headers alone, whatever sizes they claim."""
+    with open(path, "rb") as file:
+        end, start = os.fstat(file.fileno()).st_size, 0
+        while start < end:
+            file.seek(start)
+            block = file.read(tarfile.BLOCKSIZE)
+            if not any(block):  # the end: zeros
+                return
+            try:
+                member = tarfile.TarInfo.frombuf(block, "ascii", "surrogateescape")
+            except tarfile.HeaderError as error:
+                raise ValueError(f"{path} is truncated or damaged ({error}): make the shards again") from None
+            # Links, devices, folders, sparse files and extended headers all have another type.
+            if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+                raise ValueError(f"{path} holds {member.name!r}, which neuroimagen shards does not write")
+            start += tarfile.BLOCKSIZE
+            if not 0 <= member.size <= end - start:
+                raise ValueError(
+                    f"{path} is truncated or damaged ({member.name!r} would have {member.size} bytes): "
+                    "make the shards again"
+                )
+            yield member.name, start, member.size
+            start += -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
 def scan_tar(path: Path, number: int) -> np.ndarray:
     """Index rows (dtype INDEX) of one tar, in its order; ValueError for anything but whole trials."""
     members: dict[str, dict[str, tuple[int, int]]] = {}
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                key, _, extension = member.name.partition(".")
-                known = extension in ("eeg", "json", "jpg", "png") and KEY.fullmatch(key)
-                if not known or not member.isreg() or extension in members.get(key, {}):
-                    raise ValueError(f"{path} holds {member.name!r}, which neuroimagen shards does not write")
-                members.setdefault(key, {})[extension] = (member.offset_data, member.size)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise ValueError(f"{path} is truncated or damaged ({error}): make the shards again") from None
+        for name, offset, size in _members(path):
+            key, _, extension = name.partition(".")
+            known = extension in ("eeg", "json", "jpg", "png") and KEY.fullmatch(key)
+            if not known or extension in members.get(key, {}):
+                raise ValueError(f"{path} holds {name!r}, which neuroimagen shards does not write")
+            members.setdefault(key, {})[extension] = (offset, size)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): make the shards again") from None
     rows = np.zeros(len(members), INDEX)
     for row, (key, parts) in zip(rows, members.items(), strict=True):
         picture = parts.get("png") or parts.get("jpg")
@@ -146,18 +218,39 @@ def scan_tar(path: Path, number: int) -> np.ndarray:
     return rows
 
 
+def _index_bytes(trials: int) -> int:
+    """That an index file has at most."""
+    return 4096 + trials * INDEX.itemsize
+
+
+def _load_index(path: Path, trials: int) -> np.ndarray:
+    """An index file, or an empty array of another dtype for anything else."""
+    try:
+        if path.stat().st_size <= _index_bytes(trials):
+            return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError, MemoryError):
+        pass
+    return np.zeros(0)
+
+
 class ShardSplit:
-    """Random access to one split. Opening checks the tars' sizes and the index against the manifest.
+    """Random access to one split of a shard directory, or of the URL of one, which is fetched into the cache whole.
+
+    Opening checks the tars' sizes and the index against the manifest.
 
     Reads are by position (os.pread), so processes made by fork share nothing but the files.
     """
 
     def __init__(self, shards: str | Path, split: str) -> None:
-        self.folder, self.name = Path(shards), split
+        self.folder, self.name = local_folder(shards), split
+        self.url = str(shards) if is_remote(shards) else ""
         self.manifest = read_manifest(shards)
         if split not in self.manifest.splits:
             raise ValueError(f"{shards} has no split {split!r}; it has {', '.join(self.manifest.splits)}")
         tars = self.manifest.splits[split]["shards"]
+        if self.url:
+            most = _index_bytes(sum(tar["trials"] for tar in tars))
+            fetch_split(self.url, self.folder, split, self.manifest.splits[split], most)
         self.paths = [self.folder / tar["name"] for tar in tars]
         for path, tar in zip(self.paths, tars, strict=True):
             if not path.is_file():
@@ -169,10 +262,7 @@ class ShardSplit:
                 )
         index = self.folder / f"{split}.index.npy"
         if index.is_file():
-            try:
-                self.index = np.load(index, allow_pickle=False)
-            except (ValueError, EOFError, OSError):
-                self.index = np.zeros(0)
+            self.index = _load_index(index, sum(tar["trials"] for tar in tars))
         else:
             self.index = np.concatenate([scan_tar(path, number) for number, path in enumerate(self.paths)])
         self._check_index(index, tars)
@@ -180,12 +270,17 @@ class ShardSplit:
         self.shape = (self.manifest.n_chans, self.manifest.n_times)
         self.dtype = torch.float16 if self.manifest.eeg_dtype == "float16" else torch.float32
         self.files: dict[int, int] = {}
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # each tar stays open
+        if soft != resource.RLIM_INFINITY and soft < 3 * len(tars) + 256:
+            most = 3 * len(tars) + 256 if hard == resource.RLIM_INFINITY else min(hard, 3 * len(tars) + 256)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
     def _check_index(self, path: Path, tars: list[dict[str, Any]]) -> None:
         index = self.index
         if index.dtype != INDEX or index.ndim != 1:
             raise ValueError(f"{path} is damaged: remove it, and it is made again from the tars on each start")
-        counts = np.bincount(index["tar"], minlength=len(tars)).tolist() if (index["tar"] >= 0).all() else []
+        known = ((index["tar"] >= 0) & (index["tar"] < len(tars))).all()
+        counts = np.bincount(index["tar"], minlength=len(tars)).tolist() if known else []
         if counts != [tar["trials"] for tar in tars]:
             raise ValueError(f"{self.folder}: the tars of {self.name} do not hold the trials that the manifest counts")
         ends = np.array([tar["bytes"] for tar in tars])[index["tar"]]
@@ -193,6 +288,12 @@ class ShardSplit:
         inside = all(((index[m] >= 0).all() and (index[m].sum(1) <= ends).all()) for m in ("eeg", "picture", "json"))
         if not inside or (index["eeg"][:, 1] != n_bytes).any():
             raise ValueError(f"{self.folder}: EEG of {self.name} does not have the size that the manifest says")
+        for member, most in (("picture", MAX_PICTURE_BYTES), ("json", MAX_JSON_BYTES)):
+            if (index[member][:, 1] > most).any():
+                key = bytes(index["key"][index[member][:, 1].argmax()]).decode(errors="replace")
+                raise ValueError(f"{self.folder}: the {member} of trial {key} is larger than {most >> 20} MB")
+        if not all(KEY.fullmatch(key.decode(errors="replace")) for key in index["key"].tolist()):
+            raise ValueError(f"{path} holds a key that neuroimagen shards does not write: make the shards again")
 
     def __len__(self) -> int:
         return len(self.index)
@@ -207,13 +308,29 @@ class ShardSplit:
     def _read(self, i: int, member: str) -> bytearray:
         row = self.index[i]
         number = int(row["tar"])
-        if number not in self.files:
-            self.files[number] = os.open(self.paths[number], os.O_RDONLY)
         offset, size = row[member].tolist()
         data = bytearray(size)
-        if os.preadv(self.files[number], [data], offset) != size:
-            raise ValueError(f"{self.paths[number]} was truncated while in use: make the shards again")
+        try:
+            if number not in self.files:
+                if self.url:  # it may have been removed from the cache since
+                    fetch_tar(self.url, self.folder, self.manifest.splits[self.name]["shards"][number])
+                file = os.open(self.paths[number], os.O_RDONLY)
+                if self.files.setdefault(number, file) != file:  # another thread was faster
+                    os.close(file)
+            n = os.preadv(self.files[number], [data], offset)
+        except OSError as error:
+            raise self._error(i, f"cannot be read ({error.strerror})") from None
+        except ValueError as error:
+            raise self._error(i, f"cannot be read: {error}") from None
+        if n != size:
+            raise self._error(i, "cannot be read: the file was truncated while in use")
         return data
+
+    def _error(self, i: int, what: str) -> ShardError:
+        path = self.paths[self.index[i]["tar"]]
+        return ShardError(
+            f"{path}: trial {self.keys[i]} {what}; copy or make the shards again", path.name, self.keys[i]
+        )
 
     def eeg_into(self, i: int, out: torch.Tensor) -> torch.Tensor:
         """Fill `out`, (n_chans, n_times) float32, with trial i in the manifest's units, not standardised."""
@@ -229,7 +346,11 @@ class ShardSplit:
 
     def info(self, i: int) -> dict[str, Any]:
         """subject, label, wnid, class_name, image, trial and what the reader added."""
+        data = self._read(i, "json")
         try:
-            return json.loads(self._read(i, "json"))
-        except ValueError:
-            raise ValueError(f"{self.paths[self.index[i]['tar']]}: trial {self.keys[i]} has damaged JSON") from None
+            info = json.loads(data)
+        except (ValueError, RecursionError):
+            info = None
+        if not isinstance(info, dict):
+            raise self._error(i, "has damaged JSON")
+        return info
