@@ -306,5 +306,6 @@ def load(path: Path) -> Any:
         ) from None
     except Exception as error:  # a damaged pickle can raise anything
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}".removesuffix(": ")
+        reason = "".join(c if c.isprintable() else "?" for c in reason)  # it may quote the file, also to a terminal
         raise ValueError(f"{path} is damaged or no pickled .npy file ({reason}): download it again") from None
     return value.item() if isinstance(value, np.ndarray) and value.shape == () else value

@@ -52,7 +52,7 @@ def test_everything_admitted_comes_back(tmp_path, flavour, core, protocol):
         "same again": LARGE,
         "small": np.arange(6).reshape(2, 3),
         "empty": np.zeros((0, 4)),
-        "number": np.float32(2.5),
+        "numbers": [np.float32(2.5), np.int64(-3), np.bool_(True), np.str_("Öz")],
         "names": np.array(["O1", "Öz"]),
         "objects": np.array(["O1", None, [1]], dtype=object),
         "plain": ["Öz", b"\x00\xff", (1, -(1 << 70), 2.5, True, None), {"deep": [{}]}],
@@ -115,7 +115,7 @@ def test_a_damaged_file_is_read_or_refused_in_one_sentence(tmp_path_factory, pla
         try:
             plain_pickle.load(path)
         except ValueError as error:
-            assert str(path) in str(error) and "\n" not in str(error)
+            assert str(path) in str(error) and str(error).isprintable()
 
 
 class Attack:
@@ -160,6 +160,7 @@ HOSTILE = {
     "instance": (b"(S'true'\niposix\nsystem\n.", r"wants posix\.system"),
     "load in numpy": (stack(name("numpy", "load"), text("/etc/passwd"), b"\x85R"), r"wants numpy\.load"),
     "call of a text": (stack(text("abc"), b")R"), "a call of something that is not a function"),
+    "escape sequence": (stack(name("_codecs", "encode"), text("a"), text("\x1b[2J"), b"\x86R"), r"ValueError: \?\[2J"),
     "state of a dict": (stack(b"}", b"}b"), "to set the state of something that has none"),
     "extension": (stack(b"\x82\x01"), "objects that are not plain values"),
     "persistent": (stack(b"Ppath\n"), "objects that are not plain values"),
@@ -194,7 +195,7 @@ def test_a_hostile_pickle_gets_one_sentence(tmp_path, case):
     (tmp_path / "x.npy").write_bytes(data)
     with pytest.raises(ValueError, match=sentence) as caught:
         plain_pickle.load(tmp_path / "x.npy")
-    assert str(tmp_path / "x.npy") in str(caught.value) and "\n" not in str(caught.value)
+    assert str(tmp_path / "x.npy") in str(caught.value) and str(caught.value).isprintable()
 
 
 def test_a_plain_array_and_a_missing_file_are_refused(tmp_path):

@@ -129,6 +129,10 @@ def test_recorded_eeg_and_a_run_without_maps(tmp_path):
     text, tags = page_of(run)
     assert "imulated EEG" not in text and "recorded EEG" in text and "Read with care" in text
     assert len(tags.sources) == 4 * 2 + 4 * 2 and "Table 2" not in text
+    about = (run / "rows.json").read_text()
+    for dataset, blocks in (("eeg_imagenet", True), ("things_eeg2", False)):
+        (run / "rows.json").write_text(about.replace('"perceivelab"', f'"{dataset}"'))
+        assert ("Read with care" in page_of(run)[0]) == blocks
 
 
 def test_every_column_is_explained_and_chance_is_told_twice(fresh):
