@@ -161,7 +161,9 @@ def describe(shards: Path, manifest: Manifest) -> str:
         size = sum(tar["bytes"] for tar in split["shards"]) / 1e6
         lines.append(f"{name:8}{split['trials']:8}{split['images']:8}{len(split['shards']):8}{size:10.1f}")
     lines.append(f"subjects: {', '.join(map(str, m.subjects))}")
-    lines.append(f"classes: {', '.join(str(c['name']) for c in m.classes)}")
+    names = [str(c["name"]) for c in m.classes]
+    more = f", ... {len(names)} in all" if len(names) > 60 else ""
+    lines.append(f"classes: {', '.join(names[:60])}{more}")
     flat = [str(c) for c, std in enumerate(m.channel_std) if not std > 0]
     if flat:
         lines.append(f"note: channels that never move in train: {', '.join(flat)}; they are passed on as zeros")
