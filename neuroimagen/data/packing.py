@@ -14,7 +14,7 @@ import signal
 import stat
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from multiprocessing import connection, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -328,8 +328,8 @@ class Died(ValueError):
     """A packing process ended that was not asked to."""
 
 
-def _work(config: "ShardsConfig", folder: Path, trials: int, known: str, pipe: connection.Connection) -> None:
-    """A packing process: opens the study, then packs the tars whose numbers it is sent. Ends with its parent."""
+def _work(config: "ShardsConfig", folder: Path, known: str, pipe: connection.Connection) -> None:
+    """A packing process: opens the study, then packs the tars it is sent. Ends with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent answers it
     torch.set_num_threads(1)
 
@@ -339,7 +339,7 @@ def _work(config: "ShardsConfig", folder: Path, trials: int, known: str, pipe: c
         except OSError:  # the parent is gone
             os._exit(1)
 
-    def receive() -> int:
+    def receive() -> Job:
         try:
             return pipe.recv()
         except (OSError, EOFError):
@@ -349,10 +349,10 @@ def _work(config: "ShardsConfig", folder: Path, trials: int, known: str, pipe: c
         study = open_study(config)
         if fingerprint(study) != known:
             raise ValueError("the input changed while it was packed: give the same command again")
-        jobs, packer = jobs_of(study, trials), Packer(study, config, folder)
+        packer = Packer(study, config, folder)
         send(None)  # ready
         while True:
-            send(packer.pack(jobs[receive()], lambda: send(1)))
+            send(packer.pack(receive(), lambda: send(1)))
     except OSError as error:
         plain = error.errno is None  # the others are made anew: not each comes through a pipe as it was
         send(OSError(str(error)) if plain else OSError(error.errno, error.strerror, error.filename))
@@ -362,10 +362,8 @@ def _work(config: "ShardsConfig", folder: Path, trials: int, known: str, pipe: c
         send(RuntimeError(traceback.format_exc()))
 
 
-def pack_in_processes(
-    config: "ShardsConfig", study: Study, folder: Path, trials: int, todo: list[int], processes: int
-) -> Iterator[Record | None]:
-    """Pack the tars numbered `todo`, whole tars in each process: their records as they come, and None for each trial.
+def pack_in_processes(packer: Packer, todo: list[Job], processes: int) -> Generator[Record | None, None, None]:
+    """What `packer` would do, by processes that take whole tars: records as they come, and None for each trial.
 
     The processes open the study themselves. To fork them from this one would spare that, but a fork copies the locks
     of torch's, mne's and BLAS's threads as they are at that moment, without the threads: now and then one waits for
@@ -374,12 +372,12 @@ def pack_in_processes(
     """
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    waiting, known = list(reversed(todo)), fingerprint(study)
+    waiting, known = list(reversed(todo)), fingerprint(packer.study)
     workers = {}
     try:
         for _ in range(processes):
             here, there = context.Pipe()
-            worker = context.Process(target=_work, args=(config, folder, trials, known, there), daemon=True)
+            worker = context.Process(target=_work, args=(packer.config, packer.folder, known, there), daemon=True)
             worker.start()
             there.close()  # or the end of the worker would not be seen
             workers[here] = worker

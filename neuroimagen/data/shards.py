@@ -100,11 +100,6 @@ def make_shards(config: ShardsConfig) -> None:
         try:
             manifest = _pack(config, resolved, partial)
             os.replace(partial, out)
-        except Died:
-            raise
-        except ValueError:  # this command cannot succeed: it leaves nothing
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -152,8 +147,14 @@ def _refuse_other(out: Path, resolved: dict[str, Any]) -> None:
 def _alone(partial: Path, out: Path) -> Iterator[None]:
     """Refuse a second packer of `out`. The kernel drops the lock with this process, however that ends."""
     path = partial.with_name(partial.name + ".lock")  # not inside: the directory is renamed
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = open(path, "a+")  # noqa: SIM115
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ValueError(f"cannot write to {path.parent} ({error.strerror}): give another out=") from None
+    with opened as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             mine = os.path.exists(path) and os.stat(path).st_ino == os.fstat(file.fileno()).st_ino
@@ -201,30 +202,43 @@ def _pack(config: ShardsConfig, resolved: dict[str, Any], partial: Path) -> Mani
         "versions": {name: _version(name) for name in ("neuroimagen", "numpy", "scipy", "mne", "pillow", "torch")},
     }
     records = _go_on(partial, plan, jobs)
-    todo = [number for number, job in enumerate(jobs) if job.name not in records]
-    left = sum(len(jobs[number].indices) for number in todo)
-    processes = min(config.processes or _processes(opening, left * trial_seconds), max(1, len(todo)))
-    n = sum(len(job.indices) for job in jobs)
-    with tqdm(total=n, initial=n - left, unit="trial", desc="shards", disable=None) as progress:
-        if processes > 1:
-            for record in pack_in_processes(config, study, partial, trials, todo, processes):
-                if record is None:
-                    progress.update()
-                else:
-                    records[record.name] = record
-        else:
-            for number in todo:
-                records[jobs[number].name] = packer.pack(jobs[number], progress.update)
-    for name, (size, changed, _) in inputs.items():
-        if _stamp(Path(name)) != [size, changed]:
-            raise ValueError(f"{name} changed while it was packed: give the same command again")
-    manifest = _manifest(study, config, [(job, records[job.name]) for job in jobs], partial)
+    try:
+        _write_tars(packer, jobs, records, opening, trial_seconds)
+        for name, (size, changed, _) in inputs.items():
+            if _stamp(Path(name)) != [size, changed]:
+                raise ValueError(f"{name} changed while it was packed: give the same command again")
+        manifest = _manifest(study, config, [(job, records[job.name]) for job in jobs], partial)
+    except Died:
+        raise
+    except ValueError:  # this command cannot succeed: it leaves nothing
+        shutil.rmtree(partial)
+        raise
     manifest.inputs = {name: digest for name, (_, _, digest) in inputs.items()}
     manifest.config = resolved
     write_json(partial / "manifest.json", dataclasses.asdict(manifest))
     (unfinished / "plan.json").unlink()  # from here on the manifest is what says that all is there
     shutil.rmtree(unfinished)
     return manifest
+
+
+def _write_tars(
+    packer: Packer, jobs: list[Job], records: dict[str, Record], opening: float, trial_seconds: float
+) -> None:
+    """Write the tars that have no record yet, and add their records."""
+    todo = [job for job in jobs if job.name not in records]
+    n, left = (sum(len(job.indices) for job in some) for some in (jobs, todo))
+    processes = min(packer.config.processes or _processes(opening, left * trial_seconds), max(1, len(todo)))
+    with tqdm(total=n, initial=n - left, unit="trial", desc="shards", disable=None) as progress:
+        if processes == 1:
+            for job in todo:
+                records[job.name] = packer.pack(job, progress.update)
+            return
+        with contextlib.closing(pack_in_processes(packer, todo, processes)) as packed:
+            for record in packed:
+                if record is None:
+                    progress.update()
+                else:
+                    records[record.name] = record
 
 
 def _version(package: str) -> str:

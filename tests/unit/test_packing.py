@@ -183,6 +183,10 @@ def test_what_is_left_over_is_used_only_by_the_same_command_on_the_same_files(tm
 
     write_study(tmp_path)
     stop_after(3)
+    with pytest.raises(ValueError, match="does not exist"):
+        make_shards(config(tmp_path, tmp_path / "shards", eeg=str(tmp_path / "mistyped.pth")))
+    stop_after(1)
+    assert "3 of 16 tars are whole" in capsys.readouterr().out
     stop_after(2, eeg_dtype="float32")
     assert "is left over from another command (config differ): starting afresh" in capsys.readouterr().out
     write_study(tmp_path, seed=1)
@@ -201,6 +205,8 @@ def test_what_is_left_over_is_used_only_by_the_same_command_on_the_same_files(tm
     check_shards(tmp_path / "shards")
     with tarfile.open(tmp_path / "shards" / "train-000001.tar") as file:
         assert file.extractfile(info.member).read() == picture.read_bytes()
+    with pytest.raises(ValueError, match=r"cannot write to .*eeg\.pth \(.*\): give another out="):
+        make_shards(config(tmp_path, tmp_path / "eeg.pth" / "shards"))
     (tmp_path / "other.partial").mkdir()
     (tmp_path / "other.partial" / "thesis.txt").write_text("dear")
     with pytest.raises(ValueError, match=r"thesis\.txt is not of neuroimagen shards"):
