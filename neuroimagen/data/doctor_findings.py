@@ -87,30 +87,30 @@ class Findings:
 
     def _pictures(self) -> None:
         pictures = self.found.pictures
-        sides: dict[str, list[str]] = defaultdict(list)  # split -> images
-        for image, picture in pictures.items():
-            for split in picture.splits:
-                sides[split].append(image)
         by_digest: dict[str, list[str]] = defaultdict(list)
+        sides: dict[str, dict[str, str]] = defaultdict(dict)  # split -> digest -> the first image that has it
         for image, picture in pictures.items():
             by_digest[picture.digest].append(image)
-        twins, across = 0, 0
+            for split in picture.splits:
+                sides[split].setdefault(picture.digest, image)
+        same = across = near = 0
         for images in by_digest.values():
-            for a, b in combinations(images, 2):
-                twins += 1
-                in_a, in_b = ("/".join(sorted(pictures[image].splits)) for image in (a, b))
-                if in_a != in_b and self.study.split_by == "image":
+            if len(images) > 1:
+                named = [f"{image} ({'/'.join(sorted(pictures[image].splits))})" for image in images]
+                splits = {split for image in images for split in pictures[image].splits}
+                if len(splits) > 1 and self.study.split_by == "image":
                     across += 1
-                    self.wrong(f"{a} ({in_a}) and {b} ({in_b}) are the same picture, byte for byte: leave one out")
-        near = 0
+                    self.wrong(f"{_and(named)} are the same picture, byte for byte: leave one out")
+                else:
+                    same += 1
         for one, other in combinations(sides, 2):
-            looks = [[pictures[image].look for image in sides[split]] for split in (one, other)]
-            for i, j, r in near_pairs(*looks):
-                a, b = sides[one][i], sides[other][j]
-                if a == b or pictures[a].digest == pictures[b].digest:
-                    continue
-                near += 1
-                self.ask(f"{a} ({one}) and {b} ({other}) look like copies of one picture (correlation {r:.3f})")
+            a, b = list(sides[one].values()), list(sides[other].values())
+            for i, j, r in near_pairs([pictures[k].look for k in a], [pictures[k].look for k in b]):
+                if pictures[a[i]].digest != pictures[b[j]].digest:
+                    near += 1
+                    self.ask(
+                        f"{a[i]} ({one}) and {b[j]} ({other}) look like copies of one picture (correlation {r:.3f})"
+                    )
         shared = [image for image, picture in pictures.items() if len(picture.splits) > 1]
         if shared and self.study.split_by == "image":
             said = "\n".join(self.found.study.fault.found)  # readers say so themselves
@@ -134,10 +134,8 @@ class Findings:
                 "no picture has a copy in another split, by content (SHA-256) or by look (pHash within "
                 f"{NEAR_BITS} of 63 bits and correlation {NEAR_CORRELATION} or more)"
             )
-        if twins > across:
-            self.ask(
-                f"{twins - across} pairs of pictures of one split, or of a split by run, are the same byte for byte"
-            )
+        if same:
+            self.ask(f"{same} pictures are there under several names in one split, or in a split by run, byte for byte")
         if self.found.orphans:
             some = ", ".join(str(path) for path in self.found.orphans[:3])
             more = f" and {len(self.found.orphans) - 3} more" if len(self.found.orphans) > 3 else ""
@@ -348,6 +346,12 @@ class Findings:
         return rows
 
 
+def _and(names: list[str], most: int = 6) -> str:
+    """a, b and c"""
+    shown = names[:most] + ([f"{len(names) - most} more"] if len(names) > most else [])
+    return " and ".join([", ".join(shown[:-1]), shown[-1]])
+
+
 def line_ratio(frequencies: np.ndarray, density: np.ndarray, line: float) -> float | None:
     """Power at `line` Hz / what its neighbours on both sides let expect; None where there are none.
 
@@ -373,9 +377,9 @@ def band_of(frequencies: np.ndarray, density: np.ndarray) -> tuple[float, float]
 
 
 def slope(frequencies: np.ndarray, density: np.ndarray, low: float, high: float) -> float | None:
-    """Exponent b of power ~ f^b inside the band, from 2 to 45 Hz and without alpha (7..13 Hz); None below 6 bins."""
+    """Exponent b of power ~ f^b between alpha and the mains, 13 to 45 Hz, well inside the band; None below 6 bins."""
     f = frequencies
-    used = (f >= max(2, low)) & (f <= min(45, high)) & ~((f >= 7) & (f <= 13)) & (density > 0)
+    used = (f >= max(13, 1.5 * low)) & (f <= min(45, 0.9 * high)) & (density > 0)
     if used.sum() < 6:
         return None
     return float(np.polyfit(np.log(f[used]), np.log(density[used]), 1)[0])
