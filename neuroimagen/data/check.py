@@ -85,10 +85,14 @@ def sniff(config: CheckConfig) -> tuple[CheckConfig, Path | None, str]:
         if (path / "eeg.pth").is_file():
             config = _fill(config, dataset="perceivelab", eeg=path / "eeg.pth", images=path / "images")
             return _splits_beside(config, f"{path}: a folder with eeg.pth and images, PerceiveLab format")
-        if (path / "dataset_description.json").is_file():
-            return _fill(config, dataset=_reader("bids", path), eeg=path), None, f"{path}: a BIDS folder"
-        if any(path.glob("**/preprocessed_eeg_training.npy")):
-            return _fill(config, dataset=_reader("things", path), eeg=path), None, f"{path}: a THINGS-EEG2 folder"
+        for pattern, word, name in (
+            ("dataset_description.json", "epochs", "a BIDS folder"),
+            ("sub-*/preprocessed_eeg_*.npy", "things", "THINGS-EEG2, for it has sub-*/preprocessed_eeg_*.npy"),
+            ("EEG-ImageNet_*.pth", "imagenet", "EEG-ImageNet (2024), for it has EEG-ImageNet_*.pth"),
+            ("*-epo.fif", "epochs", "mne.Epochs, for it has *-epo.fif"),
+        ):
+            if any(path.glob(pattern)):
+                return _fill(config, dataset=_reader(word, path), eeg=path), None, f"{path}: {name}"
         raise ValueError(f"{path} is neither a shard directory (manifest.json) nor a folder of a study that is known")
     if not path.is_file():
         raise ValueError(f"{path} does not exist")
@@ -103,8 +107,9 @@ def sniff(config: CheckConfig) -> tuple[CheckConfig, Path | None, str]:
         return _fill(config, **given), None, f"{path}: a config, of which the `shards:` section says what to read"
     if path.suffix == ".fif":
         return _fill(config, dataset=_reader("epochs", path), eeg=path), None, f"{path}: an mne file"
-    if path.suffix == ".npy":
-        return _fill(config, dataset=_reader("things", path), eeg=path), None, f"{path}: THINGS-EEG2, by its name"
+    if path.suffix == ".npy":  # of a subject; the reader takes the folder of all subjects
+        folder = path.absolute().parent.parent
+        return _fill(config, dataset=_reader("things", path), eeg=folder), None, f"{folder}: THINGS-EEG2, all of it"
     content = load_plain(path)
     first = content.get("dataset") if isinstance(content, dict) else None
     if isinstance(first, list) and first and isinstance(first[0], dict) and "eeg_data" in first[0]:

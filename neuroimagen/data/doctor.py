@@ -1,7 +1,7 @@
 """The one pass that `neuroimagen check` makes over a study: what there is, what is broken, and running statistics.
 
-Memory does not grow with the EEG: of each trial stay one number a channel, one spectrum (averaged over channels) and
-two hashes; of each subject the sums of EEG and spectra. Every picture is read and decoded once.
+Memory: of each trial stay one number a channel, its key and a hash; of each subject the sums of EEG and spectra; of at
+most MOST_SPECTRA trials a spectrum. Every picture is read and decoded once.
 """
 
 import dataclasses
@@ -24,7 +24,8 @@ from neuroimagen.data.study import Study, Trial
 
 # A clipped channel stays at its largest or smallest value for a good part of the trial; noise is there once or twice.
 CLIPPED_SHARE, CLIPPED_LEAST = 0.05, 8  # of the samples of a trial, and samples
-LARGEST_PICTURE = 100_000_000  # bytes; the pictures of the published studies have some 100 kB
+LARGEST_PICTURE = 64 << 20  # bytes; the pictures of the published studies have some 100 kB
+MOST_SPECTRA = 20_000  # trials; of a larger study every second, third ... is used
 EXAMPLES = 3  # pictures of each class that the page shows
 EXAMPLE_SIZE = 88  # px
 
@@ -60,8 +61,8 @@ class Examination:
         self.channels: dict[str, dict[tuple[int, int], list[int]]] = {"nan": {}, "flat": {}, "clipped": {}}
         self.window = min(study.n_times, max(8, round(study.sfreq)))  # samples; bins of 1 Hz, or what a trial allows
         self.frequencies = np.fft.rfftfreq(self.window, 1 / study.sfreq)
-        self.spectra = np.zeros((n, len(self.frequencies)), np.float32)  # power density, mean over channels
-        self.has_spectrum = np.zeros(n, bool)
+        self.every = -(-n // MOST_SPECTRA) or 1  # trial whose spectrum is taken
+        self.spectra: dict[int, list[np.ndarray]] = defaultdict(list)  # subject -> (n_frequencies,), mean over channels
         self.channel_spectra: dict[int, np.ndarray] = {}  # subject -> sum over trials (n_chans, n_frequencies)
         self.evoked: dict[int, np.ndarray] = {}  # subject -> sum over trials (n_chans, n_times)
         self.summed: Counter[int] = Counter()  # subject -> trials in those sums
@@ -95,7 +96,8 @@ class Examination:
         self.label.append(trial.label)
         place = trial.extra.get("onset_s", trial.extra.get("trial_index", index))
         self.order.append((str(trial.extra.get("run", "")), place))
-        self._add_picture(split, trial)
+        where = self.study.where(index) if hasattr(self.study, "where") else f"trial {trial.key}"
+        self._add_picture(split, trial, where)
         self._add_eeg(number, trial)
 
     def _add_eeg(self, number: int, trial: Trial) -> None:
@@ -118,29 +120,29 @@ class Examination:
             first = self.first_eeg.setdefault(hashlib.blake2b(eeg.data, digest_size=16).digest(), number)
             if first != number:
                 self.same_eeg.append((first, number))
-        _, density = scipy.signal.welch(eeg, study.sfreq, nperseg=self.window, detrend="constant")
-        self.spectra[number] = density.mean(axis=0)
-        self.has_spectrum[number] = True
         if trial.subject not in self.evoked:
             self.evoked[trial.subject] = np.zeros(eeg.shape)
-            self.channel_spectra[trial.subject] = np.zeros(density.shape)
+            self.channel_spectra[trial.subject] = np.zeros((study.n_chans, len(self.frequencies)))
         self.evoked[trial.subject] += eeg
-        self.channel_spectra[trial.subject] += density
         self.summed[trial.subject] += 1
+        if number % self.every == 0:
+            _, density = scipy.signal.welch(eeg, study.sfreq, nperseg=self.window, detrend="constant")
+            self.spectra[trial.subject].append(density.mean(axis=0))
+            self.channel_spectra[trial.subject] += density
 
     def _mark(self, kind: str, subject: int, wrong: np.ndarray, number: int) -> None:
         for channel in np.flatnonzero(wrong):
             self.channels[kind].setdefault((subject, int(channel)), []).append(number)
 
-    def _add_picture(self, split: str, trial: Trial) -> None:
+    def _add_picture(self, split: str, trial: Trial, where: str) -> None:
         if isinstance(trial.jpeg, Path):
             self.used_files.add(trial.jpeg)
         if trial.image in self.bad_pictures:
             return
         if trial.image not in self.pictures:
-            where = str(trial.jpeg) if isinstance(trial.jpeg, Path) else f"of trial {trial.key}"
+            name = str(trial.jpeg) if isinstance(trial.jpeg, Path) else f"of {where}"
             try:
-                self.pictures[trial.image] = look_at(trial.jpeg, trial.label, where)
+                self.pictures[trial.image] = look_at(trial.jpeg, trial.label, name)
             except ValueError as error:
                 self.study.fault(f"{error} (first shown in trial {trial.key})")
                 self.bad_pictures.add(trial.image)
@@ -198,9 +200,7 @@ def examine(study: Study) -> Examination:
     finish = getattr(study, "finish", None)
     if finish is not None:
         finish()
-    for folder in study.picture_folders:
-        found.orphans += sorted(
-            path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path not in found.used_files
-        )
+    there = {path for folder in study.picture_folders for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES}
+    found.orphans = sorted(there - found.used_files)
     found.seconds = time.perf_counter() - start
     return found

@@ -206,7 +206,7 @@ class Findings:
                 continue
             self.lines[subject] = {line: line_ratio(f, density, line) for line in LINES}
             self.bands[subject] = band_of(f, density)
-            self.slopes[subject] = slope(f, density, *self.bands[subject])
+            self.slopes[subject] = slope(f, density)
             for line, ratio in self.lines[subject].items():
                 if ratio is not None and ratio > LINE_RATIO:
                     faint = True
@@ -235,11 +235,15 @@ class Findings:
 
     def spectrum(self, subject: int) -> np.ndarray | None:
         """(n_frequencies,) median over the subject's trials of the mean over channels."""
-        rows = np.flatnonzero((self.subject == subject) & self.found.has_spectrum[: len(self.found)])
-        return np.median(self.found.spectra[rows], axis=0) if len(rows) else None
+        own = self.found.spectra.get(subject)
+        return np.median(own, axis=0) if own else None
 
     def _balance(self) -> None:
         groups: dict[str, np.ndarray] = {f"split {s}": self.split == s for s in self.study.splits}
+        classes = {name: set(self.label[rows].tolist()) for name, rows in groups.items()}
+        if classes.get("split test") and not classes["split test"] & classes.get("split train", set()):
+            self.fine.append("zero-shot: no class of the test split is among those of the train split")
+            groups = {}  # that classes are absent is the design
         groups |= {f"subject {s}": self.subject == s for s in self.found.subjects}
         uneven = False
         for name, rows in groups.items():
@@ -261,6 +265,9 @@ class Findings:
 
     def _order(self) -> None:
         """Are classes in blocks, in the order of time where the reader gives it, else of the file?"""
+        known = published(self.study.dataset)
+        if known and known.sorted:
+            return  # the order of the file is by class, and says nothing of time
         timed = any(key[0] for key in self.found.order)
         for subject in self.found.subjects:
             rows = sorted(np.flatnonzero(self.subject == subject), key=lambda i: self.found.order[i])
@@ -289,6 +296,7 @@ class Findings:
             own = (self.subject == subject) & np.isfinite(self.spread).all(axis=1) & (self.spread > 0).all(axis=1)
             train, test = own & (self.split == "train"), own & (self.split == "test")
             labels = sorted(set(self.label[train].tolist()))
+            test &= np.isin(self.label, labels)
             if not test.any() or len(labels) < 2:
                 continue
             x = np.log(self.spread[train])
@@ -353,20 +361,20 @@ def _and(names: list[str], most: int = 6) -> str:
 
 
 def line_ratio(frequencies: np.ndarray, density: np.ndarray, line: float) -> float | None:
-    """Power at `line` Hz / what its neighbours on both sides let expect; None where there are none.
+    """Power at `line` Hz / that of its neighbours; None where the bins are too wide, or end before.
 
-    The peak of a Hann window is 2 bins wide on each side; neighbours are the bins 3 to 6 bins away, and interpolated
-    between the two sides in the logarithm, so that the fall of the spectrum does not count.
+    The peak of a Hann window is 2 bins wide on each side; neighbours are the bins 3 to 6 bins away, averaged in the
+    logarithm. The side with more power counts, so that neither 1/f nor the edge of a filter looks like a line.
     """
     step = frequencies[1] - frequencies[0]
     away = (frequencies - line) / step
     below, above = (away <= -2.5) & (away > -6.5), (away >= 2.5) & (away < 6.5)
-    if below.sum() < 3 or above.sum() < 3 or frequencies[above].max() >= frequencies[-1]:
+    if step > 5 or below.sum() < 4 or above.sum() < 4:
         return None
-    if step > 5 or (density[below] <= 0).any() or (density[above] <= 0).any():
+    if not (density[below] > 0).all() or not (density[above] > 0).all():
         return None
-    expected = (np.log(density[below]).mean() + np.log(density[above]).mean()) / 2
-    return float(np.exp(np.log(max(density[np.abs(away) <= 1].max(), 1e-300)) - expected))
+    expected = max(np.log(density[below]).mean(), np.log(density[above]).mean())
+    return float(density[np.abs(away) <= 1].max() / np.exp(expected))
 
 
 def band_of(frequencies: np.ndarray, density: np.ndarray) -> tuple[float, float]:
@@ -376,10 +384,13 @@ def band_of(frequencies: np.ndarray, density: np.ndarray) -> tuple[float, float]
     return float(frequencies[1 + low]), float(frequencies[1 + high])
 
 
-def slope(frequencies: np.ndarray, density: np.ndarray, low: float, high: float) -> float | None:
-    """Exponent b of power ~ f^b between alpha and the mains, 13 to 45 Hz, well inside the band; None below 6 bins."""
+def slope(frequencies: np.ndarray, density: np.ndarray) -> float | None:
+    """Exponent b of power ~ f^b, without alpha (7..13 Hz): from where the spectrum comes near its maximum to 45 Hz,
+    or to where 1 % of the power is left. None below 6 bins."""
     f = frequencies
-    used = (f >= max(13, 1.5 * low)) & (f <= min(45, 0.9 * high)) & (density > 0)
+    low = f[np.argmax(density >= 0.7 * density[f >= 2].max())] if (f >= 2).any() else 45
+    high = band_of(f, density)[1]
+    used = (f >= max(2, low)) & (f <= min(45, 0.9 * high)) & ~((f >= 7) & (f <= 13)) & (density > 0)
     if used.sum() < 6:
         return None
     return float(np.polyfit(np.log(f[used]), np.log(density[used]), 1)[0])

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from neuroimagen import __version__
-from neuroimagen.data.doctor import CLIPPED_LEAST, CLIPPED_SHARE
+from neuroimagen.data.doctor import CLIPPED_LEAST, CLIPPED_SHARE, MOST_SPECTRA
 from neuroimagen.data.doctor_findings import LARGE, LINE_RATIO, LINES, UNEVEN, WHITE, Finding, Findings
 from neuroimagen.data.picture_hash import NEAR_BITS, NEAR_CORRELATION
 
 MOST_CLASSES = 200  # rows of the class table; THINGS has 1,854
 MOST_LISTED = 500  # findings of a kind on the page, and trials of a finding; faults.txt has them all
 CAPTIONS = {
-    "spectrum": "Power density (Welch): for each trial the mean over channels, of these the median over trials.",
+    "spectrum": "Power density (Welch): for each trial the mean over channels, of these the median over trials (all, or "
+    f"{MOST_SPECTRA:,} evenly spaced).",
     "evoked": "Averages over trials. Maps: where channels are named and the 10-05 system knows their place.",
     "amplitude": "Median over trials of each channel's standard deviation.",
     "lengths": "Lengths of the trials as they are in the file.",
@@ -211,8 +212,9 @@ def _method(findings: Findings) -> str:
         "clipped": f"at least {100 * CLIPPED_SHARE:g} % of a trial's samples, and {CLIPPED_LEAST}, are exactly its "
         "largest or smallest value",
         "very large": f"more than {LARGE} times the median over the subject's trials, or over its channels",
-        "line noise": f"{LINE_RATIO:g} times the power of the bins 3 to 6 away on both sides, or more",
-        "1/f": f"an exponent above -{WHITE:g} between 13 and 45 Hz is asked about",
+        "line noise": f"more than {LINE_RATIO:g} times the power of the bins 3 to 6 away, on the stronger side",
+        "1/f": f"an exponent above -{WHITE:g} is asked about; fitted up to 45 Hz, from where the spectrum comes near "
+        "its maximum, without alpha",
         "uneven classes": f"most frequent / rarest above {UNEVEN:g}",
         "near-duplicate": f"pHash (Zauner 2010) differs in at most {NEAR_BITS} of 63 bits and 32 x 32 grey copies "
         f"correlate by {NEAR_CORRELATION} or more: a hint, look at both",

@@ -105,7 +105,7 @@ def spectrum(findings: Findings) -> Any:
 
 def _short(units: str) -> str:
     short = {"standard deviations": "SD", "as in the file": "units of the file"}.get(units, units)
-    return short.replace("$", r"\$")  # text of a file, not a formula
+    return "".join(c for c in short if c.isprintable()).replace("$", r"\$")  # text of a file, not a formula
 
 
 def _positions(names: list[str] | None) -> Any:
@@ -131,7 +131,8 @@ def evoked(findings: Findings) -> Any:
     subjects = [s for s in found.subjects if found.summed[s]]
     if not subjects:
         return None
-    ms = 1000 * np.arange(study.n_times) / study.sfreq
+    onset = getattr(study, "tmin", None)  # s from picture onset to the first sample, where the reader says so
+    ms = 1000 * (np.arange(study.n_times) / study.sfreq + (onset or 0))
     total: np.ndarray = np.sum([found.evoked[s] for s in subjects], axis=0) / sum(found.summed[s] for s in subjects)
     power = total.std(axis=0) if study.n_chans > 1 else np.abs(total[0])
     peaks, _ = scipy.signal.find_peaks(power, distance=max(1, round(0.04 * study.sfreq)))
@@ -155,7 +156,7 @@ def evoked(findings: Findings) -> Any:
     axes.set(
         title=f"all subjects, mean of {sum(found.summed.values()):,} trials{some}",
         ylabel=_short(study.units),
-        xlabel="ms from the first sample of a trial",
+        xlabel="ms from the first sample of a trial" if onset is None else "ms from picture onset",
     )
     grid = parts[1].subplots(n_rows, 4, sharex=True, sharey=True, squeeze=False).ravel()
     for axes, subject in zip(grid, shown, strict=False):
@@ -207,10 +208,11 @@ def amplitude(findings: Findings) -> Any:
 
 
 def trial_lengths(findings: Findings) -> list[int]:
-    """Samples of every trial in the file, where the reader knows them (PerceiveLab); else empty."""
-    study: Any = findings.study
-    trials = study.trials if study.dataset == "perceivelab" and hasattr(study, "trials") else []
-    return [t["eeg"].shape[1] for i, t in enumerate(trials) if i not in study.broken]
+    """Samples of every trial in the file, where the reader keeps them as published (dicts of torch tensors)."""
+    study: Any = getattr(findings.study, "study", findings.study)  # under signal options
+    trials, broken = getattr(study, "trials", []), getattr(study, "broken", ())
+    whole = [trial for i, trial in enumerate(trials) if i not in broken and isinstance(trial, dict)]
+    return [trial["eeg" if "eeg" in trial else "eeg_data"].shape[1] for trial in whole]
 
 
 def lengths(findings: Findings) -> Any:

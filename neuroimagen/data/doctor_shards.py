@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from neuroimagen.data.shard_files import SPLITS, ShardSplit, read_manifest, scan_tar, sha256
+from neuroimagen.data.shard_files import INDEX, SPLITS, ShardSplit, read_manifest, scan_tar, sha256
 from neuroimagen.data.study import Faults, Trial
 
+LARGEST = {"eeg": 1 << 30, "picture": 64 << 20, "json": 1 << 20}  # bytes; more is refused before it is read
 KINDS = {"subject": int, "label": int, "wnid": str, "class_name": str, "image": str, "trial": str}
 
 
@@ -81,7 +82,9 @@ class ShardStudy:
             return  # what the index should be is not known
         index = self.folder / f"{split}.index.npy"
         try:
-            if index.is_file() and not np.array_equal(np.load(index, allow_pickle=False), np.array(rows)):
+            if index.is_file() and index.stat().st_size > 4096 + len(rows) * INDEX.itemsize:
+                raise ValueError("a header may claim any number of rows")
+            if index.is_file() and not np.array_equal(np.load(index, allow_pickle=False), np.array(rows, INDEX)):
                 self.fault(f"{index} does not fit the tars: remove it, and it is made again from them on each start")
         except (ValueError, EOFError, OSError):
             self.fault(f"{index} is damaged: remove it, and it is made again from the tars on each start")
@@ -91,18 +94,24 @@ class ShardStudy:
             if not any(str(error) == fault or str(index) in fault for fault in self.fault.found):
                 self.fault(str(error))
 
+    def where(self, index: int) -> str:
+        _, path, row = self.place[index]
+        return f"{path}: trial {row['key'].decode()}"
+
     def trial(self, index: int) -> Trial:
         """Read and verify one trial; ValueError if it cannot be used."""
         m, (split, path, row) = self.manifest, self.place[index]
         key = row["key"].decode()
-        where = f"{path}: trial {key}"
+        where = self.where(index)
         if key in self.keys:
             raise ValueError(f"{where} comes twice: make the shards again")
         self.keys.add(key)
         with open(path, "rb") as file:
             parts = {}
-            for name in ("eeg", "picture", "json"):
+            for name, most in LARGEST.items():
                 offset, size = row[name].tolist()
+                if size > most:
+                    raise ValueError(f"{where}: its {name} has {size / 1e6:.0f} MB: make the shards again")
                 file.seek(offset)
                 parts[name] = file.read(size)
         info = self._info(parts["json"], key, where)
@@ -135,7 +144,7 @@ class ShardStudy:
     def _info(self, data: bytes, key: str, where: str) -> dict[str, Any]:
         try:
             info = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ValueError(f"{where} has damaged JSON: make the shards again") from None
         if not isinstance(info, dict) or any(type(info.get(name)) is not kind for name, kind in KINDS.items()):
             raise ValueError(f"{where} has JSON without one of {', '.join(KINDS)}")
@@ -148,7 +157,7 @@ class ShardStudy:
     def finish(self) -> None:
         """After the last trial: counts, subjects and the train statistics, where all that they are made of was read."""
         for split, said in self.manifest.splits.items():
-            whole = self.read[split] == len(self.splits[split])
+            whole = self.read[split] == sum(tar["trials"] for tar in said["shards"])
             if whole and (said["trials"], said["images"]) != (self.read[split], len(self.images[split])):
                 self.fault(f"{self.folder}: split {split} does not hold the trials and images that the manifest counts")
         whole = all(self.read[split] == self.manifest.splits[split]["trials"] for split in SPLITS)
