@@ -14,8 +14,8 @@ from neuroimagen.data.picture_hash import NEAR_BITS, NEAR_CORRELATION
 MOST_CLASSES = 200  # rows of the class table; THINGS has 1,854
 MOST_LISTED = 500  # findings of a kind on the page, and trials of a finding; faults.txt has them all
 CAPTIONS = {
-    "spectrum": "Power density (Welch): for each trial the mean over channels, of these the median over trials (all, or "
-    f"{MOST_SPECTRA:,} evenly spaced).",
+    "spectrum": "Power density (Welch): for each trial the mean over channels, of these the median over (all, or "
+    f"{MOST_SPECTRA:,} evenly spaced) trials.",
     "evoked": "Averages over trials. Maps: where channels are named and the 10-05 system knows their place.",
     "amplitude": "Median over trials of each channel's standard deviation.",
     "lengths": "Lengths of the trials as they are in the file.",
