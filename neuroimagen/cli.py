@@ -20,7 +20,9 @@ COMMANDS = {
         "data.simulator", "SimulateConfig", "simulate", "write a simulated study, in PerceiveLab format"
     ),
     "shards": Command("data.shards", "ShardsConfig", "make_shards", "pack a study into WebDataset shards"),
-    "check": Command("data.check", "CheckConfig", "check", "verify a shard directory and say what is in it", "shards"),
+    "check": Command(
+        "data.check", "CheckConfig", "check", "say what is in a study or its shards, and what is wrong", "source"
+    ),
     "captions": Command("sample.captions", "CaptionsConfig", "caption_pictures", "caption pictures with BLIP, BLIP-2"),
     "probe": Command("evaluation.classifiers", "ProbeConfig", "probe", "train a classifier for the scores"),
     "evaluate": Command("evaluation.scores", "EvaluateConfig", "evaluate", "score a reconstruct run", "run"),

@@ -1,35 +1,56 @@
-"""`neuroimagen check DIR`: verify every byte of a shard directory, and say what is in it."""
+"""`neuroimagen check SOURCE`: the doctor. What is in a study, what is wrong with it, what a reviewer would ask.
+
+SOURCE is a shard directory, a published file or folder, a simulated study, or a YAML file; `sniff` says which. What is
+looked at: docs/doctor.md.
+"""
 
 import dataclasses
-import hashlib
+import typing
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from tqdm import tqdm
+from neuroimagen.config import option, stage_section
+from neuroimagen.data.doctor import examine
+from neuroimagen.data.doctor_findings import Finding, Findings
+from neuroimagen.data.doctor_shards import ShardStudy
+from neuroimagen.data.perceivelab import load_plain
+from neuroimagen.data.shard_files import describe
+from neuroimagen.data.source import SourceConfig, open_study
+from neuroimagen.data.study import Faults, Study
 
-from neuroimagen.config import option
-from neuroimagen.data.shards import (
-    SPLITS,
-    Manifest,
-    ShardSplit,
-    check_picture,
-    describe,
-    read_manifest,
-    scan_tar,
-    sha256,
-)
+SHOWN = 20  # faults, and as many questions, on the terminal; the page and faults.txt have them all
+BESIDE = ("block_splits_by_image_all.pth", "splits.pth")  # splits files looked for beside an EEG file
 
 
 @dataclasses.dataclass
-class CheckConfig:
-    """`neuroimagen check DIR`"""
+class CheckConfig(SourceConfig):
+    """`neuroimagen check SOURCE`"""
 
-    shards: str = option(help="shard directory")
+    source: str = option(
+        "",
+        "shard directory, published file or folder, or YAML file with a `shards:` section; or give dataset=, eeg= ...",
+    )
+    report: str = option("", "folder for index.html, faults.txt and pictures; empty: text only")
 
 
-def check(config: CheckConfig) -> None:
-    print(check_shards(config.shards))
+def check(config: CheckConfig) -> int:
+    """Examine and print; 0 fine, 1 faults found. ValueError if the source cannot be read at all."""
+    config, shards, how = sniff(config)
+    fault = Faults(collect=True)
+    try:
+        study: Study = ShardStudy(shards, fault) if shards else open_study(config, fault)
+    except ValueError as error:
+        if not fault.found:
+            raise
+        listed = _listed([Finding(text) for text in fault.found], "")
+        raise ValueError(f"{error}\nbefore that:\n{listed}") from None
+    findings = Findings(examine(study), str(shards or study.inputs[0]))
+    print(summary(findings, how, config.report))
+    if config.report:
+        from neuroimagen.data.doctor_page import write_page
+
+        write_page(findings, how, Path(config.report))
+        print(f"{Path(config.report) / 'index.html'}")
+    return 1 if findings.faults else 0
 
 
 def check_shards(shards: str | Path) -> str:
@@ -37,96 +58,142 @@ def check_shards(shards: str | Path) -> str:
 
     Looked at: every tar's size, SHA-256 and members; every EEG array, JSON and picture; labels; the index; that no key
     comes twice, no image (or recording run) is in two splits and no tar is left over; the train statistics.
-    Raises ValueError, in one sentence, at the first thing that is wrong.
+    Raises ValueError, a sentence a line, with everything that is not as the manifest says.
     """
-    folder = Path(shards)
-    manifest = read_manifest(folder)
-    splits = {name: ShardSplit(folder, name) for name in SPLITS}
-    listed = {path.name for split in splits.values() for path in split.paths}
-    extra = sorted(path.name for path in folder.glob("*.tar") if path.name not in listed)
-    if extra:
-        raise ValueError(f"{folder / extra[0]} is not in the manifest: remove it, or make the shards again")
-    for name, split in splits.items():
-        for path, tar in zip(split.paths, manifest.splits[name]["shards"], strict=True):
-            if sha256(path) != tar["sha256"]:
-                raise ValueError(f"{path} was changed since it was made (SHA-256 differs): make the shards again")
-        if not np.array_equal(split.index, np.concatenate([scan_tar(path, n) for n, path in enumerate(split.paths)])):
-            raise ValueError(f"{folder / name}.index.npy does not fit the tars: remove it, or make the shards again")
-    seen = _Seen(manifest, folder)
-    with tqdm(total=sum(map(len, splits.values())), unit="trial", desc="check", disable=None) as progress:
-        for name, split in splits.items():
-            images = set()
-            for i in range(len(split)):
-                images.add(seen.trial(split, i))
-                progress.update()
-            if len(images) != manifest.splits[name]["images"] or len(split) != manifest.splits[name]["trials"]:
-                raise ValueError(f"{folder}: split {name} does not hold the trials and images that the manifest counts")
-    seen.compare_statistics()
-    if seen.subjects != set(manifest.subjects):
-        raise ValueError(f"{folder}: the subjects in the tars are {sorted(seen.subjects)}, not those of the manifest")
-    return f"{describe(folder, manifest)}\nevery shard, trial and picture was read and is as the manifest says"
+    study = ShardStudy(shards, Faults(collect=True))
+    examine(study)
+    if study.fault.found:
+        raise ValueError("\n".join(study.fault.found))
+    return (
+        f"{describe(study.folder, study.manifest)}\nevery shard, trial and picture was read and is as the manifest says"
+    )
 
 
-class _Seen:
-    """What the trials read so far say together."""
+def sniff(config: CheckConfig) -> tuple[CheckConfig, Path | None, str]:
+    """What `config.source` is: the config with the fields it stands for, or a shard directory; and a sentence.
 
-    def __init__(self, manifest: Manifest, folder: Path) -> None:
-        self.manifest, self.folder = manifest, folder
-        self.classes = {c["label"]: c for c in manifest.classes}
-        self.keys: set[str] = set()
-        self.pictures: dict[str, bytes] = {}  # image -> digest
-        self.side: dict[Any, str] = {}
-        self.subjects: set[int] = set()
-        self.count, self.total = 0, np.zeros((2, manifest.n_chans))
-
-    def trial(self, split: ShardSplit, i: int) -> str:
-        """Verify one trial; its image name."""
-        key = split.keys[i]
-        where = f"{split.paths[split.index[i]['tar']]}: trial {key}"
-        if key in self.keys:
-            raise ValueError(f"{where} comes twice: make the shards again")
-        self.keys.add(key)
-        info = split.info(i)
-        kinds = {"subject": int, "label": int, "wnid": str, "class_name": str, "image": str, "trial": str}
-        if not isinstance(info, dict) or any(type(info.get(name)) is not kind for name, kind in kinds.items()):
-            raise ValueError(f"{where} has JSON without one of {', '.join(kinds)}")
-        known = self.classes.get(info["label"])
-        if (
-            info["trial"] != key
-            or known is None
-            or (known["wnid"], known["name"]) != (info["wnid"], info["class_name"])
+    Fields that the user gave go before what the source says. ValueError if it is nothing known.
+    """
+    if not config.source:
+        if not (config.eeg or config.recording):
+            raise ValueError("please give a source: a shard directory, a published file or folder, or a YAML file")
+        return config, None, f"dataset={config.dataset}, as the arguments say"
+    path = Path(config.source)
+    if path.is_dir():
+        if (path / "manifest.json").is_file():
+            return config, path, f"{path}: a shard directory, for it has a manifest.json"
+        if (path / "eeg.pth").is_file():
+            config = _fill(config, dataset="perceivelab", eeg=path / "eeg.pth", images=path / "images")
+            return _splits_beside(config, f"{path}: a folder with eeg.pth and images, PerceiveLab format")
+        for pattern, word, name in (
+            ("dataset_description.json", "epochs", "a BIDS folder"),
+            ("sub-*/preprocessed_eeg_*.npy", "things", "THINGS-EEG2, for it has sub-*/preprocessed_eeg_*.npy"),
+            ("EEG-ImageNet_*.pth", "imagenet", "EEG-ImageNet (2024), for it has EEG-ImageNet_*.pth"),
+            ("*-epo.fif", "epochs", "mne.Epochs, for it has *-epo.fif"),
         ):
-            raise ValueError(f"{where} has JSON of another trial or class: make the shards again")
-        self.subjects.add(info["subject"])
-        by = "image" if self.manifest.split_by == "image" else "run"
-        unit = info["image"] if by == "image" else (info["subject"], info.get("session"), info.get("run"))
-        if self.side.setdefault(unit, split.name) != split.name:
-            raise ValueError(
-                f"{where}: its {by} {unit} is in both {self.side[unit]} and {split.name}: use another split"
-            )
-        eeg = split.eeg(i)
-        if not np.isfinite(eeg).all():
-            raise ValueError(f"{where} holds NaN or infinity")
-        if split.name == "train":
-            self.count += eeg.shape[1]
-            centred = eeg.astype(np.float64) - np.array(self.manifest.channel_mean)[:, None]
-            self.total += centred.sum(1), (centred**2).sum(1)
-        data = split.picture(i)
-        digest = hashlib.sha256(data).digest()
-        if info["image"] not in self.pictures:
-            extension = check_picture(data, f"of {where}")
-            if (extension == "png") != bool(split.index[i]["png"]):
-                raise ValueError(f"{where}: the picture is not of the kind that its name says")
-            self.pictures[info["image"]] = digest
-        if self.pictures[info["image"]] != digest:
-            raise ValueError(f"{where}: its picture differs from another trial's of the same image name")
-        return str(info["image"])
+            if any(path.glob(pattern)):
+                return _fill(config, dataset=_reader(word, path), eeg=path), None, f"{path}: {name}"
+        raise ValueError(f"{path} is neither a shard directory (manifest.json) nor a folder of a study that is known")
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist")
+    if path.suffix in (".yaml", ".yml"):
+        content = stage_section(path, "shards")
+        if {"files", "markers"} & set(content):
+            return _fill(config, dataset="recording", recording=path), None, f"{path}: a description of recordings"
+        known = {field.name for field in dataclasses.fields(SourceConfig)}
+        if not known & set(content):
+            raise ValueError(f"{path} has no `shards:` section that says which files to read")
+        given = {name: value for name, value in content.items() if name in known}
+        return _fill(config, **given), None, f"{path}: a config, of which the `shards:` section says what to read"
+    if path.suffix == ".fif":
+        return _fill(config, dataset=_reader("epochs", path), eeg=path), None, f"{path}: an mne file"
+    if path.suffix == ".npy":  # of a subject; the reader takes the folder of all subjects
+        folder = path.absolute().parent.parent
+        return _fill(config, dataset=_reader("things", path), eeg=folder), None, f"{folder}: THINGS-EEG2, all of it"
+    content = load_plain(path)
+    first = content.get("dataset") if isinstance(content, dict) else None
+    if isinstance(first, list) and first and isinstance(first[0], dict) and "eeg_data" in first[0]:
+        config = _fill(config, dataset=_reader("imagenet", path), eeg=path)
+        return config, None, f"{path}: EEG-ImageNet (2024), for its trials hold `eeg_data`"
+    config = _fill(config, dataset="perceivelab", eeg=path)
+    return _splits_beside(config, f"{path}: a torch file, read as PerceiveLab EEG-ImageNet-40")
 
-    def compare_statistics(self) -> None:
-        """Means and standard deviations, within 1 % and what rounding to float16 (11 bits) can move."""
-        mean, std = np.array(self.manifest.channel_mean), np.array(self.manifest.channel_std)
-        shift = self.total[0] / self.count  # of the mean, from the manifest's
-        found = np.sqrt(np.maximum(self.total[1] / self.count - shift**2, 0))
-        allowed = 0.01 * std + 2.0**-11 * np.abs(mean) + 1e-12
-        if (np.abs(shift) > allowed).any() or (np.abs(found - std) > allowed).any():
-            raise ValueError(f"{self.folder}: the manifest's channel statistics are not those of the train split")
+
+def _fill(config: CheckConfig, **found: object) -> CheckConfig:
+    """`config` with what was found, where the user left a field as it was."""
+    defaults = {field.name: getattr(CheckConfig(), field.name) for field in dataclasses.fields(CheckConfig)}
+    free = {k: str(v) if isinstance(v, Path) else v for k, v in found.items() if getattr(config, k) == defaults[k]}
+    return typing.cast(CheckConfig, dataclasses.replace(config, **typing.cast(dict[str, typing.Any], free)))
+
+
+def _splits_beside(config: CheckConfig, how: str) -> tuple[CheckConfig, None, str]:
+    """Take the splits file that lies beside the EEG file, unless splits were given."""
+    if config.splits == "official" and not config.splits_file:
+        for name in BESIDE:
+            path = Path(config.eeg).parent / name
+            if path.is_file():
+                return dataclasses.replace(config, splits_file=str(path)), None, f"{how}; splits from {name} beside it"
+    return config, None, how
+
+
+def _reader(word: str, path: Path) -> str:
+    """The reader whose name has `word` in it."""
+    readers = typing.get_args(typing.get_type_hints(SourceConfig)["dataset"])
+    for name in readers:
+        if word in name:
+            return str(name)
+    raise ValueError(f"{path} is for a reader that is not here; dataset= is one of {', '.join(readers)}")
+
+
+def plain(text: str) -> str:
+    """What a file said, without what could steer a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _listed(findings: list[Finding], report: str) -> str:
+    lines = [f"  {n}. {plain(finding.short())}" for n, finding in enumerate(findings[:SHOWN], 1)]
+    if len(findings) > SHOWN:
+        where = f"all are in {Path(report) / 'faults.txt'}" if report else "report=DIR writes all"
+        lines.append(f"  and {len(findings) - SHOWN} more: {where}")
+    return "\n".join(lines)
+
+
+def summary(findings: Findings, how: str, report: str = "") -> str:
+    """The verdict, for a terminal."""
+    found, study = findings.found, findings.study
+    lines = [plain(how), verdict(findings)]
+    if study.simulated:
+        lines.append("SIMULATED data: no person was recorded")
+    lines.append(f"split: {plain(study.protocol)}")
+    for what, here, said in findings.counts:
+        lines.append(f"  {what:<10}{here:>10}{f'   published: {said}' if said else ''}")
+    for split in study.splits:
+        trials = [i for i, name in enumerate(found.split) if name == split]
+        images = sum(1 for picture in found.pictures.values() if split in picture.splits)
+        people = len({found.subject[i] for i in trials})
+        lines.append(f"  {split:<10}{len(trials):>10,} trials, {images:,} images, {people} subjects")
+    for row in findings.amplitudes():
+        if row["median"] is not None:
+            band = f", 98 % of its power in {row['band'][0]:.0f}-{row['band'][1]:.0f} Hz" if row["band"] else ""
+            lines.append(
+                f"  subject {row['subject']}: {row['trials']:,} trials, amplitude {row['median']:.3g} (median), "
+                f"{row['p95']:.3g} (95 %) {plain(study.units)}{band}"
+            )
+    lines += [f"  note: {plain(note)}" for note in study.notes]
+    if findings.faults:
+        lines += ["wrong:", _listed(findings.faults, report)]
+    if findings.questions:
+        lines += ["a reviewer would ask:", _listed(findings.questions, report)]
+    if findings.fine:
+        lines += ["fine:", *(f"  + {plain(text)}" for text in findings.fine)]
+    speed = len(found) / max(found.seconds, 1e-9)
+    lines.append(f"{len(found):,} trials in {found.seconds:.1f} s ({speed:,.0f} trials/s)")
+    return "\n".join(lines)
+
+
+def verdict(findings: Findings) -> str:
+    """One line."""
+    found, n, q = findings.found, len(findings.faults), len(findings.questions)
+    left = f", {found.left_out} of them could not be used" if found.left_out else ""
+    faults = f"{n} fault{'s' * (n != 1)}" if n else "no fault"
+    return f"{faults} in {found.planned:,} trials{left}; {q} question{'s' * (q != 1)} that a reviewer would ask"

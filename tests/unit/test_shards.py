@@ -333,9 +333,8 @@ def test_a_truncated_tar_is_refused_on_opening(copy, capsys):
     tar.write_bytes(tar.read_bytes()[:-10240])
     with pytest.raises(ValueError, match=r"train-000001\.tar has \d+ bytes where .* truncated or was changed"):
         ShardSplit(copy, "train")
-    assert main(["check", str(copy)]) == 2
-    error = capsys.readouterr().err
-    assert "train-000001.tar" in error and error.count("\n") == 1
+    assert main(["check", str(copy)]) == 1
+    assert "train-000001.tar has" in capsys.readouterr().out
     agree(copy)  # even when the size is forged and only the count is left to tell
     with pytest.raises(ValueError, match=r"do not hold the trials|truncated or damaged"):
         ShardSplit(copy, "train")
