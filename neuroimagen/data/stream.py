@@ -31,6 +31,7 @@ import mmap
 import signal
 import sys
 import weakref
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ class Batcher:
         self.mean = torch.tensor(split.manifest.channel_mean, dtype=torch.float32)[:, None]
         std = torch.tensor(split.manifest.channel_std, dtype=torch.float32)[:, None]
         self.std = torch.where(std > 0, std, 1.0)  # a channel that never moves stays at zero
-        self.pictures: dict[str, torch.Tensor] = {}
+        self.pictures: dict[tuple[int, int], torch.Tensor] = {}
         # What the JSON of each trial says, once it has been read: 25 bytes a trial.
         self.known = np.zeros(len(split), bool)
         self.label, self.subject, self.image = (np.zeros(len(split), np.int64) for _ in range(3))
@@ -169,13 +170,15 @@ class Batcher:
 
     def picture(self, i: int) -> torch.Tensor:
         assert self.image_size
-        name = self.names[self.image[i]]
-        if name not in self.pictures:
-            picture = load_picture(self.split.picture(i), self.image_size)
+        data = self.split.picture(i)
+        # Not the name alone: a damaged copy must fail, or look damaged, whether or not its sound twin is kept already.
+        content = (int(self.image[i]), zlib.crc32(data))
+        if content not in self.pictures:
+            picture = load_picture(data, self.image_size)
             if (len(self.pictures) + 1) * picture.numel() > PICTURE_CACHE:
                 return picture
-            self.pictures[name] = picture
-        return self.pictures[name]
+            self.pictures[content] = picture
+        return self.pictures[content]
 
     def substitutes(self, i: int) -> Iterator[int]:
         """`i`, then what may stand for it, in order: all trials (of its class, if `groups` has it), far ones first.
@@ -332,19 +335,21 @@ def _load(
         return batch
 
     def batches() -> Iterator[dict[str, Any]]:
-        # A stop signal reaches every process of a job; the trainer answers it, its loader workers live on meanwhile.
-        # They start with the first batch and keep the signal mask they are born with, so no signal can come too early.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT} if workers else ())
+        loaded = None
         try:
-            loaded = iter(loader)
-            first = list(itertools.islice(loaded, 1))
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        try:
+            # A stop signal reaches every process of a job; the trainer answers it, its loader workers live on.
+            # They start with the first batch and keep the signal mask they are born with, so no signal comes too early.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT} if workers else ())
+            try:
+                loaded = iter(loader)
+                first = list(itertools.islice(loaded, 1))
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             yield from map(finish, first)
             yield from map(finish, loaded)
         finally:
-            del loaded  # ends the workers, also while an exception's traceback keeps this frame
+            if workers and loaded is not None:  # now: an exception's traceback may keep `loaded` until the process ends
+                loaded._shutdown_workers()  # type: ignore[attr-defined]
 
     iterator = batches()
     _open.add(iterator)
