@@ -47,7 +47,7 @@ from neuroimagen.data.shard_files import ShardSplit
 from neuroimagen.data.shards import ShardsConfig, make_shards
 
 BATCH, PICTURES, SMALL, LARGE = 32, 128, 512, 2048
-SECONDS = 0.4  # of each measurement
+SECONDS = 0.6  # of each measurement, and at least 8 batches
 SIZES = (0, 64, 224)  # px; 0: EEG alone
 Open = Callable[[Path, int, int], Iterator[Any]]  # folder, size, workers -> endless batches
 
@@ -263,7 +263,7 @@ def rate(open_batches: Open, folder: Path, size: int, workers: int) -> tuple[flo
     for _ in range((16 if kept else 4) * workers):
         next(batches)
     count, began = 0, time.perf_counter()
-    while (passed := time.perf_counter() - began) < SECONDS:
+    while (passed := time.perf_counter() - began) < SECONDS or count < 8 * BATCH:
         next(batches)
         count += BATCH
     return count / passed, first

@@ -60,7 +60,7 @@ class TrainConfig:
     log_every: int = option(20, "steps between lines in stats.jsonl and tracker updates")
     trackers: str = option("none", "none | tensorboard | wandb (WANDB_MODE=offline works without a network)")
     project: str = option("neuroimagen", "project name shown by the tracker")
-    workers: int = option(0, "loader processes for each rank; changes speed only, never results")
+    workers: int = option(0, "loader processes for each rank: speed only, never results (data/stream.py: how many)")
     max_bad_samples: int = option(
         0, "unreadable train trials, different ones on a rank, that are replaced by others before it stops; 0: none"
     )
