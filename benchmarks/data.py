@@ -1,156 +1,423 @@
-"""Trials a second: our shards and stream against the customary torch Dataset over the published files.
+"""Trials a second, memory and disk of the stream beside what one would otherwise use.
 
-    OMP_NUM_THREADS=1 python benchmarks/data.py [rounds]
+    OMP_NUM_THREADS=1 python benchmarks/data.py [rounds]        # 3 rounds: some 4 minutes on two cores
 
-Study: random, in the real shape (128 channels x 500 samples, 500 x 375 px JPEGs), 512 train trials of 128 pictures.
-The customary loader (perceivelab/eeg_visual_classification, plus the pictures that reconstruction work adds) holds
-the whole EEG file in memory and opens the picture of each trial with PIL. The two take turns within a round, so that a
-busy machine slows both; the medians over the rounds and their ratio are printed. Batch 32, pictures at 64 px.
+Study: random, in the real shape (128 channels x 440 samples of 500; 500 x 375 px JPEGs), 2,048 train trials of 128
+pictures. Batches of 32: EEG alone, with pictures at 64 px, with pictures at 224 px; 1 and 2 loader workers.
+
+    ours              train_batches, no decoded picture kept
+    ours, pictures kept   after the first epoch, while they fit into PICTURE_CACHE
+    customary         the published loader (perceivelab/eeg_visual_classification) with the pictures that reconstruction
+                      adds: the whole file in memory, the picture of each trial opened and resized by PIL
+    litdata, mosaicml-streaming   float16 EEG and JPEG bytes in their formats (without pictures for EEG alone), the same
+                      decoder and standardisation as ours, in their workers
+    tar bytes         reads the same tars from end to end, nothing decoded: the limit of reading
+    decode only       load_picture on JPEGs in memory, nothing else: the limit of decoding, in as many processes
+
+Each measurement is a process of its own. All contenders take turns within a round, so that a busy machine slows all;
+medians over the rounds. Memory: peak of what a contender and its 2 workers add at 224 px (proportional set sizes of all
+processes of this program, above what they were before), in a pass of its own, for 512 and for 2,048 trials. All files
+are in the page cache.
 """
 
+import functools
+import importlib.machinery
+import importlib.util
+import itertools
+import multiprocessing
+import os
+import shutil
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from neuroimagen.data import stream
+from neuroimagen.data.shard_files import ShardSplit
 from neuroimagen.data.shards import ShardsConfig, make_shards
-from neuroimagen.data.stream import train_batches
 
-BATCH, SIZE, TRIALS, PICTURES = 32, 64, 512, 128
+BATCH, PICTURES, SMALL, LARGE = 32, 128, 512, 2048
+SECONDS = 0.6  # of each measurement, and at least 8 batches
+SIZES = (0, 64, 224)  # px; 0: EEG alone
+Open = Callable[[Path, int, int], Iterator[Any]]  # folder, size, workers -> endless batches
+
+
+def write_study(folder: Path, trials: int = SMALL) -> None:
+    """`trials` train trials of PICTURES pictures, and four of one more picture in each of val and test."""
+    rng = np.random.default_rng(0)
+    images = [f"n02389026_{i}" for i in range(PICTURES + 2)]
+    (folder / "images" / "n02389026").mkdir(parents=True)
+    for image in images:
+        coarse = Image.fromarray(rng.integers(0, 256, (38, 50, 3), dtype=np.uint8)).resize((500, 375))
+        grain = np.array(coarse) + rng.normal(0, 8, (375, 500, 3))  # about 41 KB
+        Image.fromarray(grain.clip(0, 255).astype(np.uint8)).save(
+            folder / "images" / "n02389026" / f"{image}.JPEG", quality=75
+        )
+    shown = [n % PICTURES for n in range(trials)] + [PICTURES] * 4 + [PICTURES + 1] * 4
+    made = [
+        {
+            "eeg": torch.from_numpy(rng.standard_normal((128, 500), dtype=np.float32)),
+            "image": image,
+            "label": 0,
+            "subject": n // PICTURES % 6 + 1,
+        }
+        for n, image in enumerate(shown)
+    ]
+    torch.save({"dataset": made, "labels": ["n02389026"], "images": images}, folder / "eeg.pth")
+    side = {"train": list(range(trials)), "val": list(range(trials, trials + 4))}
+    torch.save({"splits": [side | {"test": list(range(trials + 4, trials + 8))}]}, folder / "splits.pth")
+    shards = {"eeg": "eeg.pth", "images": "images", "splits_file": "splits.pth", "out": "shards"}
+    make_shards(ShardsConfig(**{key: str(folder / name) for key, name in shards.items()}))
+
+
+# ---- contenders: each opens endless batches
+
+
+def ours(folder: Path, size: int, workers: int, keep: int = 0) -> Iterator[Any]:
+    stream.PICTURE_CACHE = keep
+    return stream.train_batches(folder / "shards", batch_size=BATCH, image_size=size or None, workers=workers)
 
 
 class Customary(Dataset):
     """The published loader: everything in memory, one item a trial."""
 
-    def __init__(self, folder: Path, pictures: bool) -> None:
+    def __init__(self, folder: Path, size: int) -> None:
         loaded = torch.load(folder / "eeg.pth", weights_only=True)
-        self.data, self.images, self.folder, self.pictures = loaded["dataset"], loaded["images"], folder, pictures
-        self.chosen = [i for i, item in enumerate(self.data) if item["image"] < PICTURES]
+        self.data, self.images, self.folder, self.size = loaded["dataset"], loaded["images"], folder, size
 
     def __len__(self) -> int:
-        return len(self.chosen)
+        return len(self.data) - 8
 
     def __getitem__(self, n: int) -> tuple[torch.Tensor, int, torch.Tensor]:
-        item = self.data[self.chosen[n]]
+        item = self.data[n]
         eeg = item["eeg"].float()[:, 20:460]
-        if not self.pictures:
+        if not self.size:
             return eeg, item["label"], torch.zeros(0)
-        image = self.images[item["image"]]
+        image, size = self.images[item["image"]], self.size
         picture = Image.open(self.folder / "images" / image.split("_")[0] / f"{image}.JPEG").convert("RGB")
-        width, height = picture.size
-        scale = SIZE / min(width, height)
-        picture = picture.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
-        left, top = (picture.width - SIZE) // 2, (picture.height - SIZE) // 2
-        pixels = np.array(picture.crop((left, top, left + SIZE, top + SIZE)))
+        scale = size / min(picture.size)
+        picture = picture.resize(
+            (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC
+        )
+        left, top = (picture.width - size) // 2, (picture.height - size) // 2
+        pixels = np.array(picture.crop((left, top, left + size, top + size)))
         return eeg, item["label"], torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def write_study(folder: Path) -> None:
-    """Two thirds of the pictures train, the rest shared by val and test; each is shown four times."""
-    rng = np.random.default_rng(0)
-    n = PICTURES + 2
-    images = [f"n02389026_{i}" for i in range(n)]
-    (folder / "images" / "n02389026").mkdir(parents=True)
-    for image in images:
-        coarse = Image.fromarray(rng.integers(0, 256, (38, 50, 3), dtype=np.uint8)).resize((500, 375))
-        grain = np.array(coarse) + rng.normal(0, 8, (375, 500, 3))  # about 56 KB, as ImageNet's
-        Image.fromarray(grain.clip(0, 255).astype(np.uint8)).save(
-            folder / "images" / "n02389026" / f"{image}.JPEG", quality=75
-        )
-    order = rng.permutation(n * 4)
-    trials = [
-        {"eeg": torch.from_numpy(rng.standard_normal((128, 500), dtype=np.float32)), "image": int(i % n), "label": 0}
-        | {"subject": int(i // n) + 1}
-        for i in order
-    ]
-    torch.save({"dataset": trials, "labels": ["n02389026"], "images": images}, folder / "eeg.pth")
-    side = {name: [i for i, t in enumerate(trials) if test(t["image"])] for name, test in (
-        ("train", lambda image: image < PICTURES), ("val", lambda image: image == PICTURES),
-        ("test", lambda image: image == PICTURES + 1),
-    )}  # fmt: skip
-    torch.save({"splits": [side]}, folder / "splits.pth")
+def endless(loader: DataLoader) -> Iterator[Any]:
+    while True:
+        yield from loader
 
 
-def epochs(open_batches: Callable[[], object], passes: int) -> list[float]:
-    """Trials a second of each pass over the train split; the first counts the loader's opening."""
-    rates, start = [], time.perf_counter()
-    batches = iter(open_batches())  # type: ignore[call-overload]
-    for _ in range(passes):
-        for _ in range(TRIALS // BATCH):
-            next(batches)
-        now = time.perf_counter()
-        rates.append(TRIALS / (now - start))
-        start = now
-    return rates
+def customary(folder: Path, size: int, workers: int) -> Iterator[Any]:
+    data = Customary(folder, size)
+    return endless(DataLoader(data, BATCH, shuffle=True, num_workers=workers, persistent_workers=True))
 
 
-def customary(folder: Path, pictures: bool, workers: int) -> Callable[[], object]:
-    data = Customary(folder, pictures)
-    loader = DataLoader(data, BATCH, shuffle=True, num_workers=workers)
-
-    def endless():
-        while True:
-            yield from loader
-
-    return endless
+def prepared(eeg: np.ndarray, jpeg: bytes, label: int, size: int) -> tuple[torch.Tensor, int, torch.Tensor]:
+    """What ours does to a trial, for the streaming libraries."""
+    signal = torch.from_numpy(np.array(eeg)).view(128, 440).float().sub_(0.1).div_(1.1)
+    image = stream.load_picture(jpeg, size).float().div_(127.5).sub_(1) if size else torch.zeros(0)
+    return signal, label, image
 
 
-def main(rounds: int = 5) -> None:
+def stored(folder: Path, pictures: bool, i: int) -> dict[str, Any]:
+    split = ShardSplit(folder / "shards", "train")
+    return {
+        "eeg": split.eeg(i).astype(np.float16),
+        "jpeg": split.picture(i) if pictures else b"",
+        "label": split.info(i)["label"],
+    }
+
+
+def write_litdata(folder: Path, pictures: bool, out: Path) -> None:
+    import litdata
+
+    n = len(ShardSplit(folder / "shards", "train"))
+    litdata.optimize(
+        functools.partial(stored, folder, pictures),
+        list(range(n)),
+        str(out),
+        chunk_bytes="64MB",
+        num_workers=1,
+        start_method="fork",
+        verbose=False,
+    )
+
+
+def litdata_batches(folder: Path, size: int, workers: int) -> Iterator[Any]:
+    import litdata
+
+    class Trials(litdata.StreamingDataset):
+        def __getitem__(self, index: Any) -> Any:
+            item = super().__getitem__(index)
+            return prepared(item["eeg"], item["jpeg"], item["label"], size)
+
+    data = Trials(str(folder / f"litdata-{bool(size)}"), shuffle=True)
+    return endless(litdata.StreamingDataLoader(data, batch_size=BATCH, num_workers=workers, persistent_workers=True))
+
+
+def import_streaming() -> Any:
+    """mosaicml-streaming; where torchvision is missing or does not fit torch, empty names do for what is not used."""
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError):
+        names = ("torchvision", "torchvision.datasets", "torchvision.transforms", "torchvision.transforms.functional")
+        for name in names:
+            sys.modules[name] = types.ModuleType(name)
+            sys.modules[name].__spec__ = importlib.machinery.ModuleSpec(name, None)
+        sys.modules[names[1]].VisionDataset = object  # type: ignore[attr-defined]
+        sys.modules[names[3]].to_tensor = None  # type: ignore[attr-defined]
+    import streaming
+
+    return streaming
+
+
+def write_mosaic(folder: Path, pictures: bool, out: Path) -> None:
+    columns = {"eeg": "ndarray:float16:128,440", "jpeg": "bytes", "label": "int"}
+    with import_streaming().MDSWriter(out=str(out), columns=columns) as writer:
+        for i in range(len(ShardSplit(folder / "shards", "train"))):
+            writer.write(stored(folder, pictures, i))
+
+
+def mosaic_batches(folder: Path, size: int, workers: int) -> Iterator[Any]:
+    streaming = import_streaming()
+    streaming.base.util.clean_stale_shared_memory()
+
+    class Trials(streaming.StreamingDataset):
+        def __getitem__(self, index: Any) -> Any:
+            item = super().__getitem__(index)
+            return prepared(item["eeg"], item["jpeg"], item["label"], size)
+
+    data = Trials(local=str(folder / f"mosaic-{bool(size)}"), shuffle=True, batch_size=BATCH)
+    return endless(DataLoader(data, BATCH, num_workers=workers, persistent_workers=True))
+
+
+CONTENDERS: dict[str, Open] = {
+    "ours": ours,
+    "ours, pictures kept": functools.partial(ours, keep=stream.PICTURE_CACHE),
+    "customary": customary,
+    "litdata": litdata_batches,
+    "mosaicml-streaming": mosaic_batches,
+}
+LIBRARIES = {"litdata": ("litdata", write_litdata), "mosaicml-streaming": ("streaming", write_mosaic)}
+
+
+# ---- the limits: the same work in as many plain processes
+
+
+def read_tars(folder: Path, size: int, number: int) -> float:
+    """Trials a second."""
+    block, count, began = bytearray(1 << 20), 0, time.perf_counter()
+    split = ShardSplit(folder / "shards", "train")
+    while True:
+        for path, tar in zip(split.paths, split.manifest.splits["train"]["shards"], strict=True):
+            with open(path, "rb", buffering=0) as file:
+                while file.readinto(block):
+                    pass
+            count += tar["trials"]
+            if (passed := time.perf_counter() - began) > SECONDS:
+                return count / passed
+
+
+def decode(folder: Path, size: int, number: int) -> float:
+    split = ShardSplit(folder / "shards", "train")
+    pictures = [split.picture(i) for i in range(PICTURES)]
+    began = time.perf_counter()
+    for count, data in enumerate(itertools.cycle(pictures)):
+        stream.load_picture(data, size)
+        if (passed := time.perf_counter() - began) > SECONDS:
+            return (count + 1) / passed
+    raise AssertionError
+
+
+LIMITS = {"tar bytes": read_tars, "decode only": decode}
+
+
+def limit(work: Callable[[Path, int, int], float], folder: Path, size: int, workers: int) -> tuple[float, float]:
+    with multiprocessing.get_context("fork").Pool(workers) as pool:
+        rates = pool.starmap(work, [(folder, size, number) for number in range(workers)], chunksize=1)
+    return sum(rates), float("nan")
+
+
+# ---- measuring
+
+
+def rate(open_batches: Open, folder: Path, size: int, workers: int) -> tuple[float, float]:
+    """(trials a second once it runs, seconds to the first batch)."""
+    began = time.perf_counter()
+    batches = open_batches(folder, size, workers)
+    next(batches)
+    first = time.perf_counter() - began
+    kept = isinstance(open_batches, functools.partial)
+    for _ in range((16 if kept else 4) * workers):
+        next(batches)
+    count, began = 0, time.perf_counter()
+    while (passed := time.perf_counter() - began) < SECONDS or count < 8 * BATCH:
+        next(batches)
+        count += BATCH
+    return count / passed, first
+
+
+def open_for(open_batches: Open, folder: Path, size: int, workers: int) -> tuple[float, float]:
+    """For the memory: an epoch of the large study's length at most, as fast as it comes."""
+    batches = open_batches(folder, size, workers)
+    for _ in range(LARGE // BATCH // 2):
+        next(batches)
+    return 0.0, 0.0
+
+
+def _child(pipe: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    for output in (1, 2):  # also of what the libraries start
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    try:
+        pipe.send(work(*arguments))
+    except Exception as error:
+        pipe.send(f"{type(error).__name__}: {error}"[:300])
+    for process in psutil.Process().children(recursive=True):
+        process.kill()
+    os._exit(0)
+
+
+def memory_in_use() -> float:
+    """MB that this process and all below it take; what they share (libraries, loader memory) counts once."""
+    total = 0
+    try:
+        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+            text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+            total += int(text.split("\nPss:")[1].split()[0])
+    except (psutil.Error, OSError, IndexError):  # one has just ended
+        return 0.0
+    return total / 1000
+
+
+def in_child(work: Callable[..., Any], *arguments: Any, memory: bool = False) -> Any:
+    """work(*arguments) in a process of its own; with `memory`, the growth of its memory in MB instead."""
+    context = multiprocessing.get_context("fork")
+    ours_end, its_end = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(its_end, work, arguments))
+    before = peak = memory_in_use() if memory else 0.0
+    process.start()
+    its_end.close()
+    while memory and not ours_end.poll(0.02):
+        peak = max(peak, memory_in_use())
+    result = ours_end.recv() if ours_end.poll(120) else "no answer in 120 s"
+    process.kill()
+    process.join()
+    if isinstance(result, str):
+        raise RuntimeError(result)
+    return peak - before if memory else result
+
+
+def size_on_disk(folder: Path, name: str) -> float:
+    """MB of all that a contender reads with pictures."""
+    places = {"customary": ("eeg.pth", "images"), "litdata": ("litdata-True",), "mosaicml-streaming": ("mosaic-True",)}
+    paths = [folder / place for place in places.get(name, ("shards",))]
+    files = [f for path in paths for f in ([path] if path.is_file() else path.rglob("*"))]
+    return sum(f.stat().st_size for f in files if f.is_file()) / 1e6
+
+
+def prepare(folder: Path) -> dict[str, str]:
+    """Write both studies in all formats; {contender: why it is left out}."""
+    absent = {}
+    for name, trials in (("small", SMALL), ("large", LARGE)):
+        (folder / name).mkdir()
+        write_study(folder / name, trials)
+    for contender, (module, write) in LIBRARIES.items():
+        if importlib.util.find_spec(module) is None:
+            absent[contender] = f"not installed: pip install {contender}"
+            continue
+        try:
+            import_streaming() if module == "streaming" else importlib.import_module(module)  # once, not in each child
+            for name, pictures in (("small", True), ("large", True), ("large", False)):
+                in_child(write, folder / name, pictures, folder / name / f"{contender.split('ml')[0]}-{pictures}")
+        except (RuntimeError, ImportError) as error:
+            absent[contender] = f"failed: {error}"
+    return absent
+
+
+def main(rounds: int = 3) -> None:
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_study(folder)
-        start = time.perf_counter()
-        make_shards(
-            ShardsConfig(
-                out=str(folder / "shards"),
-                eeg=str(folder / "eeg.pth"),
-                images=str(folder / "images"),
-                splits_file=str(folder / "splits.pth"),
-            )
-        )
-        print(f"\npacking: {(TRIALS + 8) / (time.perf_counter() - start):.0f} trials a second")
-        starts: dict[str, list[float]] = {"customary": [], "ours": []}
+    folder = Path(tempfile.mkdtemp())
+    try:
+        with open(os.devnull, "w") as nowhere:
+            shown, sys.stdout = sys.stdout, nowhere
+            absent = prepare(folder)
+            sys.stdout = shown
+        large, rates, firsts = folder / "large", {}, {}  # type: Path, dict[Any, list[float]], dict[str, list[float]]
+        load = [os.getloadavg()[0]]
         for _ in range(rounds):
-            start = time.perf_counter()
-            Customary(folder, False)
-            starts["customary"].append(time.perf_counter() - start)
-            start = time.perf_counter()
-            next(train_batches(folder / "shards", batch_size=BATCH))
-            starts["ours"].append(time.perf_counter() - start)
-        was, now = (statistics.median(starts[who]) for who in ("customary", "ours"))
-        print(f"start: customary {was:.3f} s to hold the file, ours {now:.3f} s to the first batch, {was / now:.1f} x")
-        print(f"{'trials a second':34}{'customary':>11}{'ours':>9}{'ratio':>8}")
-        for pictures in (False, True):
-            for workers in (0, 2):
-                rates: dict[str, list[list[float]]] = {"customary": [], "ours": []}
-                for _ in range(rounds):
-                    rates["customary"].append(epochs(customary(folder, pictures, workers), 2))
-                    rates["ours"].append(
-                        epochs(
-                            lambda: train_batches(
-                                folder / "shards",
-                                batch_size=BATCH,
-                                image_size=SIZE if pictures else None,  # noqa: B023
-                                workers=workers,  # noqa: B023
-                            ),
-                            2,
-                        )
-                    )
-                for epoch in (0, 1):
-                    was, now = (statistics.median(r[epoch] for r in rates[who]) for who in ("customary", "ours"))
-                    what = (
-                        f"{'EEG + picture' if pictures else 'EEG'}, {workers} workers, {('first', 'next')[epoch]} epoch"
-                    )
-                    print(f"{what:34}{was:11.0f}{now:9.0f}{now / was:8.2f}", flush=True)
+            for size, workers in itertools.product(SIZES, (1, 2)):
+                for name, open_batches in CONTENDERS.items():
+                    if name in absent or (not size and "kept" in name):
+                        continue
+                    try:
+                        speed, first = in_child(rate, open_batches, large, size, workers)
+                    except RuntimeError as error:
+                        absent[name] = f"failed: {error}"
+                        continue
+                    rates.setdefault((name, size, workers), []).append(speed)
+                    if (size, workers) == (224, 1):
+                        firsts.setdefault(name, []).append(first)
+                for name, work in LIMITS.items():
+                    if size or name == "tar bytes":
+                        speed, _ = in_child(limit, work, large, size, workers)
+                        rates.setdefault((name, size, workers), []).append(speed)
+            load.append(os.getloadavg()[0])
+        peaks = {
+            (name, study): in_child(open_for, open_batches, folder / study, 224, 2, memory=True)
+            for name, open_batches in CONTENDERS.items()
+            for study in ("small", "large")
+            if name not in absent
+        }
+        report(folder, absent, {key: statistics.median(values) for key, values in rates.items()}, firsts, peaks, load)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def report(
+    folder: Path,
+    absent: dict[str, str],
+    rates: dict[Any, float],
+    firsts: dict[str, list[float]],
+    peaks: dict[Any, float],
+    load: list[float],
+) -> None:
+    columns = list(itertools.product(SIZES, (1, 2)))
+    print(f"{os.cpu_count()} cores, load {' '.join(f'{x:.1f}' for x in load)}; trials a second, px / workers:")
+    heads = [f"{size or 'EEG'}/{workers}" for size, workers in columns]
+    print(f"{'':22}" + "".join(f"{h:>8}" for h in [*heads, "1st ms", "disk MB", "MB@512", "MB@2048"]))
+    for name in [*CONTENDERS, *LIMITS]:
+        if name in absent:
+            print(f"{name:22} {absent[name]}")
+            continue
+        cells = [rates.get((name, *column), float("nan")) for column in columns]
+        if name in CONTENDERS:
+            cells += [statistics.median(firsts[name]) * 1000, size_on_disk(folder / "large", name)]
+            cells += [peaks[name, "small"], peaks[name, "large"]]
+        print(f"{name:22}" + "".join(f"{'-' if np.isnan(x) else format(x, '.0f'):>8}" for x in cells))
+    print("\nratios of ours (aim)")
+    others = [name for name in LIBRARIES if name not in absent]
+
+    def line(what: str, against: Callable[[tuple[int, int]], float]) -> None:
+        ratios = [rates[("ours", *c)] / against(c) for c in columns]
+        print(f"{what:36}" + "".join(f"{'-' if np.isnan(x) else format(x, '.2f'):>8}" for x in ratios))
+
+    line("to customary (3)", lambda c: rates[("customary", *c)])
+    if others:
+        line("to the faster streaming library (1)", lambda c: max(rates[(name, *c)] for name in others))
+    line("to decode only (0.8)", lambda c: rates.get(("decode only", *c), float("nan")))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 3)

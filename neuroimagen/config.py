@@ -62,9 +62,23 @@ class TrainConfig:
     log_every: int = option(20, "steps between lines in stats.jsonl and tracker updates")
     trackers: str = option("none", "none | tensorboard | wandb (WANDB_MODE=offline works without a network)")
     project: str = option("neuroimagen", "project name shown by the tracker")
-    workers: int = option(0, "loader processes for each rank; changes speed only, never results")
+    workers: int = option(0, "loader processes for each rank: speed only, never results (data/stream.py: how many)")
+    max_bad_samples: int = option(
+        0, "unreadable train trials, different ones on a rank, that are replaced by others before it stops; 0: none"
+    )
     nonfinite: Literal["stop", "skip"] = option("stop", "a loss that is NaN or infinite: stop, or skip that step")
     timeout_minutes: float = option(30.0, "a rank without progress prints where it is, and the others give up")
+
+
+@dataclasses.dataclass
+class EegAugmentConfig:
+    """Fields of the trainers that learn from EEG: its augmentation, on train batches only (data/eeg_augment.py)."""
+
+    eeg_shift: float = option(0.0, "EEG of a trial moves by up to so many seconds, either way; 0: not")
+    eeg_channel_dropout: float = option(0.0, "probability that a channel of a trial is set to zero")
+    eeg_noise: float = option(0.0, "Gaussian noise added, in standard deviations of the channel over the train set")
+    eeg_band_mask: float = option(0.0, "width in Hz of a band removed from each trial, at a random place; 0: none")
+    eeg_band_limit: float = option(100.0, "upper end in Hz of where that band may lie")
 
 
 def stage_section(path: str | Path, stage: str) -> dict[str, Any]:

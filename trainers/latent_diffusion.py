@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from neuroimagen.collectives import gather_rows
 from neuroimagen.config import TrainConfig, option, run_trainer
+from neuroimagen.data.order import EpochOrder
 from neuroimagen.data.pictures import class_names, list_pictures, load_pictures, to_unit
-from neuroimagen.data.stream import EpochOrder
 from neuroimagen.reconstruction.reconstructor import load_pipeline
 from neuroimagen.reconstruction.small import (
     NoisyAutoencoder,

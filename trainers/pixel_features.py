@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from neuroimagen.config import TrainConfig, option, run_trainer
+from neuroimagen.config import EegAugmentConfig, TrainConfig, option, run_trainer
+from neuroimagen.data.eeg_augment import augment_eeg
 from neuroimagen.data.shards import read_manifest
 from neuroimagen.data.stream import eval_batches, train_batches
 from neuroimagen.pixel import losses
@@ -18,7 +19,7 @@ from neuroimagen.run import Run, set_learning_rate, warmup_cosine
 
 
 @dataclasses.dataclass
-class PixelFeaturesConfig(TrainConfig):
+class PixelFeaturesConfig(EegAugmentConfig, TrainConfig):
     shards: str = option(help="shard directory made by neuroimagen shards")
     encoder: Literal["lstm", "conv"] = option("lstm", "EEG backbone: neuroimagen/encoders.py")
     encoder_width: int | None = option(None, "LSTM units (none: 128) or convolution channels (none: 64)")
@@ -27,6 +28,8 @@ class PixelFeaturesConfig(TrainConfig):
     dropout: float = option(0.0, "dropout in the backbone")
     margin: float = option(1.0, "β of Eq. 1")
     mining: Literal["all", "semi-hard", "hard"] = option("semi-hard", "which triplets of the global batch count")
+    classes_per_batch: int = option(0, "so many classes x trials_per_class in each global batch; 0: as they come")
+    trials_per_class: int = option(0, "see classes_per_batch; their product is global_batch_size")
     learning_rate: float = option(3e-4, "of AdamW; falls to 0 along half a cosine")
     warmup: int = option(0, "steps of linear warm-up")
     weight_decay: float = option(0.0, "of AdamW")
@@ -80,9 +83,14 @@ def main(config: PixelFeaturesConfig) -> int:
         step=run.step,
         seed=config.seed,
         workers=config.workers,
+        device=run.device,
+        max_bad_samples=config.max_bad_samples,
+        classes_per_batch=config.classes_per_batch,
+        trials_per_class=config.trials_per_class,
     )
     while run.going():
         batch = run.next(batches)
+        batch["eeg"] = augment_eeg(batch["eeg"], manifest.sfreq, config, run.rand)
         lr = config.learning_rate * warmup_cosine(run.step, config.max_steps, config.warmup)
         set_learning_rate(optimizer, lr)
         if config.accumulate == 1:

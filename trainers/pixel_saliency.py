@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from neuroimagen.config import TrainConfig, option, run_trainer
+from neuroimagen.config import EegAugmentConfig, TrainConfig, option, run_trainer
+from neuroimagen.data.eeg_augment import augment_eeg
 from neuroimagen.data.shards import ShardSplit, read_manifest
 from neuroimagen.data.stream import Batcher, eval_batches, train_batches
 from neuroimagen.pixel import losses
@@ -25,7 +26,7 @@ from neuroimagen.seeds import seed_from
 
 
 @dataclasses.dataclass
-class PixelSaliencyConfig(TrainConfig):
+class PixelSaliencyConfig(EegAugmentConfig, TrainConfig):
     shards: str = option(help="shard directory made by neuroimagen shards")
     features: str = option(help="run directory of stage 1a")
     finetune_features: bool = option(False, "train f_θ along with G instead of freezing it (docs/paper.md)")
@@ -98,8 +99,11 @@ def stacked(draws: torch.Tensor) -> torch.Tensor:
 
 
 def main(config: PixelSaliencyConfig) -> int:
-    read_manifest(config.shards)
+    manifest = read_manifest(config.shards)
     features = load_features(config.features)
+    for name in ("eeg_shift", "eeg_channel_dropout", "eeg_noise", "eeg_band_mask"):
+        if getattr(config, name) and not config.finetune_features:
+            raise ValueError(f"{name} varies what f_θ learns from: it needs finetune_features=true")
     run = Run(config)
     generator = Generator(features.n_features, config.z_dim, config.image_size, config.generator_width)
     discriminator = Discriminator(features.n_features, config.image_size, config.discriminator_width, config.spectral)
@@ -128,6 +132,8 @@ def main(config: PixelSaliencyConfig) -> int:
         seed=config.seed,
         image_size=config.image_size,
         workers=config.workers,
+        device=run.device,
+        max_bad_samples=config.max_bad_samples,
     )
 
     def paint(part: dict) -> tuple[torch.Tensor, torch.Tensor]:
@@ -137,6 +143,7 @@ def main(config: PixelSaliencyConfig) -> int:
 
     while run.going():
         batch = run.next(batches)
+        batch["eeg"] = augment_eeg(batch["eeg"], manifest.sfreq, config, run.rand)
         n = len(batch["image"])
         fade = warmup_cosine(run.step, config.max_steps) if config.schedule == "cosine" else 1.0
         set_learning_rate(optimizer_g, config.learning_rate * fade)

@@ -9,7 +9,8 @@ from typing import Literal
 
 import torch
 
-from neuroimagen.config import TrainConfig, option, run_trainer
+from neuroimagen.config import EegAugmentConfig, TrainConfig, option, run_trainer
+from neuroimagen.data.eeg_augment import augment_eeg
 from neuroimagen.data.shards import Manifest, ShardSplit, read_manifest
 from neuroimagen.data.stream import eval_batches, train_batches
 from neuroimagen.run import Run, set_learning_rate, warmup_cosine
@@ -18,7 +19,7 @@ from neuroimagen.sample.encoder import SampleEncoder, embedding_loss, nearest_ca
 
 
 @dataclasses.dataclass
-class SampleSemanticsConfig(TrainConfig):
+class SampleSemanticsConfig(EegAugmentConfig, TrainConfig):
     shards: str = option(help="shard directory made by neuroimagen shards")
     pipeline: str = option(help="latent diffusion model whose text encoder makes the targets: hub id or directory")
     captions: str = option(
@@ -125,9 +126,12 @@ def main(config: SampleSemanticsConfig) -> int:
         step=run.step,
         seed=config.seed,
         workers=config.workers,
+        device=run.device,
+        max_bad_samples=config.max_bad_samples,
     )
     while run.going():
         batch = run.next(batches)
+        batch["eeg"] = augment_eeg(batch["eeg"], manifest.sfreq, config, run.rand)
         lr = config.learning_rate * warmup_cosine(run.step, config.max_steps, config.warmup)
         set_learning_rate(optimizer, lr)
         for part in run.parts(batch):

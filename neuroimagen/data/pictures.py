@@ -26,7 +26,7 @@ def load_pictures(paths: list[Path], size: int, progress: bool = False) -> Tenso
     for i, path in enumerate(tqdm(paths, desc="pictures", disable=None if progress else True)):
         try:
             pixels[i] = load_picture(path.read_bytes(), size)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise ValueError(f"picture {path} cannot be read ({error}); replace or remove it") from None
     return pixels
 

@@ -3,21 +3,25 @@
 import io
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from perceivelab_files import write_study
 from PIL import Image
 
+from neuroimagen.data.order import BalancedOrder, EpochOrder
 from neuroimagen.data.shard_files import ShardSplit, read_manifest
 from neuroimagen.data.shards import ShardsConfig, make_shards
-from neuroimagen.data.stream import EpochOrder, _eval_indices, _train_indices, eval_batches, load_picture, train_batches
+from neuroimagen.data.stream import Batcher, _eval_indices, _train_indices, eval_batches, load_picture, train_batches
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +47,7 @@ def test_every_trial_once_an_epoch(n, world, batch_size, seed):
     """The ranks' slices, laid end to end, are permutations of all trials, also when a global batch spans epochs."""
     epochs = 3
     steps = -(-epochs * n // (world * batch_size))
-    ranks = [_train_indices(n, seed, batch_size, rank, world, 0) for rank in range(world)]
+    ranks = [_train_indices(EpochOrder(n, seed), batch_size, rank, world, 0) for rank in range(world)]
     endless = np.concatenate([next(rank) for _ in range(steps) for rank in ranks])
     for epoch in range(epochs):
         assert sorted(endless[epoch * n : (epoch + 1) * n]) == list(range(n))
@@ -53,8 +57,8 @@ def test_every_trial_once_an_epoch(n, world, batch_size, seed):
 @given(st.integers(1, 40), st.integers(1, 4), st.integers(1, 12), st.integers(0, 60))
 def test_resume_is_a_position(n, world, batch_size, step):
     rank = world - 1
-    through = itertools.islice(_train_indices(n, 3, batch_size, rank, world, 0), step, step + 3)
-    resumed = itertools.islice(_train_indices(n, 3, batch_size, rank, world, step), 3)
+    through = itertools.islice(_train_indices(EpochOrder(n, 3), batch_size, rank, world, 0), step, step + 3)
+    resumed = itertools.islice(_train_indices(EpochOrder(n, 3), batch_size, rank, world, step), 3)
     assert [b.tolist() for b in through] == [b.tolist() for b in resumed]
 
 
@@ -163,6 +167,20 @@ def test_loader_workers_outlive_sigterm_and_end_with_their_process(made):
     assert killed.returncode == -signal.SIGKILL and killed.stdout == "2 went on\n"
 
 
+FAILING = """
+import sys
+from neuroimagen.data import stream
+stream.Batcher.read = lambda *arguments: 1 / 0
+next(stream.train_batches(sys.argv[1], batch_size=4, workers=2))
+"""
+
+
+def test_a_fault_of_ours_in_a_worker_ends_the_process(made):
+    """Its traceback keeps the loader alive until the interpreter ends, which must not wait for the workers."""
+    done = subprocess.run([sys.executable, "-c", FAILING, str(made)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "ZeroDivisionError" in done.stderr
+
+
 def picture(colours: np.ndarray, kind: str) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(colours).save(buffer, kind, quality=95)
@@ -191,7 +209,7 @@ def test_scaled_decoding_is_close_to_whole_decoding():
     )
     data = picture(np.array(smooth), "JPEG")
     with Image.open(io.BytesIO(data)) as whole:
-        expected = np.array(whole.convert("RGB").resize((85, 64), Image.Resampling.BICUBIC))[:, 10:74]
+        expected = np.array(whole.convert("RGB").crop((80, 0, 560, 480)).resize((64, 64), Image.Resampling.BICUBIC))
     got = load_picture(data, 64).permute(1, 2, 0).numpy()
     assert np.abs(got.astype(float) - expected).mean() < 1.0
 
@@ -201,3 +219,199 @@ def test_grey_palette_and_small_pictures():
     buffer = io.BytesIO()
     Image.new("CMYK", (40, 30)).save(buffer, "JPEG")
     assert load_picture(buffer.getvalue(), 8).shape == (3, 8, 8)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=8),
+    st.integers(1, 8),
+    st.integers(1, 5),
+    st.sampled_from([1, 2, 4]),
+    st.integers(0, 3),
+)
+def test_balanced_batches(sizes, classes, trials, world, seed):
+    """P different classes x K trials; ranks share them; classes and trials come without replacement, as promised."""
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)) * 10, sizes))
+    classes = min(classes, len(sizes))
+    order = BalancedOrder(labels, classes, trials * world, seed)
+    a_round = len(sizes) // classes
+    whole = next(_train_indices(order, classes * trials * world, 0, 1, 5))
+    ranks = [next(_train_indices(order, classes * trials, rank, world, 5)) for rank in range(world)]
+    assert whole.tolist() == np.concatenate(ranks).tolist()
+    seen: dict[int, list[int]] = {}
+    for number in range(4):
+        drawn = []
+        for step in range(number * a_round, (number + 1) * a_round):
+            for group in order.batch(step).reshape(classes, trials * world):
+                (label,) = set(labels[group])
+                n = sizes[label // 10]
+                assert len(set(group)) == min(n, trials * world)  # none twice unless the class is too small
+                drawn.append(label)
+                seen.setdefault((label, number // max(1, n // (trials * world))), []).extend(set(group))
+        assert len(set(drawn)) == len(drawn) == a_round * classes  # no class twice in a round
+    assert all(len(set(group)) == len(group) for group in seen.values())  # no trial twice in a pass
+
+
+def test_balanced_order_by_hand():
+    """Two classes of 4 and 2 trials in batches of 1 x 2: a round is one batch of each; the small one repeats itself."""
+    labels = np.array([7, 3, 7, 7, 3, 7])
+    order = BalancedOrder(labels, 1, 2, seed=0)
+    rounds = [[order.batch(2 * r), order.batch(2 * r + 1)] for r in range(2)]
+    for pair in rounds:
+        assert sorted(labels[group[0]] for group in pair) == [3, 7]
+    of = {label: [group for pair in rounds for group in pair if labels[group[0]] == label] for label in (3, 7)}
+    assert sorted(np.concatenate(of[7])) == [0, 2, 3, 5]  # two rounds are one pass of the class of four
+    assert [sorted(group) for group in of[3]] == [[1, 4], [1, 4]]
+    far = [BalancedOrder(labels, 1, 2, seed)(0, 200).tolist() for seed in (0, 0, 1)]
+    assert far[0] == far[1] != far[2]
+
+
+def test_balanced_stream(made):
+    """On real shards: workers, ranks and resume change nothing, and what does not fit is refused."""
+    size = {"classes_per_batch": 2, "trials_per_class": 4}
+    whole = [next(train_batches(made, batch_size=8, step=step, **size)) for step in range(4)]
+    for batch in whole:
+        assert sorted(np.unique(batch["label"], return_counts=True)[1]) == [4, 4]
+    worked = train_batches(made, batch_size=8, workers=2, **size)
+    assert all(same(batch, next(worked)) for batch in whole)
+    halves = [train_batches(made, batch_size=4, rank=rank, world=2, **size) for rank in (0, 1)]
+    for batch in whole:
+        assert batch["key"] == [key for half in halves for key in next(half)["key"]]
+    with pytest.raises(ValueError, match="2 x trials_per_class=4 is not global_batch_size=9"):
+        train_batches(made, batch_size=9, **size)
+    with pytest.raises(ValueError, match="classes_per_batch=5, but the train split has trials of 3 classes"):
+        train_batches(made, batch_size=10, classes_per_batch=5, trials_per_class=2)
+
+
+def damage(made, folder, wounds: dict[int, str]) -> ShardSplit:
+    """A copy of the shards in which these train trials cannot be read; the sizes stay as they are."""
+    shutil.copytree(made, folder)
+    split = ShardSplit(folder, "train")
+    for i, member in wounds.items():
+        row = split.index[i]
+        with open(split.paths[row["tar"]], "r+b") as file:
+            file.seek(row[member][0])
+            file.write(b"\xff" * min(400, row[member][1]))  # a float16 of ones only is NaN
+    return split
+
+
+WOUNDS = {3: "eeg", 17: "json", 30: "picture"}
+
+
+def test_bad_trials_are_replaced_and_counted(made, tmp_path, capsys):
+    """Each by the same readable one, whatever the workers, the processes, the step one starts at."""
+    split = damage(made, tmp_path / "shards", WOUNDS)
+    options = {"image_size": 16, "max_bad_samples": 3, "seed": 5}
+    whole = train_batches(split.folder, batch_size=8, **options)
+    sound = train_batches(made, batch_size=8, image_size=16, seed=5)
+    batches, skipped = [], []
+    for _ in range(10):  # two epochs
+        batch, meant = next(whole), next(sound)
+        batches.append(batch)
+        skipped += batch["skipped"]
+        for row, i in enumerate(meant["index"].tolist()):
+            assert (batch["index"][row] != i) == (i in WOUNDS)
+            if i not in WOUNDS:
+                assert torch.equal(batch["eeg"][row], meant["eeg"][row])
+        assert not set(batch["index"].tolist()) & set(WOUNDS)
+        assert all(split.keys[i] == key for i, key in zip(batch["index"], batch["key"], strict=True))
+    assert set(skipped) == {split.keys[i] for i in WOUNDS}
+    said = capsys.readouterr().err
+    assert said.count("skipped, bad trial") == 3 and "bad trial 3 of at most 3" in said
+    for i in WOUNDS:
+        assert split.keys[i] in said and split.paths[split.index[i]["tar"]].name in said
+    worked = train_batches(split.folder, batch_size=8, workers=2, **options)
+    assert all(same(batch, next(worked)) for batch in batches)
+    resumed = train_batches(split.folder, batch_size=8, step=6, **options)
+    assert same(batches[6], next(resumed))
+    halves = [train_batches(split.folder, batch_size=4, rank=rank, world=2, **options) for rank in (0, 1)]
+    for batch in batches:
+        assert batch["key"] == [key for half in halves for key in next(half)["key"]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_too_many_bad_trials_stop_the_stream(made, tmp_path, workers):
+    split = damage(made, tmp_path / "shards", WOUNDS)
+    for allowed, said in ((0, "a bad trial with max_bad_samples=0"), (2, "3 bad trials with max_bad_samples=2")):
+        batches = train_batches(
+            split.folder, batch_size=8, image_size=16, max_bad_samples=allowed, workers=workers, seed=5
+        )
+        with pytest.raises(ValueError, match=said) as stopped:
+            for _ in range(5):
+                next(batches)
+        assert "\n" not in str(stopped.value) and ".tar" in str(stopped.value)
+        assert any(split.keys[i] in str(stopped.value) for i in WOUNDS)
+    with pytest.raises(ValueError, match="cannot be read|damaged JSON"):  # evaluation never skips
+        list(eval_batches(split.folder, "train", batch_size=8, image_size=16, workers=workers))
+
+
+def test_a_vanished_tar_is_named_and_its_trials_get_different_substitutes(made, tmp_path):
+    split = damage(made, tmp_path / "shards", {})
+    lost = np.flatnonzero(split.index["tar"] == 1)  # 16 of 40 trials
+    opened = [train_batches(split.folder, batch_size=40, max_bad_samples=allowed) for allowed in (0, 40)]
+    split.paths[1].unlink()
+    with pytest.raises(ValueError, match=split.paths[1].name):
+        next(opened[0])
+    batch = next(opened[1])
+    assert not set(batch["index"].tolist()) & set(lost) and len(batch["skipped"]) == len(lost)
+    assert np.bincount(batch["index"]).max() <= 3  # no trial stands for all of them
+    for path in split.paths:
+        path.unlink(missing_ok=True)
+    batcher = Batcher(split, None, allowed=40)
+    assert len(batcher.read(np.arange(3), *batcher.room(3, torch.empty))["bad"]) == 40
+
+
+def test_a_balanced_substitute_is_of_the_same_class(made, tmp_path):
+    split = damage(made, tmp_path / "shards", {17: "json"} | dict.fromkeys(range(5), "eeg"))
+    size = {"classes_per_batch": 3, "trials_per_class": 4}
+    with pytest.raises(ValueError, match=split.keys[17]):
+        train_batches(split.folder, batch_size=12, **size)
+    batches = train_batches(split.folder, batch_size=12, max_bad_samples=6, **size)
+    skipped = []
+    for _ in range(12):
+        batch = next(batches)
+        assert np.unique(batch["label"], return_counts=True)[1].tolist() == [4, 4, 4]
+        assert not set(batch["index"].tolist()) & {0, 1, 2, 3, 4, 17}
+        skipped += batch["skipped"]
+    assert set(skipped) == set(split.keys[:5])  # 17 was left out at the start
+
+
+def test_a_slow_consumer_sees_no_batch_overwritten(made):
+    """Workers run ahead as far as they may while the consumer sleeps."""
+    plain, worked = (train_batches(made, batch_size=5, image_size=16, workers=workers) for workers in (0, 2))
+    for number in range(8):
+        batch = next(worked)
+        time.sleep(0.15 if number < 3 else 0)
+        assert same(batch, next(plain))
+
+
+def test_simplejpeg_and_pil_give_the_same_bits(monkeypatch):
+    """So it does not matter which of the two decodes a JPEG (see _decode)."""
+    rng = np.random.default_rng(0)
+    pixels = np.array(Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((301, 203)))
+    pictures = []
+    for mode, options in (("RGB", {}), ("L", {}), ("RGB", {"progressive": True}), ("RGB", {"subsampling": 0})):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).convert(mode).save(buffer, "JPEG", **options)
+        pictures.append(buffer.getvalue())
+    fast = [load_picture(data, size) for data in pictures for size in (24, 40, 224)]
+    monkeypatch.setattr(simplejpeg, "decode_jpeg_header", lambda data: (_ for _ in ()).throw(ValueError))
+    slow = [load_picture(data, size) for data in pictures for size in (24, 40, 224)]
+    assert all(map(torch.equal, fast, slow))
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xd8\xff\xe0", b"GIF89a", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
+def test_what_is_no_picture_is_refused(data):
+    with pytest.raises(ValueError, match="picture cannot be decoded"):
+        load_picture(data, 16)
+
+
+def test_truncated_and_gigantic_pictures_are_refused():
+    whole = picture(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8), "JPEG")
+    load_picture(whole, 16)
+    with pytest.raises(ValueError, match="truncated"):
+        load_picture(whole[: len(whole) // 2], 16)
+    size = whole.index(b"\xff\xc0") + 5  # height and width in the frame header
+    bomb = whole[:size] + (60000).to_bytes(2, "big") * 2 + whole[size + 4 :]
+    with pytest.raises(ValueError, match="exceeds limit|too many"):
+        load_picture(bomb, 16)

@@ -1,0 +1,80 @@
+"""Which trials a step takes: orders are functions of (seed, position) alone, so a position is all there is to resume.
+
+An order is called with two positions, `order(start, stop)`, and gives the indices of the trials between them.
+"""
+
+import functools
+
+import numpy as np
+
+
+class EpochOrder:
+    """Positions start..stop of the endless train order of `n` trials -> indices.
+
+    Each epoch is one permutation of all trials, a function of (seed, epoch); epochs are laid end to end.
+    """
+
+    def __init__(self, n: int, seed: int) -> None:
+        self.n, self.seed = n, seed
+        self.permutation = functools.lru_cache(maxsize=2)(self._permutation)
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, epoch]).permutation(self.n)
+
+    def __call__(self, start: int, stop: int) -> np.ndarray:
+        parts = []
+        while start < stop:
+            epoch, offset = divmod(start, self.n)
+            taken = min(stop - start, self.n - offset)
+            parts.append(self.permutation(epoch)[offset : offset + taken])
+            start += taken
+        return np.concatenate(parts)
+
+
+class BalancedOrder:
+    """Batches of `classes` classes x `trials` trials of each, class by class, laid end to end.
+
+    Classes come in rounds. A round is a permutation of all C classes, a function of (seed, round), cut into C //
+    classes batches of different classes; the C % classes left over sit that round out (others in another round). Trials
+    of a class come in passes, in the same way: a pass is a permutation of its n trials, a function of (seed, class,
+    pass), cut into n // trials groups of different trials, and round r takes group r % (n // trials) of pass r // (n //
+    trials); the n % trials left over sit that pass out. So no class and no trial comes twice in a batch, and no trial
+    twice in a pass, except that a class of fewer than `trials` trials shows each of them as often as is needed to fill
+    its place.
+    """
+
+    def __init__(self, labels: np.ndarray, classes: int, trials: int, seed: int) -> None:
+        """labels (n,): the class of each trial; one below 0 is never drawn. ValueError if there are too few classes."""
+        present = np.unique(labels[labels >= 0])
+        if len(present) < classes:
+            raise ValueError(
+                f"classes_per_batch={classes}, but the train split has trials of {len(present)} classes: lower it"
+            )
+        self.members = {label: np.flatnonzero(labels == label) for label in present.tolist()}
+        self.labels = present
+        self.classes, self.trials, self.seed = classes, trials, seed
+        self.round = functools.lru_cache(maxsize=2)(self._round)
+        self.pass_of = functools.lru_cache(maxsize=len(present))(self._pass_of)
+
+    def _round(self, number: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, 0, number]).permutation(self.labels)
+
+    def _pass_of(self, which: int, number: int) -> np.ndarray:
+        order = np.random.default_rng([self.seed, 1, which, number]).permutation(self.members[which])
+        return np.resize(order, max(len(order), self.trials))
+
+    def batch(self, step: int) -> np.ndarray:
+        """The classes * trials indices of one step."""
+        number, place = divmod(step, len(self.members) // self.classes)
+        parts = []
+        for which in self.round(number)[place * self.classes : (place + 1) * self.classes].tolist():
+            passes, group = divmod(number, max(1, len(self.members[which]) // self.trials))
+            parts.append(self.pass_of(which, passes)[group * self.trials : (group + 1) * self.trials])
+        return np.concatenate(parts)
+
+    def __call__(self, start: int, stop: int) -> np.ndarray:
+        size = self.classes * self.trials
+        first, last = start // size, -(-stop // size)
+        return np.concatenate([self.batch(step) for step in range(first, last)])[
+            start - first * size : stop - first * size
+        ]
