@@ -293,6 +293,21 @@ def test_blocks_and_uneven_classes_are_asked_about(study):
     assert "Li et al. 2020" in asked
 
 
+def test_zero_shot_is_told_from_missing_classes(study):
+    dataset = torch.load(study / "eeg.pth", weights_only=True)["dataset"]
+    images = {"train": range(0, 15), "val": range(15, 20), "test": range(20, 30)}  # 10 images a class, 3 classes
+    split = {name: [i for i, t in enumerate(dataset) if t["image"] in own] for name, own in images.items()}
+    torch.save({"splits": [split]}, study / "splits.pth")
+    findings = look(study)
+    assert any("zero-shot" in text for text in findings.fine)
+    asked = texts(findings.questions)
+    assert "has no trial of" not in asked
+    assert "classes of split train are uneven" not in asked  # 20 and 10 trials: just a factor of 2
+    split["train"] = [i for i in split["train"] if dataset[i]["image"] < 12]
+    torch.save({"splits": [split]}, study / "splits.pth")
+    assert "classes of split train are uneven: 20 trials of sorrel, 4 of parachute" in texts(look(study).questions)
+
+
 # The parts
 
 
