@@ -241,15 +241,15 @@ class Findings:
     def _balance(self) -> None:
         groups: dict[str, np.ndarray] = {f"split {s}": self.split == s for s in self.study.splits}
         classes = {name: set(self.label[rows].tolist()) for name, rows in groups.items()}
-        if classes.get("split test") and not classes["split test"] & classes.get("split train", set()):
+        zero_shot = bool(classes["split test"]) and not classes["split test"] & classes["split train"]
+        if zero_shot:  # then it is the design that splits lack classes
             self.fine.append("zero-shot: no class of the test split is among those of the train split")
-            groups = {}  # that classes are absent is the design
         groups |= {f"subject {s}": self.subject == s for s in self.found.subjects}
         uneven = False
         for name, rows in groups.items():
             counts = Counter(self.label[rows].tolist())
             absent = [self.names[label] for label in self.names if label not in counts]
-            if absent and len(absent) < len(self.names):
+            if absent and len(absent) < len(self.names) and not (zero_shot and name.startswith("split")):
                 uneven = True
                 some = ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
                 self.ask(f"{name} has no trial of {len(absent)} of {len(self.names)} classes: {some}")
