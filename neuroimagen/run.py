@@ -291,10 +291,15 @@ class Run:
         return torch.cat([part[:count] for part, count in zip(everyone, counts, strict=True)])
 
     def next(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
-        """The next batch, on this rank's device. The time it takes is logged as data_seconds."""
+        """The next batch, on this rank's device. The time it takes is logged as data_seconds.
+
+        With max_bad_samples, the log has bad_trials: how many a batch were replaced, as they could not be read.
+        """
         began = time.monotonic()
         batch = self.to_device(next(batches))
         self._waited += time.monotonic() - began
+        if self.config.max_bad_samples:
+            self.note(bad_trials=len(batch["skipped"]))
         return batch
 
     def parts(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:

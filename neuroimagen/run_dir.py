@@ -39,6 +39,9 @@ def _claim(run_dir: Path, config: Any) -> str | None:
     path = run_dir / "config.yaml"
     if path.exists():
         found = yaml.safe_load(path.read_text())
+        # A field that there was not yet when the run began had the effect of its default.
+        fields = dataclasses.fields(config)
+        found = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING} | found
         changed = [k for k in sorted({*wanted, *found} - FREE_FIELDS) if wanted.get(k) != found.get(k)]
         if changed:
             listed = ", ".join(f"{k}: {found.get(k)!r} there, {wanted.get(k)!r} here" for k in changed)

@@ -102,6 +102,8 @@ def read_manifest(shards: str | Path) -> Manifest:
         ) from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}): make the shards again") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): make the shards again") from None
     if not isinstance(content, dict) or content.get("format") != "neuroimagen-shards":
         raise ValueError(f"{path} is not a manifest of neuroimagen shards")
     if content.get("version") != 1:

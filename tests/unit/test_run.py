@@ -113,6 +113,17 @@ def test_another_config_is_refused_with_its_keys(config):
         Run(dataclasses.replace(config, log_every=5))
 
 
+def test_a_field_that_is_newer_than_the_run_had_its_default(config, tmp_path):
+    train(config)
+    path = tmp_path / "run/config.yaml"
+    path.write_text(path.read_text().replace("compile: false\n", ""))
+    assert "compile" not in path.read_text()
+    with pytest.raises(SystemExit):
+        Run(config)
+    with pytest.raises(ValueError, match="compile: False there, True here"):
+        Run(dataclasses.replace(config, compile=True))
+
+
 def test_a_directory_that_is_no_run_is_refused(config, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/thesis.tex").write_text("mine")
