@@ -1,5 +1,6 @@
 """Packing: the same bytes by any number of processes and after any kill; pictures and tars too large to be true."""
 
+import contextlib
 import io
 import json
 import os
@@ -71,6 +72,15 @@ class Command:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         self.process = subprocess.Popen(call, start_new_session=True, **pipes)
 
+    def __enter__(self) -> "Command":
+        return self
+
+    def __exit__(self, *rest) -> None:
+        """Nothing of it outlives a test, whatever that found."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
     def wait_for_tars(self, n: int) -> None:
         end = time.monotonic() + 120
         while len(list(self.partial.glob("unfinished/*.tar.json"))) < n and self.process.poll() is None:
@@ -106,17 +116,17 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(study, made, tmp_path
     out, rng = tmp_path / "shards", np.random.default_rng()
     whole = 0
     for processes in (2, 1):
-        command = Command(study, out, processes=processes)
-        command.wait_for_tars(whole + int(rng.integers(1, 15)))
-        time.sleep(float(rng.uniform(0, 0.02)))
-        if processes == 1:
-            command.process.send_signal(signal.SIGSTOP)  # it holds what it holds
-            assert main(["shards", *arguments(study, out)]) == 2
-            error = capfd.readouterr().err
-            assert f"is being packed by process {command.process.pid} on" in error and error.count("\n") == 1
-        command.process.kill()
-        command.process.wait()
-        command.ended()
+        with Command(study, out, processes=processes) as command:
+            command.wait_for_tars(whole + int(rng.integers(1, 15)))
+            time.sleep(float(rng.uniform(0, 0.02)))
+            if processes == 1:
+                command.process.send_signal(signal.SIGSTOP)  # it holds what it holds
+                assert main(["shards", *arguments(study, out)]) == 2
+                error = capfd.readouterr().err
+                assert f"is being packed by process {command.process.pid} on" in error and error.count("\n") == 1
+            command.process.kill()
+            command.process.wait()
+            command.ended()
         assert not out.exists()
         whole = len(list(command.partial.glob("unfinished/*.tar.json")))
         assert 0 < whole < 60
@@ -128,16 +138,16 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(study, made, tmp_path
 
 def test_a_killed_packing_process_is_a_sentence_and_no_hang(study, made, tmp_path):
     out = tmp_path / "shards"
-    command = Command(study, out, processes=2)
-    command.wait_for_tars(2)
-    processes = command.session()
-    worker = next(pid for pid, parent in processes.items() if parent in processes and parent != command.process.pid)
-    os.kill(worker, signal.SIGKILL)
-    said = command.finish()
-    assert command.process.returncode == 2
-    assert "a packing process was ended by signal 9, as when memory runs out: the same command continues" in said
-    assert "Traceback" not in said
-    command.ended()
+    with Command(study, out, processes=2) as command:
+        command.wait_for_tars(2)
+        processes = command.session()
+        worker = next(pid for pid, parent in processes.items() if parent in processes and parent != command.process.pid)
+        os.kill(worker, signal.SIGKILL)
+        said = command.finish()
+        assert command.process.returncode == 2
+        assert "a packing process was ended by signal 9, as when memory runs out: the same command continues" in said
+        assert "Traceback" not in said
+        command.ended()
     make_shards(config(study, out, processes=1))
     assert content(out) == content(made)
 
