@@ -290,12 +290,12 @@ def _child(pipe: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> N
 
 
 def memory_in_use() -> float:
-    """MB that this process and all below it take; what they share (libraries, loader memory) counts once."""
+    """MB that this process and all below it take; what they share counts once, mapped files (libraries) do not."""
     total = 0
     try:
         for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
             text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
-            total += int(text.split("\nPss:")[1].split()[0])
+            total += sum(int(text.split(f"\n{kind}:")[1].split()[0]) for kind in ("Pss_Anon", "Pss_Shmem"))
     except (psutil.Error, OSError, IndexError):  # one has just ended
         return 0.0
     return total / 1000

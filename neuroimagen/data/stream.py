@@ -7,9 +7,9 @@ nor of loader workers changes what a step sees. With classes_per_batch the globa
 cut among the ranks in the same way. No global random generator is drawn from.
 
 A batch is a dict: "eeg" float32 (B, C, T), standardised by the manifest's train statistics; "label", "subject", "index"
-(position in the split) int64 (B,); "key", "image_name" lists of str; "skipped", the keys of trials that could not be
-read and were replaced (a list, empty as a rule); and, if image_size is given, "image" float32 (B, 3, S, S) in [-1, 1]:
-the largest centred square of the picture, resized to S.
+(position in the split) int64 (B,); "key", "image_name" lists of str; "skipped", the keys of trials that were found to
+be unreadable when this batch was made (a list, empty as a rule); and, if image_size is given, "image" float32 (B, 3, S,
+S) in [-1, 1]: the largest centred square of the picture, resized to S.
 
 A trial that cannot be read (its tar is gone or cut off, its JSON or picture is damaged, its EEG holds NaN) ends the
 stream with a ValueError that names tar and trial. Train batches may instead replace up to `max_bad_samples` such
@@ -396,7 +396,7 @@ def train_batches(
     batch_size: trials a step on this rank. A global batch larger than the split spans several epochs.
     max_bad_samples: so many different trials may be replaced because they cannot be read.
     classes_per_batch, trials_per_class: both 0, or the global batch is so many classes x so many trials of each, see
-    BalancedOrder; then the JSON of every trial is read here (17 us a trial from a warm disk).
+    BalancedOrder; then the JSON of every trial is read here (7 us a trial from a warm disk).
     Raises ValueError for a shard directory that is not whole, and for a batch that is not classes x trials.
     """
     assert batch_size > 0 and 0 <= rank < world and step >= 0 and workers >= 0
