@@ -52,7 +52,7 @@ class Study(Protocol):
     channels: list[str] | None
     classes: list[dict[str, Any]]  # label, wnid, name
     splits: dict[str, list[int]]
-    split_by: str  # "image": no image is in two splits; "run": a test run is in no other split, the end of a train run may be val
+    split_by: str  # "image": no image is in two splits; "run": no test run is in another split
     protocol: str  # one sentence: how the split was made
     notes: list[str]  # what the user should know, e.g. trials dropped
     inputs: list[Path]  # the files whose change means that the shards are stale
