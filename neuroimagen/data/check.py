@@ -13,7 +13,8 @@ from neuroimagen.data.doctor import examine
 from neuroimagen.data.doctor_findings import Finding, Findings
 from neuroimagen.data.doctor_shards import ShardStudy
 from neuroimagen.data.perceivelab import load_plain
-from neuroimagen.data.shard_files import describe
+from neuroimagen.data.remote import is_remote
+from neuroimagen.data.shard_files import SPLITS, ShardSplit, describe, local_folder
 from neuroimagen.data.source import SourceConfig, open_study
 from neuroimagen.data.study import Faults, Study
 
@@ -78,7 +79,10 @@ def sniff(config: CheckConfig) -> tuple[CheckConfig, Path | None, str]:
         if not (config.eeg or config.recording):
             raise ValueError("please give a source: a shard directory, a published file or folder, or a YAML file")
         return config, None, f"dataset={config.dataset}, as the arguments say"
-    path = Path(config.source)
+    path = local_folder(config.source)
+    if is_remote(config.source):
+        for split in SPLITS:
+            ShardSplit(config.source, split)  # fetched into the cache, where they are looked at
     if path.is_dir():
         if (path / "manifest.json").is_file():
             return config, path, f"{path}: a shard directory, for it has a manifest.json"

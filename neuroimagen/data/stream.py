@@ -44,9 +44,10 @@ from typing import Any
 import numpy as np
 import simplejpeg
 import torch
+import webdataset as wds
 from PIL import Image
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, get_worker_info
 
 from neuroimagen.data.order import BalancedOrder, EpochOrder
 from neuroimagen.data.shard_files import ShardSplit
@@ -274,22 +275,20 @@ def _shared(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype).view(shape) if size else torch.empty(shape, dtype=dtype)
 
 
-class _Reads(IterableDataset):
-    """The part that loader processes do: indices -> a filled slot and what `Batcher.read` says of it."""
+class _Reads:
+    """A stage of the pipeline in each loader process: indices -> a filled slot and what `Batcher.read` says of it."""
 
-    def __init__(
-        self, indices: Callable[[], Iterator[np.ndarray]], batcher: Batcher, batch_size: int, workers: int
-    ) -> None:
-        self.indices, self.batcher = indices, batcher
+    def __init__(self, batcher: Batcher, batch_size: int, workers: int) -> None:
+        self.batcher = batcher
         # At any time a worker's batches are: PREFETCH in the making or waiting, one being finished by the consumer.
         self.each = PREFETCH + 1 if workers else 1
         n = self.each * max(1, workers)
         rooms = [batcher.room(batch_size, _shared) for _ in range(n)]
         self.slots = [(eeg, image, _shared((1,), torch.int64)) for eeg, image in rooms]
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __call__(self, stream: Iterator[np.ndarray]) -> Iterator[dict[str, Any]]:
         first = _worker()[0] * self.each
-        for number, indices in enumerate(self.indices()):
+        for number, indices in enumerate(stream):
             eeg, image, owner = self.slots[first + number % self.each]
             owner[0] = number
             yield {"slot": first + number % self.each, "number": number, **self.batcher.read(indices, eeg, image)}
@@ -318,9 +317,9 @@ def _load(
     bad: set[int],
 ) -> Iterator[dict[str, Any]]:
     """bad: trials already found unreadable."""
-    reads = _Reads(indices, batcher, batch_size, workers)
+    reads = _Reads(batcher, batch_size, workers)
     loader = DataLoader(
-        reads,
+        wds.DataPipeline(indices, reads),
         batch_size=None,
         collate_fn=_as_it_is,
         num_workers=workers,

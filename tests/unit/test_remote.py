@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from perceivelab_files import write_study
 
+from neuroimagen.cli import main
 from neuroimagen.data import remote
 from neuroimagen.data.shard_files import ShardError, ShardSplit, read_manifest
 from neuroimagen.data.shards import ShardsConfig, make_shards
@@ -237,3 +238,9 @@ def test_a_cache_that_cannot_be_written(made, tmp_path, monkeypatch):
         ValueError, match=r"cannot write to the cache .*: set NEUROIMAGEN_CACHE to a folder of your own"
     ):
         read_manifest(f"file://{made}")
+
+
+def test_check_fetches_and_examines(made, cache, capsys):
+    with Server(made) as server:
+        assert main(["check", server.url]) == 0
+    assert f"{len(ShardSplit(made, 'train')):,} trials" in capsys.readouterr().out
