@@ -107,7 +107,7 @@ class Batcher:
         self.mean = torch.tensor(split.manifest.channel_mean, dtype=torch.float32)[:, None]
         std = torch.tensor(split.manifest.channel_std, dtype=torch.float32)[:, None]
         self.std = torch.where(std > 0, std, 1.0)  # a channel that never moves stays at zero
-        self.pictures: dict[tuple[int, int], torch.Tensor] = {}
+        self.pictures: dict[int, tuple[int, torch.Tensor]] = {}  # name -> checksum of the file, pixels
         # What the JSON of each trial says, once it has been read: 25 bytes a trial.
         self.known = np.zeros(len(split), bool)
         self.label, self.subject, self.image = (np.zeros(len(split), np.int64) for _ in range(3))
@@ -177,14 +177,14 @@ class Batcher:
     def picture(self, i: int) -> torch.Tensor:
         assert self.image_size
         data = self.split.picture(i)
-        # Not the name alone: a damaged copy must fail, or look damaged, whether or not its sound twin is kept already.
-        content = (int(self.image[i]), zlib.crc32(data))
-        if content not in self.pictures:
-            picture = load_picture(data, self.image_size)
-            if (len(self.pictures) + 1) * picture.numel() > PICTURE_CACHE:
-                return picture
-            self.pictures[content] = picture
-        return self.pictures[content]
+        # The name is not enough: a damaged copy must fail, or look damaged, whether or not its twin is kept already.
+        kept = self.pictures.get(int(self.image[i]))
+        if kept and kept[0] == zlib.crc32(data):
+            return kept[1]
+        picture = load_picture(data, self.image_size)
+        if not kept and (len(self.pictures) + 1) * picture.numel() <= PICTURE_CACHE:
+            self.pictures[int(self.image[i])] = (zlib.crc32(data), picture)
+        return picture
 
     def substitutes(self, i: int) -> Iterator[int]:
         """`i`, then what may stand for it, in order: all trials (of its class, if `groups` has it), far ones first.
