@@ -21,6 +21,7 @@ are in the page cache.
 """
 
 import functools
+import gc
 import importlib.machinery
 import importlib.util
 import itertools
@@ -343,6 +344,8 @@ def prepare(folder: Path) -> dict[str, str]:
                 in_child(write, folder / name, pictures, folder / name / f"{contender.split('ml')[0]}-{pictures}")
         except (RuntimeError, ImportError) as error:
             absent[contender] = f"failed: {error}"
+    gc.collect()
+    gc.freeze()  # or a collection in a child copies this process's objects, and that is counted as its memory
     return absent
 
 
