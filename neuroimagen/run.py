@@ -115,6 +115,7 @@ class Run:
         self._models: list[nn.Module] = []
         self._bad = False  # this step met a loss that is not finite
         self._skipped = self._skipped_in_a_row = 0
+        self._bad_trials: set[str] = set()  # of this rank, since it started
         self._since, self._validation_began = time.monotonic(), 0.0
         self._bar: tqdm | None = None
         self._clear()
@@ -293,13 +294,13 @@ class Run:
     def next(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
         """The next batch, on this rank's device. The time it takes is logged as data_seconds.
 
-        With max_bad_samples, the log has bad_trials: how many a batch were replaced, as they could not be read.
+        With max_bad_samples the log has bad_trials: how many different ones could not be read and were replaced,
+        counted by each rank since its start.
         """
         began = time.monotonic()
         batch = self.to_device(next(batches))
         self._waited += time.monotonic() - began
-        if self.config.max_bad_samples:
-            self.note(bad_trials=len(batch["skipped"]))
+        self._bad_trials.update(batch["skipped"] if self.config.max_bad_samples else ())
         return batch
 
     def parts(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -406,6 +407,9 @@ class Run:
         line["memory_gb"] = peak / 1e9  # rank 0's peak: GPU memory, or the process's without one
         if self._skipped:
             line["skipped"] = self._skipped
+        if self.config.max_bad_samples:
+            count = torch.tensor(len(self._bad_trials), device=self.device)
+            line["bad_trials"] = self.accelerator.reduce(count, "sum").item()
         self.log(line)
         self._clear()
         self._since = time.monotonic()

@@ -40,7 +40,8 @@ def extract(run: Run, model: nn.Module, config: PixelFeaturesConfig, split: str)
     """Features (n, d) and labels (n,) of a whole split, the same on every rank. Collective: every rank."""
     features = [torch.zeros(0, config.n_features, device=run.device)]
     labels = [torch.zeros(0, dtype=torch.int64, device=run.device)]
-    for batch in eval_batches(config.shards, split, batch_size=run.batch_size, rank=run.rank, world=run.world):
+    share = {"batch_size": run.batch_size, "rank": run.rank, "world": run.world}
+    for batch in eval_batches(config.shards, split, max_bad_samples=config.max_bad_samples, **share):
         batch = run.to_device(batch)
         features.append(model(batch["eeg"]).float())
         labels.append(batch["label"])

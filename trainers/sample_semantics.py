@@ -11,7 +11,7 @@ import torch
 
 from neuroimagen.config import EegAugmentConfig, TrainConfig, option, run_trainer
 from neuroimagen.data.eeg_augment import augment_eeg
-from neuroimagen.data.shards import Manifest, ShardSplit, read_manifest
+from neuroimagen.data.shards import Manifest, ShardError, ShardSplit, read_manifest
 from neuroimagen.data.stream import eval_batches, train_batches
 from neuroimagen.run import Run, set_learning_rate, warmup_cosine
 from neuroimagen.sample.captions import embed_captions, label_caption, read_captions
@@ -47,7 +47,13 @@ class Targets:
         rows: dict[str, int] = {}
         for split in ("train", "val"):
             trials = ShardSplit(config.shards, split)
-            for info in (trials.info(i) for i in range(len(trials))):
+            for i in range(len(trials)):
+                try:
+                    info = trials.info(i)
+                except ShardError:
+                    if split == "train" and config.max_bad_samples:
+                        continue  # the stream counts it and puts another in its place
+                    raise
                 image, label = info["image"], info["label"]
                 if config.captions != "label" and image not in written:
                     raise ValueError(

@@ -428,13 +428,14 @@ def eval_batches(
     image_size: int | None = None,
     workers: int = 0,
     device: torch.device | str = "cpu",
+    max_bad_samples: int = 0,
 ) -> Iterator[dict[str, Any]]:
     """Each trial of `split` exactly once over all ranks: rank r gets trials r, r+world, ... in order; last batch short.
 
     A rank may get one batch more than another, or none: no collective may be called once a batch.
-    No trial is ever replaced: ValueError for the first that cannot be read.
+    ValueError for the first trial that cannot be read; none is replaced, but of train as `train_batches` does it.
     """
     assert batch_size > 0 and 0 <= rank < world and workers >= 0
-    batcher = Batcher(ShardSplit(shards, split), image_size)
+    batcher = Batcher(ShardSplit(shards, split), image_size, max_bad_samples if split == "train" else 0)
     indices = functools.partial(_eval_indices, len(batcher.split), batch_size, rank, world)
     return _load(indices, batcher, batch_size, workers, device, set())

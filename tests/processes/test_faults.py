@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from neuroimagen.data.shard_files import ShardSplit
 
 REPO = Path(__file__).parents[2]
 TRAINER = str(Path(__file__).with_name("small_trainer.py"))
@@ -127,6 +130,27 @@ def test_a_run_that_has_diverged_does_not_skip_for_ever(start, tmp_path):
     processes = start(command(tmp_path / "run", nan_at=steps, nonfinite="skip"), 1)
     assert processes.wait() == [2]
     assert "it has diverged" in processes.log.read_text() and not (tmp_path / "run/DONE").exists()
+
+
+def test_a_trial_that_cannot_be_read_stops_the_run_or_is_counted(start, study, tmp_path):
+    shards = tmp_path / "shards"
+    shutil.copytree(study.shards, shards)
+    split = ShardSplit(shards, "train")
+    row = split.index[3]
+    with open(split.paths[row["tar"]], "r+b") as tar:
+        tar.seek(int(row["json"][0]))
+        tar.write(b"]")
+    size = ["encoder=conv", "n_features=16", "global_batch_size=8", "max_steps=8", "log_every=1"]  # past an epoch
+    trainer = ["trainers/pixel_features.py", f"shards={shards}", f"run_dir={tmp_path}/run", *size]
+    processes = start(trainer, 1)
+    assert processes.wait() == [2]
+    said = processes.log.read_text()
+    assert split.paths[row["tar"]].name in said and split.keys[3] in said and "Traceback" not in said, said
+    shutil.rmtree(tmp_path / "run")
+    processes = start([*trainer, "max_bad_samples=1"], 1)
+    assert processes.wait() == [0], processes.log.read_text()
+    lines = [json.loads(line) for line in (tmp_path / "run/stats.jsonl").read_text().splitlines()]
+    assert [line["bad_trials"] for line in lines if "bad_trials" in line][-1] == 1
 
 
 @pytest.fixture
