@@ -15,13 +15,12 @@ pictures. Batches of 32: EEG alone, with pictures at 64 px, with pictures at 224
     decode only       load_picture on JPEGs in memory, nothing else: the limit of decoding, in as many processes
 
 Each measurement is a process of its own. All contenders take turns within a round, so that a busy machine slows all;
-medians over the rounds. Memory: peak of what a contender and its 2 workers add at 224 px (proportional set sizes of all
-processes of this program, above what they were before), in a pass of its own, for 512 and for 2,048 trials. All files
+medians over the rounds. Memory: peak of what a contender and its 2 workers add at 224 px to a new process that has made
+its imports (proportional set sizes without mapped files), in a pass of its own, for 512 and for 2,048 trials. All files
 are in the page cache.
 """
 
 import functools
-import gc
 import importlib.machinery
 import importlib.util
 import itertools
@@ -290,11 +289,22 @@ def _child(pipe: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> N
     os._exit(0)
 
 
-def memory_in_use() -> float:
-    """MB that this process and all below it take; what they share counts once, mapped files (libraries) do not."""
+def _memory_child(pipe: Any, module: str, *work_and_arguments: Any) -> None:
+    """As `_child`, but with the library in memory before it says so, and begins when it is told to."""
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # for the loaders, as where a program begins
+    if module:
+        import_streaming() if module == "streaming" else importlib.import_module(module)
+    pipe.send("ready")
+    pipe.recv()
+    _child(pipe, work_and_arguments[0], work_and_arguments[1:])
+
+
+def memory_of(pid: int) -> float:
+    """MB that a process and all below it take; what they share counts once, mapped files (libraries) do not."""
     total = 0
     try:
-        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
             text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
             total += sum(int(text.split(f"\n{kind}:")[1].split()[0]) for kind in ("Pss_Anon", "Pss_Shmem"))
     except (psutil.Error, OSError, IndexError):  # one has just ended
@@ -302,22 +312,42 @@ def memory_in_use() -> float:
     return total / 1000
 
 
-def in_child(work: Callable[..., Any], *arguments: Any, memory: bool = False) -> Any:
-    """work(*arguments) in a process of its own; with `memory`, the growth of its memory in MB instead."""
+def in_child(work: Callable[..., Any], *arguments: Any) -> Any:
+    """work(*arguments) in a process of its own."""
     context = multiprocessing.get_context("fork")
-    ours_end, its_end = context.Pipe(duplex=False)
+    ours_end, its_end = context.Pipe()
     process = context.Process(target=_child, args=(its_end, work, arguments))
-    before = peak = memory_in_use() if memory else 0.0
     process.start()
     its_end.close()
-    while memory and not ours_end.poll(0.02):
-        peak = max(peak, memory_in_use())
     result = ours_end.recv() if ours_end.poll(120) else "no answer in 120 s"
     process.kill()
     process.join()
     if isinstance(result, str):
         raise RuntimeError(result)
-    return peak - before if memory else result
+    return result
+
+
+def peak_memory(module: str, open_batches: Open, folder: Path) -> float:
+    """MB that a contender and its 2 workers add at 224 px to a new process that has imported `module`.
+
+    New, not forked: what a fork shares with its parent is counted in parts that shift.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours_end, its_end = context.Pipe()
+    process = context.Process(target=_memory_child, args=(its_end, module, open_for, open_batches, folder, 224, 2))
+    process.start()
+    its_end.close()
+    assert ours_end.poll(120) and ours_end.recv() == "ready" and process.pid
+    before = peak = memory_of(process.pid)
+    ours_end.send("go")
+    while not ours_end.poll(0.02):
+        peak = max(peak, memory_of(process.pid))
+    result = ours_end.recv()
+    process.kill()
+    process.join()
+    if isinstance(result, str):
+        raise RuntimeError(result)
+    return peak - before
 
 
 def size_on_disk(folder: Path, name: str) -> float:
@@ -344,8 +374,6 @@ def prepare(folder: Path) -> dict[str, str]:
                 in_child(write, folder / name, pictures, folder / name / f"{contender.split('ml')[0]}-{pictures}")
         except (RuntimeError, ImportError) as error:
             absent[contender] = f"failed: {error}"
-    gc.collect()
-    gc.freeze()  # or a collection in a child copies this process's objects, and that is counted as its memory
     return absent
 
 
@@ -378,7 +406,7 @@ def main(rounds: int = 3) -> None:
                         rates.setdefault((name, size, workers), []).append(speed)
             load.append(os.getloadavg()[0])
         peaks = {
-            (name, study): in_child(open_for, open_batches, folder / study, 224, 2, memory=True)
+            (name, study): peak_memory(LIBRARIES.get(name, ("", None))[0], open_batches, folder / study)
             for name, open_batches in CONTENDERS.items()
             for study in ("small", "large")
             if name not in absent
