@@ -1,6 +1,8 @@
 """`neuroimagen COMMAND key=value ...`: everything around the trainers."""
 
 import importlib
+import os
+import signal
 import sys
 from typing import NamedTuple
 
@@ -50,7 +52,13 @@ def main(arguments: list[str] | None = None) -> int:
         rest[0] = f"{command.positional}={rest[0]}"
     module = importlib.import_module(f"neuroimagen.{command.module}")
     shown = f"neuroimagen {name}: {command.summary}\n\nusage: neuroimagen {name} key=value ..."
-    return run_command(getattr(module, command.function), getattr(module, command.schema), rest, name, shown)
+    try:
+        code = run_command(getattr(module, command.function), getattr(module, command.schema), rest, name, shown)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads our output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    return code
 
 
 if __name__ == "__main__":

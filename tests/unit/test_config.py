@@ -1,6 +1,9 @@
 """Config: files, sections, overrides, and errors that say what to change."""
 
 import dataclasses
+import signal
+import subprocess
+import sys
 from typing import Literal
 
 import pytest
@@ -78,3 +81,12 @@ def test_help_shows_every_field(capsys):
 
 def test_exit_code_of_main_is_kept():
     assert run_command(lambda config: 143, Example, ["shards=x"], "x", "usage") == 143
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "neuroimagen.cli", "simulate", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()  # as `| head` does
+    assert process.wait(60) == 128 + signal.SIGPIPE and process.stderr.read() == b""
+    process.stderr.close()
