@@ -46,12 +46,13 @@ class Targets:
         labels: dict[str, int] = {}  # caption -> class
         rows: dict[str, int] = {}
         for split in ("train", "val"):
-            trials = ShardSplit(config.shards, split)
+            lenient = split == "train" and config.max_bad_samples > 0
+            trials = ShardSplit(config.shards, split, incomplete=lenient)
             for i in range(len(trials)):
                 try:
                     info = trials.info(i)
                 except ShardError:
-                    if split == "train" and config.max_bad_samples:
+                    if lenient:
                         continue  # the stream counts it and puts another in its place
                     raise
                 image, label = info["image"], info["label"]

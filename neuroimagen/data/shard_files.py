@@ -240,12 +240,13 @@ def _load_index(path: Path, trials: int) -> np.ndarray:
 class ShardSplit:
     """Random access to one split of a shard directory, or of the URL of one, which is fetched into the cache whole.
 
-    Opening checks the tars' sizes and the index against the manifest.
+    Opening checks the tars' sizes and the index against the manifest. With `incomplete`, tars may be missing or cut
+    off: each of their trials then raises ShardError when it is read.
 
     Reads are by position (os.pread), so processes made by fork share nothing but the files.
     """
 
-    def __init__(self, shards: str | Path, split: str) -> None:
+    def __init__(self, shards: str | Path, split: str, incomplete: bool = False) -> None:
         self.folder, self.name = local_folder(shards), split
         self.url = str(shards) if is_remote(shards) else ""
         self.manifest = read_manifest(shards)
@@ -256,15 +257,16 @@ class ShardSplit:
             most = _index_bytes(sum(tar["trials"] for tar in tars))
             fetch_split(self.url, self.folder, split, self.manifest.splits[split], most)
         self.paths = [self.folder / tar["name"] for tar in tars]
+        index = self.folder / f"{split}.index.npy"
+        incomplete &= index.is_file()  # without it the tars must say what is in them
         for path, tar in zip(self.paths, tars, strict=True):
-            if not path.is_file():
+            if not path.is_file() and not incomplete:
                 raise ValueError(f"{path} is missing: copy it again, or make the shards again")
-            if path.stat().st_size != tar["bytes"]:
+            if not incomplete and path.stat().st_size != tar["bytes"]:
                 raise ValueError(
                     f"{path} has {path.stat().st_size} bytes where the manifest says {tar['bytes']}: it is truncated "
                     "or was changed; copy it again, or make the shards again"
                 )
-        index = self.folder / f"{split}.index.npy"
         if index.is_file():
             self.index = _load_index(index, sum(tar["trials"] for tar in tars))
         else:

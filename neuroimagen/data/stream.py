@@ -401,7 +401,7 @@ def train_batches(
     assert batch_size > 0 and 0 <= rank < world and step >= 0 and workers >= 0
     if max_bad_samples < 0:
         raise ValueError(f"max_bad_samples={max_bad_samples} is a number of trials: it cannot be negative")
-    batcher = Batcher(ShardSplit(shards, split), image_size, max_bad_samples)
+    batcher = Batcher(ShardSplit(shards, split, incomplete=max_bad_samples > 0), image_size, max_bad_samples)
     bad: set[int] = set()
     order: Order = EpochOrder(len(batcher.split), seed)
     if classes_per_batch or trials_per_class:
@@ -436,6 +436,7 @@ def eval_batches(
     ValueError for the first trial that cannot be read; none is replaced, but of train as `train_batches` does it.
     """
     assert batch_size > 0 and 0 <= rank < world and workers >= 0
-    batcher = Batcher(ShardSplit(shards, split), image_size, max_bad_samples if split == "train" else 0)
+    allowed = max_bad_samples if split == "train" else 0
+    batcher = Batcher(ShardSplit(shards, split, incomplete=allowed > 0), image_size, allowed)
     indices = functools.partial(_eval_indices, len(batcher.split), batch_size, rank, world)
     return _load(indices, batcher, batch_size, workers, device, set())

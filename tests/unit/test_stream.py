@@ -415,3 +415,19 @@ def test_truncated_and_gigantic_pictures_are_refused():
     bomb = whole[:size] + (60000).to_bytes(2, "big") * 2 + whole[size + 4 :]
     with pytest.raises(ValueError, match="exceeds limit|too many"):
         load_picture(bomb, 16)
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut off"])
+def test_a_tar_that_is_not_there_when_the_stream_opens(made, tmp_path, damage):
+    shutil.copytree(made, tmp_path / "shards")
+    tar = tmp_path / "shards/train-000001.tar"  # trials 16 to 31 of 40
+    tar.unlink() if damage == "gone" else os.truncate(tar, 100)
+    with pytest.raises(ValueError, match=r"train-000001\.tar (is missing|has 100 bytes)"):
+        train_batches(tmp_path / "shards", batch_size=40)
+    batch = next(train_batches(tmp_path / "shards", batch_size=40, max_bad_samples=16))
+    assert len(batch["skipped"]) == 16 and not set(batch["index"].tolist()) & set(range(16, 32))
+    with pytest.raises(ValueError, match=r"train-000001\.tar: trial .*16 bad trials with max_bad_samples=15"):
+        next(train_batches(tmp_path / "shards", batch_size=40, max_bad_samples=15))
+    (tmp_path / "shards/train.index.npy").unlink()  # then nobody knows what it held
+    with pytest.raises(ValueError, match=r"train-000001\.tar"):
+        train_batches(tmp_path / "shards", batch_size=40, max_bad_samples=16)
