@@ -21,7 +21,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 mode=local
 case ${1:-} in local | slurm) mode=$1; shift ;; esac
-[ $# -ge 2 ] || { sed -n '2,18p' "$0" | cut -c3-; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,19p' "$0" | cut -c3-; exit 2; }
 
 runs=$1; shift
 overlays=(); for file in "$@"; do overlays+=("config=$file"); done
