@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from forked import Forked
 
 REPO = Path(__file__).parents[1]
 
@@ -48,9 +49,13 @@ def study(tmp_path_factory) -> Study:
 
 
 class Processes:
-    """`world` real processes of one trainer over gloo on this machine's CPU; started directly, to save the launcher."""
+    """`world` real processes of one trainer over gloo on this machine's CPU; started directly, to save the launcher.
 
-    def __init__(self, arguments: list[str], world: int, log: Path, **environment: str) -> None:
+    They begin after the imports (forked.py), unless `fresh`.
+    """
+
+    def __init__(self, arguments: list[str], world: int, log: Path, fresh: bool = False, **environment: str) -> None:
+        fresh = fresh or arguments[0] in ("-m", "-c")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
@@ -68,11 +73,14 @@ class Processes:
         if world == 1 and "LOCAL_RANK" not in environment:
             shared = {k: v for k, v in shared.items() if k not in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
         self.log = log
-        self.all = []
+        self.all: list[Forked | subprocess.Popen] = []
         for rank in range(world):
             ranked = {**shared, **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {})}
-            command = [sys.executable, *arguments]
+            if not fresh:
+                self.all.append(Forked(arguments, ranked, log))
+                continue
             with open(log, "a") as out:
+                command = [sys.executable, *arguments]
                 self.all.append(subprocess.Popen(command, cwd=REPO, env=ranked, stdout=out, stderr=out))
 
     def wait(self, timeout: float = 150) -> list[int]:
@@ -118,8 +126,8 @@ def start(tmp_path):
     """start(arguments, world) -> Processes; whatever is left is killed at the end."""
     started = []
 
-    def begin(arguments: list[str], world: int = 2, **environment: str) -> Processes:
-        started.append(Processes(arguments, world, tmp_path / f"log-{len(started)}.txt", **environment))
+    def begin(arguments: list[str], world: int = 2, fresh: bool = False, **environment: str) -> Processes:
+        started.append(Processes(arguments, world, tmp_path / f"log-{len(started)}.txt", fresh, **environment))
         return started[-1]
 
     yield begin

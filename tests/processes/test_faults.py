@@ -203,7 +203,7 @@ def test_random_kills(start, tmp_path, request):
     for moment in range(moments):
         run_dir, cuts = tmp_path / f"run-{moment}", 0
         while True:
-            processes = start(command(run_dir, **options), 2)
+            processes = start(command(run_dir, **options), 2, fresh=cuts < 1)
             if cuts < 1:
                 began = time.monotonic()
                 delay = chance.uniform(0, 1)

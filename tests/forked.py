@@ -1,0 +1,122 @@
+"""Processes that begin where the imports have ended: forked off one that has imported what the trainers import.
+
+A rank spends two to six seconds on imports, and the tests start some hundreds, most of them to look at what comes after.
+Such a rank is a process like any other, with its own signals, exit code and connections; only its hash seed is shared.
+
+Run as a script this file is the process they are forked off: it reads {"arguments", "environment", "log"} as lines of JSON
+and writes "started PID" and "ended PID STATUS".
+"""
+
+import gc
+import json
+import os
+import runpy
+import select
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+REPO = Path(__file__).parents[1]
+TRAINERS = sorted(REPO.glob("trainers/*.py"))
+
+
+class Forked:
+    """What the tests use of subprocess.Popen(["python", *arguments]), where the first argument is a script."""
+
+    origin: subprocess.Popen | None = None
+    codes: dict[int, int | None] = {}
+    changed = threading.Condition()
+    starting = threading.Lock()
+
+    def __init__(self, arguments: list[str], environment: dict[str, str], log: Path) -> None:
+        with Forked.starting:
+            origin = Forked.origin = Forked.origin or Forked._start_origin()
+            assert origin.stdin
+            known = set(Forked.codes)
+            origin.stdin.write(json.dumps({"arguments": arguments, "environment": environment, "log": str(log)}) + "\n")
+            origin.stdin.flush()
+            with Forked.changed:
+                assert Forked.changed.wait_for(lambda: set(Forked.codes) - known, timeout=60), "nothing was forked"
+            (self.pid,) = set(Forked.codes) - known
+
+    @staticmethod
+    def _start_origin() -> subprocess.Popen:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "yes", "PYTHONPATH": str(REPO)}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        origin = subprocess.Popen([sys.executable, __file__], cwd=REPO, env=environment, **pipes)  # type: ignore[call-overload]
+
+        def listen() -> None:
+            for line in origin.stdout:
+                word, pid, *status = line.split()
+                with Forked.changed:
+                    Forked.codes[int(pid)] = os.waitstatus_to_exitcode(int(status[0])) if word == "ended" else None
+                    Forked.changed.notify_all()
+
+        threading.Thread(target=listen, daemon=True).start()
+        return origin
+
+    @property
+    def returncode(self) -> int | None:
+        return Forked.codes[self.pid]
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        with Forked.changed:
+            if not Forked.changed.wait_for(lambda: self.returncode is not None, timeout):
+                raise subprocess.TimeoutExpired([str(self.pid)], timeout or 0)
+        assert self.returncode is not None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def main() -> None:
+    for trainer in TRAINERS:
+        runpy.run_path(str(trainer), run_name="imported")  # up to its `if __name__ == "__main__"`
+    gc.freeze()  # or each rank walks, and so copies, all of it
+    living = 0
+    while True:
+        readable, _, _ = select.select([0], [], [], 0.02 if living else None)
+        if readable:
+            line = b""
+            while not line.endswith(b"\n"):
+                byte = os.read(0, 1 << 16)
+                if not byte:
+                    return
+                line += byte
+            for request in line.splitlines():
+                pid = os.fork()
+                if pid == 0:
+                    return become(**json.loads(request))
+                living += 1
+                print("started", pid, flush=True)
+        while living and (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            living -= 1
+            print("ended", *ended, flush=True)
+
+
+def become(arguments: list[str], environment: dict[str, str], log: str) -> None:
+    """Go on as `python *arguments`, to the end."""
+    os.environ.clear()
+    os.environ.update(environment)
+    for stream, (path, how) in enumerate(((os.devnull, os.O_RDONLY), (log, os.O_WRONLY | os.O_APPEND | os.O_CREAT))):
+        opened = os.open(path, how)
+        os.dup2(opened, stream)
+        os.close(opened)
+    os.dup2(1, 2)
+    sys.argv = arguments
+    sys.path[0] = str(Path(arguments[0]).resolve().parent)
+    runpy.run_path(arguments[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()
