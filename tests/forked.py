@@ -1,10 +1,11 @@
 """Processes that begin where the imports have ended: forked off one that has imported what the trainers import.
 
-A rank spends two to six seconds on imports, and the tests start some hundreds, most of them to look at what comes after.
-Such a rank is a process like any other, with its own signals, exit code and connections; only its hash seed is shared.
+A rank spends two to six seconds on imports, and the tests start some hundreds of them, most to look at what comes
+after. Such a rank is a process like any other, with its own signals, exit code and connections; only the hash seed is
+shared.
 
-Run as a script this file is the process they are forked off: it reads {"arguments", "environment", "log"} as lines of JSON
-and writes "started PID" and "ended PID STATUS".
+Run as a script this file is the process they are forked off: it reads {"arguments", "environment", "log"} as lines of
+JSON and writes "started PID" and "ended PID STATUS".
 """
 
 import gc
