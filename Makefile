@@ -1,4 +1,5 @@
 # Everything runs in .venv, which each target sets up by itself. Another interpreter: make demo PYTHON=python3.12
+# --no-compile: Python compiles what is really imported, when it is; compiling all takes longer than the rest of pip.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
@@ -30,12 +31,12 @@ bench: $(VENV)/test-ready  ## each prints a ratio against what one would otherwi
 
 $(VENV)/demo-ready: setup.cfg constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	python -m pip install -q -c constraints.txt -e ".[demo]"
+	python -m pip install -q --no-compile -c constraints.txt -e ".[demo]"
 	touch $@
 
 $(VENV)/test-ready: setup.cfg constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	python -m pip install -q -c constraints.txt -e ".[test]"
+	python -m pip install -q --no-compile -c constraints.txt -e ".[test]"
 	touch $@ $(VENV)/demo-ready
 
 clean:
