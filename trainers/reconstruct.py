@@ -120,12 +120,13 @@ def main(config: ReconstructConfig) -> int:
             pictures.save("truth", mine, batch["image"].add(1).div(2))
             if maps is not None:
                 pictures.save("maps", mine, maps)
+                encoded = diffusion.encode(maps, size, size)  # once for all rows and samples
         for row in config.rows:
             asked = torch.tensor(int(running.stop_requested()), device=accelerator.device)
             stop = stop or bool(accelerator.reduce(asked, "sum").item())
             if not stop and mine is not None and row in lacking[mine]:
                 semantics, with_map = ROWS[row]
-                embedding, given = embeddings[semantics] if semantics else None, maps if with_map else None
+                embedding, given = embeddings[semantics] if semantics else None, encoded if with_map else None
                 drawn = diffusion.reconstruct(embedding, given, keys, **settings)  # F(M_p(x), M_s(x)), steps (1) to (4)
                 pictures.save(row, mine, drawn.flatten(0, 1))
             bar.update(sum(len(pictures.chunks[c]) for c in numbers if row in lacking[c]) * config.samples * (not stop))
