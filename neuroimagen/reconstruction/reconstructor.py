@@ -155,7 +155,8 @@ class Reconstructor:
     ) -> Tensor:
         """Draw `samples` pictures for each of B trials: (B, samples, 3, H, W) float32 in [0, 1], on the CPU.
 
-        prompt_embeds: (B, L, D_s) decoded embeddings M_s(x); None: the empty caption's, without guidance
+        prompt_embeds: (B, L, D_s) decoded embeddings M_s(x), or (B, samples, L, D_s), one for each picture; None: the
+            empty caption's, without guidance
         maps: (B, 3, h, w) in [0, 1], the saliency maps M_p(x); None: from pure noise, over the whole schedule
         keys: B names of trials; with `seed` and the sample number they fix the noise
         strength: share of the noise schedule a map goes through; ignored without maps
@@ -168,7 +169,9 @@ class Reconstructor:
         trials = len(keys)
         if trials == 0:
             return torch.empty(0, samples, 3, *size)
-        for name, tensor, axes in (("prompt_embeds", prompt_embeds, 3), ("maps", maps, 4)):
+        if prompt_embeds is not None and prompt_embeds.ndim == 3:
+            prompt_embeds = prompt_embeds[:, None].expand(-1, samples, -1, -1)
+        for name, tensor, axes in (("prompt_embeds", prompt_embeds, 4), ("maps", maps, 4)):
             if tensor is not None and (tensor.ndim != axes or len(tensor) != trials):
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but there are {trials} keys")
             if tensor is not None and not tensor.isfinite().all():
@@ -179,8 +182,8 @@ class Reconstructor:
         if prompt_embeds is None:
             embeds = empty
         else:
-            self.check_embedding(*prompt_embeds.shape[1:])
-            embeds = prompt_embeds.to(self.device, self.dtype).repeat_interleave(samples, dim=0)
+            self.check_embedding(*prompt_embeds.shape[2:])
+            embeds = prompt_embeds.to(self.device, self.dtype).flatten(0, 1)
         noises = [seed_from(seed, key, sample) for key in keys for sample in range(samples)]
         inputs = {
             "prompt_embeds": embeds,
