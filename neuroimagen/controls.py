@@ -17,7 +17,8 @@ from tqdm import tqdm
 from neuroimagen.collectives import sum_over_processes
 from neuroimagen.data.shards import ShardSplit
 from neuroimagen.data.stream import Batcher, load_picture
-from neuroimagen.sample.captions import embed_captions, label_caption
+from neuroimagen.reconstruction.reconstructor import Reconstructor
+from neuroimagen.sample.captions import label_caption
 from neuroimagen.sample.encoder import SampleEncoder, short_embeddings
 from neuroimagen.seeds import seed_from
 
@@ -30,14 +31,20 @@ def random_class(seed: int, key: str, sample: int, n_classes: int) -> int:
 
 
 class ClassCaptions:
-    """Prompt embeddings of "An image of <class name>", of each class of the study once, by the pipeline's text encoder.
+    """Embeddings of "An image of <class name>", of each class of the study once, by the pipeline's own text encoder.
 
+    They reach the diffusion model as M_s(x) does: by its cross-attention alone.
     classes: the manifest's; seed: with key and sample number it draws the random class
     """
 
-    def __init__(self, pipeline: str, classes: Sequence[dict[str, Any]], seed: int, device: torch.device | str) -> None:
+    @torch.inference_mode()
+    def __init__(self, diffusion: Reconstructor, classes: Sequence[dict[str, Any]], seed: int) -> None:
         self.seed, self.place = seed, {about["label"]: place for place, about in enumerate(classes)}
-        self.embeddings = embed_captions(pipeline, [label_caption(about["name"]) for about in classes], device)
+        captions = [label_caption(about["name"]) for about in classes]
+        told = {"device": diffusion.device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+        encode = diffusion.img2img.encode_prompt
+        found = [encode(captions[i : i + 64], **told)[0] for i in range(0, len(captions), 64)]
+        self.embeddings = torch.cat(found).float().cpu()  # (classes, L, D_s)
 
     def oracle(self, labels: Sequence[int]) -> Tensor:
         """(B, L, D_s): of the classes seen."""

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 
+from neuroimagen.baselines.brain2image import Brain2Image
+from neuroimagen.baselines.neurovision import NeuroVision
 from neuroimagen.data.shards import ShardSplit
 from neuroimagen.pixel.features import FeatureExtractor
 from neuroimagen.pixel.saliency import Generator
@@ -90,11 +92,6 @@ def stage_run(field: str, directory: str | None, rows: list[str]) -> Path:
     return Path(directory)
 
 
-def baseline_class(field: str) -> Any:
-    """The class whose `from_pretrained` loads the model of a baseline's run."""
-    raise ValueError(f"{field}: no such baseline yet")
-
-
 class Decoders:
     """f_θ and G, M_s for each kind of captions, and the baselines, as far as the rows need them.
 
@@ -149,7 +146,11 @@ class Decoders:
         self.baselines: dict[str, Any] = {}  # by config field
         for row in [row for row in rows if ROWS[row].kind == "baseline"]:
             field = ROWS[row].by
-            self.baselines[field] = load(baseline_class(field), stage_run(field, runs.get(field), [row]) / "model")
+            run = stage_run(field, runs.get(field), [row])
+            model = load(NeuroVision if field == "neurovision" else Brain2Image, run / "model")
+            if isinstance(model, Brain2Image) and model.variant != ("vae" if field == "brain2image_vae" else "gan"):
+                raise ValueError(f"{field}={run} was trained with variant={model.variant}, so it is not for row {row}")
+            self.baselines[field] = model
 
     def check(self, diffusion: Reconstructor) -> None:
         """Raise ValueError unless every M_s speaks the language of the pipeline's text encoder."""

@@ -110,7 +110,7 @@ def main(config: ReconstructConfig) -> int:
         raise ValueError(f"{config.shards}: no {config.split} trials to reconstruct")
     class_captions = None
     if {"oracle", "random class"} & set(rows):
-        class_captions = ClassCaptions(config.pipeline, split.manifest.classes, config.seed, accelerator.device)
+        class_captions = ClassCaptions(diffusion, split.manifest.classes, config.seed)
     train = ShardSplit(config.shards, "train") if decode.retrieval else None
     if train and train.manifest.splits["train"]["images"] < config.samples:
         raise ValueError(f"{config.shards}: train has fewer than samples={config.samples} pictures for row retrieval")
@@ -148,6 +148,7 @@ def main(config: ReconstructConfig) -> int:
             pictures.save("truth", mine, batch["image"].add(1).div(2))
             if maps is not None:
                 pictures.save("maps", mine, maps)
+                encoded = diffusion.encode(maps, size, size)  # once for all rows and samples
         for row in rows:
             asked = torch.tensor(int(running.stop_requested()), device=accelerator.device)
             stop = stop or bool(accelerator.reduce(asked, "sum").item())
@@ -155,7 +156,7 @@ def main(config: ReconstructConfig) -> int:
                 about = ROWS[row]
                 if about.by == "diffusion":  # F(M_p(x), M_s(x)), steps (1) to (4)
                     embedding = embeddings[about.semantics] if about.semantics else None
-                    drawn = diffusion.reconstruct(embedding, maps if about.map else None, keys, **settings)
+                    drawn = diffusion.reconstruct(embedding, encoded if about.map else None, keys, **settings)
                 elif about.by == "retrieval":
                     drawn = gallery(batch["eeg"], config.samples)
                 else:

@@ -15,7 +15,9 @@ from tiny_models import tiny_pipeline, tiny_shards, tiny_stage_runs
 from neuroimagen.config import load_config
 
 TRAINER = Path(__file__).parents[2] / "trainers" / "reconstruct.py"
-ROWS = ("I", "L", "B", "B+I", "L+I", "oracle", "random class", "retrieval")
+CONTROLS = ("oracle", "random class", "retrieval")
+BASELINES = ("Brain2Image", "Brain2Image-VAE", "NeuroVision")
+ROWS = ("I", "L", "B", "B+I", "L+I", *CONTROLS, *BASELINES)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,7 @@ def test_the_run_directory_is_what_evaluate_reads(made):
     assert [row["name"] for row in about["rows"]] == list(ROWS)
     means = "meaning learnt from picture captions, and the saliency map"
     assert about["rows"][3] == {"name": "B+I", "kind": "paper", "semantics": "blip", "map": True, "means": means}
-    assert [row["kind"] for row in about["rows"]] == ["paper"] * 5 + ["control"] * 3
+    assert [row["kind"] for row in about["rows"]] == ["paper"] * 5 + ["control"] * 3 + ["baseline"] * 3
     assert about["rows"][7]["means"].endswith("(label captions)")
     assert (about["samples"], about["simulated"], about["settings"]["attention"]) == (2, False, "sdpa")
     assert about["captions_source"] == "captions.jsonl"
@@ -132,6 +134,12 @@ def test_rows_change_nothing_but_their_own_pictures(made, here):
         (["rows=[L,L+I]", "semantics_label=null"], "rows L, L.I need semantics_label=RUN_DIR"),
         (["saliency=null", "semantics_label=null", "semantics_blip=null"], "rows=null draws what the given runs allow"),
         (["rows=[retrieval]", "semantics_label=null", "semantics_blip=null"], "rows retrieval need semantics_label"),
+        (["brain2image={root}/runs/brain2image_vae"], "was trained with variant=vae, so it is not for row Brain2Image"),
+        (
+            ["rows=[NeuroVision]", "neurovision=null"],
+            "rows NeuroVision need neurovision=RUN_DIR, a run of trainers/neuro",
+        ),
+        (["neurovision={root}/runs/unfinished"], "is not finished"),
         (["samples=25"], "train has fewer than samples=25 pictures"),
         (["saliency=/no/such/run"], "is not a run; run trainers/pixel_saliency.py"),
         (["semantics_label={root}/runs/semantics_blip"], "was trained with captions=captions.jsonl"),
