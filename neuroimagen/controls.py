@@ -17,7 +17,7 @@ from tqdm import tqdm
 from neuroimagen.collectives import sum_over_processes
 from neuroimagen.data.shards import ShardSplit
 from neuroimagen.data.stream import Batcher, load_picture
-from neuroimagen.reconstruction.reconstructor import Reconstructor
+from neuroimagen.reconstruction.reconstructor import Reconstructor, noise_seed
 from neuroimagen.sample.captions import label_caption
 from neuroimagen.sample.encoder import SampleEncoder, short_embeddings
 from neuroimagen.seeds import seed_from
@@ -120,9 +120,9 @@ class Gallery:
 def draw_baseline(model: Any, eeg: Tensor, keys: Sequence[str], samples: int, seed: int, size: int) -> Tensor:
     """EEG (B, C, T) -> pictures of a baseline, (B, samples, 3, size, size) in [0, 1]; resized bicubically if need be.
 
-    The noise z of a picture is a function of (seed, key, sample number).
+    The noise z of a picture is a function of (seed, key, sample number), as the diffusion model's is.
     """
-    noises = [seed_from(seed, "baseline", key, sample) for key in keys for sample in range(samples)]
+    noises = [noise_seed(seed, key, sample) for key in keys for sample in range(samples)]
     z = torch.stack([torch.randn(model.z_dim, generator=torch.Generator().manual_seed(noise)) for noise in noises])
     drawn = model.draw(eeg.repeat_interleave(samples, 0), z.to(eeg.device)).float()
     if drawn.shape[-2:] != (size, size):
