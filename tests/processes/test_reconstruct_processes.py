@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from tiny_models import tiny_pipeline, tiny_shards, tiny_stage_runs
 
+from neuroimagen.baselines.brain2image import Brain2Image
 from neuroimagen.config import load_config
 from neuroimagen.seeds import seed_from
 
@@ -251,6 +252,7 @@ def test_rows_change_nothing_but_their_own_pictures(made, here):
         (["brain2image={root}/runs/brain2image_vae"], "was trained with variant=vae, so it is not for row Brain2Image"),
         (["rows=[NeuroVision]", "neurovision=null"], "rows NeuroVision need neurovision=RUN_DIR, a run of trainers/n"),
         (["neurovision={root}/runs/unfinished"], "is not finished"),
+        (["brain2image={root}/runs/shorter"], "takes EEG of 4 x 100, but .* holds 4 x 440"),
         (["samples=25"], "train has fewer than samples=25 pictures"),
         (["saliency=/no/such/run"], "is not a run; run trainers/pixel_saliency.py"),
         (["semantics_label={root}/runs/semantics_blip"], "was trained with captions=captions.jsonl"),
@@ -266,6 +268,10 @@ def test_mistakes_are_named_and_make_no_run(made, here, tmp_path, change, messag
     if not (root / "wide").exists():
         tiny_pipeline(root / "wide", text_width=64)
         tiny_pipeline(root / "other", seed=1)
+        shorter = root / "runs" / "shorter"
+        Brain2Image(4, 100, 3, n_features=8, image_size=16, width=4).save_pretrained(str(shorter / "model"))
+        for name in ("config.yaml", "DONE"):
+            (shorter / name).write_text("")
         (root / "runs" / "unfinished").mkdir()
         (root / "runs" / "unfinished" / "config.yaml").write_text("captions: captions.jsonl\n")
     changed = [argument.format(root=root) for argument in change]
