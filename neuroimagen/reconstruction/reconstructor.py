@@ -276,6 +276,9 @@ class Reconstructor:
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but there are {trials} keys")
             if tensor is not None and not tensor.isfinite().all():
                 raise ValueError(f"{name} holds NaN or infinite values; the stage that decoded them has diverged")
+        if pooled is not None and (self.pooled is None or pooled.shape[1] != self.pooled.shape[1]):
+            takes = "has no pooled embedding" if self.pooled is None else f"takes one of {self.pooled.shape[1]}"
+            raise ValueError(f"a pooled embedding of {pooled.shape[1]} was given, but {self.name} {takes}")
         if maps is not None and len(maps) != trials:
             raise ValueError(f"maps of {len(maps)} trials, but there are {trials} keys")
         if isinstance(maps, Tensor):
