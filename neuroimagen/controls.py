@@ -57,12 +57,13 @@ class ClassCaptions:
 
 
 def nearest_pictures(queries: Tensor, vectors: Tensor, pictures: Tensor, count: int) -> Tensor:
-    """For each query (B, k) the `count` nearest different pictures, by cosine: rows (B, count) of `vectors` (n, k).
+    """For each query (B, k) the `count` nearest different pictures, by cosine: rows (B, count) of `vectors` (n, k),
+    which have unit length.
 
     pictures (n,): the picture shown in each row. A picture is as near as the nearest of its trials; of two that are
     equally near the one whose trial comes first is nearer. There must be `count` different ones.
     """
-    cosine = F.normalize(queries, dim=1) @ F.normalize(vectors, dim=1).T
+    cosine = F.normalize(queries, dim=1) @ vectors.T
     found = []
     for order in cosine.argsort(dim=1, descending=True, stable=True):
         rows: dict[int, int] = {}  # picture -> its nearest trial
@@ -105,7 +106,7 @@ class Gallery:
         for start in tqdm(starts, "train EEG for retrieval", unit="batch", disable=True if rank else None, delay=5):
             rows = torch.arange(start, min(start + TRIALS_AT_ONCE, n))
             with torch.inference_mode():
-                self.vectors[rows] = self.embed(batcher(rows.numpy())["eeg"].to(device)).float()
+                self.vectors[rows] = F.normalize(self.embed(batcher(rows.numpy())["eeg"].to(device)).float(), dim=1)
         sum_over_processes(self.vectors)  # each row is another's zeros
 
     def __call__(self, eeg: Tensor, samples: int) -> Tensor:
