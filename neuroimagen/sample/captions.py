@@ -117,7 +117,8 @@ def embed_captions(
 
     Raises ValueError if `pipeline` holds no text encoder; warns of captions longer than L tokens, which are cut.
     """
-    unique, tables = list(dict.fromkeys(captions)), []
+    unique = list(dict.fromkeys(captions))
+    tables: list[torch.Tensor] = []
     for tokenizer, text_encoder, layer in _text_encoders(str(pipeline), device):
         length = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
         cut = [text for text in unique if len(tokenizer(text).input_ids) > length]
