@@ -3,15 +3,13 @@ and at equal quality; and what each back end of attention needs in memory.
 
     python benchmarks/reconstruct.py [rounds] [speed] [quality] [memory] [gpu]     # default: 3 rounds, all parts
 
-On a CPU both sides have all of its cores: diffusers one process with a thread a core, we one process a core, as launch/
-does. The sides take turns, round by round; medians. `CPU s` is the processors' time for a picture, which other work on
-the machine changes less than the clock. quality: pictures of the embedded model for the label captions of its 16
-classes, each from a blurred picture of the class as the saliency map; who names them is the embedded classifier.
+On a CPU each side is one process with one thread: more cores are more processes for either (launch/one_node.yaml does
+it for us). The sides take turns, round by round; medians. Speeds are in seconds of the processor, which other work on
+the machine changes little; by the clock they hold where the core is free. quality: the label captions of the embedded
+model's 16 classes, each from a blurred picture of the class as the saliency map; the embedded classifier judges.
 """
 
 import json
-import multiprocessing
-import os
 import platform
 import resource
 import statistics
@@ -29,7 +27,6 @@ from torch.nn import functional as F
 from neuroimagen.reconstruction.pictures import to_image
 from neuroimagen.reconstruction.reconstructor import Reconstructor, noise_seed
 
-CORES = len(os.sched_getaffinity(0))
 EMBEDDED = Path(__file__).parents[1] / "neuroimagen/embedded/diffusion"
 SETTINGS = {"samples": 3, "strength": 0.7, "guidance_scale": 4.0, "num_inference_steps": 12}  # configs/demo.yaml
 PEER_STEPS = 100  # of DDIM or PLMS, as published code has it
@@ -84,66 +81,23 @@ def draw_by_us(directory: str, settings: dict[str, Any], chunk: int):
     return draw
 
 
-def work(pipe: Any, threads: int) -> None:
-    """One process: draws what it is sent, in the way it is sent."""
-    torch.set_num_threads(threads)
-    ways: dict[str, Any] = {}
-    while (given := pipe.recv()) is not None:
-        make, arguments, inputs = given
-        if repr((make, arguments)) not in ways:
-            ways[repr((make, arguments))] = make(*arguments)
-        began = time.process_time()
-        pictures = ways[repr((make, arguments))](*inputs)
-        pipe.send((pictures, time.process_time() - began))
-
-
-class Processes:
-    """Some processes that share the cores; the sides that use them take turns."""
-
-    def __init__(self, number: int) -> None:
-        os.environ["OMP_NUM_THREADS"] = str(CORES // number)
-        context = multiprocessing.get_context("spawn")
-        self.pipes, self.all = [], []
-        for _ in range(number):
-            ours, theirs = context.Pipe()
-            self.all.append(context.Process(target=work, args=(theirs, CORES // number), daemon=True))
-            self.all[-1].start()
-            self.pipes.append(ours)
-
-    def close(self) -> None:
-        for pipe, process in zip(self.pipes, self.all, strict=True):
-            pipe.send(None)
-            process.join()
-
-
 class Side:
-    """One way to draw, by some processes."""
+    """One way to draw. Reports processor time, so several of them may live in this process."""
 
-    def __init__(self, name: str, make: Any, arguments: tuple, processes: Processes) -> None:
-        self.name, self.make, self.arguments, self.processes = name, make, arguments, processes
-        self.seconds: list[float] = []  # of the clock and of the processors, for one picture
-        self.cpu: list[float] = []
+    def __init__(self, name: str, make: Any, *arguments: Any) -> None:
+        self.name, self.way = name, make(*arguments)
+        self.seconds: list[float] = []  # of the processor, for one picture
 
-    def draw(
-        self, embeds: torch.Tensor, maps: torch.Tensor, keys: list[str], measured: bool = True
-    ) -> list[np.ndarray]:
-        pipes = self.processes.pipes
-        shares = torch.arange(len(keys)).chunk(len(pipes))
-        began = time.perf_counter()
-        for pipe, share in zip(pipes, shares, strict=True):
-            inputs = (embeds[share], maps[share], [keys[i] for i in share.tolist()])
-            pipe.send((self.make, self.arguments, inputs))
-        found = [pipe.recv() for pipe in pipes]
-        pictures = [picture for some, _ in found for picture in some]
+    def draw(self, *inputs: Any, measured: bool = True) -> list[np.ndarray]:
+        began = time.process_time()
+        pictures = self.way(*inputs)
         if measured:
-            self.seconds.append((time.perf_counter() - began) / len(pictures))
-            self.cpu.append(sum(cpu for _, cpu in found) / len(pictures))
+            self.seconds.append((time.process_time() - began) / len(pictures))
         return pictures
 
-    def row(self, against: "Side | None") -> list[str]:
-        speed, cpu = 1 / statistics.median(self.seconds), statistics.median(self.cpu)
-        ratio = statistics.median(a / b for a, b in zip(against.seconds, self.seconds, strict=True)) if against else 1
-        return [self.name, f"{speed:.2f}", f"{cpu:.3f}", f"{ratio:.2f} x"]
+    def row(self, against: "Side") -> list[str]:
+        ratio = statistics.median(a / b for a, b in zip(against.seconds, self.seconds, strict=True))
+        return [self.name, f"{1 / statistics.median(self.seconds):.2f}", f"{ratio:.2f} x"]
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -210,28 +164,25 @@ def speed(folder: Path, rounds: int) -> str:
     """Equal settings: the embedded model, and a mid-size one with random weights (128 px, 77 x 256 embeddings)."""
     middle = random_model(folder / "middle", (96, 192, 192), (77, 256), 128)
     generator, blocks = torch.Generator().manual_seed(0), []
-    one, each_core = Processes(1), Processes(CORES)
     for title, directory, text, size, trials, chunk in (
-        ("embedded (64 px, 12 steps)", str(EMBEDDED), (24, 128), 64, 16, 8),
-        ("mid-size, random weights (128 px, 12 steps)", middle, (77, 256), 128, 4, 2),
+        ("embedded (64 px, 12 steps)", str(EMBEDDED), (24, 128), 64, 8, 8),
+        ("mid-size, random weights (128 px, 12 steps)", middle, (77, 256), 128, 2, 2),
     ):
         embeds = torch.randn(trials, *text, generator=generator)
         maps, keys = torch.rand(trials, 3, 32, 32, generator=generator), [f"trial {i}" for i in range(trials)]
         settings = SETTINGS | {"size": size}
         sides = [
-            Side("diffusers, a picture at a time", draw_by_diffusers, (directory, settings, 1), one),
-            Side("diffusers, a trial at a time", draw_by_diffusers, (directory, settings, settings["samples"]), one),
-            Side(f"ours, {chunk} trials at a time", draw_by_us, (directory, settings, chunk), each_core),
-            Side("ours, channels last", draw_by_us, (directory, settings | {"channels_last": True}, chunk), each_core),
+            Side("diffusers, a picture at a time", draw_by_diffusers, directory, settings, 1),
+            Side("diffusers, a trial at a time", draw_by_diffusers, directory, settings, settings["samples"]),
+            Side(f"ours, {chunk} trials at a time", draw_by_us, directory, settings, chunk),
+            Side("ours, channels last", draw_by_us, directory, settings | {"channels_last": True}, chunk),
         ]
         for side in sides:
-            side.draw(embeds[:CORES], maps[:CORES], keys[:CORES], measured=False)
+            side.draw(embeds[:1], maps[:1], keys[:1], measured=False)
         for _ in range(rounds):
             for side in sides:
                 side.draw(embeds, maps, keys)
-        blocks.append(table([title, "pictures/s", "CPU s", "speed"], [side.row(sides[1]) for side in sides]))
-    for processes in (one, each_core):
-        processes.close()
+        blocks.append(table([title, "pictures/s", "speed"], [side.row(sides[1]) for side in sides]))
     return "\n\n".join(blocks)
 
 
@@ -244,7 +195,7 @@ def quality(folder: Path, rounds: int) -> str:
     from neuroimagen.sample.captions import embed_captions, label_caption
 
     demo = Path(__file__).parents[1] / "configs/demo.yaml"
-    pictures = ["images_per_class=4", "picture_size=64", "pictures_only=true", "seed=7"]
+    pictures = [f"images_per_class={max(2, rounds - 1)}", "picture_size=64", "pictures_only=true", "seed=7"]
     assert cli(["simulate", f"config={demo}", f"out={folder}/pictures", *pictures]) == 0
     paths = list_pictures(folder / "pictures/images")
     names, truths = class_names(paths), load_pictures(paths, 64).float() / 255
@@ -256,29 +207,25 @@ def quality(folder: Path, rounds: int) -> str:
     classifier = load_classifier("embedded")
     labels = np.array([classifier.find("", name) for name in names])
 
-    one, each_core = Processes(1), Processes(CORES)
+    def side(name: str, make: Any, together: int, **changed: Any) -> Side:
+        return Side(name, make, str(EMBEDDED), SETTINGS | {"size": 64, "samples": 2} | changed, together)
 
-    def side(name: str, make: Any, processes: Processes, extra: int, **changed: Any) -> Side:
-        return Side(name, make, (str(EMBEDDED), SETTINGS | {"size": 64, "samples": 2} | changed, extra), processes)
-
-    peer = side(f"diffusers, DDIM {PEER_STEPS} steps, a trial at a time", draw_by_diffusers, one, 2,
+    peer = side(f"diffusers, DDIM {PEER_STEPS} steps, a trial at a time", draw_by_diffusers, 2,
                 scheduler="ddim", num_inference_steps=PEER_STEPS)  # fmt: skip
-    sides = [peer, side("ours, its own (DDIM), 12 steps", draw_by_us, each_core, 8)]
+    sides = [peer, side("ours, its own (DDIM), 12 steps", draw_by_us, 8)]
     steps = {"dpm++": (6, 8, 12), "unipc": (8,)}
     for scheduler, counts in steps.items():
         for n in counts:
             chosen = {"scheduler": scheduler, "num_inference_steps": n}
             name = f"ours, {scheduler}, {n} steps" + (" (recommended)" if chosen == OURS else "")
-            sides.append(side(name, draw_by_us, each_core, 8, **chosen))
+            sides.append(side(name, draw_by_us, 8, **chosen))
     drawn: dict[str, list[np.ndarray]] = {side.name: [] for side in sides}
     for each in sides:
-        each.draw(embeds[:CORES], maps[:CORES], keys[:CORES], measured=False)
+        each.draw(embeds[:1], maps[:1], keys[:1], measured=False)
     for part in torch.arange(len(keys)).chunk(max(2, rounds)):  # every round draws other trials
         for each in sides:
             drawn[each.name] += each.draw(embeds[part], maps[part], [keys[i] for i in part.tolist()])
     rows, right = [], {}
-    for processes in (one, each_core):
-        processes.close()
     for each in sides:
         images = torch.from_numpy(np.stack(drawn[each.name])).permute(0, 3, 1, 2).float() / 255
         found = torch.cat([classifier.probabilities(some) for some in images.split(32)]).numpy()
@@ -289,7 +236,7 @@ def quality(folder: Path, rounds: int) -> str:
         accuracy = f"{100 * right[each.name].mean():.1f}"
         accuracy += "" if each is peer else f" ({100 * gap.mean():+.1f} ± {100 * error:.1f})"
         rows.append([*each.row(peer), accuracy, *(f"{value:.3f}" for value in likeness)])
-    head = [f"embedded, {len(images)} pictures", "pictures/s", "CPU s", "speed", "named as the caption, %"]
+    head = [f"embedded, {len(images)} pictures", "pictures/s", "speed", "named as the caption, %"]
     return table([*head, "SSIM to the picture", "to the map"], rows)
 
 
@@ -398,7 +345,8 @@ def main() -> None:
         return attention_memory(sys.argv[2])
     rounds = next((int(a) for a in sys.argv[1:] if a.isdigit()), 3)
     parts = [a for a in sys.argv[1:] if not a.isdigit()] or ["speed", "quality", "memory", "gpu"]
-    print(f"{platform.processor() or platform.machine()}, {CORES} cores, torch {torch.__version__}, {rounds} rounds\n")
+    torch.set_num_threads(1)
+    print(f"{platform.machine()}, torch {torch.__version__}, {rounds} rounds\n")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         if "speed" in parts:
