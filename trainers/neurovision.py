@@ -37,10 +37,11 @@ class NeuroVisionConfig(EegAugmentConfig, TrainConfig):
     class_weight: float = option(1.0, "of the class losses (AC-GAN) beside the adversarial ones")
     penalty_weight: float = option(10.0, "λ of the gradient penalty")
     drift_weight: float = option(1e-3, "of the mean square of real pictures' scores")
-    learning_rate: float = option(1e-3, "of G's and D's Adam")
+    learning_rate: float = option(1e-3, "of G's Adam")
+    discriminator_learning_rate: float = option(1e-3, "of D's Adam")
     beta1: float = option(0.0, "of both Adams")
     beta2: float = option(0.99, "of both Adams")
-    schedule: Literal["constant", "cosine"] = option("constant", "of their learning rate")
+    schedule: Literal["constant", "cosine"] = option("constant", "of both learning rates")
     ema_decay: float = option(0.999, "of the average of G's weights that is exported")
 
 
@@ -89,7 +90,7 @@ def main(config: NeuroVisionConfig) -> int:
     betas = (config.beta1, config.beta2)
     optimizer_c = torch.optim.Adam(model.classifier.parameters(), config.classifier_learning_rate, fused=True)
     optimizer_g = torch.optim.Adam(model.generator.parameters(), config.learning_rate, betas, fused=True)
-    optimizer_d = torch.optim.Adam(discriminator.parameters(), config.learning_rate, betas, fused=True)
+    optimizer_d = torch.optim.Adam(discriminator.parameters(), config.discriminator_learning_rate, betas, fused=True)
     classifier, generator, optimizer_c, optimizer_g = run.prepare(
         model.classifier, model.generator, optimizer_c, optimizer_g
     )
@@ -126,10 +127,11 @@ def main(config: NeuroVisionConfig) -> int:
             if age and growth(age - 1, config.phase_steps, levels)[0] < level:
                 optimizer_g.state.clear()  # Adam's averages begin anew with the new layers, as in Karras et al.'s code
                 optimizer_d.state.clear()
-            fade = warmup_cosine(age, config.max_steps - config.classifier_steps)
-            lr = config.learning_rate * (fade if config.schedule == "cosine" else 1.0)
+            steps = config.max_steps - config.classifier_steps
+            fade = warmup_cosine(age, steps) if config.schedule == "cosine" else 1.0
+            lr = config.learning_rate * fade
             set_learning_rate(optimizer_g, lr)
-            set_learning_rate(optimizer_d, lr)
+            set_learning_rate(optimizer_d, config.discriminator_learning_rate * fade)
             y, classes = at_level(batch["image"], level, alpha), F.one_hot(label, n_classes)
             drawn = generator(run.randn(len(label), config.z_dim), classes, level, alpha)
 
