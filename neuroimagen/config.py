@@ -35,6 +35,7 @@ STAGES = (
     "evaluate",
     "report",
     "probe",
+    "export",
 )
 
 

@@ -8,6 +8,11 @@ from PIL import Image
 from torch import Tensor
 
 
+def to_image(picture: Tensor) -> Image.Image:
+    """A picture (3, H, W) in [0, 1], rounded to 8 bits."""
+    return Image.fromarray((picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
+
+
 class Pictures:
     """RUN/truth/<key>.png, RUN/maps/<key>.png, RUN/images/<row>/<key>_<sample>.png, in chunks of trials.
 
@@ -48,6 +53,5 @@ class Pictures:
         """Write a chunk's pictures, each (3, H, W) in [0, 1], as PNG: each file whole or not at all."""
         for path, picture in zip(self.files(kind, number), pictures, strict=True):
             partial = path.with_name(path.name + ".partial")
-            pixels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-            Image.fromarray(pixels).save(partial, format="PNG")
+            to_image(picture).save(partial, format="PNG")
             os.replace(partial, path)
