@@ -27,3 +27,10 @@ def world_size() -> int:
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     """(n, ...) on each of w processes -> (w * n, ...), differentiable. Collective: every rank, equal n."""
     return _Gather.apply(rows) if world_size() > 1 else rows
+
+
+def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """The sum of all processes' `values`, in place. Collective: every rank, equal shapes."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values

@@ -31,6 +31,8 @@ STAGES = (
     "pixel_features",
     "pixel_saliency",
     "sample_semantics",
+    "brain2image",
+    "neurovision",
     "reconstruct",
     "evaluate",
     "report",

@@ -260,9 +260,12 @@ def tiny_shards(directory: str | Path, seed: int = 0) -> Path:
 
 
 def tiny_stage_runs(directory: str | Path, pipeline: Path) -> dict[str, str]:
-    """Finished runs of stages 1b and 2 with random weights, for `tiny_shards`; the fields `reconstruct.py` takes."""
+    """Finished runs of stages 1b and 2 and of the baselines with random weights, for `tiny_shards`; the fields that
+    `reconstruct.py` takes."""
     import yaml
 
+    from neuroimagen.baselines.brain2image import Brain2Image
+    from neuroimagen.baselines.neurovision import NeuroVision
     from neuroimagen.pixel.features import FeatureExtractor
     from neuroimagen.pixel.saliency import Generator
     from neuroimagen.sample.encoder import SampleEncoder
@@ -275,12 +278,16 @@ def tiny_stage_runs(directory: str | Path, pipeline: Path) -> dict[str, str]:
             "saliency/model/generator": Generator(8, z_dim=4, image_size=16, width=4),
             "semantics_label/model": SampleEncoder(4, 440, TEXT_LENGTH, TEXT_WIDTH, n_features=8),
             "semantics_blip/model": SampleEncoder(4, 440, TEXT_LENGTH, TEXT_WIDTH, n_features=8),
+            "brain2image/model": Brain2Image(4, 440, 3, n_features=8, z_dim=4, image_size=16, width=4),
+            "brain2image_vae/model": Brain2Image(4, 440, 3, "vae", n_features=8, z_dim=4, image_size=16, width=4),
+            "neurovision/model": NeuroVision(4, 440, 3, n_features=8, z_dim=4, image_size=16, width=4, max_width=8),
         }
     for name, model in models.items():
         model.save_pretrained(str(directory / name))
-    captions = {"semantics_label": "label", "semantics_blip": "captions.jsonl", "saliency": None}
-    for name, value in captions.items():
-        config = {"captions": value, "pipeline": str(pipeline)}
+    captions = {"semantics_label": "label", "semantics_blip": "captions.jsonl"}
+    names = sorted({name.partition("/")[0] for name in models})
+    for name in names:
+        config = {"captions": captions.get(name), "pipeline": str(pipeline)}
         (directory / name / "config.yaml").write_text(yaml.safe_dump(config))
         (directory / name / "DONE").write_text("step 1\n")
-    return {name: str(directory / name) for name in captions}
+    return {name: str(directory / name) for name in names}

@@ -1,9 +1,11 @@
 """Stage 3: every test trial to pictures, through the decoders of stages 1 and 2 and a latent diffusion model.
 
 Each row of the paper's Table 3 is a choice of what the diffusion model is given: the saliency map (I), the embedding
-learnt from label captions (L) or from BLIP captions (B). All rows share a picture's noise. Work is cut in chunks of
-trials in the order of the shards and spread over all processes; finished pictures are skipped, so the same command
-continues a stopped run, and any number of processes writes the same bytes.
+learnt from label captions (L) or from BLIP captions (B). Controls and the paper's baselines are rows too, of the same
+trials (neuroimagen/decoders.py lists them all, neuroimagen/controls.py draws the others). All rows of the diffusion
+model share a picture's noise. Work is cut in chunks of trials in the order of the shards and spread over all processes;
+finished pictures are skipped, so the same command continues a stopped run, and any number of processes writes the same
+bytes. Test shards are opened here alone; train shards are too, for the row "retrieval".
 
 Writes RUN/truth, RUN/maps, RUN/images/<row>/<key>_<sample>.png, trials.jsonl and rows.json.
 """
@@ -21,9 +23,10 @@ from tqdm import tqdm
 from neuroimagen import run as running
 from neuroimagen import zero
 from neuroimagen.config import option, run_trainer
+from neuroimagen.controls import ClassCaptions, Gallery, draw_baseline
 from neuroimagen.data.shards import ShardSplit
 from neuroimagen.data.stream import Batcher
-from neuroimagen.decoders import ROWS, Decoders
+from neuroimagen.decoders import ROWS, RUNS, Decoders, rows_to_draw
 from neuroimagen.processes import make_accelerator
 from neuroimagen.reconstruction.pictures import Pictures
 from neuroimagen.reconstruction.reconstructor import Reconstructor, check_settings
@@ -39,7 +42,14 @@ class ReconstructConfig:
     saliency: str | None = option(None, "run directory of stage 1b (G and its f_θ); for rows with I")
     semantics_label: str | None = option(None, "run directory of stage 2 with captions=label; for rows with L")
     semantics_blip: str | None = option(None, "run directory of stage 2 with a captions file; for rows with B")
-    rows: list[str] = option(["I", "L", "B", "B+I", "L+I"], "rows of Table 3: any of I, L, B, B+I, L+I, none")
+    brain2image: str | None = option(None, "run directory of trainers/brain2image.py, the GAN; for row Brain2Image")
+    brain2image_vae: str | None = option(None, "run directory of trainers/brain2image.py, the VAE; row Brain2Image-VAE")
+    neurovision: str | None = option(None, "run directory of trainers/neurovision.py; for row NeuroVision")
+    rows: list[str] | None = option(
+        ["I", "L", "B", "B+I", "L+I"],
+        "any of I, L, B, B+I, L+I, none (Table 3); oracle, random class, retrieval (controls); Brain2Image, "
+        "Brain2Image-VAE, NeuroVision (baselines); null: all but none that the runs given here allow",
+    )
     split: str = option("test", "split of the shards")
     samples: int = option(3, "pictures a trial and row")
     strength: float = option(0.8, "share of the noise schedule that a map goes through, in (0, 1]")
@@ -53,11 +63,19 @@ class ReconstructConfig:
     seed: int = option(0, "noise is a function of (seed, trial key, sample number)")
 
 
-def describe(config: ReconstructConfig, split: ShardSplit, captions: str | None, attention: str, size: int) -> str:
+SHOWN = ("semantics", "map", "kind", "means")  # of a row, in rows.json
+
+
+def describe(config: ReconstructConfig, decode: Decoders, split: ShardSplit, attention: str, size: int) -> str:
     """rows.json: what `neuroimagen evaluate` and `report` need to know of this run."""
     kept = ("dataset", "simulated", "n_chans", "n_times", "sfreq", "subjects", "classes", "protocol")
+    captions = decode.configs["blip"]["captions"] if "blip" in decode.configs else None
+    rows = [{"name": row, **{name: getattr(ROWS[row], name) for name in SHOWN}} for row in decode.rows]
+    for row in rows:
+        if row["name"] == "retrieval":
+            row["means"] += f" ({'label' if decode.retrieval == 'label' else 'picture'} captions)"
     about = {
-        "rows": [{"name": row, "semantics": ROWS[row][0], "map": ROWS[row][1]} for row in config.rows],
+        "rows": rows,
         "samples": config.samples,
         "simulated": split.manifest.simulated,
         "manifest": {name: getattr(split.manifest, name) for name in kept},
@@ -71,8 +89,8 @@ def describe(config: ReconstructConfig, split: ShardSplit, captions: str | None,
 def main(config: ReconstructConfig) -> int:
     if zero.asked_for():
         raise ValueError("reconstruct trains nothing that DeepSpeed could split: launch with launch/one_node.yaml")
-    if set(config.rows) - set(ROWS) or not config.rows or len(set(config.rows)) < len(config.rows):
-        raise ValueError(f"rows={config.rows} must be different names out of {', '.join(ROWS)}")
+    runs = {field: getattr(config, field) for field in RUNS}
+    rows = rows_to_draw(config.rows, runs)
     if config.chunk < 1:
         raise ValueError(f"chunk={config.chunk}: at least one trial is drawn at a time")
     check_settings(config.samples, config.strength, config.guidance_scale, config.num_inference_steps)
@@ -83,28 +101,35 @@ def main(config: ReconstructConfig) -> int:
     if exists:  # before the long loading: is it of another config, or done?
         claim_run_dir(config, accelerator)
     split = ShardSplit(config.shards, config.split)
-    runs = {name: getattr(config, name) for name in ("saliency", "semantics_label", "semantics_blip")}
-    decode = Decoders(config.rows, runs, split, accelerator.device, config.seed)
+    decode = Decoders(rows, runs, split, accelerator.device, config.seed)
     diffusion = Reconstructor(config.pipeline, accelerator.device, DTYPES[config.precision], config.attention)
     decode.check(diffusion)
     size, _ = diffusion.picture_size(config.image_size, config.image_size)
     trials = dict(zip(split.keys[: config.limit], range(len(split)), strict=False))  # key -> position in the split
     if not trials:
         raise ValueError(f"{config.shards}: no {config.split} trials to reconstruct")
+    class_captions = None
+    if {"oracle", "random class"} & set(rows):
+        class_captions = ClassCaptions(diffusion, split.manifest.classes, config.seed)
+    train = ShardSplit(config.shards, "train") if decode.retrieval else None
+    if train and train.manifest.splits["train"]["images"] < config.samples:
+        raise ValueError(f"{config.shards}: train has fewer than samples={config.samples} pictures for row retrieval")
     claim_run_dir(config, accelerator)
     running.watch_stop_signal()
 
-    pictures = Pictures(run_dir, list(trials), config.rows, config.samples, config.chunk, maps=decode.g is not None)
+    pictures = Pictures(run_dir, list(trials), rows, config.samples, config.chunk, maps=decode.g is not None)
     work: list[Any] = [None]
     if accelerator.is_main_process:
-        captions = decode.configs["blip"]["captions"] if "blip" in decode.configs else None
         lines = [json.dumps({"key": key, **split.info(i), "index": i}) for key, i in trials.items()]
         write_atomic(run_dir / "trials.jsonl", "\n".join(lines) + "\n")
-        write_atomic(run_dir / "rows.json", describe(config, split, captions, diffusion.attention, size))
+        write_atomic(run_dir / "rows.json", describe(config, decode, split, diffusion.attention, size))
         work = [pictures.lacking()]
     broadcast_object_list(work)  # one view of the files for all: {chunk: rows it lacks}
     lacking: dict[int, list[str]] = work[0]
 
+    gallery = None
+    if train and any("retrieval" in chunk_rows for chunk_rows in lacking.values()):
+        gallery = Gallery(decode.m_s[decode.retrieval], train, size, accelerator.device, rank, world)
     batcher, stop = Batcher(split, image_size=size), False
     names = ("samples", "seed", "strength", "guidance_scale", "num_inference_steps")
     settings = {name: getattr(config, name) for name in names} | {"height": size, "width": size}
@@ -117,16 +142,26 @@ def main(config: ReconstructConfig) -> int:
             keys = pictures.chunks[mine]
             batch = batcher(np.array([trials[key] for key in keys]))
             maps, embeddings = decode(batch["eeg"], keys)
+            if class_captions:
+                embeddings["oracle"] = class_captions.oracle(batch["label"].tolist())
+                embeddings["random class"] = class_captions.random(keys, config.samples)
             pictures.save("truth", mine, batch["image"].add(1).div(2))
             if maps is not None:
                 pictures.save("maps", mine, maps)
-        for row in config.rows:
+                encoded = diffusion.encode(maps, size, size)  # once for all rows and samples
+        for row in rows:
             asked = torch.tensor(int(running.stop_requested()), device=accelerator.device)
             stop = stop or bool(accelerator.reduce(asked, "sum").item())
             if not stop and mine is not None and row in lacking[mine]:
-                semantics, with_map = ROWS[row]
-                embedding, given = embeddings[semantics] if semantics else None, maps if with_map else None
-                drawn = diffusion.reconstruct(embedding, given, keys, **settings)  # F(M_p(x), M_s(x)), steps (1) to (4)
+                about = ROWS[row]
+                if about.by == "diffusion":  # F(M_p(x), M_s(x)), steps (1) to (4)
+                    embedding = embeddings[about.semantics] if about.semantics else None
+                    drawn = diffusion.reconstruct(embedding, encoded if about.map else None, keys, **settings)
+                elif about.by == "retrieval":
+                    drawn = gallery(batch["eeg"], config.samples)
+                else:
+                    model, eeg = decode.baselines[about.by], batch["eeg"].to(accelerator.device)
+                    drawn = draw_baseline(model, eeg, keys, config.samples, config.seed, size)
                 pictures.save(row, mine, drawn.flatten(0, 1))
             bar.update(sum(len(pictures.chunks[c]) for c in numbers if row in lacking[c]) * config.samples * (not stop))
         if stop:

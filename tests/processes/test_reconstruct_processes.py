@@ -15,7 +15,9 @@ from tiny_models import tiny_pipeline, tiny_shards, tiny_stage_runs
 from neuroimagen.config import load_config
 
 TRAINER = Path(__file__).parents[2] / "trainers" / "reconstruct.py"
-ROWS = ("I", "L", "B", "B+I", "L+I")
+CONTROLS = ("oracle", "random class", "retrieval")
+BASELINES = ("Brain2Image", "Brain2Image-VAE", "NeuroVision")
+ROWS = ("I", "L", "B", "B+I", "L+I", *CONTROLS, *BASELINES)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,7 @@ def made(tmp_path_factory, here):
     pipeline = tiny_pipeline(root / "pipeline")
     fields = {"shards": tiny_shards(root / "shards"), "pipeline": pipeline}
     fields |= tiny_stage_runs(root / "runs", pipeline) | {"num_inference_steps": 4, "samples": 2, "chunk": 2}
+    fields["rows"] = "null"  # all that these runs allow
     arguments = [f"{name}={value}" for name, value in fields.items()]
     assert here([*arguments, f"run_dir={root / 'one'}"]) == 0
     return root, arguments
@@ -67,7 +70,10 @@ def test_the_run_directory_is_what_evaluate_reads(made):
     assert {"key", "subject", "label", "wnid", "class_name", "image", "index"} <= set(trials[0])
     about = json.loads((run / "rows.json").read_text())
     assert [row["name"] for row in about["rows"]] == list(ROWS)
-    assert about["rows"][3] == {"name": "B+I", "semantics": "blip", "map": True}
+    means = "meaning learnt from picture captions, and the saliency map"
+    assert about["rows"][3] == {"name": "B+I", "kind": "paper", "semantics": "blip", "map": True, "means": means}
+    assert [row["kind"] for row in about["rows"]] == ["paper"] * 5 + ["control"] * 3 + ["baseline"] * 3
+    assert about["rows"][7]["means"].endswith("(label captions)")
     assert (about["samples"], about["simulated"], about["settings"]["attention"]) == (2, False, "sdpa")
     assert about["captions_source"] == "captions.jsonl"
     names = {f"{folder}/{trial['key']}.png" for trial in trials for folder in ("truth", "maps")}
@@ -91,7 +97,7 @@ def test_two_processes_stopped_and_continued_by_one_equal_one(made, start, here)
     assert processes.wait() == [143, 143], processes.log.read_text()
     assert (run / "PREEMPTED").exists() and not (run / "DONE").exists()
     drawn = {path: path.stat().st_mtime_ns for path in (run / "images").rglob("*.png")}
-    assert 0 < len(drawn) < 60
+    assert 0 < len(drawn) < 6 * 2 * len(ROWS)
     assert here([*arguments, f"run_dir={run}"]) == 0
     assert (run / "DONE").exists() and not (run / "PREEMPTED").exists()
     assert pictures(run) == pictures(root / "one")
@@ -125,7 +131,16 @@ def test_rows_change_nothing_but_their_own_pictures(made, here):
         (["rows=[I,X]"], "different names out of I, L, B"),
         (["rows=[I,I]"], "different names"),
         (["chunk=0"], "at least one trial"),
-        (["semantics_label=null"], "rows L, L.I need semantics_label=RUN_DIR"),
+        (["rows=[L,L+I]", "semantics_label=null"], "rows L, L.I need semantics_label=RUN_DIR"),
+        (["saliency=null", "semantics_label=null", "semantics_blip=null"], "rows=null draws what the given runs allow"),
+        (["rows=[retrieval]", "semantics_label=null", "semantics_blip=null"], "rows retrieval need semantics_label"),
+        (["brain2image={root}/runs/brain2image_vae"], "was trained with variant=vae, so it is not for row Brain2Image"),
+        (
+            ["rows=[NeuroVision]", "neurovision=null"],
+            "rows NeuroVision need neurovision=RUN_DIR, a run of trainers/neuro",
+        ),
+        (["neurovision={root}/runs/unfinished"], "is not finished"),
+        (["samples=25"], "train has fewer than samples=25 pictures"),
         (["saliency=/no/such/run"], "is not a run; run trainers/pixel_saliency.py"),
         (["semantics_label={root}/runs/semantics_blip"], "was trained with captions=captions.jsonl"),
         (["semantics_blip={root}/runs/unfinished"], "is not finished"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_models import TEXT_LENGTH, TEXT_WIDTH, tiny_blip, tiny_blip2, tiny_pipeline
 
-from neuroimagen.reconstruction.reconstructor import load_pipeline
+from neuroimagen.reconstruction.pipelines import load_pipeline
 from neuroimagen.sample import captions
 from neuroimagen.sample.captions import (
     CaptionsConfig,

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from neuroimagen.reconstruction.attention import in_force, set_attention
 from neuroimagen.reconstruction.pictures import Pictures
-from neuroimagen.reconstruction.reconstructor import Reconstructor, load_pipeline
+from neuroimagen.reconstruction.pipelines import load_pipeline
+from neuroimagen.reconstruction.reconstructor import Reconstructor
 from neuroimagen.seeds import seed_from
 
 KEYS = ["s1_a", "s1_b", "s2_a", "s2_b"]
