@@ -36,6 +36,7 @@ SETTINGS: dict[str, Any] = {
     "chunk": 4,
     "precision": "fp32",
 }
+LOADED_WITH = ("scheduler", "channels_last", "vae_slicing", "vae_tiling")  # what else a run may say of its pipeline
 
 
 @dataclasses.dataclass
@@ -79,7 +80,9 @@ def export(config: ExportConfig) -> None:
     copied = Path(pipeline).is_dir() and config.diffusion == "copy"
     if not Path(pipeline).is_dir() and pipeline.count("/") != 1:
         raise ValueError(f"pipeline={pipeline} is neither a directory here nor a hub id: say pipeline=, where it is")
-    settings = {name: said.get("reconstruct", {}).get(name, value) for name, value in SETTINGS.items()}
+    drawn = said.get("reconstruct", {})
+    settings = {name: drawn.get(name, value) for name, value in SETTINGS.items()}
+    settings |= {name: drawn[name] for name in LOADED_WITH if name in drawn}
     model = NeuroImagen(
         eeg=Contract.of(manifest),
         pipeline=FOLDER if copied else pipeline,

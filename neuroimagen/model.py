@@ -39,6 +39,7 @@ from neuroimagen.sample.encoder import SampleEncoder
 
 FOLDER = "diffusion"  # below a model's directory; as `pipeline` in its config: the diffusion model is there
 BEST_FIRST = ("L+I", "B+I", "L", "B", "I", "none")  # the paper's model 5 is its best
+LOADING = ("precision", "scheduler", "channels_last", "vae_slicing", "vae_tiling")  # settings that F is loaded with
 NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")  # parts of a pipeline: see load_pipeline
 WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
@@ -120,7 +121,7 @@ class NeuroImagen(
         self.folder: Path | None = None  # where F is, once that is known
         self.origin: dict[str, Any] = {}  # the hub's repository that this was loaded from
         self.dtype: torch.dtype | None = None
-        self.attention = "auto"
+        self.loading = {name: self.settings.pop(name) for name in LOADING if name in self.settings}
         self._diffusion: Reconstructor | None = None
 
     @classmethod
@@ -132,12 +133,13 @@ class NeuroImagen(
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         attention: str = "auto",
+        scheduler: str | None = None,
         **hub: Any,
     ) -> "NeuroImagen":
         """Load a directory of `neuroimagen export`, or a hub id.
 
         pipeline: another copy of the diffusion model, directory or hub id; device: None takes a GPU if there is one
-        dtype: of the diffusion model; None: as in the run that was scored (on a CPU float32)
+        dtype, scheduler: of the diffusion model; None: as in the run that was scored (dtype on a CPU: float32)
         attention: auto | xformers | sdpa | sliced; hub: revision, token, cache_dir, local_files_only, force_download
 
         Raises ValueError, in a sentence, for what is not such a model.
@@ -165,7 +167,8 @@ class NeuroImagen(
             model.pipeline, model.folder = str(pipeline), None
         if model.pipeline == FOLDER and local and not (Path(directory) / FOLDER).is_dir():
             raise ValueError(f"{name} has no {FOLDER}/: copy it again, or say pipeline=, where the diffusion model is")
-        model.dtype, model.attention = dtype, attention
+        model.dtype = dtype
+        model.loading |= {"attention": attention} | ({"scheduler": scheduler} if scheduler else {})
         return model.requires_grad_(False).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     @classmethod
@@ -174,7 +177,10 @@ class NeuroImagen(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         super()._save_pretrained(save_directory)
-        if (self._hub_mixin_config or {}).get("pipeline") == FOLDER:  # type: ignore[union-attr]
+        config: Any = self._hub_mixin_config
+        # By ourselves: the mixin would sort the keys, and with them the rows and columns of the card's table.
+        (save_directory / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+        if config["pipeline"] == FOLDER:
             target, source = save_directory / FOLDER, Path(self._pipeline())
             if not source.is_dir():
                 raise ValueError(f"the diffusion model {source} is no directory, so it cannot be saved along")
@@ -192,16 +198,16 @@ class NeuroImagen(
     def rows(self) -> list[str]:
         """What this model can draw from, best first: rows of the paper's Table 3."""
         given = {None, *self.m_s}
-        return [row for row in BEST_FIRST if ROWS[row][0] in given and (self.g is not None or not ROWS[row][1])]
+        return [row for row in BEST_FIRST if ROWS[row].semantics in given and (self.g is not None or not ROWS[row].map)]
 
     @property
     def diffusion(self) -> Reconstructor:
         """F, on the device of this model; loaded at first use. ValueError if it cannot be, or does not fit M_s."""
         if self._diffusion is None or self._diffusion.device != self.device:
-            dtype = self.dtype or DTYPES[self.settings.get("precision", "fp32")]
-            if self.dtype is None and self.device.type == "cpu":
-                dtype = torch.float32
-            loaded = Reconstructor(self._pipeline(), self.device, dtype, self.attention)
+            loading = dict(self.loading)
+            dtype = DTYPES[loading.pop("precision", "fp32")]
+            dtype = self.dtype or (torch.float32 if self.device.type == "cpu" else dtype)
+            loaded = Reconstructor(self._pipeline(), self.device, dtype, **loading)
             for kind, m_s in self.m_s.items():
                 loaded.check_embedding(m_s.n_tokens, m_s.width, f"what the model decodes ({kind} captions)")
                 # A caption's first token is always the same one and sees no other: M_s knows how it was encoded.
@@ -254,7 +260,7 @@ class NeuroImagen(
         if len(keys) != len(x):
             raise ValueError(f"keys names {len(keys)} trials, but eeg holds {len(x)}")
         chunk, size = asked.pop("chunk"), asked.pop("image_size")
-        diffusion, (semantics, with_map) = self.diffusion, ROWS[row]
+        diffusion, semantics = self.diffusion, ROWS[row].semantics
         result = Reconstruction([], [], None, keys, row)
         embedded = []
         with tqdm(total=len(x), unit="trial", disable=None) as bar:  # None: shown at a terminal only
@@ -263,7 +269,7 @@ class NeuroImagen(
                 standardised = x[start : start + chunk].sub(self.mean).div(self.std).to(self.device)
                 maps, embeddings = decode(standardised, some, self.f_theta, self.g, self.m_s, asked["seed"])
                 embedding = embeddings[semantics] if semantics else None
-                given = maps if with_map else None
+                given = maps if ROWS[row].map else None
                 drawn = diffusion.reconstruct(embedding, given, some, **asked, height=size, width=size)
                 result.images += [[to_image(picture) for picture in pictures] for pictures in drawn]
                 result.maps += [] if maps is None else [to_image(picture) for picture in maps]
@@ -274,14 +280,14 @@ class NeuroImagen(
 
     def _settings(self, given: dict[str, Any]) -> dict[str, Any]:
         """All settings of a drawing: `given`, else the model's."""
-        known = {name: value for name, value in self.settings.items() if name != "precision"}
         for name in given:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
+            if name not in self.settings:
+                near = difflib.get_close_matches(name, self.settings, 1)
                 raise ValueError(
-                    f"{name} is no setting ({', '.join(known)})" + (f"; did you mean {near[0]}?" if near else "")
+                    f"{name} is no setting ({', '.join(self.settings)})"
+                    + (f"; did you mean {near[0]}?" if near else "")
                 )
-        asked = known | given
+        asked = self.settings | given
         if type(asked["chunk"]) is not int or asked["chunk"] < 1:
             raise ValueError(f"chunk={asked['chunk']}: at least one trial is drawn at a time")
         check_settings(asked["samples"], asked["strength"], asked["guidance_scale"], asked["num_inference_steps"])

@@ -54,8 +54,11 @@ class Contract:
         times = f"{self.n_times} samples at {self.sfreq:g} Hz"
         if self.tmin is not None:
             times += f" from {self.tmin:g} s"
-        units = "the unit of their files" if self.units == "as in the file" else self.units
-        return f"{self.n_chans} channels x {times}, in {units}"
+        return f"{self.n_chans} channels x {times}, in {self.unit}"
+
+    @property
+    def unit(self) -> str:
+        return "the unit of its files" if self.units == "as in the file" else self.units
 
 
 class Given:
@@ -205,14 +208,16 @@ def _through_options(
 
 def _check_values(contract: Contract, eeg: np.ndarray) -> None:
     """Refuses trials that cannot be EEG in the contract's units: flat, or far larger or smaller than any trained on."""
-    mean, std = (np.array(values)[:, None] for values in (contract.channel_mean, contract.channel_std))
-    moving = std[:, 0] > 0
+    mean, std = np.array(contract.channel_mean), np.array(contract.channel_std)
+    moving = std > 0
     for i, trial in enumerate(eeg):
-        z = (trial[moving] - mean[moving]) / std[moving]
+        trial = trial[moving].astype(np.float64)
+        own, offset = trial.std(axis=1), trial.mean(axis=1) - mean[moving]
         # Medians over channels: one electrode that is off is no reason to refuse a trial.
-        size, spread = (float(np.median(x)) for x in (np.sqrt((z**2).mean(axis=1)), z.std(axis=1)))
+        spread = float(np.median(own / std[moving]))
+        size = float(np.median(np.hypot(own, offset) / std[moving]))
         if size > LARGEST or spread < SMALLEST:
             raise ValueError(
-                f"eeg: trial {i} varies {spread:.2g} times as much as what the model was trained on ({contract.units}; "
-                f"median over channels; {size:.2g} with its offset): give it in that unit, or leave a flat trial out"
+                f"eeg: trial {i} varies {spread:.2g} times as much as the train split, in {contract.unit} "
+                f"({size:.2g} with its offset; medians over channels): give it in that unit, or leave out a flat trial"
             )
