@@ -138,6 +138,8 @@ def _of_epochs(contract: Contract, epochs: Any) -> tuple[np.ndarray, float, floa
             f"this model was trained on {contract.dataset} data, whose EEG {why}, so Epochs cannot be matched to it: "
             f"give an array of {contract}"
         )
+    if not len(epochs):
+        raise ValueError("these Epochs hold no trial")
     names = eeg_channels("these Epochs", epochs.info)
     known = {name.casefold() for name in names}
     if missing := [name for name in contract.channels if name.casefold() not in known]:

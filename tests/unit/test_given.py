@@ -128,7 +128,7 @@ def test_epochs_that_cannot_be_matched(lab):
     broken = made_epochs()
     broken._data[1, 0, 3] = np.nan
     refused("trial 1 holds NaN", broken)
-    refused("holds no trial", made_epochs()[[]])
+    refused("hold no trial", made_epochs()[[]])
     # what the shards had that an array or Epochs cannot be given any more, or must have had before
     changed = dataclasses.replace
     refused("whiten=time.*give an array of 3 channels", made_epochs(), changed(contract, options={"whiten": "time"}))
