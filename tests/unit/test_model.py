@@ -15,6 +15,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from huggingface_hub import HfApi, hub_mixin
+from safetensors.torch import load_file, save_file
 from tiny_models import TEXT_LENGTH, TEXT_WIDTH, tiny_pipeline, tiny_shards, tiny_stage_runs
 
 from neuroimagen import NeuroImagen
@@ -224,6 +225,10 @@ def test_model_that_cannot_be_loaded(exported, tmp_path):
     shutil.rmtree(copy / "diffusion")
     refused("has no diffusion/: copy it again, or say pipeline=", copy)
     assert NeuroImagen.from_pretrained(copy, device="cpu", pipeline=exported / "diffusion").diffusion.size == (64, 64)
+    weights = load_file(copy / "model.safetensors")
+    save_file({name: value for name, value in weights.items() if name != "g.start.bias"}, copy / "model.safetensors")
+    refused("weights do not fit its config.json: .*g.start.bias", copy, pipeline=exported)
+    save_file(weights, copy / "model.safetensors")
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"generator": config["generator"] | {"width": 8}}))
     refused("weights do not fit its config.json", copy, pipeline=exported)
@@ -310,8 +315,6 @@ def test_runs_that_do_not_belong_together(runs, exported, tmp_path, capsys):
     (mine / "semantics_label" / "config.yaml").write_text(yaml.safe_dump(config))
 
     # the run that was scored drew with other weights
-    from safetensors.torch import load_file, save_file
-
     weights = mine / "semantics_label" / "model" / "model.safetensors"
     save_file({name: value + (name == "output.bias") for name, value in load_file(weights).items()}, weights)
     refused("its scores are not those of this model", mine, out)
