@@ -17,7 +17,7 @@ from tqdm import tqdm
 from neuroimagen.collectives import sum_over_processes
 from neuroimagen.data.shards import ShardSplit
 from neuroimagen.data.stream import Batcher, load_picture
-from neuroimagen.reconstruction.reconstructor import Reconstructor
+from neuroimagen.reconstruction.reconstructor import Reconstructor, noise_seed
 from neuroimagen.sample.captions import label_caption
 from neuroimagen.sample.encoder import SampleEncoder, short_embeddings
 from neuroimagen.seeds import seed_from
@@ -57,12 +57,13 @@ class ClassCaptions:
 
 
 def nearest_pictures(queries: Tensor, vectors: Tensor, pictures: Tensor, count: int) -> Tensor:
-    """For each query (B, k) the `count` nearest different pictures, by cosine: rows (B, count) of `vectors` (n, k).
+    """For each query (B, k) the `count` nearest different pictures, by cosine: rows (B, count) of `vectors` (n, k),
+    which have unit length.
 
     pictures (n,): the picture shown in each row. A picture is as near as the nearest of its trials; of two that are
     equally near the one whose trial comes first is nearer. There must be `count` different ones.
     """
-    cosine = F.normalize(queries, dim=1) @ F.normalize(vectors, dim=1).T
+    cosine = F.normalize(queries, dim=1) @ vectors.T
     found = []
     for order in cosine.argsort(dim=1, descending=True, stable=True):
         rows: dict[int, int] = {}  # picture -> its nearest trial
@@ -105,7 +106,7 @@ class Gallery:
         for start in tqdm(starts, "train EEG for retrieval", unit="batch", disable=True if rank else None, delay=5):
             rows = torch.arange(start, min(start + TRIALS_AT_ONCE, n))
             with torch.inference_mode():
-                self.vectors[rows] = self.embed(batcher(rows.numpy())["eeg"].to(device)).float()
+                self.vectors[rows] = F.normalize(self.embed(batcher(rows.numpy())["eeg"].to(device)).float(), dim=1)
         sum_over_processes(self.vectors)  # each row is another's zeros
 
     def __call__(self, eeg: Tensor, samples: int) -> Tensor:
@@ -120,9 +121,9 @@ class Gallery:
 def draw_baseline(model: Any, eeg: Tensor, keys: Sequence[str], samples: int, seed: int, size: int) -> Tensor:
     """EEG (B, C, T) -> pictures of a baseline, (B, samples, 3, size, size) in [0, 1]; resized bicubically if need be.
 
-    The noise z of a picture is a function of (seed, key, sample number).
+    The noise z of a picture is a function of (seed, key, sample number), as the diffusion model's is.
     """
-    noises = [seed_from(seed, "baseline", key, sample) for key in keys for sample in range(samples)]
+    noises = [noise_seed(seed, key, sample) for key in keys for sample in range(samples)]
     z = torch.stack([torch.randn(model.z_dim, generator=torch.Generator().manual_seed(noise)) for noise in noises])
     drawn = model.draw(eeg.repeat_interleave(samples, 0), z.to(eeg.device)).float()
     if drawn.shape[-2:] != (size, size):

@@ -30,7 +30,7 @@ class NeuroVisionConfig(EegAugmentConfig, TrainConfig):
     classifier_steps: int = option(500, "first so many steps train the EEG classifier alone")
     classifier_learning_rate: float = option(1e-3, "of its Adam; falls to 0 along half a cosine")
     phase_steps: int = option(50, "steps of each phase of growth: a level's fade-in, or its training before the next")
-    image_size: int = option(128, "side of the picture in px: a power of two of at least 8")
+    image_size: int = option(128, "side of the picture in px: a power of two of at least 16")
     z_dim: int = option(512, "length of the noise z")
     width: int = option(128, "channels at full size; doubles with every halving")
     max_width: int = option(512, "most channels of a level")

@@ -18,10 +18,10 @@ GROUP = 4  # adjacent trials that share a minibatch standard deviation, so that 
 
 
 def n_levels(image_size: int) -> int:
-    """Levels from 4 px to image_size: 4 -> 1, 8 -> 2, ..."""
+    """Levels from 4 px to image_size: 16 -> 3, 32 -> 4, ..."""
     levels = int(math.log2(max(image_size, 1))) - 1
-    if levels < 2 or 4 * 2 ** (levels - 1) != image_size:
-        raise ValueError(f"image_size must be a power of two of at least 8, not {image_size}")
+    if levels < 3 or 4 * 2 ** (levels - 1) != image_size:
+        raise ValueError(f"image_size must be a power of two of at least 16, not {image_size}")
     return levels
 
 

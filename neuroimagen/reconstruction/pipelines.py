@@ -105,11 +105,11 @@ def _check_parts(pipe: Any, name: str) -> None:
         raise _Refused(f"pipeline={name} is not whole: its text embeddings are {gives} wide, its U-Net takes {reads}")
 
 
-def set_scheduler(pipe: Any, scheduler: str, num_inference_steps: int = 1) -> str:
+def set_scheduler(pipe: Any, scheduler: str) -> str:
     """Give `pipe` the scheduler of that name ("default": its own) with the settings its model was trained with.
 
-    Returns the class name in force. Raises ValueError for an unknown name, for one that cannot honour the noise
-    schedule or the prediction type of the model, and for more steps than it has.
+    Returns the class name in force. Raises ValueError for an unknown name and for one that cannot honour the noise
+    schedule or the prediction type of the model.
     """
     own, name = pipe.scheduler, type(pipe.scheduler).__name__
     if scheduler != "default":
@@ -130,7 +130,4 @@ def set_scheduler(pipe: Any, scheduler: str, num_inference_steps: int = 1) -> st
     prediction = pipe.scheduler.config.get("prediction_type", "epsilon")
     if prediction not in ("epsilon", "v_prediction"):
         raise ValueError(f"this pipeline predicts {prediction!r}; only epsilon and v_prediction can be drawn with")
-    most = pipe.scheduler.config.get("original_inference_steps") or pipe.scheduler.config["num_train_timesteps"]
-    if num_inference_steps > most:
-        raise ValueError(f"num_inference_steps={num_inference_steps} is more than the {most} steps of {name}")
     return name

@@ -127,6 +127,7 @@ class Reconstructor:
         for network in networks:
             network.requires_grad_(False).eval()
         self.attention = set_attention(loaded, attention, self.device)
+        self.distilled = loaded.unet.config.time_cond_proj_dim is not None  # guidance is an input: one half only
         # The same parts, started from a map or from noise alone. A scheduler has state, so each has its own.
         scheduler_of_its_own = type(loaded.scheduler).from_config(loaded.scheduler.config)
         more: dict[str, Any] = {"requires_safety_checker": False}
@@ -165,6 +166,26 @@ class Reconstructor:
         self._captions: dict[str, Tensor] = {}
         if compile:
             unet.compile()  # in place; after the attention processors are set
+
+    def describe(self) -> dict[str, Any]:
+        """What rows.json keeps of how it draws."""
+        about = {
+            "pipeline_class": "Stable Diffusion XL" if self.xl else "Stable Diffusion",
+            "scheduler": self.scheduler,
+            "prediction_type": self.img2img.scheduler.config.get("prediction_type", "epsilon"),
+            "embedding": [self.text_length, self.text_width],
+            "safety_checker": "off",
+        }
+        return about | ({"pooled_embedding": "of no caption"} if self.xl else {})
+
+    def check_steps(self, num_inference_steps: int) -> None:
+        """Raise ValueError for more steps than the noise schedule has."""
+        config = self.img2img.scheduler.config
+        most = config.get("original_inference_steps") or config["num_train_timesteps"]
+        if num_inference_steps > most:
+            raise ValueError(
+                f"num_inference_steps={num_inference_steps} is more than the {most} of {self.name} ({self.scheduler})"
+            )
 
     def check_embedding(self, length: int, width: int, source: str = "the prompt embedding") -> None:
         """Raise ValueError unless (L, D_s) is what this pipeline's cross-attention takes."""
@@ -243,20 +264,21 @@ class Reconstructor:
         Raises ValueError for settings, shapes or values that this pipeline cannot honour.
         """
         check_settings(samples, strength, guidance_scale, num_inference_steps)
+        self.check_steps(num_inference_steps)
         size = self.picture_size(height, width)
         trials = len(keys)
         if trials == 0:
             return torch.empty(0, samples, 3, *size)
         if prompt_embeds is not None and prompt_embeds.ndim == 3:
             prompt_embeds = prompt_embeds[:, None].expand(-1, samples, -1, -1)
-        for name, tensor, shape in (
-            ("prompt_embeds", prompt_embeds, (trials, samples, self.text_length, self.text_width)),
-            ("pooled", pooled, None if self.pooled is None else (trials, self.pooled.shape[1])),
-        ):
-            if tensor is not None and (tensor.ndim != len(shape or ()) or len(tensor) != trials):
+        for name, tensor, axes in (("prompt_embeds", prompt_embeds, 4), ("pooled", pooled, 2)):
+            if tensor is not None and (tensor.ndim != axes or len(tensor) != trials):
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but there are {trials} keys")
             if tensor is not None and not tensor.isfinite().all():
                 raise ValueError(f"{name} holds NaN or infinite values; the stage that decoded them has diverged")
+        if pooled is not None and (self.pooled is None or pooled.shape[1] != self.pooled.shape[1]):
+            takes = "has no pooled embedding" if self.pooled is None else f"takes one of {self.pooled.shape[1]}"
+            raise ValueError(f"a pooled embedding of {pooled.shape[1]} was given, but {self.name} {takes}")
         if maps is not None and len(maps) != trials:
             raise ValueError(f"maps of {len(maps)} trials, but there are {trials} keys")
         if isinstance(maps, Tensor):
@@ -271,7 +293,7 @@ class Reconstructor:
         else:
             self.check_embedding(*prompt_embeds.shape[2:])
             embeds = prompt_embeds.to(self.device, self.dtype).flatten(0, 1)
-        noises = [seed_from(seed, key, sample) for key in keys for sample in range(samples)]
+        noises = [noise_seed(seed, key, sample) for key in keys for sample in range(samples)]
         generators = [torch.Generator().manual_seed(noise) for noise in noises]
         inputs: dict[str, Any] = {
             "prompt_embeds": embeds,
@@ -297,6 +319,11 @@ class Reconstructor:
         if not images.isfinite().all():
             raise ValueError(f"{self.name} in {self.dtype} drew NaN; use precision=fp32 or bf16")
         return images.unflatten(0, (trials, samples))
+
+
+def noise_seed(seed: int, key: str, sample: int) -> int:
+    """What a picture's noise is seeded with."""
+    return seed_from(seed, key, sample)
 
 
 def _pair(size: Any) -> tuple[int, int]:

@@ -55,17 +55,15 @@ def test_without_names_the_given_runs_decide():
 
 
 def test_nearest_pictures_by_hand():
-    """Rows at 0, 30, 90, 180 and 20 degrees, of other lengths; pictures 7, 8, 7, 9, 8; asked from 12 and 100."""
-    angles, lengths = torch.tensor([0.0, 30, 90, 180, 20]).deg2rad(), torch.tensor([1.0, 9, 2, 5, 3])
-    vectors = lengths[:, None] * torch.stack([angles.cos(), angles.sin()], 1)
-    asked = torch.tensor([12.0, 100]).deg2rad()
-    queries = torch.stack([asked.cos(), asked.sin()], 1)
-    found = nearest_pictures(queries, vectors, torch.tensor([7, 8, 7, 9, 8]), 3)
+    """Rows at 0, 30, 90, 180 and 20 degrees; pictures 7, 8, 7, 9, 8; asked from 12 and 100 degrees, at two lengths."""
+    rows, asked = torch.tensor([0.0, 30, 90, 180, 20]).deg2rad(), torch.tensor([12.0, 100]).deg2rad()
+    vectors, queries = (torch.stack([angles.cos(), angles.sin()], 1) for angles in (rows, asked))
+    found = nearest_pictures(queries * torch.tensor([[0.1], [7]]), vectors, torch.tensor([7, 8, 7, 9, 8]), 3)
     assert found.tolist() == [[4, 0, 3], [2, 1, 3]]  # 8 deg, 12 deg, 168 deg; 10 deg, 70 deg, 80 deg
 
 
 def test_of_equally_near_pictures_the_first_is_nearer():
-    vectors = torch.tensor([[0.0, 1], [2, 0], [1, 0]]).repeat(200, 1)
+    vectors = torch.tensor([[0.0, 1], [1, 0], [1, 0]]).repeat(200, 1)
     pictures = torch.arange(600)
     assert nearest_pictures(torch.tensor([[1.0, 0]]), vectors, pictures, 402)[0].tolist()[:4] == [1, 2, 4, 5]
     assert nearest_pictures(torch.tensor([[1.0, 0]]), vectors, pictures, 402)[0].tolist()[399:] == [599, 0, 3]

@@ -242,7 +242,8 @@ def test_picture_files(tmp_path):
     assert pictures.chunks == [["a", "b"], ["c"]]
     assert [path.name for path in pictures.files("L+I", 0)] == ["a_0.png", "a_1.png", "b_0.png", "b_1.png"]
     assert pictures.files("maps", 1) == [tmp_path / "maps" / "c.png"]
-    assert pictures.lacking() == {0: ["I", "L+I"], 1: ["I", "L+I"]}
+    assert pictures.lacking() == {0: ["I", "L+I"], 1: ["I", "L+I"]} and not list(tmp_path.iterdir())
+    pictures.make_folders()
     values = torch.tensor([0.0, 0.5, 1.0])[:, None, None].expand(3, 4, 5)
     pictures.save("truth", 1, [values])
     pictures.save("maps", 1, [values])
