@@ -80,7 +80,8 @@ def export(config: ExportConfig) -> None:
     copied = Path(pipeline).is_dir() and config.diffusion == "copy"
     if not Path(pipeline).is_dir() and pipeline.count("/") != 1:
         raise ValueError(f"pipeline={pipeline} is neither a directory here nor a hub id: say pipeline=, where it is")
-    drawn = said.get("reconstruct", {})
+    # rows.json says what came of settings that were left to the run, such as chunk=0
+    drawn = said.get("reconstruct", {}) | _json(places["reconstruct"], "rows.json").get("settings", {})
     settings = {name: drawn.get(name, value) for name, value in SETTINGS.items()}
     settings |= {name: drawn[name] for name in LOADED_WITH if name in drawn}
     model = NeuroImagen(
@@ -160,7 +161,7 @@ def _check_study(
                 "are not there any more: they are of different studies, or of one whose shards have to be put back"
             )
     if "reconstruct" in runs:
-        known = _json(runs["reconstruct"] / "rows.json").get("manifest", {})  # type: ignore[operator]
+        known = _json(runs["reconstruct"], "rows.json").get("manifest", {})
         if other := [name for name, value in known.items() if getattr(manifest, name, value) != value]:
             raise ValueError(
                 f"reconstruct={runs['reconstruct']} is of another study than {shards}: its {other[0]} differs"
@@ -188,14 +189,14 @@ def _weights(run: Path) -> list[str]:
     return [sha256(path) for path in sorted((run / "model").rglob("*.safetensors"))]
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(run: Path | None, name: str) -> dict[str, Any]:
     """What a JSON file of a run holds, {} if there is none."""
-    if not path.is_file():
+    if run is None or not (run / name).is_file():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads((run / name).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): make it again") from None
+        raise ValueError(f"{run / name} is not JSON ({error}): make it again") from None
 
 
 def _about(
@@ -203,8 +204,8 @@ def _about(
 ) -> dict[str, Any]:
     """What the model card says; no path of this machine."""
     drawn = places["reconstruct"]
-    rows, scores = (_json(drawn / f"{file}.json") if drawn else {} for file in ("rows", "scores"))
-    environment = _json((drawn or next(place for place in places.values() if place)) / "environment.json")
+    rows, scores = _json(drawn, "rows.json"), _json(drawn, "scores.json")
+    environment = _json(drawn or next(place for place in places.values() if place), "environment.json")
     captions = str(rows.get("captions_source") or "")
     kept = ("trials", "pictures", "samples", "classifier", "interval", "n_way", "chance", "metrics")
     shown = {name: scores[name] for name in kept if name in scores} | {

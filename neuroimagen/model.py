@@ -32,6 +32,7 @@ from neuroimagen.decoders import ROWS, decode
 from neuroimagen.model_card import TEMPLATE, fill
 from neuroimagen.pixel.features import FeatureExtractor
 from neuroimagen.pixel.saliency import Generator
+from neuroimagen.reconstruction.batch import find_chunk, saying_what_fits
 from neuroimagen.reconstruction.pictures import to_image
 from neuroimagen.reconstruction.reconstructor import Reconstructor, check_settings
 from neuroimagen.sample.captions import DTYPES
@@ -247,7 +248,7 @@ class NeuroImagen(
             None: "0", "1", ...
         row: what to draw from, one of `model.rows`; None: the first of them
         settings: samples, seed, strength, guidance_scale, num_inference_steps, image_size, chunk (trials drawn
-            together; another value may change the last bit of a picture); others are those of the run
+            together; another value may change the last bit of a picture; 0: found by trial); others as in the run
 
         Raises ValueError, in a sentence, for EEG that is not what the model takes, or settings that cannot be.
         """
@@ -259,8 +260,11 @@ class NeuroImagen(
         keys = [str(i) for i in range(len(x))] if keys is None else [str(key) for key in keys]
         if len(keys) != len(x):
             raise ValueError(f"keys names {len(keys)} trials, but eeg holds {len(x)}")
-        chunk, size = asked.pop("chunk"), asked.pop("image_size")
+        size = asked.pop("image_size")
+        asked |= {"height": size, "width": size}
         diffusion, semantics = self.diffusion, ROWS[row].semantics
+        chunk = asked.pop("chunk")
+        chunk = chunk or find_chunk(diffusion, len(x), asked)
         result = Reconstruction([], [], None, keys, row)
         embedded = []
         with tqdm(total=len(x), unit="trial", disable=None) as bar:  # None: shown at a terminal only
@@ -270,7 +274,8 @@ class NeuroImagen(
                 maps, embeddings = decode(standardised, some, self.f_theta, self.g, self.m_s, asked["seed"])
                 embedding = embeddings[semantics] if semantics else None
                 given = maps if ROWS[row].map else None
-                drawn = diffusion.reconstruct(embedding, given, some, **asked, height=size, width=size)
+                with saying_what_fits(chunk):
+                    drawn = diffusion.reconstruct(embedding, given, some, **asked)
                 result.images += [[to_image(picture) for picture in pictures] for pictures in drawn]
                 result.maps += [] if maps is None else [to_image(picture) for picture in maps]
                 embedded += [] if embedding is None else [embedding.cpu()]
@@ -288,7 +293,7 @@ class NeuroImagen(
                     + (f"; did you mean {near[0]}?" if near else "")
                 )
         asked = self.settings | given
-        if type(asked["chunk"]) is not int or asked["chunk"] < 1:
-            raise ValueError(f"chunk={asked['chunk']}: at least one trial is drawn at a time")
+        if type(asked["chunk"]) is not int or asked["chunk"] < 0:
+            raise ValueError(f"chunk={asked['chunk']}: at least one trial is drawn at a time (0: as many as fit)")
         check_settings(asked["samples"], asked["strength"], asked["guidance_scale"], asked["num_inference_steps"])
         return asked

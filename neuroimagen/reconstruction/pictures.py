@@ -38,11 +38,6 @@ def whole(path: Path, size: tuple[int, int] | None = None) -> bool:
         return False
 
 
-def to_image(picture: Tensor) -> Image.Image:
-    """A picture (3, H, W) in [0, 1], rounded to 8 bits."""
-    return Image.fromarray((picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
-
-
 class Pictures:
     """RUN/truth/<key>.png, RUN/maps/<key>.png, RUN/images/<row>/<key>_<sample>.png, in chunks of trials.
 

@@ -122,6 +122,7 @@ def test_a_picture_follows_its_key(model, trials):
     assert pixels(swapped) == pixels(two)[2:] + pixels(two)[:2]
     assert pixels(model.reconstruct(eeg[:2])) != pixels(two), "another key, the same noise"
     assert pixels(model.reconstruct(eeg[:2], keys[:2], seed=4)) != pixels(two)
+    assert len(model.reconstruct(eeg[:2], samples=1, chunk=0).images) == 2, "as many together as fit"
     other = model.reconstruct(torch.from_numpy(eeg[:2]), keys[:2], samples=1, strength=0.5, image_size=32)
     assert [[image.size for image in images] for images in other.images] == [[(32, 32)], [(32, 32)]]
 
@@ -205,7 +206,7 @@ def test_eeg_that_is_not_what_the_model_takes(model, trials):
     refused("keys names 2 trials, but eeg holds 6", eeg, ["a", "b"])
     refused("row='X': this model has L\\+I, B\\+I", row="X")
     refused("stregth is no setting .*did you mean strength", stregth=0.5)
-    refused("chunk=0: at least one", chunk=0)
+    refused("chunk=-1: at least one", chunk=-1)
     refused("samples=0: at least one", samples=0)
     refused("lasts from 0 to 0.44 s, but the model takes 0.02 to 0.46 s", sfreq=1000)
     refused("at 500 Hz, but the model takes 1000 Hz", sfreq=500)
