@@ -54,42 +54,40 @@ a person has seen or thought.
 BLOCKS = {"perceivelab", "eeg_imagenet"}  # data sets that show each class in one uninterrupted block
 
 
+def _shown(cell: dict[str, Any] | None, scale: float, digits: int) -> str:
+    """value [95 % interval], as far as there is one."""
+    found = [cell.get(name) for name in ("value", "low", "high")] if cell else [None]
+    value, *interval = [None if x is None else f"{x * scale:.{digits}f}" for x in found]
+    return f"{value} [{', '.join(map(str, interval))}]" if value and all(interval) and interval else value or "-"
+
+
 def _scores(scores: dict[str, Any] | None) -> str:
-    """The rows of scores.json as a table: value [95 % interval]."""
+    """scores.json as a table: a line a metric, a column a row of the run, and what chance and the true pictures get."""
     if not scores:
         return "**Not scored.** No scores.json was there when this model was exported."
     rows, about = scores["rows"], scores.get("metrics", {})
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
-    heads = [str(about.get(name, {}).get("head", name)) for name in names]
-    lines = ["| drawn from | " + " | ".join(heads) + " |", "|---" * (len(names) + 1) + "|"]
-    for row, values in rows.items():
-        cells = []
-        for name in names:
-            cell, scale = values.get(name), about.get(name, {}).get("scale", 1)
-            digits = about.get(name, {}).get("digits", 3)
-            shown = [
-                f"{cell[k] * scale:.{digits}f}" for k in ("value", "low", "high") if cell and cell.get(k) is not None
-            ]
-            cells.append(f"{shown[0]} [{shown[1]}, {shown[2]}]" if len(shown) == 3 else shown[0] if shown else "-")
-        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    levels = {"chance": "by chance", "ceiling": "the true pictures"}
+    levels = {name: head for name, head in levels.items() if any(about.get(m, {}).get(name) is not None for m in names)}
+    heads = ["drawn from", *rows, *levels.values()]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     said = [
         f"{scores['trials']} trials of the {scores['split']} split, {scores['pictures']} pictures seen, "
         f"{scores['samples']} samples a trial."
     ]
-    said += [
-        f"{what}: {scores[name]}."
-        for name, what in (("classifier", "Classifier"), ("interval", "Intervals"))
-        if name in scores
-    ]
-    if "chance" in scores and "n_way" in scores:
-        said.append(f"ACC is {scores['n_way']}-way; chance is {scores['chance']:.3g}.")
+    for name, what in (("classifier", "Classifier"), ("interval", "In brackets")):
+        said += [f"{what}: {scores[name]}."] if name in scores else []
+    if not about and "n_way" in scores:
+        said.append(f"acc: {scores['n_way']}-way, chance {scores['chance']:.3g}.")
     for name in names:
         more = about.get(name, {})
-        known = [
-            f"{k} {more[k]:.3g} ({more.get(f'{k}_of', '')})" for k in ("chance", "ceiling") if more.get(k) is not None
-        ]
-        if more.get("definition"):
-            said.append("\n".join([f"- {more.get('head', name)}: {more['definition']}", *(f"  {k}" for k in known)]))
+        scale, digits = more.get("scale", 1), more.get("digits", 3)
+        cells = [_shown(values.get(name), scale, digits) for values in rows.values()]
+        cells += [_shown({"value": more.get(level)}, scale, digits) for level in levels]
+        lines.append(f"| {more.get('head', name)} | {' | '.join(cells)} |")
+        if "definition" in more:
+            chance = f" By chance: {more['chance_of']}." if more.get("chance_of") else ""
+            said.append(f"- {more.get('head', name)}: {more['definition']}{chance}")
     return "\n".join(lines) + "\n\n" + "\n".join(said)
 
 

@@ -145,6 +145,13 @@ def test_epochs_that_cannot_be_matched(lab):
     refused("channels lacks Pz", np.ones((1, 2, 41)), sfreq=100.0, channels=["O1", "Oz"])
 
 
+def test_the_reader_s_own_baseline_is_subtracted(lab):
+    contract = dataclasses.replace(Contract.of(read_manifest(lab / "plain")), eeg_dtype="float32", dataset="recording")
+    epochs = made_epochs()
+    based = take(dataclasses.replace(contract, before={"baseline": [-0.1, 0.0]}), epochs)
+    assert based[:, :, :10].mean(2).abs().max() < 1e-4 < take(contract, epochs)[:, :, :10].mean(2).abs().max()
+
+
 def test_the_manifest_says_when_trials_begin_and_what_was_done_before(lab):
     assert [read_manifest(lab / name).tmin for name in ("plain", "all")] == [pytest.approx(-0.1), pytest.approx(0.0)]
     assert read_manifest(lab / "all").before == {}

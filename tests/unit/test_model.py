@@ -32,8 +32,12 @@ SCORES = {
     "pictures": 3,
     "samples": 2,
     "classifier": "a classifier",
-    "rows": {"L+I": {"all": {"acc": {"value": 0.25, "low": 0.125, "high": 0.5, "n": 3}, "is": {"value": 2.0, "n": 3}}}},
-    "metrics": {"acc": {"head": "ACC (%)", "scale": 100, "digits": 1, "chance": 0.02, "chance_of": "50-way"}},
+    "rows": {"L+I": {"all": {"acc": {"value": 0.25, "low": 0.125, "high": 0.5, "n": 3}, "is": {"value": 2.0, "n": 3}}}}
+    | {"I": {"all": {"is": {"value": 1.5, "low": None, "high": None, "n": 3}}}},
+    "metrics": {
+        "acc": {"head": "ACC (%)", "scale": 100, "digits": 1, "chance": 0.02, "chance_of": "one of 50"}
+        | {"ceiling": None, "definition": "How often."}
+    },
 }
 
 
@@ -272,8 +276,9 @@ def test_the_card(runs, tmp_path):
         "# a_name (simulated data)",
         "> **SIMULATED DATA.**",
         'NeuroImagen.from_pretrained("a_name")',
-        "| drawn from | ACC (%) | is |",
-        "| L+I | 25.0 [12.5, 50.0] | 2.000 |",
+        "| drawn from | L+I | I | by chance |",
+        "| ACC (%) | 25.0 [12.5, 50.0] | - | 2.0 |\n| is | 2.000 | 1.500 | - |",
+        "- ACC (%): How often. By chance: one of 50.",
         "6 trials of the test split, 3 pictures seen, 2 samples a trial.",
         "Classifier: a classifier.",
         "4 channels x 440 samples at 1000 Hz from 0.02 s",
