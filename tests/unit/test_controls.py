@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from tiny_models import TEXT_LENGTH, TEXT_WIDTH, tiny_pipeline, tiny_shards
+from tiny_models import TEXT_LENGTH, TEXT_WIDTH, tiny_pipeline, tiny_shards, tiny_xl
 
 from neuroimagen.controls import ClassCaptions, Gallery, draw_baseline, nearest_pictures, random_class
 from neuroimagen.data.shards import ShardSplit
@@ -127,14 +127,16 @@ def test_random_class_is_a_function_of_seed_key_and_sample():
     assert len({random_class(0, "trial0", sample, 5) for sample in range(50)}) == 5
 
 
-def test_the_oracle_is_told_the_label_and_the_other_is_not(tmp_path):
+@pytest.mark.parametrize("xl", [False, True])
+def test_the_oracle_is_told_the_label_and_the_other_is_not(tmp_path, xl):
     pipeline = str(tiny_pipeline(tmp_path / "pipeline"))
+    pipeline = str(tiny_xl(tmp_path / "xl", pipeline)) if xl else pipeline
     classes = [{"label": label, "name": name} for label, name in ((4, "daisy"), (7, "pizza"), (9, "banana"))]
     captions = ClassCaptions(Reconstructor(pipeline), classes, 0)
     table = embed_captions(pipeline, [f"An image of {name}" for name in ("daisy", "pizza", "banana")])
     torch.testing.assert_close(captions.oracle([9, 4, 9]), table[[2, 0, 2]])
     drawn = captions.random(["a", "b"], 3)
-    assert drawn.shape == (2, 3, TEXT_LENGTH, TEXT_WIDTH)
+    assert drawn.shape == (2, 3, *table.shape[1:]) and (table.shape[2] > TEXT_WIDTH) == xl
     for i, key in enumerate("ab"):
         for sample in range(3):
             torch.testing.assert_close(drawn[i, sample], table[random_class(0, key, sample, 3)])
