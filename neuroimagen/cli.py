@@ -28,6 +28,7 @@ COMMANDS = {
     "captions": Command("sample.captions", "CaptionsConfig", "caption_pictures", "caption pictures with BLIP, BLIP-2"),
     "probe": Command("evaluation.classifiers", "ProbeConfig", "probe", "train a classifier for the scores"),
     "evaluate": Command("evaluation.scores", "EvaluateConfig", "evaluate", "score a reconstruct run", "run"),
+    "export": Command("export", "ExportConfig", "export", "runs as one model for Python and the hub", "runs"),
     "report": Command("evaluation.report", "ReportConfig", "report", "write a reconstruct run's page", "run"),
 }
 

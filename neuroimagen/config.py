@@ -37,6 +37,7 @@ STAGES = (
     "evaluate",
     "report",
     "probe",
+    "export",
 )
 
 

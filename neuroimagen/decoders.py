@@ -92,6 +92,21 @@ def stage_run(field: str, directory: str | None, rows: list[str]) -> Path:
     return Path(directory)
 
 
+def decode(
+    eeg: torch.Tensor, keys: Sequence[str], f_theta: Any, g: Any, m_s: Mapping[str, Any], seed: int
+) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
+    """EEG (B, C, T) -> maps (B, 3, h, w) in [0, 1], None without `g`, and the embeddings (B, L, D_s) of each of `m_s`.
+
+    (seed, key) fixes the noise z of a map.
+    """
+    maps = None
+    if g is not None:
+        noises = [torch.Generator().manual_seed(seed_from(seed, "map", key)) for key in keys]
+        z = torch.stack([torch.randn(g.z_dim, generator=noise) for noise in noises]).to(eeg.device)
+        maps = g(z, f_theta(eeg)).add(1).div(2)  # M_p(x) = G(z, f_θ(x))
+    return maps, {kind: model(eeg) for kind, model in m_s.items()}
+
+
 class Decoders:
     """f_θ and G, M_s for each kind of captions, and the baselines, as far as the rows need them.
 
@@ -167,9 +182,4 @@ class Decoders:
     @torch.inference_mode()
     def __call__(self, eeg: torch.Tensor, keys: Sequence[str]) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
         """EEG (B, C, T) -> maps (B, 3, h, w) in [0, 1] or None, and {"label" | "blip": embeddings (B, L, D_s)}."""
-        eeg, maps = eeg.to(self.device), None
-        if self.g is not None:
-            noises = [torch.Generator().manual_seed(seed_from(self.seed, "map", key)) for key in keys]
-            z = torch.stack([torch.randn(self.g.z_dim, generator=noise) for noise in noises]).to(self.device)
-            maps = self.g(z, self.f_theta(eeg)).add(1).div(2)  # M_p(x) = G(z, f_θ(x))
-        return maps, {kind: m_s(eeg) for kind, m_s in self.m_s.items()}
+        return decode(eeg.to(self.device), keys, self.f_theta, self.g, self.m_s, self.seed)
