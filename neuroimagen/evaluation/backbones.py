@@ -313,6 +313,19 @@ class _EncoderLayer(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
+class _Encoder(nn.Module):
+    def __init__(self, tokens: int, width: int, depth: int, heads: int) -> None:
+        super().__init__()
+        self.pos_embedding = nn.Parameter(torch.zeros(1, tokens, width))
+        self.layers = nn.Sequential()
+        for i in range(depth):
+            self.layers.add_module(f"encoder_layer_{i}", _EncoderLayer(width, heads, 4 * width))
+        self.ln = nn.LayerNorm(width, eps=1e-6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.ln(self.layers(x + self.pos_embedding))
+
+
 class ViT(nn.Module):
     """images (B, 3, side, side) -> logits (B, classes)."""
 
@@ -320,16 +333,10 @@ class ViT(nn.Module):
         super().__init__()
         self.conv_proj = nn.Conv2d(3, width, patch, patch)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.encoder = nn.Module()
-        self.encoder.pos_embedding = nn.Parameter(torch.zeros(1, (side // patch) ** 2 + 1, width))
-        self.encoder.layers = nn.Sequential()
-        for i in range(depth):
-            self.encoder.layers.add_module(f"encoder_layer_{i}", _EncoderLayer(width, heads, 4 * width))
-        self.encoder.ln = nn.LayerNorm(width, eps=1e-6)
+        self.encoder = _Encoder((side // patch) ** 2 + 1, width, depth, heads)
         self.heads = nn.Sequential()
         self.heads.add_module("head", nn.Linear(width, classes))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.conv_proj(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1) + self.encoder.pos_embedding
-        return self.heads(self.encoder.ln(self.encoder.layers(x))[:, 0])
+        return self.heads(self.encoder(torch.cat([self.class_token.expand(len(x), -1, -1), x], 1))[:, 0])

@@ -7,8 +7,8 @@ suite: their network sees the picture as it is, resized to 299 px as TensorFlow 
 
 Weights are the official files by their official names (`NETWORKS`; table in docs/networks.md), looked for in `weights`:
 None (torch's cache, $TORCH_HOME/hub/checkpoints, downloaded into it where the host can be reached and HF_HUB_OFFLINE is
-not set), a directory, one file, or a hub id of a repository that holds them. A name that ends in .safetensors instead is
-taken too. Files are never unpickled as code.
+not set), a directory, one file, or a hub id of a repository that holds them. A name that ends in .safetensors instead
+is taken too. Files are never unpickled as code.
 """
 
 import dataclasses
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-import safetensors
 import torch
 import torch.nn.functional as F
 from filelock import FileLock
@@ -111,8 +110,9 @@ class Network:
     def features(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """float (B, 3, H, W) in [0, 1] -> {layer: (B, D) float32 on the CPU}.
 
-        D is 184,512 for "alex2" and 57,600 for "alex5" (keep those of the few truths, and take pictures by the batch:
-        `perceptual.two_way` needs no more), 2,048 for "inception", "fid" and "swav", 1,280 for "effnet", 768 for "clip".
+        D is 184,512 for "alex2" and 57,600 for "alex5" (keep those of the truths only, and give the pictures to
+        `perceptual.two_way` batch by batch), 2,048 for "inception", "fid" and "swav", 1,280 for "effnet", 768 for
+        "clip", 1,008 for "logits".
         """
         assert images.ndim == 4 and images.shape[1] == 3, images.shape
         found = self.forward(self.prepare(images.to(self.device, torch.float32)))
@@ -140,8 +140,10 @@ def _suite(side: int, normalisation: tuple) -> Callable[[torch.Tensor], torch.Te
 
 
 def _tensorflow(images: torch.Tensor) -> torch.Tensor:
-    """(B, 3, H, W) in [0, 1] -> (B, 3, 299, 299) in [-1, 1), as the FID network was fed: TensorFlow 1's bilinear resize,
-    which takes output pixel i from input position i * H / 299, neither centred nor antialiased."""
+    """(B, 3, H, W) in [0, 1] -> (B, 3, 299, 299) in [-1, 1), as the FID network was fed.
+
+    TensorFlow 1's bilinear resize takes output pixel i from input position i * H / 299, neither centred nor antialiased.
+    """
     x = (255 * images).round()
     for dim in (2, 3):
         size = x.shape[dim]
@@ -159,15 +161,17 @@ def _offline() -> bool:
 def _missing(name: str, why: str) -> NotAvailable:
     source = NETWORKS[name]
     return NotAvailable(
-        f"{name} ({source.title}) is not available: {why}; get it with `wget {source.url}` ({source.megabytes} MB) where "
-        "there is a network, put it into a directory and give weights=DIR, or put it into $TORCH_HOME/hub/checkpoints"
+        f"{name} ({source.title}) is not available: {why}; get it with `wget {source.url}` ({source.megabytes} MB) "
+        "where there is a network, and put it into a directory named by weights=DIR or into $TORCH_HOME/hub/checkpoints"
     )
 
 
 def find_weights(name: str, weights: str | Path | None = None) -> Path:
     """The file of that network (module docstring). NotAvailable: nowhere, with how to get it."""
     source = NETWORKS[name]
-    names = [n for known in (source.file, *source.other_names) for n in (known, str(Path(known).with_suffix(".safetensors")))]
+    names = [
+        n for known in (source.file, *source.other_names) for n in (known, str(Path(known).with_suffix(".safetensors")))
+    ]
     folder = Path(torch.hub.get_dir()) / "checkpoints" if weights is None else Path(weights)
     if weights is not None and folder.is_file():
         return folder
@@ -183,7 +187,9 @@ def find_weights(name: str, weights: str | Path | None = None) -> Path:
             raise _missing(
                 name, f"{weights} is no directory here, and no hub repository gave its {source.file} ({_first(error)})"
             ) from None
-    raise _missing(name, f"{folder} {'does not hold' if folder.exists() else 'does not exist and so does not hold'} {source.file}")
+    raise _missing(
+        name, f"{folder} {'does not hold' if folder.exists() else 'does not exist and so does not hold'} {source.file}"
+    )
 
 
 def _first(error: BaseException) -> str:
@@ -203,7 +209,9 @@ def _download(name: str, path: Path) -> Path:
                 urllib.request.urlopen(source.url, timeout=20).close()  # torch's own call waits for ever
                 torch.hub.download_url_to_file(source.url, str(path), digest[1] if digest else None)
     except (OSError, RuntimeError) as error:  # RuntimeError: not the promised digest
-        raise _missing(name, f"{path.parent} does not hold {path.name} and it cannot be downloaded ({_first(error)})") from None
+        raise _missing(
+            name, f"{path.parent} does not hold {path.name} and it cannot be downloaded ({_first(error)})"
+        ) from None
     return path
 
 
@@ -221,8 +229,8 @@ def _read(name: str, path: Path) -> dict[str, torch.Tensor]:
             f"{path} cannot be read as weights of {name} ({_first(error)}); get it anew from {NETWORKS[name].url}"
         ) from None
     unused = NETWORKS[name].unused
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    return {key: v.float() if v.is_floating_point() else v for key, v in state.items() if not key.startswith(unused)}
+    named: dict[str, torch.Tensor] = {key.removeprefix("module."): value for key, value in state.items()}
+    return {key: v.float() if v.is_floating_point() else v for key, v in named.items() if not key.startswith(unused)}
 
 
 def _fill(name: str, build: Callable[[], nn.Module], path: Path, device: torch.device) -> Any:
@@ -236,7 +244,9 @@ def _fill(name: str, build: Callable[[], nn.Module], path: Path, device: torch.d
         model.load_state_dict(state, assign=True)
     except RuntimeError as error:
         wrong = " ".join(str(error).split())[:300]
-        raise ValueError(f"{path} does not hold the weights of {name} ({wrong}); get it from {NETWORKS[name].url}") from None
+        raise ValueError(
+            f"{path} does not hold the weights of {name} ({wrong}); get it from {NETWORKS[name].url}"
+        ) from None
     return model.eval().requires_grad_(False).to(device)
 
 
@@ -252,7 +262,8 @@ def load_network(name: str, device: str | torch.device = "cpu", weights: str | P
     if name == "clip":
         return _clip(device, weights)
     path = find_weights(name, weights)
-    layers, side, norm = (name,), 0, IMAGENET
+    layers: tuple[str, ...] = (name,)
+    side, norm = 0, IMAGENET
     forward: Callable[[torch.Tensor], dict[str, torch.Tensor]]
     if name == "alexnet":
         model, side, layers = _fill(name, AlexNet, path, device), 256, ("alex2", "alex5")
@@ -348,7 +359,9 @@ def load_lpips(device: str | torch.device = "cpu", weights: str | Path | None = 
     assert found is not None and found.origin is not None
     path = Path(found.origin).parent / "functional" / "image" / "lpips_models" / "alex.pth"
     if not path.is_file():
-        raise NotAvailable(f"lpips is not available: this torchmetrics lacks {path.name}; pip install 'torchmetrics>=1.9'")
+        raise NotAvailable(
+            f"lpips is not available: this torchmetrics lacks {path.name}; pip install 'torchmetrics>=1.9'"
+        )
     state = _read("lpips", path)
     linear = [state[f"lin{i}.model.1.weight"].to(device) for i in range(5)]
     return Lpips(backbone, linear).eval()
@@ -357,8 +370,8 @@ def load_lpips(device: str | torch.device = "cpu", weights: str | Path | None = 
 def load_imagenet_classifier(
     name: str, device: str | torch.device = "cpu", weights: str | Path | None = None
 ) -> tuple[Callable[[torch.Tensor], torch.Tensor], list[str], str]:
-    """An ImageNet-1k classifier for the N-way accuracy: (logits of float (B, 3, H, W) in [0, 1] on `device`, the names of
-    the 1,000 classes in ImageNet's order, one sentence for tables).
+    """An ImageNet-1k classifier for the N-way accuracy: (logits of float (B, 3, H, W) in [0, 1] on `device`, the names
+    of the 1,000 classes in ImageNet's order, one sentence for tables).
 
     "torchvision:vit_h_14" (mind-vis's judge) or "torchvision:vit_b_16", preprocessed as those weights' own transforms;
     "timm:NAME" where the package timm is installed, with the preprocessing of its own configuration. Errors as
@@ -392,11 +405,13 @@ def load_imagenet_classifier(
 
 
 def _timm(name: str, device: torch.device, weights: str | Path | None) -> tuple[Any, int, float, str, tuple]:
-    how_to_get = 'pip install timm (with a torchvision that matches this torch)'
+    how_to_get = "pip install timm (with a torchvision that matches this torch)"
     try:
         import timm
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision of another build than torch
-        raise NotAvailable(f"timm:{name} is not available: timm cannot be imported ({_first(error)}); {how_to_get}") from None
+        raise NotAvailable(
+            f"timm:{name} is not available: timm cannot be imported ({_first(error)}); {how_to_get}"
+        ) from None
     file = None if weights is None or not Path(weights).exists() else Path(weights)
     if file is not None and file.is_dir():
         file = file / f"{name}.safetensors"
