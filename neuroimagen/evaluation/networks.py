@@ -13,6 +13,7 @@ is taken too. Files are never unpickled as code.
 
 import dataclasses
 import importlib.util
+import math
 import re
 import urllib.request
 from collections.abc import Callable
@@ -23,6 +24,7 @@ import huggingface_hub
 import torch
 import torch.nn.functional as F
 from filelock import FileLock
+from huggingface_hub import constants
 from safetensors.torch import load_file
 from torch import nn
 
@@ -142,7 +144,7 @@ def _suite(side: int, normalisation: tuple) -> Callable[[torch.Tensor], torch.Te
 def _tensorflow(images: torch.Tensor) -> torch.Tensor:
     """(B, 3, H, W) in [0, 1] -> (B, 3, 299, 299) in [-1, 1), as the FID network was fed.
 
-    TensorFlow 1's bilinear resize takes output pixel i from input position i * H / 299, neither centred nor antialiased.
+    TensorFlow 1's bilinear resize: output pixel i is at input position i * H / 299, neither centred nor antialiased.
     """
     x = (255 * images).round()
     for dim in (2, 3):
@@ -152,10 +154,6 @@ def _tensorflow(images: torch.Tensor) -> torch.Tensor:
         share = (at - low).view((-1, 1) if dim == 2 else (1, -1))
         x = torch.lerp(x.index_select(dim, low), x.index_select(dim, (low + 1).clamp(max=size - 1)), share)
     return (x - 128) / 128
-
-
-def _offline() -> bool:
-    return bool(huggingface_hub.constants.HF_HUB_OFFLINE)
 
 
 def _missing(name: str, why: str) -> NotAvailable:
@@ -199,7 +197,7 @@ def _first(error: BaseException) -> str:
 
 def _download(name: str, path: Path) -> Path:
     source = NETWORKS[name]
-    if _offline():
+    if constants.HF_HUB_OFFLINE:
         raise _missing(name, f"{path.parent} does not hold {path.name} and HF_HUB_OFFLINE forbids downloads")
     path.parent.mkdir(parents=True, exist_ok=True)
     digest = re.search(r"-([0-9a-f]{8})\.", path.name)  # official names end in the first digits of their SHA-256
@@ -218,11 +216,9 @@ def _download(name: str, path: Path) -> Path:
 def _read(name: str, path: Path) -> dict[str, torch.Tensor]:
     try:
         if path.suffix == ".safetensors":
-            state = load_file(path)
+            state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-            state = state["state_dict"]
         assert isinstance(state, dict) and all(isinstance(v, torch.Tensor) for v in state.values())
     except Exception as error:  # truncated zips, pickles with code and other formats have no common base
         raise ValueError(
@@ -405,7 +401,7 @@ def load_imagenet_classifier(
 
 
 def _timm(name: str, device: torch.device, weights: str | Path | None) -> tuple[Any, int, float, str, tuple]:
-    how_to_get = "pip install timm (with a torchvision that matches this torch)"
+    how_to_get = 'pip install "neuroimagen[timm]", with a torchvision that fits this torch'
     try:
         import timm
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision of another build than torch
@@ -427,4 +423,6 @@ def _timm(name: str, device: torch.device, weights: str | Path | None) -> tuple[
     if model.num_classes != 1000:
         raise ValueError(f"timm:{name} has {model.num_classes} classes, not the 1,000 of ImageNet-1k")
     mode = how["interpolation"] if how["interpolation"] in ("bilinear", "bicubic") else "bicubic"
-    return model.eval().to(device), how["input_size"][-1], how["crop_pct"], mode, (how["mean"], how["std"])
+    side = how["input_size"][-1]
+    crop = side / math.floor(side / how["crop_pct"])  # timm rounds down
+    return model.eval().to(device), side, crop, mode, (how["mean"], how["std"])

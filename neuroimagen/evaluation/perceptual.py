@@ -128,8 +128,8 @@ def fid_warning(n: int, m: int) -> str | None:
     if least > FID_FEATURES:
         return None
     return (
-        f"FID from {n} and {m} pictures: the covariance of {FID_FEATURES} features is rank-deficient below {FID_FEATURES + 1} "
-        "pictures and the number too high; compare it only with numbers from as many pictures, or take KID"
+        f"FID from {n} and {m} pictures: below {FID_FEATURES + 1} the covariance of {FID_FEATURES} features is "
+        "rank-deficient and the number too high; compare it only with numbers from as many pictures, or take KID"
     )
 
 
