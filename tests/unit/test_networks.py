@@ -1,6 +1,7 @@
 """Published networks: official weight files fit, and give the numbers of torchvision, torch-fidelity, torchmetrics."""
 
 import json
+import os
 import urllib.error
 from pathlib import Path
 
@@ -167,6 +168,16 @@ def test_a_host_out_of_reach_is_not_available(tmp_path, monkeypatch):
         load_network("effnet")
 
 
+class Code:
+    """A pickle of this makes a directory wherever it is unpickled as code."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
 def test_damaged_and_foreign_files_are_refused(tmp_path):
     path = tmp_path / NETWORKS["alexnet"].file
     torch.save(official("alexnet"), path)
@@ -176,9 +187,10 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
         with pytest.raises(ValueError, match="cannot be read as weights of alexnet") as error:
             load_network("alexnet", weights=tmp_path)
         assert not isinstance(error.value, NotAvailable)  # it is there, but it is not right: never passed over
-    torch.save({"features.0.weight": print}, path)  # code
+    torch.save(official("alexnet") | {"classifier.6.weight": Code(tmp_path / "was run")}, path)
     with pytest.raises(ValueError, match="cannot be read as weights of alexnet"):
         load_network("alexnet", weights=tmp_path)
+    assert not (tmp_path / "was run").exists()
     torch.save(fill(on_meta(EfficientNetB1)), path)
     with pytest.raises(ValueError, match="does not hold the weights of alexnet"):
         load_network("alexnet", weights=tmp_path)
