@@ -60,14 +60,16 @@ def ssim_suite(images: torch.Tensor, truths: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def lpips(images: torch.Tensor, truths: torch.Tensor, network: Lpips) -> torch.Tensor:
-    """Learned perceptual distance at the pictures' own size: (B, 3, H, W) twice, in [0, 1] -> (B,). 0 = the same.
+    """Learned perceptual distance at the pictures' own size: (B, 3, H, W) twice, in [0, 1] -> (B,) on the CPU.
 
+    0 = the same. network: `networks.load_lpips`.
     ValueError: pictures under 35 px, of which AlexNet leaves nothing.
     """
     images, truths = _sized(images, truths, "own")
     if min(images.shape[-2:]) < 35:
         raise ValueError(f"LPIPS needs pictures of at least 35 x 35 pixels, these are {tuple(images.shape[-2:])}")
-    return network(images, truths)
+    device = next(network.parameters()).device
+    return network(images.to(device), truths.to(device)).cpu()
 
 
 def _norms(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
