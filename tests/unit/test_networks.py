@@ -202,3 +202,12 @@ def test_the_docs_name_every_file():
     text = (Path(__file__).parents[2] / "docs" / "networks.md").read_text()
     for source in NETWORKS.values():
         assert source.file in text and source.url in text and source.licence.split(" (")[0] in text
+
+
+def test_a_hub_repository_may_hold_the_files(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        networks.huggingface_hub, "hf_hub_download", lambda *what: asked.append(what) or tmp_path / "snapshot.pth"
+    )
+    assert networks.find_weights("swav", "lab/mirror") == tmp_path / "snapshot.pth"
+    assert asked == [("lab/mirror", "swav_800ep_pretrain.pth.tar")]
