@@ -199,7 +199,8 @@ def _download(name: str, path: Path) -> Path:
     source = NETWORKS[name]
     if constants.HF_HUB_OFFLINE:
         raise _missing(name, f"{path.parent} does not hold {path.name} and HF_HUB_OFFLINE forbids downloads")
-    digest = re.search(r"-([0-9a-f]{8})\.", path.name)  # official names end in the first digits of their SHA-256
+    # torchvision's names end in the first digits of their SHA-256; others' need not
+    digest = re.search(r"-([0-9a-f]{8})\.", path.name) if source.url.startswith(TORCH) else None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):  # of several processes one downloads
@@ -232,7 +233,7 @@ def _read(name: str, path: Path) -> dict[str, torch.Tensor]:
 def _fill(name: str, build: Callable[[], nn.Module], path: Path, device: torch.device) -> Any:
     """The network with the file's weights; its own random start is never computed."""
     with torch.device("meta"):
-        model = build()
+        model: Any = build()
     state = _read(name, path)
     for key in [key for key in state if ".mlp.linear_" in key]:  # ViT files keep the names of their first version
         state[key.replace("linear_1", "0").replace("linear_2", "3")] = state.pop(key)

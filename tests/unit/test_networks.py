@@ -63,7 +63,8 @@ def test_features_are_those_of_the_published_network(name, tmp_path):
     assert tuple(features) == network.layers == tuple(NODES[name])
     for layer, found in features.items():
         assert found.dtype == torch.float32 and found.device.type == "cpu"
-        np.testing.assert_allclose(numbers(found), GOLDEN[name][NODES[name][layer]], rtol=2e-4, atol=2e-4)
+        # rounding through some hundred layers; a wrong pool or normalisation is off by whole per cents
+        np.testing.assert_allclose(numbers(found), GOLDEN[name][NODES[name][layer]], rtol=2e-3, atol=2e-4)
 
 
 def test_vit_is_torchvisions(tmp_path):
