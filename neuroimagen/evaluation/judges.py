@@ -33,7 +33,13 @@ def _where(name: str, weights: str | None, download: bool) -> str | Path | None:
         found = huggingface_hub.try_to_load_from_cache(hub, "model.safetensors")
         if isinstance(found, str):
             return Path(found).parent
-    return Path(torch.hub.get_dir()) / "checkpoints"
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    if name == "clip" and not (folder / NETWORKS[name].file / "config.json").is_file():  # spares a long import
+        raise NotAvailable(
+            f"clip ({NETWORKS[name].title}) is not available: neither the hub's cache nor {folder} holds it; get it "
+            f"with `hf download {hub} config.json model.safetensors`, {NETWORKS[name].megabytes} MB, or give download=true"
+        )
+    return folder
 
 
 def pair_measures(wants: Callable[..., bool], side: int) -> list[PairMeasure]:
