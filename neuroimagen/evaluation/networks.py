@@ -199,9 +199,10 @@ def _download(name: str, path: Path) -> Path:
     source = NETWORKS[name]
     if constants.HF_HUB_OFFLINE:
         raise _missing(name, f"{path.parent} does not hold {path.name} and HF_HUB_OFFLINE forbids downloads")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    digest = re.search(r"-([0-9a-f]{8})\.", path.name)  # official names end in the first digits of their SHA-256
+    # torchvision's names end in the first digits of their SHA-256; others' need not
+    digest = re.search(r"-([0-9a-f]{8})\.", path.name) if source.url.startswith(TORCH) else None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):  # of several processes one downloads
             if not path.exists():
                 urllib.request.urlopen(source.url, timeout=20).close()  # torch's own call waits for ever
@@ -232,7 +233,7 @@ def _read(name: str, path: Path) -> dict[str, torch.Tensor]:
 def _fill(name: str, build: Callable[[], nn.Module], path: Path, device: torch.device) -> Any:
     """The network with the file's weights; its own random start is never computed."""
     with torch.device("meta"):
-        model = build()
+        model: Any = build()
     state = _read(name, path)
     for key in [key for key in state if ".mlp.linear_" in key]:  # ViT files keep the names of their first version
         state[key.replace("linear_1", "0").replace("linear_2", "3")] = state.pop(key)
@@ -243,7 +244,8 @@ def _fill(name: str, build: Callable[[], nn.Module], path: Path, device: torch.d
         raise ValueError(
             f"{path} does not hold the weights of {name} ({wrong}); get it from {NETWORKS[name].url}"
         ) from None
-    return model.eval().requires_grad_(False).to(device)
+    # channels last: a quarter to a third faster for Inception and EfficientNet on a CPU
+    return model.eval().requires_grad_(False).to(device=device, memory_format=torch.channels_last)
 
 
 def load_network(name: str, device: str | torch.device = "cpu", weights: str | Path | None = None) -> Network:

@@ -12,7 +12,7 @@ import numpy as np
 import scipy.linalg
 import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
-from torchmetrics.image.kid import poly_mmd
+from torchmetrics.image.kid import maximum_mean_discrepancy, poly_kernel
 
 from neuroimagen.evaluation.networks import Lpips, suite_pictures
 
@@ -28,6 +28,7 @@ SUITE_SSIM = (
 )
 _GREY = (0.2125, 0.7154, 0.0721)  # scikit-image's rgb2gray
 FID_FEATURES = 2048
+KID_POOL = 4000
 
 
 def _sized(images: torch.Tensor, truths: torch.Tensor, setting: Setting) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,21 +60,23 @@ def ssim_suite(images: torch.Tensor, truths: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def lpips(images: torch.Tensor, truths: torch.Tensor, network: Lpips) -> torch.Tensor:
-    """Learned perceptual distance at the pictures' own size: (B, 3, H, W) twice, in [0, 1] -> (B,). 0 = the same.
+    """Learned perceptual distance at the pictures' own size: (B, 3, H, W) twice, in [0, 1] -> (B,) on the CPU.
 
+    0 = the same. network: `networks.load_lpips`.
     ValueError: pictures under 35 px, of which AlexNet leaves nothing.
     """
     images, truths = _sized(images, truths, "own")
     if min(images.shape[-2:]) < 35:
         raise ValueError(f"LPIPS needs pictures of at least 35 x 35 pixels, these are {tuple(images.shape[-2:])}")
-    return network(images, truths)
+    device = next(network.parameters()).device
+    return network(images.to(device), truths.to(device)).cpu()
 
 
-def _centred(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows less their means, and the norms of these; 0 for a row that is constant but for rounding."""
-    centred = features - features.mean(1, keepdim=True)
-    norms, scale = centred.norm(dim=1), features.abs().amax(1) * math.sqrt(features.shape[1])
-    return centred, torch.where(norms > 1e-6 * scale, norms, 0.0)
+def _norms(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Means of the rows, and the norms of the rows less their means: 0 for one that is constant but for rounding."""
+    variance, mean = torch.var_mean(features, 1, correction=0)
+    norms = (variance * features.shape[1]).sqrt()
+    return mean, torch.where(variance > 1e-12 * mean.square(), norms, 0.0)
 
 
 def correlation_distance(features: torch.Tensor, truths: torch.Tensor) -> torch.Tensor:
@@ -82,44 +85,60 @@ def correlation_distance(features: torch.Tensor, truths: torch.Tensor) -> torch.
     The suite's EffNet-B and SwAV are means of it.
     """
     assert features.shape == truths.shape and features.ndim == 2, (features.shape, truths.shape)
-    x, x_norm = _centred(features.double())
-    y, y_norm = _centred(truths.double())
+    x, y = features.double(), truths.double()
+    (x_mean, x_norm), (_, y_norm) = _norms(x), _norms(y)
     norms = x_norm * y_norm
-    return (1 - torch.where(norms > 0, (x * y).sum(1) / norms.clamp_min(1e-300), 0.0)).to(features.dtype)
+    products = ((x - x_mean[:, None]) * y).sum(1)  # a centred row is blind to the mean of the other
+    return (1 - torch.where(norms > 0, products / norms.clamp_min(1e-300), 0.0)).to(features.dtype)
 
 
-def farther(features: torch.Tensor, truths: torch.Tensor, which: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
+class Gallery(NamedTuple):
+    """The different ground-truth pictures' features (m, D), prepared for `farther` and `two_way`."""
+
+    features: torch.Tensor
+    norms: torch.Tensor
+
+    @staticmethod
+    def of(truths: torch.Tensor) -> "Gallery":
+        return Gallery(truths, _norms(truths)[1])
+
+
+def farther(
+    features: torch.Tensor, truths: torch.Tensor | Gallery, which: torch.Tensor, batch_size: int = 64
+) -> torch.Tensor:
     """How many of the other truths correlate less with each picture than its own truth does: (n,) integers, 0 to m - 1.
 
     features: (n, D), of reconstructions. truths: (m, D), of the DIFFERENT ground-truth pictures. which: (n,) integers,
     the row of each one's own truth. A tie counts against the picture, so a constant output scores 0. All pairs, no
-    random draws. Memory: the truths, `batch_size` rows and a few (n, m); pictures may as well be given in batches.
+    random draws. Memory: the arguments and `batch_size` rows more; pictures may as well be given in several calls (then
+    make the `Gallery.of(truths)` once).
     """
+    truths, spread = truths if isinstance(truths, Gallery) else Gallery.of(truths)
     assert features.ndim == truths.ndim == 2 and features.shape[1] == truths.shape[1], (features.shape, truths.shape)
     assert which.shape == features.shape[:1] and (
         not len(which) or 0 <= int(which.min()) <= int(which.max()) < len(truths)
     )
-    spread = torch.cat([_centred(part)[1] for part in truths.split(batch_size)])
     found = []
     for part, own in zip(features.split(batch_size), which.split(batch_size), strict=True):
-        centred, norms = _centred(part)
+        mean, norms = _norms(part)
         norms = norms[:, None] * spread
-        # A centred row is blind to the mean of the other, so the many truths need no centred copy.
-        r = torch.where(norms > 0, centred @ truths.T / norms.clamp_min(1e-30), 0.0)
+        products = (part - mean[:, None]) @ truths.T  # so the many truths need no centred copy
+        r = torch.where(norms > 0, products / norms.clamp_min(1e-30), 0.0)
         found.append((r < r.gather(1, own[:, None])).sum(1))
     return torch.cat(found) if found else which.new_zeros(0)
 
 
-def two_way(features: torch.Tensor, truths: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+def two_way(features: torch.Tensor, truths: torch.Tensor | Gallery, which: torch.Tensor) -> torch.Tensor:
     """Two-way identification by Pearson correlation over all pairs: share of the other truths that lie farther -> (n,).
 
     Arguments: `farther`. Chance 0.5. The suite's AlexNet(2), AlexNet(5), Inception and CLIP are means of it. N-way
     retrieval follows from the same ranks: metrics.success_by_rank(m, N, k)[m - 1 - farther(...)].
     ValueError: fewer than two truths.
     """
-    if len(truths) < 2:
-        raise ValueError(f"two-way identification needs at least two ground-truth pictures, there are {len(truths)}")
-    return farther(features, truths, which).float() / (len(truths) - 1)
+    m = len(truths.features if isinstance(truths, Gallery) else truths)
+    if m < 2:
+        raise ValueError(f"two-way identification needs at least two ground-truth pictures, there are {m}")
+    return farther(features, truths, which).float() / (m - 1)
 
 
 def fid_warning(n: int, m: int) -> str | None:
@@ -166,26 +185,29 @@ def kernel_distance(
     """KID (Binkowski et al. 2018): unbiased squared MMD of (n, D) and (m, D), kernel (x.y / D + 1)^3. May be below 0.
 
     value: exact, from all pairs; published code draws subsets, whose mean tends to it. sd: over `subsets` random ones
-    of `subset_size` (None: half of the smaller side, at most 1,000), drawn without replacement from `seed`.
-    ValueError: fewer than four pictures, or subsets that are larger than a side.
+    of `subset_size` (None: half of the smaller side, at most 1,000), drawn without replacement by `seed` from at most
+    4,000 pictures a side, which bounds the memory. ValueError: fewer than four pictures, or too large subsets.
     """
     x, y = (torch.as_tensor(z).double() for z in (features, truths))
     n, m = len(x), len(y)
     size = min(1000, min(n, m) // 2) if subset_size is None else subset_size
-    if not 2 <= size <= min(n, m):
-        raise ValueError(f"KID of {n} and {m} pictures cannot be taken over subsets of {size}: give 2 to {min(n, m)}")
+    if not 2 <= size <= min(n, m, KID_POOL):
+        raise ValueError(
+            f"KID of {n} and {m} pictures cannot be taken over subsets of {size}: give 2 to {min(n, m, KID_POOL)}"
+        )
 
     def total(a: torch.Tensor, b: torch.Tensor) -> float:
-        return sum(float((part @ b.T / a.shape[1] + 1).pow(3).sum()) for part in a.split(512))
+        return sum(float(poly_kernel(part, b).sum()) for part in a.split(512))
 
     def own(a: torch.Tensor) -> float:  # without each one's kernel with itself
         return total(a, a) - float((a.square().sum(1) / a.shape[1] + 1).pow(3).sum())
 
     value = own(x) / (n * (n - 1)) + own(y) / (m * (m - 1)) - 2 * total(x, y) / (n * m)
     rng = np.random.default_rng(seed)
-    x, y = x.float(), y.float()
-    found = [
-        float(poly_mmd(x[rng.choice(n, size, replace=False)], y[rng.choice(m, size, replace=False)]))
-        for _ in range(subsets)
-    ]
+    x, y = (z[rng.permutation(len(z))[:KID_POOL]] for z in (x, y))
+    xx, xy, yy = poly_kernel(x, x), poly_kernel(x, y), poly_kernel(y, y)
+    found = []
+    for _ in range(subsets):
+        i, j = (torch.from_numpy(rng.choice(len(z), size, replace=False)) for z in (x, y))
+        found.append(float(maximum_mean_discrepancy(xx[i][:, i], xy[i][:, j], yy[j][:, j])))
     return KernelDistance(value, float(np.std(found)), size)

@@ -1,6 +1,7 @@
 """Published networks: official weight files fit, and give the numbers of torchvision, torch-fidelity, torchmetrics."""
 
 import json
+import os
 import urllib.error
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from neuroimagen.evaluation import networks
 from neuroimagen.evaluation.backbones import AlexNet, EfficientNetB1, InceptionV3, ResNet50, ViT
 from neuroimagen.evaluation.networks import NETWORKS, NotAvailable, load_imagenet_classifier, load_lpips, load_network
+from neuroimagen.evaluation.perceptual import lpips
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_networks.json").read_text())
 BUILD = {
@@ -61,7 +63,8 @@ def test_features_are_those_of_the_published_network(name, tmp_path):
     assert tuple(features) == network.layers == tuple(NODES[name])
     for layer, found in features.items():
         assert found.dtype == torch.float32 and found.device.type == "cpu"
-        np.testing.assert_allclose(numbers(found), GOLDEN[name][NODES[name][layer]], rtol=2e-4, atol=2e-4)
+        # rounding through some hundred layers; a wrong pool or normalisation is off by whole per cents
+        np.testing.assert_allclose(numbers(found), GOLDEN[name][NODES[name][layer]], rtol=2e-3, atol=2e-4)
 
 
 def test_vit_is_torchvisions(tmp_path):
@@ -100,14 +103,13 @@ def test_imagenet_classifier_prepares_as_its_weights_want(tmp_path, monkeypatch)
 def test_lpips_is_that_of_torchmetrics(tmp_path, monkeypatch):
     from torchmetrics.functional.image import lpips as theirs
 
-    torch.save(official("alexnet"), tmp_path / NETWORKS["lpips"].file)
+    weak = {key: 0.1 * value for key, value in official("alexnet").items()}  # so that what guards against 0 / 0 tells
+    torch.save(weak, tmp_path / NETWORKS["lpips"].file)
     backbone = networks._fill("alexnet", AlexNet, tmp_path / NETWORKS["lpips"].file, torch.device("cpu"))
     monkeypatch.setattr(theirs, "_get_tv_model_features", lambda net, pretrained: backbone.features)
     images, truths = pictures()[:1], pictures()[1:]
     images, truths = torch.cat([images, truths]), torch.cat([truths, truths])
     wanted = theirs.learned_perceptual_image_patch_similarity(images, truths, "alex", "none", normalize=True)
-    from neuroimagen.evaluation.perceptual import lpips
-
     found = lpips(images, truths, load_lpips("cpu", tmp_path))
     torch.testing.assert_close(found, wanted)
     assert found[0] > 0.01 and found[1] == 0
@@ -167,6 +169,16 @@ def test_a_host_out_of_reach_is_not_available(tmp_path, monkeypatch):
         load_network("effnet")
 
 
+class Code:
+    """A pickle of this makes a directory wherever it is unpickled as code."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
 def test_damaged_and_foreign_files_are_refused(tmp_path):
     path = tmp_path / NETWORKS["alexnet"].file
     torch.save(official("alexnet"), path)
@@ -176,9 +188,10 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
         with pytest.raises(ValueError, match="cannot be read as weights of alexnet") as error:
             load_network("alexnet", weights=tmp_path)
         assert not isinstance(error.value, NotAvailable)  # it is there, but it is not right: never passed over
-    torch.save({"features.0.weight": print}, path)  # code
+    torch.save(official("alexnet") | {"classifier.6.weight": Code(tmp_path / "was run")}, path)
     with pytest.raises(ValueError, match="cannot be read as weights of alexnet"):
         load_network("alexnet", weights=tmp_path)
+    assert not (tmp_path / "was run").exists()
     torch.save(fill(on_meta(EfficientNetB1)), path)
     with pytest.raises(ValueError, match="does not hold the weights of alexnet"):
         load_network("alexnet", weights=tmp_path)
@@ -190,3 +203,12 @@ def test_the_docs_name_every_file():
     text = (Path(__file__).parents[2] / "docs" / "networks.md").read_text()
     for source in NETWORKS.values():
         assert source.file in text and source.url in text and source.licence.split(" (")[0] in text
+
+
+def test_a_hub_repository_may_hold_the_files(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        networks.huggingface_hub, "hf_hub_download", lambda *what: asked.append(what) or tmp_path / "snapshot.pth"
+    )
+    assert networks.find_weights("swav", "lab/mirror") == tmp_path / "snapshot.pth"
+    assert asked == [("lab/mirror", "swav_800ep_pretrain.pth.tar")]
