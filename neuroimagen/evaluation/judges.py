@@ -37,7 +37,7 @@ def _where(name: str, weights: str | None, download: bool) -> str | Path | None:
     if name == "clip" and not (folder / NETWORKS[name].file / "config.json").is_file():  # spares a long import
         raise NotAvailable(
             f"clip ({NETWORKS[name].title}) is not available: neither the hub's cache nor {folder} holds it; get it "
-            f"with `hf download {hub} config.json model.safetensors`, {NETWORKS[name].megabytes} MB, or give download=true"
+            f"with `hf download {hub} config.json model.safetensors`, or give download=true"
         )
     return folder
 
