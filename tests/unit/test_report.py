@@ -104,7 +104,7 @@ def test_page_is_whole_and_self_contained(fresh):
         assert f"<td>{rows[row]['all']['ssim_other']['value']:.3f}</td>" in line
         gain = rows[row]["all"]["ssim_gain"]
         assert "<td>{value:.3f}<small>[{low:.3f}, {high:.3f}]</small>".format(**gain) in line
-        assert line.count("&#10003;") == len(row.split("+"))
+        assert line.count("✓") == len(row.split("+"))
 
 
 def test_pictures_shown_are_the_right_files(fresh):
