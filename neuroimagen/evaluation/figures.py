@@ -4,6 +4,7 @@
 """
 
 import io
+import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -171,7 +172,7 @@ def _figure5(run: ReconstructRun) -> Figure:
         f"it in the order of trial keys, the first sample of row {row}."
     )
     heads = [_seen_head(run), *(f"subject {subject}" for subject in subjects)]
-    return Figure("figure5", _title(run, "Figure 5. The same picture, from every subject's EEG"), rule, heads, lines)
+    return Figure("figure5", _title(run, "Figure 5. The same picture for all subjects"), rule, heads, lines)
 
 
 def trials(run: ReconstructRun, name: str) -> Figure:
@@ -221,7 +222,9 @@ def draw(figure: Figure, cell: int = 128) -> Image.Image:
 
     names = max(max(width(line.name, 15), width(line.below, 13)) for line in figure.lines)
     across = [max(cell, width(head, 13)) for head in figure.heads]
-    block = names + 12 + sum(across) + gap * len(across)
+    grouped = len(set(figure.heads)) < len(figure.heads)  # equal heads side by side stand closer
+    steps = [12] + [gap + 16 * (grouped and a != b) for a, b in itertools.pairwise(figure.heads)]
+    block = names + sum(steps) + sum(across)
     half = -(-len(figure.lines) // columns)
     total = max(2 * margin + columns * block + (columns - 1) * 28, 2 * margin + width(figure.title, 20))
     said = _wrap(figure.rule, total - 2 * margin, lambda text: width(text, 13))
@@ -233,9 +236,12 @@ def draw(figure: Figure, cell: int = 128) -> Image.Image:
         pen.text((margin, margin + 32 + 19 * i), text, fill=SOFT, font=fonts[13])
     for column in range(columns):
         x0 = margin + column * (block + 28)
-        starts = [x0 + names + 12 + sum(across[:i]) + gap * i for i in range(len(across))]
-        for x, head, wide in zip(starts, figure.heads, across, strict=True):
-            pen.text((x + wide / 2, top), head, fill=INK, font=fonts[13], anchor="ma")
+        starts = [x0 + names + sum(steps[: i + 1]) + sum(across[:i]) for i in range(len(across))]
+        ends = [x + wide for x, wide in zip(starts, across, strict=True)]
+        for head, group in itertools.groupby(range(len(across)), key=lambda i: figure.heads[i]):
+            places = list(group)  # equal heads side by side are written once
+            middle = (starts[places[0]] + ends[places[-1]]) / 2
+            pen.text((middle, top), head, fill=INK, font=fonts[13], anchor="ma")
         for number, line in enumerate(figure.lines[column * half : (column + 1) * half]):
             y = top + 24 + number * (cell + gap)
             right = x0 + names

@@ -15,8 +15,8 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from neuroimagen.config import option
+from neuroimagen.evaluation import figures, tables
 from neuroimagen.evaluation import scores as scoring
-from neuroimagen.evaluation import tables
 from neuroimagen.evaluation.scores import ReconstructRun
 from neuroimagen.evaluation.tables import kind_of_eeg
 
@@ -307,6 +307,8 @@ def report(config: ReportConfig) -> None:
     page.sheet(config.sheet).save(buffer, "PNG", optimize=True)
     scoring.write_atomic(run.path / "gallery.png", buffer.getvalue())
     scoring.write_atomic(run.path / "report.html", page.html())
+    tables.write(run, scores, run.path / "tables")
+    figures.write(run, scores, run.path / "figures")
     print(f"{run.path / 'report.html'}")
 
 

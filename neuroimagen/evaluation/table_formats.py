@@ -81,20 +81,24 @@ class Table:
         for row in self.rows:
             if row.rule:
                 lines.append(_piped([""] * len(self.columns)))
-            cells = [f"{_md(cell.text)} {cell.range}".rstrip() for cell in row.cells]
-            lines.append(_piped([f"**{cell}**" if row.kind == "full" and cell else cell for cell in cells]))
+            cells = []
+            for column, cell in zip(self.columns, row.cells, strict=True):
+                bold = "**" if row.kind == "full" and cell.text and not column.paper else ""
+                cells.append(f"{bold}{_md(cell.text)}{bold} {cell.range}".rstrip())
+            lines.append(_piped(cells))
         lines += ["", *(f"- {_md(note)}" for note in self.notes)]
         return "\n".join(lines) + "\n"
 
     def latex(self) -> str:
         r"""A float to \input; needs booktabs and amssymb. Intervals stand under their numbers."""
         kinds = "".join("r" if column.metric else "l" for column in self.columns)
+        title = re.sub(r"^Table \d+\. ", "", self.title)  # LaTeX numbers its tables itself
         small = r"\footnotesize" if len(self.columns) > 8 else r"\small"
         lines = [
             r"% needs \usepackage{booktabs,amssymb}",
             r"\begin{table}",
             r"\centering" + small + r"\setlength{\tabcolsep}{3pt}",
-            rf"\caption{{{_tex(self.title)}}}\label{{tab:{self.name}}}",
+            rf"\caption{{{_tex(title)}}}\label{{tab:{self.name}}}",
             rf"\begin{{tabular}}{{{kinds}}}",
             r"\toprule",
             " & ".join(_tex(head) for head in self.head) + r" \\",
@@ -102,9 +106,9 @@ class Table:
         ]
         for row in self.rows:
             cells = []
-            for cell in row.cells:
+            for column, cell in zip(self.columns, row.cells, strict=True):
                 text = _tex(cell.text)
-                if row.kind == "full" and text:
+                if row.kind == "full" and text and not column.paper:
                     text = rf"\textbf{{{text}}}"
                 if cell.range:
                     text = rf"\shortstack[r]{{{text}\\{{\scriptsize {_tex(cell.range)}}}}}"
@@ -154,4 +158,5 @@ TEX |= {"→": r"$\rightarrow$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "
 
 
 def _tex(text: str) -> str:
-    return "".join(TEX.get(character, character) for character in " ".join(text.split()))
+    text = "".join(TEX.get(character, character) for character in " ".join(text.split()))
+    return re.sub(r"(?<![\w.)-])-(?=\d)", "$-$", text)  # minus, not hyphen

@@ -160,7 +160,7 @@ def _table1(book: _Book) -> Table:
     missing = [name for name in BASELINES if name not in scores["rows"]]
     if missing:
         trainers = " and ".join(dict.fromkeys(BASELINES[name] for name in missing))
-        notes.append(f"Not in this run: {', '.join(missing)}; {trainers} make them from the same shards.")
+        notes.append(f"Not in this run: {', '.join(missing)}; trained on the same shards by {trainers}.")
     cells = book.cells(columns, scores["rows"][book.full]["all"], published.TABLE_1.get(book.full))
     rows.append(Row([Cell(f"NeuroImagen ({book.full})"), *cells], "full"))
     for i, name in enumerate(rows_of_kind(run, "control")):
