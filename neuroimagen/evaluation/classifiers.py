@@ -51,11 +51,23 @@ class Classifier:
     wnids: list[str]  # "" where unknown
     device: torch.device
     logits: Callable[[torch.Tensor], torch.Tensor]
+    # (logits, features (B, D)) in one pass; features are what the last layer makes the logits from
+    both: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None
 
     @torch.inference_mode()
     def probabilities(self, images: torch.Tensor) -> torch.Tensor:
         """float (B, 3, H, W) in [0, 1] -> (B, K) float32 on the CPU, rows sum to 1."""
         return self.logits(images.to(self.device)).float().softmax(1).cpu()
+
+    @torch.inference_mode()
+    def outputs(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """float (B, 3, H, W) in [0, 1] -> "probabilities" (B, K), "features" (B, D); without features, the logits."""
+        images = images.to(self.device)
+        if self.both is None:
+            logits = features = self.logits(images)
+        else:
+            logits, features = self.both(images)
+        return {"probabilities": logits.float().softmax(1), "features": features.float()}
 
     def find(self, wnid: str, name: str) -> int | None:
         """Index of a data set's class here, by wnid or else by name; None if this classifier does not know it."""
@@ -138,6 +150,11 @@ def features(backbone: nn.Module, images: torch.Tensor, size: int, crop: float =
 
 def _imagenet(device: torch.device) -> Classifier:
     backbone = _efficientnet(224, device)
+
+    def both(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found = features(backbone, images, 224, crop=0.875)
+        return backbone._fc(found), found  # type: ignore[operator]
+
     wnids = [""] * 1000
     names = [f"ImageNet class {i}" for i in range(1000)]
     for c in CLASSES:
@@ -148,7 +165,8 @@ def _imagenet(device: torch.device) -> Classifier:
         names,
         wnids,
         device,
-        lambda images: backbone._fc(features(backbone, images, 224, crop=0.875)),  # type: ignore[operator]
+        lambda images: both(images)[0],
+        both,
     )
 
 
@@ -170,13 +188,19 @@ def _probe(name: str, directory: Path, device: torch.device) -> Classifier:
     backbone = _efficientnet(size, device)
     accuracy = config.get("held_out", {}).get("accuracy")
     measured = f", {100 * accuracy:.1f} % right on held-out pictures" if accuracy is not None else ""
+
+    def both(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found = features(backbone, images, size)
+        return F.linear(found, weight, bias), found
+
     return Classifier(
         name,
         f"linear probe on {BACKBONE} features, {len(classes)} classes, {size} px{measured}",
         classes,
         wnids,
         device,
-        lambda images: F.linear(features(backbone, images, size), weight, bias),
+        lambda images: both(images)[0],
+        both,
     )
 
 
@@ -211,13 +235,20 @@ def _transformers(name: str, device: torch.device) -> Classifier:
     std = torch.tensor(how.get("image_std") or [0.5] * 3, device=device).view(1, 3, 1, 1)
     names = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
 
-    def logits(images: torch.Tensor) -> torch.Tensor:
+    seen: list[torch.Tensor] = []
+    heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == len(names)]
+    if heads:  # what goes into the layer that makes the logits
+        heads[-1].register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+
+    def both(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = to_square(images, size, share, mode) if resize else images
-        return model(pixel_values=(x - mean) / std).logits
+        seen.clear()
+        logits = model(pixel_values=(x - mean) / std).logits
+        return logits, seen[0] if seen and seen[0].ndim == 2 else logits
 
     wnids = [label if re.fullmatch(r"n\d{8}", label) else "" for label in names]
     what = f"{name}, a transformers classifier of {len(names)} classes ({size} px)"
-    return Classifier(name, what, names, wnids, device, logits)
+    return Classifier(name, what, names, wnids, device, lambda images: both(images)[0], both)
 
 
 def read_pictures(paths: list[Path]) -> torch.Tensor:

@@ -184,11 +184,15 @@ def test_files_and_table(fresh, monkeypatch, capsys):
     for line in lines:
         e = stored["rows"][line["row"]][line["group"]][line["metric"]]
         assert float(line["value"]) == e["value"] and line["low"] == ("" if e["low"] is None else str(e["low"]))
-    assert len(lines) == 5 * (3 * 8 + 4 * 6)  # rows x (3 groups of 8 metrics, 4 classes of 6)
+    assert (
+        len({(line["row"], line["group"], line["metric"]) for line in lines})
+        == len(lines)
+        == sum(len(metrics) for groups in stored["rows"].values() for metrics in groups.values())
+    )
     e = stored["rows"]["L+I"]["all"]
     assert e["ssim_gain"]["value"] == pytest.approx(e["ssim"]["value"] - e["ssim_other"]["value"])
-    assert "Chance of guessing a class of the study: 25.0 %" in printed
-    assert "4-way top-1 accuracy (50 asked, the classifier has 4), chance 25.0 %" in printed
+    assert "Guessing in the study: 25.0 %" in printed
+    assert "ACC: 4-way top-1 accuracy: " in printed and "N: 50 asked, but there are 4 classes" in printed
     assert "picture captions, here from drawn scene (simulator)" in printed
     for title in (
         "Table 1. NeuroImagen, baselines",
