@@ -1,7 +1,7 @@
 """`neuroimagen evaluate RUN`: every score of a reconstruct run, for all, by subject, by class and by picture.
 
-Writes RUN/scores.json, RUN/scores.csv and RUN/picture_scores.csv and prints the tables in the paper's layout (its
-Tables 2 and 3). What each number is: evaluation/definitions.py, docs/scores.md.
+Writes RUN/scores.json, RUN/scores.csv and RUN/picture_scores.csv and prints the paper's tables (evaluation/tables.py).
+What each number is: evaluation/definitions.py, docs/scores.md.
 """
 
 import csv
