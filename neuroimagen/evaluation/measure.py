@@ -38,8 +38,8 @@ class Judge:
     compare: Sequence[str] = ()  # layers correlated (Pearson) with those of the ground-truth pictures
 
 
-# float (B, 3, H, W) twice, in [0, 1]: reconstructions, ground truths -> {metric: (B,)}
-PairMeasure = Callable[[Tensor, Tensor], dict[str, Tensor]]
+# reconstructions (B, 3, H, W), different ground truths (m, 3, H, W) in [0, 1], which of them (B,) -> {metric: (B,)}
+PairMeasure = Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
 
 
 @dataclasses.dataclass
@@ -99,9 +99,13 @@ def _identify(paths: Sequence[Path], bar: Any) -> Arrays:
 
 
 def standardise(features: Tensor) -> Tensor:
-    """Rows of (B, D) to mean 0 and length 1, so that products are Pearson correlations; a constant row becomes 0."""
+    """Rows of (B, D) to mean 0 and length 1, so that products are Pearson correlations.
+
+    A row that is constant but for rounding becomes 0, as in perceptual.py.
+    """
     centred = features.float() - features.float().mean(1, keepdim=True)
-    return centred / centred.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    norms, scale = centred.norm(dim=1, keepdim=True), features.abs().amax(1, keepdim=True) * features.shape[1] ** 0.5
+    return torch.where(norms > 1e-6 * scale, centred / norms.clamp(min=1e-30), 0.0)
 
 
 def measure(
@@ -217,5 +221,6 @@ def _compare(
     found: Arrays = {}
     seen = read_pictures([paths[t] for t in truths]).to(images.device)
     for measure in measures:
-        found |= {prefix + name: v.float().cpu().numpy() for name, v in measure(images[at], seen[which]).items()}
+        values = measure(images[at], seen, torch.from_numpy(which))
+        found |= {prefix + name: v.float().cpu().numpy() for name, v in values.items()}
     return found

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from neuroimagen.evaluation.networks import SUITE_SIDE, resize
+
 SSIM_SETTINGS = "SSIM: Gaussian window 11 x 11, sigma 1.5, k1 0.01, k2 0.03, data range 1, borders mirrored"
 
 
@@ -182,49 +184,88 @@ def _blur(maps: torch.Tensor) -> torch.Tensor:
     return (blocks @ band.to(maps)).flatten(-2)[..., :n]
 
 
-def _similar(x: torch.Tensor, y: torch.Tensor, mirrored: bool) -> torch.Tensor:
-    """SSIM (B, C) of channels (B, C, H, W); borders mirrored, or left out of the mean."""
+def _similar(x: torch.Tensor, truths: torch.Tensor, which: torch.Tensor, mirrored: bool) -> torch.Tensor:
+    """SSIM (B, C) of channels (B, C, H, W) with rows `which` of truths (m, C, H, W), whose moments are taken once.
+
+    Borders are mirrored, or left out of the mean.
+    """
     if min(x.shape[-2:]) < 11:
         raise ValueError(f"SSIM needs pictures of at least 11 x 11 pixels, these are {tuple(x.shape[-2:])}")
-    maps = torch.cat([x, y, x * x, y * y, x * y]).flatten(0, 1)
-    if mirrored:
-        maps = F.pad(maps, (5, 5, 5, 5), mode="reflect")
-    maps = _blur(_blur(maps).transpose(-1, -2))
-    mx, my, xx, yy, xy = maps.unflatten(0, (5, *x.shape[:2]))
-    both, squares = mx * my, mx * mx + my * my
+
+    def blur(maps: torch.Tensor) -> torch.Tensor:
+        if mirrored:
+            maps = F.pad(maps, (5, 5, 5, 5), mode="reflect")
+        return _blur(_blur(maps).transpose(-1, -2))
+
     c1, c2 = 0.01**2, 0.03**2
-    return ((2 * both + c1) * (2 * (xy - both) + c2) / ((squares + c1) * (xx + yy - squares + c2))).mean((2, 3))
+    my, yy = blur(truths), blur(truths * truths)
+    found = []
+    few = max(1, 200_000 // x[0].numel())  # at once, so that their maps stay in the cache
+    for image, i in zip(x.split(few), which.to(x.device).split(few), strict=True):
+        mx, xx, xy = blur(torch.cat([image, image * image, image * truths[i]])).chunk(3)
+        both, squares = mx * my[i], mx * mx + my[i] * my[i]
+        above = (2 * both + c1) * (2 * (xy - both) + c2)
+        found.append((above / ((squares + c1) * (xx + yy[i] - squares + c2))).mean((2, 3)))
+    return torch.cat(found)
 
 
 def _grey(images: torch.Tensor, weights: tuple[float, float, float]) -> torch.Tensor:
     return (images * images.new_tensor(weights).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
-def ssim(images: torch.Tensor, truths: torch.Tensor) -> torch.Tensor:
+def ssim(images: torch.Tensor, truths: torch.Tensor, which: torch.Tensor | None = None) -> torch.Tensor:
     """Structural similarity (Wang et al. 2004) of picture pairs: (B, 3, H, W) twice, in [0, 1] -> (B, 2).
 
     Settings: SSIM_SETTINGS. First in colour, the mean of the three channels; then in grey, of luma (ITU-R BT.601).
+    which: (B,), the truth of each picture; without it, picture i belongs to truth i.
     """
-    assert images.shape == truths.shape and images.shape[1] == 3, (images.shape, truths.shape)
+    assert images.shape[1:] == truths.shape[1:] and images.shape[1] == 3, (images.shape, truths.shape)
     luma = (0.299, 0.587, 0.114)
     images, truths = (torch.cat([x, _grey(x, luma)], 1) for x in (images, truths))
-    by_channel = _similar(images, truths, mirrored=True)
+    by_channel = _similar(images, truths, torch.arange(len(images)) if which is None else which, mirrored=True)
     return torch.stack([by_channel[:, :3].mean(1), by_channel[:, 3]], 1)
 
 
-def ssim_425(images: torch.Tensor, truths: torch.Tensor) -> torch.Tensor:
-    """Structural similarity with the settings of the MindEye suite: (B, 3, H, W) twice, in [0, 1] -> (B,).
+@functools.lru_cache(maxsize=8)
+def _suite_resize(n: int) -> torch.Tensor:
+    """The suite's resize of n pixels as a matrix (425, n)."""
+    return resize(resize(torch.eye(n)[None, None], SUITE_SIDE, n), 425, n)[0, 0]
 
-    Scotti et al. 2023: pictures resized to 425 x 425 px (bilinear), made grey as scikit-image does (ITU-R BT.709), its
-    structural_similarity with gaussian_weights, sigma 1.5, use_sample_covariance=False, data_range=1: the same window
-    and constants as ours; 5 px of border are left out.
+
+def ssim_425(images: torch.Tensor, truths: torch.Tensor, which: torch.Tensor | None = None) -> torch.Tensor:
+    """Structural similarity with the settings of the MindEye suite; arguments as `ssim` -> (B,).
+
+    `perceptual.ssim_suite`, several times faster: same window and constants as ours, grey, 5 px of border left out.
     """
-    weights = (0.2125, 0.7154, 0.0721)
-    x, y = (
-        F.interpolate(_grey(z, weights), (425, 425), mode="bilinear", antialias=True, align_corners=False)
-        for z in (images, truths)
-    )
-    return _similar(x, y, mirrored=False)[:, 0]
+    weights = (0.2125, 0.7154, 0.0721)  # scikit-image's rgb2gray
+    down, across = (_suite_resize(n).to(images) for n in images.shape[-2:])
+    x, y = (down @ _grey(z, weights) @ across.T for z in (images, truths))
+    return _similar(x, y, torch.arange(len(x)) if which is None else which, mirrored=False)[:, 0]
+
+
+def pixcorr_425(images: torch.Tensor, truths: torch.Tensor, which: torch.Tensor | None = None) -> torch.Tensor:
+    """Pearson correlation of all pixels as in the MindEye suite; arguments as `ssim` -> (B,). A blank picture has 0.
+
+    `perceptual.pixcorr` without the large pictures: resizing is linear, so sums over resized pixels are sums over the
+    pictures' own, with weights.
+    """
+    h, w = images.shape[-2:]
+    down, across = (_suite_resize(n).to(images).double() for n in (h, w))
+    n, rows, columns = 3 * 425 * 425, down.sum(0), across.sum(0)
+
+    def centred(z: torch.Tensor) -> torch.Tensor:  # the resize keeps a constant, so the mean goes before
+        return z.double() - (torch.einsum("bchw,h,w->b", z.double(), rows, columns) / n).view(-1, 1, 1, 1)
+
+    def spread(z: torch.Tensor) -> torch.Tensor:  # of both resized pictures' products, the part of one
+        return down.T @ down @ z @ (across.T @ across)
+
+    x, y = centred(images), centred(truths)
+    sx, sy = spread(x), spread(y)
+    y_own = y if which is None else y[which]
+    yy = (y * sy).sum((1, 2, 3))
+    norms = ((x * sx).sum((1, 2, 3)) * (yy if which is None else yy[which])).clamp(min=0).sqrt()
+    blank = norms <= 1e-9 * n
+    return torch.where(blank, 0.0, (sx * y_own).sum((1, 2, 3)) / norms.clamp(min=1e-30)).to(images.dtype)
 
 
 class Estimate(NamedTuple):

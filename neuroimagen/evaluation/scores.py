@@ -34,12 +34,18 @@ class EvaluateConfig:
     n_way: int = option(50, "N of the N-way accuracy; capped at the classifier's classes")
     top_k: int = option(1, "a picture counts as right if its truth is among the first top_k of the N")
     metrics: list[str] = option(
-        ["all"], "what to measure, by the names of docs/scores.md; all: everything that is at hand"
+        ["all"],
+        "what to measure beside the paper's ACC, IS and SSIM: see docs/scores.md; all: what is at hand; paper: no more",
     )
     distractors: Literal["classifier", "study"] = option(
         "classifier", "whence the N - 1 other classes are drawn: all of the classifier's, or the study's alone"
     )
     inception_splits: int = option(1, "parts of the Inception Score; 1: all pictures at once, with an interval")
+    weights: str | None = option(
+        None,
+        "directory or hub id of the weights of AlexNet, CLIP, ... (docs/networks.md); none: torch's and hub's cache",
+    )
+    download: bool = option(False, "download such weights if they are in no cache: up to 2.3 GB")
     batch_size: int = option(16, "pictures at once through the classifier; changes speed only, 16 is fastest on a CPU")
     device: str = option("auto", "auto | cpu | cuda")
 
@@ -194,10 +200,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if accelerator and config.device == "auto":
         device = accelerator.device
     run = read_run(config.run)
-    classifier = load_classifier(config.classifier, device)
+    classifier = load_classifier(config.classifier, device, config.weights)
     book = ScoreBook(
-        run, classifier, config.n_way, config.top_k, config.metrics, config.distractors, config.inception_splits
-    )
+        run, classifier, config.n_way, config.top_k, config.metrics, config.distractors, config.inception_splits,
+        config.weights, config.download,
+    )  # fmt: skip
     book.measure(config.batch_size)
     scores: dict[str, Any] = {}
     if accelerator is None or accelerator.is_main_process:

@@ -158,7 +158,7 @@ def test_one_picture_has_no_controls(tmp_path):
 
 
 def test_batch_size_changes_nothing(run):
-    one, many = (score(read_run(run), colours(), 4, 1, batch_size=b)["rows"] for b in (1, 64))
+    one, many = (score(read_run(run), colours(), 4, 1, batch_size=b)["rows"] for b in (3, 64))
     for row in one:
         for group in one[row]:
             for metric, e in one[row][group].items():
@@ -174,8 +174,8 @@ def test_trials_whose_picture_is_not_known_are_their_own_units(fresh):
 
 
 def test_files_and_table(fresh, monkeypatch, capsys):
-    monkeypatch.setattr(scoring, "load_classifier", lambda name, device: colours())
-    evaluate(EvaluateConfig(run=str(fresh), classifier="colours", device="cpu"))
+    monkeypatch.setattr(scoring, "load_classifier", lambda *_: colours())
+    evaluate(EvaluateConfig(run=str(fresh), classifier="colours", device="cpu", metrics=["two_way", "effnet"]))
     printed = capsys.readouterr().out
     stored = json.loads((fresh / "scores.json").read_text())
     assert stored["simulated"] and stored["config"]["classifier"] == "colours"
@@ -246,7 +246,7 @@ def test_mixed_sizes_and_broken_pictures(fresh):
 
 
 def test_wrong_settings_exit_with_2_and_leave_scores_alone(fresh, monkeypatch, capsys):
-    monkeypatch.setattr(scoring, "load_classifier", lambda name, device: colours())
+    monkeypatch.setattr(scoring, "load_classifier", lambda *_: colours())
     (fresh / "scores.json").write_text("old")
     for wrong, said in (("top_k=4", "top_k=4 of 4 classes"), ("batch_size=0", "at least 1"), ("device=cupa", "cupa")):
         code = run_command(evaluate, EvaluateConfig, [f"run={fresh}", "device=cpu", wrong], "evaluate", "")
