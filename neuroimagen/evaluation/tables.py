@@ -44,7 +44,10 @@ def kind_of_row(run: ReconstructRun, row: str) -> str:
 
 
 def rows_of_kind(run: ReconstructRun, kind: str) -> list[str]:
-    return [row for row in run.rows if kind_of_row(run, row) == kind]
+    """In the order of the paper's tables, whatever the order in which they were drawn; unknown ones last."""
+    order = (*PAPER_ROWS, *BASELINES, *CONTROLS)
+    found = [row for row in run.rows if kind_of_row(run, row) == kind]
+    return sorted(found, key=lambda row: order.index(row) if row in order else len(order))
 
 
 def full_row(run: ReconstructRun) -> str:

@@ -110,6 +110,10 @@ def test_table_1(run):
     assert [row.kind for row in table.rows][3:] == ["full", "control", "control", "chance", "chance", "ceiling"]
     assert [i for i, row in enumerate(table.rows) if row.rule] == [4, 6]
     assert "Brain2Image: a Brain2Image of the test." in table.notes
+    drawn = dataclasses.replace(run, rows=run.rows[::-1])  # the order of drawing is not that of the table
+    assert [texts(row)[0] for row in tables.build(drawn, by_hand(drawn))[0].rows] == [
+        texts(row)[0] for row in table.rows
+    ]
 
 
 def test_protocol_is_said_under_every_table(run):
