@@ -99,6 +99,7 @@ def describe(
         "settings": dataclasses.asdict(config) | {"attention": diffusion.attention, "image_size": size, "chunk": chunk},
         "diffusion": diffusion.describe(),
         "captions_source": captions_source(captions) if captions and Path(captions).is_file() else captions,
+        "eeg_files": sorted(Path(path).name for path in split.manifest.inputs),
     }
     return json.dumps(about, indent=1, ensure_ascii=False)
 

@@ -15,8 +15,10 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from neuroimagen.config import option
+from neuroimagen.evaluation import figures, tables
 from neuroimagen.evaluation import scores as scoring
-from neuroimagen.evaluation.scores import ReconstructRun, kind_of_eeg
+from neuroimagen.evaluation.scores import ReconstructRun
+from neuroimagen.evaluation.tables import kind_of_eeg
 
 BUDGET = 7_000_000  # characters of inlined pictures; the page stays below 8 MB
 
@@ -69,7 +71,7 @@ class Page:
 
     def __init__(self, run: ReconstructRun, scores: dict[str, Any], config: ReportConfig) -> None:
         self.run, self.scores = run, scores
-        self.full = scoring.FULL if scoring.FULL in run.rows else run.rows[-1]
+        self.full = tables.full_row(run)
         chosen, self.rule = first_of_each_class(run)
         self.n_chosen = len(chosen)
         self.seen = "seen" if run.pictures_known else "category seen"
@@ -137,50 +139,16 @@ class Page:
         )
 
     def meaning(self, row: str) -> str:
-        b, label, map_ = scoring.uses(row)
+        b, label, map_ = tables.uses(row)
         parts = ["map"] * map_ + ["labels"] * label + ["captions"] * b
         return " + ".join(parts) or "nothing decoded"
 
-    def cell(self, estimate: dict[str, Any] | None, scale: float, digits: int) -> str:
-        if estimate is None:
-            return "<td>&ndash;</td>"
-        text = f"<td>{scale * estimate['value']:.{digits}f}"
-        if estimate["low"] is not None:
-            low, high = scale * estimate["low"], scale * estimate["high"]
-            text += f"<small>{low:.{digits}f} to {high:.{digits}f}</small>"
-        return text + "</td>"
-
-    def measures(self, found: dict[str, Any]) -> str:
-        return "".join(self.cell(k.of(found), k.scale, k.digits) for k in scoring.columns(self.scores))
-
     def tables(self) -> str:
-        rows, eeg = self.scores["rows"], kind_of_eeg(self.scores)
-        kinds = scoring.columns(self.scores)
-        heads = "".join(f"<th>{kind.head}</th>" for kind in kinds)
-        lines = []
-        for row in self.run.rows:
-            number = scoring.PAPER_ROWS.index(row) + 1 if row in scoring.PAPER_ROWS else ""
-            marks = "".join(f"<td>{'&#10003;' if used else ''}</td>" for used in scoring.uses(row))
-            strong = ' class="full"' if row == self.full else ""
-            lines.append(f"<tr{strong}><td>{number}</td><td>{row}</td>{marks}{self.measures(rows[row]['all'])}</tr>")
-        for name, chance in self.chances():
-            body = "".join(f"<td>{100 * chance:.1f}</td>" if k.metric == "acc" else "<td></td>" for k in kinds)
-            lines.append(f'<tr class="chance"><td></td><td colspan="4">{name}</td>{body}</tr>')
-        text = (
-            f"<h2>Scores, on {eeg}</h2><p>{self.size()}. "
-            "Models and tables are numbered as in the paper; small print: 95&nbsp;% intervals.</p>"
-            f"<h3>Table 3. Ablation ({eeg})</h3>"
-            f"<table><thead><tr><th>Model</th><th></th><th>B</th><th>L</th><th>I</th>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+        found = "".join(table.html() for table in tables.build(self.run, self.scores))
+        return (
+            f"<h2>Scores, on {kind_of_eeg(self.scores)}</h2><p>{self.size()}. "
+            f"Models and tables are numbered as in the paper; small print: 95&nbsp;% intervals.</p>{found}"
         )
-        subjects = [group for group in rows[self.full] if group.startswith("subject ")]
-        if len(subjects) > 1:
-            body = "".join(f"<tr><td>{html.escape(s)}</td>{self.measures(rows[self.full][s])}</tr>" for s in subjects)
-            text += (
-                f"<h3>Table 2. By subject, row {self.full} ({eeg})</h3><table><thead><tr><th>Subject</th>{heads}</tr>"
-                f"</thead><tbody>{body}</tbody></table>"
-            )
-        said = "".join(f"<li>{html.escape(note)}</li>" for note in scoring.notes(self.scores, self.run.rows))
-        return text + f'<ul class="notes">{said}</ul>'
 
     def chances(self) -> list[tuple[str, float]]:
         """Accuracies that need no EEG, with their names; the last is the one to beat."""
@@ -339,6 +307,8 @@ def report(config: ReportConfig) -> None:
     page.sheet(config.sheet).save(buffer, "PNG", optimize=True)
     scoring.write_atomic(run.path / "gallery.png", buffer.getvalue())
     scoring.write_atomic(run.path / "report.html", page.html())
+    tables.write(run, scores, run.path / "tables")
+    figures.write(run, scores, run.path / "figures")
     print(f"{run.path / 'report.html'}")
 
 
