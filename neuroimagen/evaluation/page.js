@@ -86,7 +86,7 @@
     [large.src, large.alt, caption.textContent] = [row[at].src, row[at].alt, row[at].alt];
   }
   function enlarge(img) {
-    row = [...img.closest(".figures, .strip, .card, figure").querySelectorAll("img")];
+    row = [...img.closest(".figures, .strip").querySelectorAll("img")];
     put(row.indexOf(img));
     zoom.showModal();
   }

@@ -1,25 +1,23 @@
-"""`neuroimagen report RUN`: one self-contained page of a reconstruct run's pictures and scores, and a contact sheet.
+"""`neuroimagen report RUN`: one self-contained page of a reconstruct run's pictures and scores; its tables and figures.
 
 RUN/report.html needs no network and no other file: its pictures are inlined, its style and script are page.css and
-page.js beside this file. RUN/gallery.png is its first figure as one picture. Which trials are shown follows rules that
-the page states; nothing is picked for its looks. Without JavaScript all works but sorting and filters.
+page.js beside this file. Which trials are shown follows rules that the page states; nothing is picked for its looks.
+Without JavaScript all works but sorting, filters and pictures enlarged one by one. RUN/tables and RUN/figures hold the
+same tables and figures for a paper.
 """
 
 import base64
 import dataclasses
 import hashlib
-import io
 import json
 import re
 import shlex
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
-
 from neuroimagen.config import option
+from neuroimagen.evaluation import figures, tables
 from neuroimagen.evaluation import scores as scoring
-from neuroimagen.evaluation import tables
 from neuroimagen.evaluation.report_charts import bars, confusions, legend
 from neuroimagen.evaluation.report_gallery import KINDS, Gallery, Metric, Pictures, read_picture_scores, spaced, text
 from neuroimagen.evaluation.scores import ReconstructRun
@@ -32,20 +30,7 @@ class ReportConfig:
     run: str = option(help="a reconstruct run that `neuroimagen evaluate` has scored; report.html is written there")
     trials: int = option(60, "at most so many trials in the gallery, those of the groups among them")
     each: int = option(6, "trials in each group of the gallery: best, median, worst, random")
-    classes: int = option(16, "at most so many trials in Figure 3, evenly spaced over the labels")
-    ablation: int = option(8, "trials in the figures that set rows or subjects side by side")
-    sheet: int = option(16, "trials on the contact sheet gallery.png")
-
-
-def first_of_each_class(run: ReconstructRun) -> tuple[list[dict[str, Any]], str]:
-    """Trials to show and the rule that chose them: the first of each class, several where classes are few."""
-    by_label: dict[int, list[dict[str, Any]]] = {}
-    for trial in sorted(run.trials, key=lambda trial: trial["key"]):
-        by_label.setdefault(trial["label"], []).append(trial)
-    each = 8 if len(by_label) <= 2 else 1
-    number = "trial" if each == 1 else f"{each} trials"
-    rule = f"the first {number} of each class in the order of trial keys"
-    return [trial for label in sorted(by_label) for trial in by_label[label][:each]], rule
+    ablation: int = option(8, "trials drawn in every row, side by side")
 
 
 class Page:
@@ -61,64 +46,67 @@ class Page:
         }
         book = read_picture_scores(run)
         self.gallery = Gallery(run, book, self.metrics, self.full, config.each, config.trials)
-        chosen, self.rule = first_of_each_class(run)
-        self.n_chosen = len(chosen)
-        self.seen = self.gallery.seen
-        self.main, self.ablation = spaced(chosen, config.classes), spaced(chosen, config.ablation)
-        self.samples = min(3, run.samples)
-        self.maps = all(run.map(trial["key"]).exists() for trial in chosen)
         self.average = run.trials[0].get("averaged", 1)
         self.pictures = Pictures(BUDGET)
 
-    # What is shown where
+    def strip(self, line: figures.Line) -> str:
+        """A name and its pictures side by side."""
+        cells = "".join(self.pictures.img(picture.path, picture.alt) for picture in line.pictures)
+        return f'<div class="strip">{self.who(line.name, line.below)}{cells}</div>'
 
-    def figure3_paths(self, trial: dict[str, Any]) -> list[Path]:
-        """Truth, map if there is one, samples of the full model."""
-        key = trial["key"]
-        maps = [self.run.map(key)] if self.maps else []
-        return [self.run.truth(key), *maps, *(self.run.image(self.full, key, s) for s in range(self.samples))]
+    @staticmethod
+    def who(name: str, below: str) -> str:
+        return f'<div class="who"><b>{text(name)}</b><span>{text(below)}</span></div>'
 
-    def strip(self, trial: dict[str, Any], paths: list[Path], heads: list[str]) -> str:
-        """One trial: its name and a row of pictures."""
-        title = f"{trial['class_name']}, subject {trial['subject']}, trial {trial['key']}"
-        cells = (self.pictures.img(path, f"{head}: {title}") for head, path in zip(heads, paths, strict=True))
-        name = f"<b>{text(trial['class_name'])}</b><span>subject {text(trial['subject'])}</span>"
-        return f'<div class="strip"><div class="who">{name}</div>{"".join(cells)}</div>'
+    def figure(self, figure: figures.Figure, css: str = "") -> str:
+        heads = '<div class="strip heads"><div class="who"></div>'
+        heads += "".join(f"<i>{text(head)}</i>" for head in figure.heads) + "</div>"
+        half = -(-len(figure.lines) // figure.columns)
+        parts = [figure.lines[i : i + half] for i in range(0, len(figure.lines), half)]
+        body = "".join(f"<div>{heads}{''.join(map(self.strip, part))}</div>" for part in parts)
+        label = f'tabindex="0" role="region" aria-label="{text(figure.title)}"'
+        caption = f"<h3>{text(figure.title)}</h3><p><b>{text(figure.rule)} None was picked by hand.</b></p>"
+        return f'{caption}<div class="gallery {css}" {label} style="--cells:{len(figure.heads)}">{body}</div>'
 
     def figure3(self) -> str:
-        heads = [self.seen, *["saliency map"] * self.maps, *(f"sample {s + 1}" for s in range(self.samples))]
-        header = '<div class="strip heads"><div class="who"></div>' + "".join(f"<i>{h}</i>" for h in heads) + "</div>"
-        half = (len(self.main) + 1) // 2
-        columns = [part for part in (self.main[:half], self.main[half:]) if part]
-        body = "".join(
-            f"<div>{header}{''.join(self.strip(t, self.figure3_paths(t), heads) for t in part)}</div>"
-            for part in columns
-        )
-        some = "" if len(self.main) == self.n_chosen else f" ({len(self.main)} of {self.n_chosen})"
+        seen = "picture that was shown" if self.run.pictures_known else "category that was shown (a picture of it)"
         return (
-            '<h2 id="figure3">Figure 3. What was seen, and what the EEG gave back</h2><p>Red frame: the '
-            f"{'picture' if self.seen == 'seen' else 'category (a picture of it)'} that was shown. Saliency map: "
-            "the decoded colours and places, before diffusion. Samples: what the latent diffusion model draws from "
-            f"row {text(self.full)} ({text(self.meaning(self.full))}), each from other noise. "
-            f"<b>Shown: {self.rule}{some}; none was picked by hand.</b></p>"
-            f'<div class="gallery" style="--cells:{len(heads)}">{body}</div>'
+            f'<h2 id="figure3">What was seen, and what the EEG gave back</h2><p>Red frame: the {seen}. Saliency map: '
+            "the decoded colours and places, before diffusion. Samples: what the latent diffusion model draws from row "
+            f"{text(self.full)} ({text(self.meaning(self.full))}), each from other noise. Look along a line: the "
+            "nearer the samples come to the picture in the red frame, in kind, place and colour, the better.</p>"
+            f"{self.figure(figures.trials(self.run, 'figure3'))}"
         )
 
+    def compared(self) -> str:
+        """Figures 4 and 5, or why there is none."""
+        lacking = figures.absent(self.run)
+        parts = []
+        for name in ("figure4", "figure5"):
+            if name in lacking:
+                parts.append(f"<h3>{name.capitalize().replace('e', 'e ')}</h3><p>{text(lacking[name])}</p>")
+            else:
+                parts.append(self.figure(figures.trials(self.run, name)))
+        return f'<h2 id="figures">Beside the baselines, and from person to person</h2>{"".join(parts)}'
+
     def all_rows(self) -> str:
-        heads = [self.seen, *["saliency map"] * self.maps, *self.run.rows]
-        below = ["", *[""] * self.maps, *(self.meaning(row) for row in self.run.rows)]
-        header = '<div class="strip heads"><div class="who"></div>'
-        header += "".join(f"<i>{text(h)}<small>{text(b)}</small></i>" for h, b in zip(heads, below, strict=True))
+        """The trials of Figure 3, some of them, drawn in every way there is."""
+        full = figures.trials(self.run, "figure3")
         lines = []
-        for trial in self.ablation:
-            paths = self.figure3_paths(trial)[: 1 + self.maps]
-            paths += [self.run.image(row, trial["key"], 0) for row in self.run.rows]
-            lines.append(self.strip(trial, paths, heads))
+        for line in spaced(full.lines, self.config.ablation):
+            seen = [picture for picture in line.pictures if picture.path.parent.name in ("truth", "maps")]
+            key, rows = seen[0].path.stem, []
+            for row in self.run.rows:
+                path = self.run.image(row, key, 0)
+                rows.append(figures.Picture(path, f"{row}, sample 1: {line.name}, {line.below}, trial {key}"))
+            lines.append(line._replace(pictures=[*seen, *rows]))
+        heads = [*full.heads[: len(lines[0].pictures) - len(self.run.rows)], *self.run.rows]
+        shown = f"{len(lines)} of the trials of Figure 3, evenly spaced; the first sample of each row."
+        figure = figures.Figure("rows", "Every row of this run", shown, heads, lines)
         return (
-            '<h2 id="rows">What each part contributes</h2><p>The same trials, drawn in every way there is in this run; '
-            f"the first sample of each. {len(self.ablation)} of the trials of Figure 3, evenly spaced.</p>"
-            f'<div class="wide"><div class="gallery rows" style="--cells:{len(heads)}"><div>{header}</div>'
-            f"{''.join(lines)}</div></div></div>{self.ways()}"
+            '<h2 id="rows">What each part contributes</h2><p>The rows of the paper leave parts of the decoder out. Controls '
+            "and baselines draw from something else and are judged by the same code.</p>"
+            f'{self.ways()}{self.figure(figure, "rows")}'
         )
 
     def ways(self) -> str:
@@ -130,9 +118,9 @@ class Page:
             said = f"<td>{text(kind)}</td><td>{text(self.meaning(row))}</td>"
             lines.append(f'<tr{mark}><th scope="row">{text(row)}</th>{said}</tr>')
         return (
-            '<details><summary>What the rows mean</summary><div class="wide"><table class="small"><thead><tr>'
+            '<div class="wide"><table class="small"><caption>The rows</caption><thead><tr>'
             '<th scope="col">Row</th><th scope="col">Kind</th><th scope="col">What the picture is drawn from</th>'
-            f"</tr></thead><tbody>{''.join(lines)}</tbody></table></div></details>"
+            f"</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
         )
 
     def meaning(self, row: str) -> str:
@@ -332,6 +320,7 @@ class Page:
         sections = [
             self.figure3(),
             self.tables(),
+            self.compared(),
             self.all_rows(),
             self.gallery.html(self.pictures),
             confusions(confusion, self.full) if confusion else "",
@@ -363,39 +352,10 @@ class Page:
             f"<script>{script}</script></body></html>\n"
         )
 
-    def sheet(self, n: int, cell: int = 112) -> Image.Image:
-        """The first gallery as one picture: n trials, evenly spaced."""
-        trials = spaced(first_of_each_class(self.run)[0], n)
-        heads = [self.seen, *["saliency map"] * self.maps, *(f"sample {s + 1}" for s in range(self.samples))]
-        columns = min(len(trials), 12 // len(heads))
-        lines = -(-len(trials) // columns)
-        gap, name, top = 6, 20, 58
-        group = len(heads) * (cell + gap) + 26
-        image = Image.new("RGB", (columns * group + 8, top + lines * (cell + name + gap) + 6), "white")
-        draw = ImageDraw.Draw(image)
-        large, small = ImageFont.load_default(size=17), ImageFont.load_default(size=13)
-        some = "" if len(trials) == self.n_chosen else f" ({len(trials)} of {self.n_chosen})"
-        title = f"Pictures reconstructed from {tables.kind_of_eeg(self.scores)}. Shown: {self.rule}{some}."
-        draw.text((16, 8), title, fill="black", font=large)
-        for c in range(columns):
-            for i, head in enumerate(heads):
-                draw.text((16 + c * group + i * (cell + gap), 36), head, fill="#555", font=small)
-        for number, trial in enumerate(trials):
-            x0, y0 = 16 + number // lines * group, top + number % lines * (cell + name + gap)
-            for i, path in enumerate(self.figure3_paths(trial)):
-                with Image.open(path) as opened:
-                    picture = opened.convert("RGB").resize((cell, cell), Image.Resampling.BICUBIC)
-                x = x0 + i * (cell + gap)
-                image.paste(picture, (x, y0))
-                if i == 0:
-                    draw.rectangle([x - 3, y0 - 3, x + cell + 2, y0 + cell + 2], outline="#d11f1f", width=3)
-            draw.text((x0, y0 + cell + 4), trial["class_name"], fill="black", font=small)
-        return image
-
 
 def report(config: ReportConfig) -> None:
     """The command `neuroimagen report RUN`. ValueError if the run is not finished or not scored."""
-    for name in ("trials", "each", "classes", "ablation", "sheet"):
+    for name in ("trials", "each", "ablation"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name}={getattr(config, name)} must be at least 1")
     run = scoring.read_run(config.run)
@@ -408,8 +368,7 @@ def report(config: ReportConfig) -> None:
     if list(scores.get("rows", [])) != run.rows or scores.get("trials") != len(run.trials):
         raise ValueError(f"{path} belongs to other pictures; make it anew with: neuroimagen evaluate {run.path}")
     page = Page(run, scores, config)
-    buffer = io.BytesIO()
-    page.sheet(config.sheet).save(buffer, "PNG", optimize=True)
-    scoring.write_atomic(run.path / "gallery.png", buffer.getvalue())
+    tables.write(run, scores, run.path / "tables")
+    figures.write(run, scores, run.path / "figures")
     scoring.write_atomic(run.path / "report.html", page.html())
     print(f"{run.path / 'report.html'}")

@@ -12,7 +12,7 @@ import io
 import json
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -281,146 +281,17 @@ def to_csv(scores: dict[str, Any]) -> str:
     return text.getvalue()
 
 
-def kind_of_eeg(scores: dict[str, Any]) -> str:
-    return "simulated EEG" if scores["simulated"] else "recorded EEG"
-
-
-def uses(row: str) -> tuple[bool, bool, bool]:
-    """Does a row use BLIP captions (B), label captions (L), the saliency map (I)?"""
-    parts = row.split("+")
-    return "B" in parts, "L" in parts, "I" in parts
-
-
-def shown(estimate: dict[str, Any] | None, scale: float, digits: int) -> str:
-    """An estimate with its interval, for a table cell."""
-    if estimate is None:
-        return "-"
-    text = f"{scale * estimate['value']:.{digits}f}"
-    if estimate["low"] is None:
-        return text
-    return f"{text} [{scale * estimate['low']:.{digits}f}, {scale * estimate['high']:.{digits}f}]"
-
-
-def notes(scores: dict[str, Any], rows: list[str]) -> list[str]:
-    """What has to be said under every table."""
-    capped = ""
-    if scores["n_way"] < scores["n_way_asked"]:
-        capped = f" ({scores['n_way_asked']} asked, the classifier has {scores['classes']})"
-    truth = scores["truth"]
-    controlled = has_controls(scores)
-    lines = [
-        "I: saliency map. L: meaning learnt from label captions. B: meaning learnt from picture captions"
-        + f", here from {scores['captions_source'] or 'an unnamed source'}" * any(uses(row)[0] for row in rows)
-        + ".",
-        f"ACC: {scores['n_way']}-way top-{scores['top_k']} accuracy{capped}, chance {100 * scores['chance']:.1f} % for "
-        "a guess among all classes of the classifier; truth = what the classifier sees in the ground-truth picture.",
-    ]
-    if controlled:
-        lines.append(
-            "shuffled: what ACC would be if the same reconstructions were dealt out to the trials at random (the exact "
-            "mean over all shuffles; by subject: over that subject's trials). Chance of guessing a class of the study: "
-            f"{100 * truth['shuffled']:.1f} %, what the ground-truth pictures themselves get when so dealt out."
-        )
-    if "named_rightly" in truth:
-        lines.append("ACC by label: ACC with the data set's label as the truth.")
-    lines.append(f"Classifier: {scores['classifier']}.")
-    if "named_rightly" in truth:
-        lines[-1] += (
-            f" It names {100 * truth['named_rightly']:.1f} % of the ground-truth pictures as the data set does."
-        )
-    lines.append(
-        f"IS: Inception Score by the same classifier, 1 split; the ground-truth pictures have {truth['is']:.2f}."
-    )
-    lines.append(f"{SSIM_SETTINGS}; mean of the colour channels.")
-    if controlled:
-        lines.append(
-            "SSIM other: the same reconstructions compared with another picture of the test set (fixed pairs); smooth "
-            "pictures score high here too. SSIM gain: SSIM - SSIM other, what is owed to the picture seen."
-        )
-    else:
-        lines.append("shuffled, SSIM other, SSIM gain: not available, as all trials show one and the same picture.")
-    lines.append(f"Ranges: {scores['interval'].partition('; ')[0]}.")
-    return lines
-
-
-def has_controls(scores: dict[str, Any]) -> bool:
-    """False if the run holds one image only."""
-    return all("ssim_gain" in groups["all"] for groups in scores["rows"].values())
-
-
-class Column(NamedTuple):
-    """A column of the tables: what scores.json calls it, its head, and how it is written."""
-
-    metric: str
-    head: str
-    scale: float
-    digits: int
-    ranged: bool = True  # with its interval, if it has one
-
-    def of(self, found: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
-        estimate = found.get(self.metric)
-        return estimate if estimate is None or self.ranged else {**estimate, "low": None, "high": None}
-
-
-COLUMNS = (
-    Column("acc", "ACC (%)", 100, 1),
-    Column("shuffled", "shuffled (%)", 100, 1),
-    Column("acc_label", "ACC by label (%)", 100, 1),
-    Column("is", "IS", 1, 2),
-    Column("ssim", "SSIM", 1, 3),
-    Column("ssim_other", "SSIM other", 1, 3, ranged=False),
-    Column("ssim_gain", "SSIM gain", 1, 3),
-)
-
-
-def columns(scores: dict[str, Any]) -> list[Column]:
-    """The columns of the tables; "ACC by label" only if the classifier knows the classes."""
-    labelled = any("acc_label" in groups["all"] for groups in scores["rows"].values())
-    return [column for column in COLUMNS if labelled or column.metric != "acc_label"]
-
-
-def format_tables(scores: dict[str, Any]) -> str:
-    """The paper's Table 3 (rows) and Table 2 (subjects) as text."""
-    rows = list(scores["rows"])
-    size = ", ".join(f"{scores[name]} {name}" for name in ("trials", "pictures", "subjects"))
-    kinds = columns(scores)
-    cells = [["Model", "", "B", "L", "I", *(kind.head for kind in kinds)]]
-    for row in rows:
-        found = scores["rows"][row]["all"]
-        number = str(PAPER_ROWS.index(row) + 1) if row in PAPER_ROWS else ""
-        marks = ["x" if used else "-" for used in uses(row)]
-        cells.append([number, row, *marks, *(shown(k.of(found), k.scale, k.digits) for k in kinds)])
-    text = [
-        f"Table 3, ablation, on {kind_of_eeg(scores)} ({size}, {scores['samples']} samples each)",
-        *_align(cells),
-        *notes(scores, rows),
-    ]
-    subjects = [group for group in scores["rows"][rows[0]] if group.startswith("subject ")]
-    if len(subjects) > 1:
-        row = FULL if FULL in rows else rows[-1]
-        cells = [["Subject", *(kind.head for kind in kinds)]]
-        for group in subjects:
-            found = scores["rows"][row][group]
-            cells.append([group, *(shown(k.of(found), k.scale, k.digits) for k in kinds)])
-        text += ["", f"Table 2, row {row} by subject, on {kind_of_eeg(scores)}", *_align(cells)]
-    return "\n".join(text)
-
-
-def _align(cells: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
-    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
-
-
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """The command `neuroimagen evaluate RUN`."""
     if config.batch_size < 1:
         raise ValueError(f"batch_size={config.batch_size} must be at least 1")
+    from neuroimagen.evaluation import tables  # which imports this module
+
     run = read_run(config.run)
     classifier = load_classifier(config.classifier, pick_device(config.device))
     scores = score(run, classifier, config.n_way, config.top_k, config.batch_size)
     scores["config"] = dataclasses.asdict(config)
     write_atomic(run.path / "scores.json", json.dumps(scores, indent=1) + "\n")
     write_atomic(run.path / "scores.csv", to_csv(scores))
-    print(format_tables(scores))
+    print(tables.format_tables(run, scores))
     return scores
