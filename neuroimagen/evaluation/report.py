@@ -19,7 +19,7 @@ from neuroimagen.config import option
 from neuroimagen.evaluation import figures, tables
 from neuroimagen.evaluation import scores as scoring
 from neuroimagen.evaluation.report_charts import bars, confusions, legend
-from neuroimagen.evaluation.report_gallery import KINDS, Gallery, Metric, Pictures, read_picture_scores, spaced, text
+from neuroimagen.evaluation.report_gallery import Gallery, Metric, Pictures, read_picture_scores, spaced, text
 from neuroimagen.evaluation.scores import ReconstructRun
 
 BUDGET = 6_500_000  # characters of inlined pictures; the page stays below 8 MB
@@ -65,7 +65,7 @@ class Page:
         parts = [figure.lines[i : i + half] for i in range(0, len(figure.lines), half)]
         body = "".join(f"<div>{heads}{''.join(map(self.strip, part))}</div>" for part in parts)
         label = f'tabindex="0" role="region" aria-label="{text(figure.title)}"'
-        caption = f"<h3>{text(figure.title)}</h3><p><b>{text(figure.rule)} None was picked by hand.</b></p>"
+        caption = f"<h3>{text(figure.title)}</h3><p>{text(figure.rule)} <b>None was picked by hand.</b></p>"
         return f'{caption}<div class="gallery {css}" {label} style="--cells:{len(figure.heads)}">{body}</div>'
 
     def figure3(self) -> str:
@@ -106,16 +106,15 @@ class Page:
         return (
             '<h2 id="rows">What each part contributes</h2><p>The rows of the paper leave parts of the decoder out. Controls '
             "and baselines draw from something else and are judged by the same code.</p>"
-            f'{self.ways()}{self.figure(figure, "rows")}'
+            f"{self.ways()}{self.figure(figure, 'rows')}"
         )
 
     def ways(self) -> str:
         """What each row of the run is."""
         lines = []
         for row in self.run.rows:
-            kind = KINDS.get(self.gallery.kinds[row], self.gallery.kinds[row])
             mark = ' class="full"' if row == self.full else ""
-            said = f"<td>{text(kind)}</td><td>{text(self.meaning(row))}</td>"
+            said = f"<td>{text(self.gallery.kinds[row])}</td><td>{text(self.meaning(row))}</td>"
             lines.append(f'<tr{mark}><th scope="row">{text(row)}</th>{said}</tr>')
         return (
             '<div class="wide"><table class="small"><caption>The rows</caption><thead><tr>'
@@ -150,9 +149,12 @@ class Page:
                 table.html(notes=False),
             )
             said += [note for note in table.notes if note not in said]
+            page = page.replace(f"<caption>{text(table.title)}</caption>", "")  # above it instead, where it may wrap
             label = f'tabindex="0" role="region" aria-label="{text(table.title)}"'
             page = f'<div class="wide" {label}>{page}</div>'
-            if not table.name.startswith("table"):
+            if table.name.startswith("table"):
+                page = f"<h3>{text(table.title)}</h3>{page}"
+            else:
                 page = f"<details><summary>{text(table.title.partition(',')[0])}</summary>{page}</details>"
             parts.append(page)
         said += tables.absent(self.run, self.scores).values()
@@ -161,13 +163,15 @@ class Page:
             '<h2 id="tables">The tables of the study</h2><p>Numbered as in the paper. Small print: 95&nbsp;% intervals. '
             "The last lines of each table are what guessing gets and what the pictures seen get themselves: read every "
             "number between the two. A click on a column head says what is measured.</p>"
-            f'{"".join(parts)}<details><summary>Notes to the tables: what was done otherwise than in the paper, and '
+            f"{''.join(parts)}<details><summary>Notes to the tables: what was done otherwise than in the paper, and "
             f'settings</summary><ul class="notes">{notes}</ul></details>'
         )
 
     def by_group(self, prefix: str, title: str, ident: str) -> str:
         """Bars of the full row: accuracy in sight, the other metrics one click away."""
-        groups = {g[len(prefix) :]: m for g, m in self.scores["rows"][self.full].items() if g.startswith(prefix)}
+        groups = {g: m for g, m in self.scores["rows"][self.full].items() if g.startswith(prefix)}
+        if prefix == "class ":
+            groups = {group.removeprefix(prefix): found for group, found in groups.items()}
         names = [name for name in self.metrics if any(name in found for found in groups.values())]
         if len(groups) < 2 or not names:
             return ""
@@ -181,6 +185,8 @@ class Page:
             charts.append((metric, head + bars(metric, found, best_first=prefix == "class ")))
         first, *others = charts
         more = "".join(f"<details><summary>{text(m.title)}</summary>{chart}</details>" for m, chart in others)
+        if more:
+            more = f"<details><summary>The other metrics</summary>{more}</details>"
         return f'<h2 id="{ident}">{title}</h2><p>Row {text(self.full)}.</p>{first[1]}{more}'
 
     def definitions(self) -> str:
@@ -188,18 +194,24 @@ class Page:
         items, popups = [], []
         for name, m in self.metrics.items():
             lines = [f"<p>{text(m.definition)}</p>"] if m.definition else []
+            ends = []
             for word, value, of in (("Chance", m.chance, m.chance_of), ("Ceiling", m.ceiling, m.ceiling_of)):
                 if value is not None:
-                    lines.append(f"<p>{word}: {m(value)}{f' ({text(of)})' if of else ''}.</p>")
-            lines += [f"<p>{m.better.capitalize()} is better.</p>"] if m.better else []
+                    ends.append(f"{word}: {m(value)}{f' ({text(of)})' if of else ''}.")
+            ends += [f"{m.better.capitalize()} is better."] if m.better else []
+            lines += [f"<p>{' '.join(ends)}</p>"] if ends else []
             lines += [f"<small>{text(m.source)}</small>"] if m.source else []
             said = "".join(lines) or "<p>See the notes to the tables.</p>"
             items.append(f"<dt>{text(m.title)}</dt><dd>{said}</dd>")
-            close = f'<button type="button" popovertarget="def-{self.ids[name]}" popovertargetaction="hide">Close</button>'
+            close = (
+                f'<button type="button" popovertarget="def-{self.ids[name]}" popovertargetaction="hide">Close</button>'
+            )
             popups.append(f'<div popover id="def-{self.ids[name]}"><h4>{text(m.title)}</h4>{said}{close}</div>')
         missing = ""
         if self.scores.get("unavailable"):
-            heads = {name: self.metrics[name].title if name in self.metrics else name for name in self.scores["unavailable"]}
+            heads = {
+                name: self.metrics[name].title if name in self.metrics else name for name in self.scores["unavailable"]
+            }
             lines = "".join(
                 f"<dt>{text(heads[name])}</dt><dd>{text(why)}</dd>" for name, why in self.scores["unavailable"].items()
             )
@@ -276,9 +288,7 @@ class Page:
 
     def details(self) -> str:
         def listed(content: dict[str, Any]) -> str:
-            return "".join(
-                f'<tr><th scope="row">{text(k)}</th><td>{text(v)}</td></tr>' for k, v in content.items()
-            )
+            return "".join(f'<tr><th scope="row">{text(k)}</th><td>{text(v)}</td></tr>' for k, v in content.items())
 
         environment: dict[str, Any] = {}
         if (self.run.path / "environment.json").exists():

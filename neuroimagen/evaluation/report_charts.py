@@ -14,7 +14,9 @@ def bars(metric: Metric, groups: dict[str, dict[str, Any]], best_first: bool) ->
     marks = [v for v in (metric.chance, metric.ceiling) if v is not None]
     reach = [v for e in found.values() for v in (e["value"], e["high"]) if v is not None]
     top = 1.0 if metric.scale == 100 else max([*reach, *marks, 1e-9])
-    low = min(0.0, *(v for e in found.values() for v in (e["value"], e["low"]) if v is not None), *marks) if found else 0
+    low = (
+        min(0.0, *(v for e in found.values() for v in (e["value"], e["low"]) if v is not None), *marks) if found else 0
+    )
 
     def at(value: float) -> float:
         return 100 * (min(value, top) - low) / (top - low)
@@ -37,7 +39,7 @@ def bars(metric: Metric, groups: dict[str, dict[str, Any]], best_first: bool) ->
             f'<li><span>{text(name)}</span><div aria-hidden="true"><u style="left:{zero:.2f}%;width:{end - zero:.2f}%">'
             f"</u>{whisker}{lines}</div><b>{metric(e['value'], False)}{interval}</b></li>"
         )
-    return f'<ul class="bars">{"".join(items)}</ul>'
+    return f'<ul class="bars{" one" * (len(items) < 8)}">{"".join(items)}</ul>'
 
 
 def legend(metric: Metric) -> str:
@@ -76,7 +78,7 @@ def confusion(found: dict[str, Any], row: str) -> str:
         f'<table class="confusion{" few" * few}"><caption>Row {text(row)}: {right} of {total} pictures '
         f"({100 * right / max(total, 1):.1f}&nbsp;%) look most like the class that was seen; guessing one of "
         f"{len(classes)} classes gets {100 / max(len(classes), 1):.1f}&nbsp;%.</caption>"
-        f'<thead><tr><td><small>seen &darr; &nbsp; looks like &rarr;</small></td>{heads}</tr></thead>'
+        f"<thead><tr><td><small>seen &darr; &nbsp; looks like &rarr;</small></td>{heads}</tr></thead>"
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 
@@ -89,8 +91,12 @@ def confusions(tables: dict[str, dict[str, Any]], full: str) -> str:
     for row in order[1:]:
         room -= len(tables[row]["classes"]) ** 2
         (rest if room >= 0 else left).append(row)
-    more = "".join(f"<details><summary>Row {text(row)}</summary>{confusion(tables[row], row)}</details>" for row in rest)
-    also = f"<p class=\"sub\">Not on this page, but in scores.json: {text(', '.join(left))}.</p>" if left else ""
+    more = "".join(
+        f"<details><summary>Row {text(row)}</summary>{confusion(tables[row], row)}</details>" for row in rest
+    )
+    if more:
+        more = f"<details><summary>The other rows</summary>{more}</details>"
+    also = f'<p class="sub">Not on this page, but in scores.json: {text(", ".join(left))}.</p>' if left else ""
     return (
         '<h2 id="confusion">What is taken for what</h2><p>Of the pictures drawn for each class seen (a line), the share '
         "in per cent that the classifier finds most like each class of the study (a column). A perfect decoder fills "

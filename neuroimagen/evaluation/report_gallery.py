@@ -169,10 +169,10 @@ class Pictures:
 
     def fit(self) -> None:
         """PNG as they are if all fit the budget; else WebP, of a falling size."""
-        for limit in (None, 1024, 512, 384, 256, 192, 128, 96, 64):
+        for limit in (None, 2048, 512, 384, 256, 192, 128, 96, 64):
             self.found = {path: self._encode(path, limit) for path in self.uses}
             if limit is not None:
-                self.size = f"as WebP of at most {limit} px"
+                self.size = f"as WebP of {'their own size' if limit == 2048 else f'at most {limit} px'}"
             if sum(len(self.found[path]) * n for path, n in self.uses.items()) <= self.budget:
                 break
 
@@ -229,6 +229,13 @@ class Gallery:
         for row in self.run.rows:
             cells = "".join(f"<td>{m(float(self.book.means[m.name][row][i]), False)}</td>" for m in self.metrics)
             lines.append(f'<tr><th scope="row">{text(row)}</th>{cells}</tr>')
+        for name, ends in (
+            ("chance", [m.chance for m in self.metrics]),
+            ("ceiling", [m.ceiling for m in self.metrics]),
+        ):
+            if any(end is not None for end in ends):
+                cells = "".join(f"<td>{m(end, False)}</td>" for m, end in zip(self.metrics, ends, strict=True))
+                lines.append(f'<tr class="{name}"><th scope="row">{name}</th>{cells}</tr>')
         return (
             f'<div class="wide"><table class="small"><caption>Scores of this trial, mean over its {self.run.samples} '
             f'sample{"s" * (self.run.samples != 1)} a row</caption><thead><tr><th scope="col">Row</th>{heads}</tr></thead>'
@@ -255,22 +262,26 @@ class Gallery:
         """One trial: what was seen and the full row's first sample; opened: the map, all rows, the scores."""
         trial = self.run.trials[i]
         key, who = trial["key"], f"{trial['class_name']}, subject {trial['subject']}"
-        value = f"{self.main.title} {self.main(float(self.book.means[self.main.name][self.full][i]))}" if (
-            self.main and self.book
-        ) else ""
+        value = (
+            f"{self.main.title} {self.main(float(self.book.means[self.main.name][self.full][i]))}"
+            if (self.main and self.book)
+            else ""
+        )
         inside = []
         if self.run.map(key).exists():
             img = pictures.img(self.run.map(key), f"saliency map: {who}")
-            inside.append(f"<figure>{img}<figcaption><b>saliency map</b><small>before diffusion</small></figcaption></figure>")
+            inside.append(
+                f"<figure>{img}<figcaption><b>saliency map</b><small>before diffusion</small></figcaption></figure>"
+            )
         inside += [self.picture(pictures, trial, i, self.full, s) for s in range(min(3, self.run.samples))]
         inside += [self.picture(pictures, trial, i, row, 0) for row in self.run.rows if row != self.full]
         truth = pictures.img(self.run.truth(key), f"{self.seen}: {who}")
         drawn = pictures.img(self.run.image(self.full, key, 0), f"{self.full}, sample 1: {who}", "data-drawn")
         return (
             f'<details class="card" data-key="{text(key)}"><summary><span class="pair">{truth}{drawn}</span>'
-            f"<b>{text(trial['class_name'])}</b><span class=\"sub\">subject {text(trial['subject'])}"
+            f'<b>{text(trial["class_name"])}</b><span class="sub">subject {text(trial["subject"])}'
             f'<span class="value">{value}</span></span></summary><div class="inside"><p class="sub">Trial {text(key)}, '
-            f"picture {text(trial['image'])}</p><div class=\"figures\">{''.join(inside)}</div>{self.scores_of(trial, i)}"
+            f'picture {text(trial["image"])}</p><div class="figures">{"".join(inside)}</div>{self.scores_of(trial, i)}'
             "</div></details>"
         )
 
@@ -356,7 +367,16 @@ class Gallery:
             name: {row: rounded(float(np.nanmedian(v))) if np.isfinite(v).any() else None for row, v in rows.items()}
             for name, rows in values.items()
         }
-        known = [{"name": m.name, "title": m.title, "scale": m.scale, "digits": m.digits, "better": m.better} for m in self.metrics]
-        content = {"full": self.full, "total": len(self.run.trials), "metrics": known, "medians": medians, "trials": trials}
+        known = [
+            {"name": m.name, "title": m.title, "scale": m.scale, "digits": m.digits, "better": m.better}
+            for m in self.metrics
+        ]
+        content = {
+            "full": self.full,
+            "total": len(self.run.trials),
+            "metrics": known,
+            "medians": medians,
+            "trials": trials,
+        }
         safe = json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
         return f'<script type="application/json" id="data">{safe}</script>'
