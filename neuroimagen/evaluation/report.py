@@ -104,8 +104,8 @@ class Page:
         shown = f"{len(lines)} of the trials of Figure 3, evenly spaced; the first sample of each row."
         figure = figures.Figure("rows", "Every row of this run", shown, heads, lines)
         return (
-            '<h2 id="rows">What each part contributes</h2><p>The rows of the paper leave parts of the decoder out. Controls '
-            "and baselines draw from something else and are judged by the same code.</p>"
+            '<h2 id="rows">What each part contributes</h2><p>The rows of the paper leave parts of the decoder out. '
+            "Controls and baselines draw from something else and are judged by the same code.</p>"
             f"{self.ways()}{self.figure(figure, 'rows')}"
         )
 
@@ -160,9 +160,9 @@ class Page:
         said += tables.absent(self.run, self.scores).values()
         notes = "".join(f"<li>{text(note)}</li>" for note in said)
         return (
-            '<h2 id="tables">The tables of the study</h2><p>Numbered as in the paper. Small print: 95&nbsp;% intervals. '
-            "The last lines of each table are what guessing gets and what the pictures seen get themselves: read every "
-            "number between the two. A click on a column head says what is measured.</p>"
+            '<h2 id="tables">The tables of the study</h2><p>Numbered as in the paper. Small print: 95&nbsp;% '
+            "intervals. The last lines of each table are what guessing gets and what the pictures seen get themselves: "
+            "read every number between the two. A click on a column head says what is measured.</p>"
             f"{''.join(parts)}<details><summary>Notes to the tables: what was done otherwise than in the paper, and "
             f'settings</summary><ul class="notes">{notes}</ul></details>'
         )
@@ -198,7 +198,7 @@ class Page:
             for word, value, of in (("Chance", m.chance, m.chance_of), ("Ceiling", m.ceiling, m.ceiling_of)):
                 if value is not None:
                     ends.append(f"{word}: {m(value)}{f' ({text(of)})' if of else ''}.")
-            ends += [f"{m.better.capitalize()} is better."] if m.better else []
+            ends += [f"{text(m.better).capitalize()} is better."] if m.better else []
             lines += [f"<p>{' '.join(ends)}</p>"] if ends else []
             lines += [f"<small>{text(m.source)}</small>"] if m.source else []
             said = "".join(lines) or "<p>See the notes to the tables.</p>"
@@ -209,16 +209,14 @@ class Page:
             popups.append(f'<div popover id="def-{self.ids[name]}"><h4>{text(m.title)}</h4>{said}{close}</div>')
         missing = ""
         if self.scores.get("unavailable"):
-            heads = {
-                name: self.metrics[name].title if name in self.metrics else name for name in self.scores["unavailable"]
-            }
-            lines = "".join(
-                f"<dt>{text(heads[name])}</dt><dd>{text(why)}</dd>" for name, why in self.scores["unavailable"].items()
-            )
-            missing = f'<h3 id="unavailable">Not measured here, and how to get it</h3><dl>{lines}</dl>'
+            lacking = ""
+            for name, why in self.scores["unavailable"].items():
+                head = self.metrics[name].title if name in self.metrics else name
+                lacking += f"<dt>{text(head)}</dt><dd>{text(why)}</dd>"
+            missing = f'<h3 id="unavailable">Not measured here, and how to get it</h3><dl>{lacking}</dl>'
         return (
-            '<h2 id="metrics">What the numbers mean</h2><p>Chance: what is reached without looking at the EEG. Ceiling: '
-            "what the pictures that were seen reach themselves, judged by the same code.</p>"
+            '<h2 id="metrics">What the numbers mean</h2><p>Chance: what is reached without looking at the EEG. '
+            "Ceiling: what the pictures that were seen reach themselves, judged by the same code.</p>"
             f"<dl>{''.join(items)}</dl>{missing}{''.join(popups)}"
         )
 
@@ -287,8 +285,9 @@ class Page:
         )
 
     def details(self) -> str:
-        def listed(content: dict[str, Any]) -> str:
-            return "".join(f'<tr><th scope="row">{text(k)}</th><td>{text(v)}</td></tr>' for k, v in content.items())
+        def plain(content: dict[str, Any]) -> str:
+            lines = (f'<tr><th scope="row">{text(k)}</th><td>{text(v)}</td></tr>' for k, v in content.items())
+            return f'<table class="plain"><tbody>{"".join(lines)}</tbody></table>'
 
         environment: dict[str, Any] = {}
         if (self.run.path / "environment.json").exists():
@@ -298,31 +297,37 @@ class Page:
         data = {k: m[k] for k in ("dataset", "simulated", "protocol", "subjects") if k in m}
         data |= {"pipeline": self.run.about.get("pipeline"), "captions": self.run.about.get("captions_source")}
         data |= {"classifier": self.scores.get("classifier"), "intervals": self.scores.get("interval")}
-        config = text((self.run.path / "config.yaml").read_text())
+        config = (self.run.path / "config.yaml").read_text()
+        more = {
+            "Config of the run": f"<pre>{text(config)}</pre>",
+            "Config of the scores": plain(self.scores.get("config", {})),
+            "Versions": plain(versions | environment),
+        }
+        folded = "".join(f"<details><summary>{name}</summary>{inside}</details>" for name, inside in more.items())
         return (
-            f'<h2 id="made">How it was made</h2><table class="plain"><tbody>{listed(data)}</tbody></table>'
-            f"<h3>Every number again</h3><p>The pictures follow from the config; every number on this page follows from "
-            f"the pictures:</p><pre>{text(self.commands())}</pre>"
-            f"<details><summary>Config of the run</summary><pre>{config}</pre></details><details><summary>Config of the "
-            f'scores</summary><table class="plain"><tbody>{listed(self.scores.get("config", {}))}</tbody></table></details>'
-            f'<details><summary>Versions</summary><table class="plain"><tbody>{listed(versions)}{listed(environment)}'
-            "</tbody></table></details>"
+            f'<h2 id="made">How it was made</h2>{plain(data)}<h3>Every number again</h3><p>The pictures follow from '
+            "the config, and every number on this page from the pictures:</p>"
+            f"<pre>{text(self.commands())}</pre>{folded}"
         )
 
     def commands(self) -> str:
         """What draws, scores and shows this run again; fields at their default are left out."""
         run = shlex.quote(str(self.run.path))
-        defaults = {f.name: f.default for f in dataclasses.fields(scoring.EvaluateConfig)}
-        mine = {f.name: f.default for f in dataclasses.fields(ReportConfig)}
 
-        def given(values: dict[str, Any], defaults: dict[str, Any]) -> str:
-            differ = {k: v for k, v in values.items() if k != "run" and defaults.get(k) != v}
-            return "".join(f" {shlex.quote(f'{k}={v}')}" for k, v in differ.items())
+        def given(values: dict[str, Any], schema: type) -> str:
+            fields = dataclasses.fields(schema)
+            usual = {f.name: f.default_factory() if callable(f.default_factory) else f.default for f in fields}
+            words = []
+            for name, value in values.items():
+                if name != "run" and usual.get(name) != value:
+                    value = f"[{','.join(map(str, value))}]" if isinstance(value, list) else value
+                    words.append(" " + shlex.quote(f"{name}={value}"))
+            return "".join(words)
 
         return (
             f"python trainers/reconstruct.py config={run}/config.yaml\n"
-            f"neuroimagen evaluate {run}{given(self.scores.get('config', {}), defaults)}\n"
-            f"neuroimagen report {run}{given(dataclasses.asdict(self.config), mine)}\n"
+            f"neuroimagen evaluate {run}{given(self.scores.get('config', {}), scoring.EvaluateConfig)}\n"
+            f"neuroimagen report {run}{given(dataclasses.asdict(self.config), ReportConfig)}\n"
         )
 
     def body(self) -> str:

@@ -14,9 +14,7 @@ def bars(metric: Metric, groups: dict[str, dict[str, Any]], best_first: bool) ->
     marks = [v for v in (metric.chance, metric.ceiling) if v is not None]
     reach = [v for e in found.values() for v in (e["value"], e["high"]) if v is not None]
     top = 1.0 if metric.scale == 100 else max([*reach, *marks, 1e-9])
-    low = (
-        min(0.0, *(v for e in found.values() for v in (e["value"], e["low"]) if v is not None), *marks) if found else 0
-    )
+    low = min(0.0, *marks, *(v for e in found.values() for v in (e["value"], e["low"]) if v is not None))
 
     def at(value: float) -> float:
         return 100 * (min(value, top) - low) / (top - low)
@@ -51,7 +49,7 @@ def legend(metric: Metric) -> str:
     ):
         if value is not None:
             parts.append(f'<i class="mark {css}"></i> {name} {metric(value)}{f" ({text(of)})" if of else ""}')
-    better = f"; {metric.better} is better" if metric.better else ""
+    better = f"; {text(metric.better)} is better" if metric.better else ""
     return f"{text(metric.head)}{better}. " + " &middot; ".join(parts)
 
 
@@ -86,20 +84,18 @@ def confusion(found: dict[str, Any], row: str) -> str:
 def confusions(tables: dict[str, dict[str, Any]], full: str) -> str:
     """Section "Confusion": the full row open, the others one click away, as many as fit."""
     order = sorted(tables, key=lambda row: row != full)
-    first, rest, room, left = order[0], [], MOST_CELLS, []
-    room -= len(tables[first]["classes"]) ** 2
-    for row in order[1:]:
-        room -= len(tables[row]["classes"]) ** 2
-        (rest if room >= 0 else left).append(row)
-    more = "".join(
-        f"<details><summary>Row {text(row)}</summary>{confusion(tables[row], row)}</details>" for row in rest
-    )
+    fit = max(1, MOST_CELLS // max(1, len(tables[order[0]]["classes"]) ** 2))
+    first, rest, left = order[0], order[1:fit], order[fit:]
+    more = ""
+    for row in rest:
+        more += f"<details><summary>Row {text(row)}</summary>{confusion(tables[row], row)}</details>"
     if more:
         more = f"<details><summary>The other rows</summary>{more}</details>"
     also = f'<p class="sub">Not on this page, but in scores.json: {text(", ".join(left))}.</p>' if left else ""
     return (
-        '<h2 id="confusion">What is taken for what</h2><p>Of the pictures drawn for each class seen (a line), the share '
-        "in per cent that the classifier finds most like each class of the study (a column). A perfect decoder fills "
-        "the diagonal; one that ignores the EEG gives the same line everywhere. Point at a cell for its counts.</p>"
+        '<h2 id="confusion">What is taken for what</h2><p>Of the pictures drawn for each class seen (a line), the '
+        "share in per cent that the classifier finds most like each class of the study (a column). A perfect decoder "
+        "fills the diagonal; one that ignores the EEG gives the same line everywhere. Point at a cell to "
+        "read its counts.</p>"
         f"{confusion(tables[first], first)}{more}{also}"
     )

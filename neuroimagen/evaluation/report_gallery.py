@@ -63,7 +63,7 @@ class Metric(NamedTuple):
 
 @dataclasses.dataclass
 class PictureScores:
-    """picture_scores.csv: metric -> row -> (trials, samples), NaN where not defined; and what each picture looks like."""
+    """picture_scores.csv: metric -> row -> (trials, samples), NaN where not defined; what each picture looks like."""
 
     values: dict[str, dict[str, np.ndarray]]
     guesses: dict[tuple[str, str, int], str]  # (row, key, sample) -> class
@@ -97,9 +97,8 @@ def read_picture_scores(run: ReconstructRun) -> PictureScores | None:
                 for name in metrics:
                     values[name][row][place] = float(line[name] or "nan")
             except (KeyError, IndexError, TypeError, ValueError) as error:
-                raise ValueError(
-                    f"{path}, line {lines.line_num} is damaged or of another run ({type(error).__name__}: {error}); {again}"
-                ) from None
+                where, why = f"{path}, line {lines.line_num}", f"{type(error).__name__}: {error}"
+                raise ValueError(f"{where} is damaged or of another run ({why}); {again}") from None
             guesses[row, key, sample] = line["guess"] or ""
     if len(guesses) != len(run.rows) * len(run.trials) * run.samples:
         raise ValueError(f"{path} belongs to other pictures; {again}")
@@ -128,7 +127,7 @@ def random_order(n: int) -> list[int]:
 def choose(
     run: ReconstructRun, book: PictureScores | None, metrics: dict[str, Metric], row: str, each: int
 ) -> tuple[list[Group], str]:
-    """Best, median, worst and random trials of a row, and the rule in words. Without scores of pictures: random only."""
+    """Best, median, worst and random trials of a row, and the rule in words. Without picture scores: random only."""
     n = len(run.trials)
     each = max(1, min(each, n // 4))
     rand = Group("Random", f"drawn among all {n} trials with seed {SEED}", random_order(n)[:each])
@@ -143,8 +142,8 @@ def choose(
     order = sorted(range(n), key=lambda i: (*(key[i] for key in keys), run.trials[i]["key"]))
     middle = (n - each) // 2
     rule = (
-        f"All {n} trials are ordered by {first.title} of row {row} (mean over the samples; {first.better} is better; ties: "
-        f"{f'{tie.title}, then ' if tie else ''}the trial key). Nothing is picked by hand."
+        f"All {n} trials are ordered by {first.title} of row {row} (mean over the samples; {first.better} is better; "
+        f"ties: {f'{tie.title}, then ' if tie else ''}the trial key). Nothing is picked by hand."
     )
     return [
         Group("Best", f"the first {each} of {n}", order[:each]),
@@ -229,17 +228,15 @@ class Gallery:
         for row in self.run.rows:
             cells = "".join(f"<td>{m(float(self.book.means[m.name][row][i]), False)}</td>" for m in self.metrics)
             lines.append(f'<tr><th scope="row">{text(row)}</th>{cells}</tr>')
-        for name, ends in (
-            ("chance", [m.chance for m in self.metrics]),
-            ("ceiling", [m.ceiling for m in self.metrics]),
-        ):
+        for name in ("chance", "ceiling"):
+            ends = [getattr(m, name) for m in self.metrics]
             if any(end is not None for end in ends):
                 cells = "".join(f"<td>{m(end, False)}</td>" for m, end in zip(self.metrics, ends, strict=True))
                 lines.append(f'<tr class="{name}"><th scope="row">{name}</th>{cells}</tr>')
         return (
             f'<div class="wide"><table class="small"><caption>Scores of this trial, mean over its {self.run.samples} '
-            f'sample{"s" * (self.run.samples != 1)} a row</caption><thead><tr><th scope="col">Row</th>{heads}</tr></thead>'
-            f"<tbody>{''.join(lines)}</tbody></table></div>"
+            f'sample{"s" * (self.run.samples != 1)} a row</caption><thead><tr><th scope="col">Row</th>{heads}</tr>'
+            f"</thead><tbody>{''.join(lines)}</tbody></table></div>"
         )
 
     def picture(self, pictures: Pictures, trial: dict[str, Any], i: int, row: str, sample: int) -> str:
@@ -262,11 +259,9 @@ class Gallery:
         """One trial: what was seen and the full row's first sample; opened: the map, all rows, the scores."""
         trial = self.run.trials[i]
         key, who = trial["key"], f"{trial['class_name']}, subject {trial['subject']}"
-        value = (
-            f"{self.main.title} {self.main(float(self.book.means[self.main.name][self.full][i]))}"
-            if (self.main and self.book)
-            else ""
-        )
+        value = ""
+        if self.main and self.book:
+            value = f"{text(self.main.title)} {self.main(float(self.book.means[self.main.name][self.full][i]))}"
         inside = []
         if self.run.map(key).exists():
             img = pictures.img(self.run.map(key), f"saliency map: {who}")
