@@ -110,6 +110,13 @@ def fresh(run, tmp_path):
     return shutil.copytree(run, tmp_path / "run")
 
 
+@pytest.fixture(scope="module")
+def page(run, tmp_path_factory):
+    """The page of `run`, written once for all tests that only read it: folder, text, tags."""
+    folder = shutil.copytree(run, tmp_path_factory.mktemp("page") / "run")
+    return folder, *page_of(folder)
+
+
 @pytest.fixture
 def bare(tmp_path):
     """A run whose scores hold neither definitions nor a confusion table, and no picture scores."""
@@ -131,8 +138,8 @@ def page_of(run, **kwargs):
     return text, tags
 
 
-def test_page_is_whole_and_self_contained(fresh):
-    text, tags = page_of(fresh)
+def test_page_is_whole_and_self_contained(page):
+    folder, text, tags = page
     assert {(tag, href[:1]) for tag, href in tags.links} == {("a", "#")}
     assert {href[1:] for _, href in tags.links} <= set(tags.ids) and set(tags.ids.values()) == {1}
     assert "url(" not in text and "@import" not in text
@@ -152,7 +159,7 @@ def test_page_is_whole_and_self_contained(fresh):
                  "What lpips is &lt;in words&gt;.", "A Source 2023", "a coin of four sides",
                  "not available: no weights here; get them with: a command", "a Brain2Image of the test"):  # fmt: skip
         assert said in text, said
-    assert (fresh / "figures/figure3.png").exists() and (fresh / "tables/table3.tex").exists()
+    assert (folder / "figures/figure3.png").exists() and (folder / "tables/table3.tex").exists()
 
 
 def test_every_number_can_be_made_again(fresh):
@@ -165,10 +172,10 @@ def test_every_number_can_be_made_again(fresh):
     assert f"python trainers/reconstruct.py config={fresh}/config.yaml\n" in text
 
 
-def test_tables_hold_the_numbers_and_heads_tell_what_they_are(fresh):
-    text, tags = page_of(fresh)
+def test_tables_hold_the_numbers_and_heads_tell_what_they_are(page):
+    folder, text, tags = page
     table = text.split("<h3>Table 3. ")[1].split("</table>")[0]
-    rows = json.loads((fresh / "scores.json").read_text())["rows"]
+    rows = json.loads((folder / "scores.json").read_text())["rows"]
     for row in ROWS:
         line = re.search(rf">{re.escape(row)}</td>.*?</tr>", table).group()
         found = rows[row]["all"]
@@ -182,9 +189,9 @@ def test_tables_hold_the_numbers_and_heads_tell_what_they_are(fresh):
     assert ">87.5</td>" in re.search('<tr class="ceiling">.*?</tr>', table).group()
 
 
-def test_pictures_shown_are_the_right_files(fresh):
-    text, tags = page_of(fresh)
-    trial = read_run(fresh).trials[7]
+def test_pictures_shown_are_the_right_files(page):
+    folder, text, tags = page
+    trial = read_run(folder).trials[7]
     who = f"{trial['class_name']}, subject {trial['subject']}"
     for name, alt in (
         ("truth/{}.png", f"seen: {who}"),
@@ -192,10 +199,10 @@ def test_pictures_shown_are_the_right_files(fresh):
         ("images/L+I/{}_1.png", f"L+I, sample 2: {who}"),
         ("images/NeuroVision/{}_0.png", f"NeuroVision, sample 1: {who}"),
     ):
-        content = base64.b64encode((fresh / name.format(trial["key"])).read_bytes()).decode()
+        content = base64.b64encode((folder / name.format(trial["key"])).read_bytes()).decode()
         assert (f"data:image/png;base64,{content}", alt) in list(zip(tags.sources, tags.alts, strict=True))
     # In the gallery, with n = 24: every trial; a group may repeat one. Each has 1 + 1 + 2 + 9 + 1 pictures.
-    assert set(tags.cards) == {trial["key"] for trial in read_run(fresh).trials}
+    assert set(tags.cards) == {trial["key"] for trial in read_run(folder).trials}
     cards = text.split('<div id="groups">')[1].split('<div id="found"')[0]
     assert cards.count("<img") == len(tags.cards) * 14
 
