@@ -64,6 +64,7 @@ def describe(config: ReconstructConfig, split: ShardSplit, captions: str | None,
         "pipeline": config.pipeline,
         "settings": dataclasses.asdict(config) | {"attention": attention, "image_size": size},
         "captions_source": captions_source(captions) if captions and Path(captions).is_file() else captions,
+        "eeg_files": sorted(Path(path).name for path in split.manifest.inputs),
     }
     return json.dumps(about, indent=1, ensure_ascii=False)
 

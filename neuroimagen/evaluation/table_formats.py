@@ -21,11 +21,16 @@ class Cell(NamedTuple):
 
 
 class Column(NamedTuple):
-    """`metric`: its name in the score book, "" for names and ticks. `paper`: a published number, not ours."""
+    """`metric`: its name in the score book. `paper`: published, not ours. `number`: numbers, of several metrics."""
 
     head: str
     metric: str = ""
     paper: bool = False
+    number: bool = False
+
+    @property
+    def numeric(self) -> bool:
+        return self.number or bool(self.metric)
 
 
 class Row(NamedTuple):
@@ -77,7 +82,7 @@ class Table:
     def markdown(self) -> str:
         """A pipe table of GitHub's Markdown; the row that counts is bold, a rule is an empty line of the table."""
         lines = [f"**{_md(self.title)}**", "", _piped([_md(head) for head in self.head])]
-        lines.append(_piped(["---:" if column.metric else "---" for column in self.columns]))
+        lines.append(_piped(["---:" if column.numeric else "---" for column in self.columns]))
         for row in self.rows:
             if row.rule:
                 lines.append(_piped([""] * len(self.columns)))
@@ -91,7 +96,11 @@ class Table:
 
     def latex(self) -> str:
         r"""A float to \input; needs booktabs and amssymb. Intervals stand under their numbers."""
-        kinds = "".join("r" if column.metric else "l" for column in self.columns)
+        lengths = [max(len(row.cells[i].text) for row in self.rows) for i in range(len(self.columns))]
+        long = rf"p{{{min(6, 12 // max(1, sum(length > 30 for length in lengths)))}cm}}"
+        kinds = ""
+        for column, length in zip(self.columns, lengths, strict=True):
+            kinds += "r" if column.numeric else "l" if length <= 30 else long
         title = re.sub(r"^Table \d+\. ", "", self.title)  # LaTeX numbers its tables itself
         small = r"\footnotesize" if len(self.columns) > 8 else r"\small"
         lines = [
@@ -132,7 +141,7 @@ class Table:
 
 
 def _classes(column: Column) -> str:
-    kinds = ["number"] * bool(column.metric) + ["paper"] * column.paper
+    kinds = ["number"] * column.numeric + ["paper"] * column.paper
     return f' class="{" ".join(kinds)}"' if kinds else ""
 
 
@@ -154,7 +163,7 @@ TEX = {
 TEX |= {c: "\\" + c for c in "&%$#_{}"}
 TEX |= {c: f"{{{c}}}" for c in "[]"}  # after \\ or \midrule a bare [ would begin an option
 TEX |= {c: f"${c}$" for c in "<>|"} | {'"': "''", "±": r"$\pm$", "σ": r"$\sigma$", "×": r"$\times$"}
-TEX |= {"→": r"$\rightarrow$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "²": r"$^2$", "µ": r"$\mu$"}
+TEX |= {"→": r"$\rightarrow$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "²": r"\textsuperscript{2}", "µ": r"$\mu$"}
 
 
 def _tex(text: str) -> str:

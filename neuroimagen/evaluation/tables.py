@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from neuroimagen.evaluation import published
-from neuroimagen.evaluation.metrics import SSIM_SETTINGS
 from neuroimagen.evaluation.scores import FULL, PAPER_ROWS, ReconstructRun, write_atomic
 from neuroimagen.evaluation.table_formats import ABSENT, TICK, Cell, Column, Row, Table
+from neuroimagen.evaluation.table_notes import kind_of_eeg, notes, protocol, split_of, uses
 
-NAMES = ("table1", "table2", "table3", "metrics", "published")
+NAMES = ("table1", "table2", "table3", "metrics", "published", "protocol")
 BASELINES = {  # in the order of the paper's Table 1, and the trainer that makes them
     "Brain2Image": "trainers/brain2image.py",
     "Brain2Image-VAE": "trainers/brain2image.py",
@@ -35,16 +35,6 @@ KNOWN: dict[str, dict[str, Any]] = {
     "ssim_other": {"head": "SSIM other", "scale": 1, "digits": 3},
     "ssim_gain": {"head": "SSIM gain", "scale": 1, "digits": 3},
 }
-
-
-def kind_of_eeg(scores: dict[str, Any]) -> str:
-    return "simulated EEG" if scores["simulated"] else "recorded EEG"
-
-
-def uses(row: str) -> tuple[bool, bool, bool]:
-    """Does a row use BLIP captions (B), label captions (L), the saliency map (I)?"""
-    parts = row.split("+")
-    return "B" in parts, "L" in parts, "I" in parts
 
 
 def kind_of_row(run: ReconstructRun, row: str) -> str:
@@ -249,8 +239,8 @@ def _metrics_table(book: _Book) -> Table:
     """All metrics; a line each, so that it stays readable with many rows."""
     run, scores = book.run, book.scores
     names = [*rows_of_kind(run, "paper"), *rows_of_kind(run, "baseline"), *rows_of_kind(run, "control")]
-    columns = [Column("Metric"), Column("better"), *(Column(name, name) for name in names)]
-    columns += [Column("chance", "chance"), Column("pictures seen", "ceiling")]
+    columns = [Column("Metric"), Column("better")]
+    columns += [Column(name, number=True) for name in (*names, "chance", "pictures seen")]
     rows: list[Row] = []
     blocks = [("", scores["rows"])]
     if scores.get("best_of_n"):
@@ -290,7 +280,7 @@ def _published_table(book: _Book) -> list[Table]:
     columns += [Column(head) for head in ("Subjects", "Split", "N", "Source")]
     found = scores["rows"][book.full]["all"]
     ours = [shown(found.get(name), metrics[name]) for name in names]
-    split, n_way = _split(book.run), f"{scores['n_way']}-way top-{scores['top_k']}"
+    split, n_way = split_of(book.run)[0], f"{scores['n_way']}-way top-{scores['top_k']}"
     told = [Cell(text) for text in (f"{scores['subjects']}, {book.eeg}", split, n_way, "this run")]
     rows = [Row([Cell(f"NeuroImagen ({book.full})"), *ours, *told], "full")]
     for i, entry in enumerate(entries):
@@ -298,87 +288,17 @@ def _published_table(book: _Book) -> list[Table]:
         told = [Cell(text) for text in (p.subjects, p.split, p.n_way, entry.source)]
         values = [Cell(entry.values.get(name, "")) for name in names]
         rows.append(Row([Cell(entry.name), *values, *told], "published", rule=i == 0))
-    title = f"Published on the same data set; our row is on {book.eeg}"
+    which = "the data set that is simulated here" if scores["simulated"] else "the same data set"
+    title = f"Published on {which}; our row is on {book.eeg}"
     notes = ["Published numbers are as printed by their sources and were not computed by us."]
     return [Table("published", title, columns, rows, notes)]
 
 
-def _split(run: ReconstructRun) -> str:
-    return run.about.get("manifest", {}).get("protocol") or "not known"
-
-
-def protocol(run: ReconstructRun, scores: dict[str, Any]) -> str:
-    """What was done otherwise than in the paper, in one note."""
-    paper, about = published.PAPER_PROTOCOL, run.about
-    split, _, signal = _split(run).partition("; signal: ")
-    files = ", ".join(about.get("eeg_files", [])) or "files not noted"
-    band = f"{files}; {signal or 'no filter of ours'}"
-    people = f"{scores['subjects']} subject{'s' * (scores['subjects'] != 1)}"
-    lines = [
-        f"EEG: {'SIMULATED, ' * scores['simulated']}{scores['dataset'] or 'unnamed'} data set"
-        f"{' format' * scores['simulated']}, {people} (paper: PerceiveLab's recordings, {paper.subjects})",
-        f"split: {about.get('settings', {}).get('split', 'test')} of {split} (paper: {paper.split})",
-        f"band: {band} (paper: {paper.band})",
-        f"classifier: {scores['classifier']}, for IS too (paper: {paper.classifier})",
-        f"N: {scores['n_way']}-way top-{scores['top_k']}, exact (paper: {paper.n_way})",
-        f"samples: {scores['samples']} a trial, all scored (paper: {paper.samples})",
-        "SSIM: settings as noted (paper: not stated)",
-    ]
-    return (
-        "Protocol, ours against the paper's (" + published.PAPER + "). " + ". ".join(_capital(x) for x in lines) + "."
-    )
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def notes(run: ReconstructRun, scores: dict[str, Any]) -> list[str]:
-    """What has to be said under Tables 1 to 3."""
-    capped = ""
-    if scores["n_way"] < scores["n_way_asked"]:
-        capped = f" ({scores['n_way_asked']} asked, the classifier has {scores['classes']})"
-    truth = scores["truth"]
-    controlled = has_controls(scores)
-    lines = [
-        protocol(run, scores),
-        "I: saliency map. L: meaning learnt from label captions. B: meaning learnt from picture captions"
-        + f", here from {scores['captions_source'] or 'an unnamed source'}" * any(uses(row)[0] for row in run.rows)
-        + ".",
-        f"ACC: {scores['n_way']}-way top-{scores['top_k']} accuracy{capped}, chance {100 * scores['chance']:.1f} % for "
-        "a guess among all classes of the classifier; truth = what the classifier sees in the ground-truth picture.",
-    ]
-    if controlled:
-        lines.append(
-            "shuffled: what ACC would be if the same reconstructions were dealt out to the trials at random (the exact "
-            "mean over all shuffles; by subject: over that subject's trials). Chance of guessing a class of the study: "
-            f"{100 * truth['shuffled']:.1f} %, what the ground-truth pictures themselves get when so dealt out."
-        )
-    if "named_rightly" in truth:
-        lines.append("ACC by label: ACC with the data set's label as the truth.")
-    lines.append(f"Classifier: {scores['classifier']}.")
-    if "named_rightly" in truth:
-        lines[-1] += (
-            f" It names {100 * truth['named_rightly']:.1f} % of the ground-truth pictures as the data set does."
-        )
-    lines.append(
-        f"IS: Inception Score by the same classifier, 1 split; the ground-truth pictures have {truth['is']:.2f}."
-    )
-    lines.append(f"{SSIM_SETTINGS}; mean of the colour channels.")
-    if controlled:
-        lines.append(
-            "SSIM other: the same reconstructions compared with another picture of the test set (fixed pairs); smooth "
-            "pictures score high here too. SSIM gain: SSIM - SSIM other, what is owed to the picture seen."
-        )
-    else:
-        lines.append("shuffled, SSIM other, SSIM gain: not available, as all trials show one and the same picture.")
-    lines.append(f"Ranges: {scores['interval'].partition('; ')[0]}.")
-    return lines
-
-
-def has_controls(scores: dict[str, Any]) -> bool:
-    """False if the run holds one image only."""
-    return all("ssim_gain" in groups["all"] for groups in scores["rows"].values())
+def _protocol_table(book: _Book) -> Table:
+    columns = [Column("Protocol"), Column("here"), Column("in the paper")]
+    rows = [Row([Cell(text) for text in line]) for line in protocol(book.run, book.scores)]
+    source = f"In the paper: {published.PAPER}. Everything in which the two differ is a reason not to compare numbers."
+    return Table("protocol", f"Protocol beside the paper's, on {book.eeg}", columns, rows, [source])
 
 
 def absent(run: ReconstructRun, scores: dict[str, Any]) -> dict[str, str]:
@@ -389,7 +309,7 @@ def absent(run: ReconstructRun, scores: dict[str, Any]) -> dict[str, str]:
 
 
 def build(run: ReconstructRun, scores: dict[str, Any]) -> list[Table]:
-    """Tables 1, 2 (if there are several subjects), 3, all metrics, and what is published on the same data set."""
+    """Tables 1, 2 (if there are several subjects), 3, all metrics, what else is published on the data set, protocol."""
     book, lacking = _Book(run, scores), absent(run, scores)
     first, *others = notes(run, scores)
     tables = [_table1(book), *([] if "table2" in lacking else [_table2(book)]), _table3(book)]
@@ -398,16 +318,17 @@ def build(run: ReconstructRun, scores: dict[str, Any]) -> list[Table]:
     tables += [_metrics_table(book), *_published_table(book)]
     for table in tables:
         table.notes.insert(0, first)
-    return tables
+    return [*tables, _protocol_table(book)]
 
 
 def format_tables(run: ReconstructRun, scores: dict[str, Any]) -> str:
     """Tables 1 to 3 as text, with their notes once, and what could not be measured."""
-    tables = [table for table in build(run, scores) if table.name.startswith("table")]
-    said = dict.fromkeys(note for table in tables for note in table.notes)
-    parts = ["\n".join([table.text(notes=False), ""]) for table in tables]
-    parts += ["\n".join([*said, *absent(run, scores).values(), *_unavailable(_Book(run, scores))])]
-    return "\n".join(parts)
+    found = build(run, scores)
+    tables = [table for table in found if table.name.startswith("table")]
+    _, *said = dict.fromkeys(note for table in tables for note in table.notes)
+    parts = [table.text(notes=False) for table in (*tables, found[-1])]  # the last says what the first note does
+    unavailable = _unavailable(_Book(run, scores))
+    return "\n\n".join([*parts, "\n".join([*said, *absent(run, scores).values(), *unavailable])])
 
 
 def write(run: ReconstructRun, scores: dict[str, Any], folder: Path) -> None:
@@ -427,8 +348,10 @@ def write(run: ReconstructRun, scores: dict[str, Any], folder: Path) -> None:
 
 
 STYLE = (
-    "body{font:14px/1.4 system-ui,sans-serif;margin:2em}table{border-collapse:collapse}caption{text-align:left;"
-    "font-weight:600;margin-bottom:.5em}th,td{padding:4px 10px;text-align:left;vertical-align:top}td small{display:"
-    "block;color:#666}thead th,tbody{border-bottom:1px solid #888}td.paper{color:#666}tr.full{font-weight:600}"
-    "tr.chance,tr.ceiling{color:#666;font-style:italic}.notes{color:#555;font-size:12px;max-width:100ch}"
+    "body{font:14px/1.4 system-ui,sans-serif;margin:2em}table{border-collapse:collapse}"
+    "caption{text-align:left;font-weight:600;margin-bottom:.5em}th,td{padding:4px 10px;text-align:left;"
+    "vertical-align:top}td small{display:block;color:#666;white-space:nowrap;font-weight:400}"
+    "tbody th{font-weight:inherit}thead th,tbody{border-bottom:1px solid #888}td.paper{color:#666;font-weight:400}"
+    "tr.full{font-weight:600}tr.chance,tr.ceiling{color:#666;font-style:italic}"
+    ".notes{color:#555;font-size:12px;max-width:100ch}"
 )
