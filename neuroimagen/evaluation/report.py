@@ -142,12 +142,19 @@ class Page:
 
     def tables(self) -> str:
         parts, said = [], []
+        names = {text(metric.head): name for name, metric in self.metrics.items()}
         for table in tables.build(self.run, self.scores):
             page = re.sub(
                 r'(<th scope="col" data-metric="([^"]*)"[^>]*>)(.*?)(</th>)',
                 lambda m: m[1] + self.define(m[2], m[3]) + m[4],
                 table.html(notes=False),
             )
+            if table.name == "metrics":  # there every line is a metric
+                page = re.sub(
+                    r'(<th scope="row">)(.*?)(</th>)',
+                    lambda m: m[1] + self.define(names.get(m[2], ""), m[2]) + m[3],
+                    page,
+                )
             said += [note for note in table.notes if note not in said]
             page = page.replace(f"<caption>{text(table.title)}</caption>", "")  # above it instead, where it may wrap
             label = f'tabindex="0" role="region" aria-label="{text(table.title)}"'
@@ -155,7 +162,8 @@ class Page:
             if table.name.startswith("table"):
                 page = f"<h3>{text(table.title)}</h3>{page}"
             else:
-                page = f"<details><summary>{text(table.title.partition(',')[0])}</summary>{page}</details>"
+                unfolded = " open" * (table.name == "protocol")
+                page = f"<details{unfolded}><summary>{text(table.title.partition(',')[0])}</summary>{page}</details>"
             parts.append(page)
         said += tables.absent(self.run, self.scores).values()
         notes = "".join(f"<li>{text(note)}</li>" for note in said)
