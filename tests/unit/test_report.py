@@ -265,7 +265,14 @@ def test_names_are_escaped(fresh):
     bad = "</script></style><b id=bad onclick='x'>\"&'"
     for name in ("trials.jsonl", "rows.json", "scores.json"):
         text = (fresh / name).read_text()
-        for old in (CLASSES[0].name, "a NeuroVision of the test", "What lpips is", "no weights here", "drawn scene"):
+        for old in (
+            CLASSES[0].name,
+            "a NeuroVision of the test",
+            "What lpips is",
+            "no weights here",
+            "drawn scene",
+            "LPIPS",
+        ):
             text = text.replace(old, json.dumps(bad)[1:-1])
         (fresh / name).write_text(text)
     path = fresh / "picture_scores.csv"
