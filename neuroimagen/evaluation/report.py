@@ -151,7 +151,7 @@ class Page:
             )
             if table.name == "metrics":  # there every line is a metric
                 page = re.sub(
-                    r'(<th scope="row">)(.*?)(</th>)',
+                    r'(<th scope="row">(?:best of \d+: )?)(.*?)(</th>)',
                     lambda m: m[1] + self.define(names.get(m[2], ""), m[2]) + m[3],
                     page,
                 )
@@ -249,7 +249,7 @@ class Page:
             metric, beside = self.metrics[name], []
             if name == "acc" and "shuffled" in self.scores["truth"]:
                 beside.append(f"guessing in the study {metric(self.scores['truth']['shuffled'])}")
-            if name == "ssim" and "ssim_other" in found:
+            if name == "ssim" and metric.chance is None and "ssim_other" in found:
                 beside.append(f"to another picture {metric(found['ssim_other']['value'])}")
             beside += [metric.beside()] if metric.beside() else []
             head = self.define(name, text(metric.title))

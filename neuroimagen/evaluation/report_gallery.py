@@ -167,8 +167,12 @@ class Pictures:
         return self.found.get(path, "")
 
     def fit(self) -> None:
-        """PNG as they are if all fit the budget; else WebP, of a falling size."""
-        for limit in (None, 2048, 512, 384, 256, 192, 128, 96, 64):
+        """PNG as they are if all fit the budget; else WebP, of a falling size; what is far too large a sample tells."""
+        sample, uses = spaced(sorted(self.uses), 24), sum(self.uses.values())
+        for limit in (None, 2048, 512, 384, 256, 192, 160, 128, 96, 64):
+            guess = sum(len(self._encode(path, limit)) for path in sample) / max(1, len(sample)) * uses
+            if guess > 1.5 * self.budget and limit != 64:
+                continue
             self.found = {path: self._encode(path, limit) for path in self.uses}
             if limit is not None:
                 self.size = f"as WebP of {'their own size' if limit == 2048 else f'at most {limit} px'}"
@@ -210,6 +214,7 @@ class Gallery:
         self.metrics.sort(key=lambda m: list(metrics).index(m.name) if m.name in metrics else len(metrics))
         self.groups, self.rule = choose(run, book, metrics, full, each)
         self.main = next((m for m in self.metrics if m.better), None)
+        self.short = [m for m in self.metrics if m is self.main or m.name == "ssim"]  # below each picture
         shown = {i for group in self.groups for i in group.trials}
         rest = [i for i in range(len(run.trials)) if i not in shown]
         rest.sort(key=lambda i: (run.trials[i]["label"], str(run.trials[i]["subject"]), run.trials[i]["key"]))
@@ -244,7 +249,7 @@ class Gallery:
         if self.book is not None:
             guess = self.book.guesses[row, key, sample]
             numbers += [f"looks like: {text(guess)}"] if guess else []
-            found = ((m, self.book.values[m.name][row][i, sample]) for m in self.metrics[:2])
+            found = ((m, self.book.values[m.name][row][i, sample]) for m in self.short)
             numbers += [f"{text(m.title)} {m(float(value))}" for m, value in found if math.isfinite(value)]
         label = f"{row}, sample {sample + 1}: {trial['class_name']}, subject {trial['subject']}"
         data = f'data-row="{text(row)}" data-sample="{sample}"'
