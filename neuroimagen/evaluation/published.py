@@ -17,6 +17,7 @@ class Protocol(NamedTuple):
     split: str = NOT_NOTED
     band: str = NOT_NOTED
     classifier: str = NOT_NOTED
+    inception: str = NOT_NOTED
     n_way: str = NOT_NOTED
     samples: str = NOT_NOTED
 
@@ -37,13 +38,15 @@ PAPER_PROTOCOL = Protocol(
     subjects="six subjects, one model for all",
     split="80/10/10 by image, all subjects of an image in one split (the published split file is about 4:1:1)",
     band=NOT_STATED,
-    classifier="an ImageNet-1k ViT (Dosovitskiy et al. 2020; which size is not stated); IS by Inception-v3",
+    classifier="an ImageNet-1k ViT (Dosovitskiy et al. 2020; which size is not stated)",
+    inception="by Inception-v3, splits not stated",
     n_way="50-way top-1 (number of random draws not stated)",
     samples="not stated (its Figure 3 shows three)",
 )
 QUOTED = PAPER_PROTOCOL._replace(
     split="as in the baseline's own paper: the number is quoted, the baseline was not trained anew",
     classifier=NOT_STATED,
+    inception=NOT_STATED,
     n_way="none: IS only",
     samples=NOT_STATED,
 )
@@ -54,6 +57,7 @@ HEADS = {
     "is": "IS",
     "fid": "FID",
     "ssim": "SSIM",
+    "ssim_425": "SSIM 425 px",
     "pixcorr": "PixCorr",
     "alex2": "AlexNet(2) (%)",
     "alex5": "AlexNet(5) (%)",
@@ -61,8 +65,8 @@ HEADS = {
     "clip": "CLIP (%)",
     "effnet": "EffNet-B",
     "swav": "SwAV",
-    "retrieval_top1": "retrieval top-1 (%)",
-    "retrieval_top5": "retrieval top-5 (%)",
+    "eeg_top1": "EEG to picture top-1 (%)",  # retrieval by the EEG's embedding, not by a reconstruction as ours
+    "eeg_top5": "EEG to picture top-5 (%)",
 }
 
 
@@ -108,7 +112,7 @@ TABLE_3 = {
 def _retrieval(name: str, top1: str, top5: str, source: str, subjects: str = "within subject") -> Published:
     # Concepts of the test set are in no other: the published split of the data set.
     protocol = Protocol(subjects, "the published test set, 200 concepts", n_way="200-way retrieval", samples="none")
-    return Published(name, {"retrieval_top1": top1, "retrieval_top5": top5}, source, THINGS, protocol)
+    return Published(name, {"eeg_top1": top1, "eeg_top5": top5}, source, THINGS, protocol)
 
 
 FOUR = Protocol(subjects="subject 4 only")
@@ -144,7 +148,7 @@ OTHERS = (
         "ATM",
         {
             "pixcorr": "0.160",
-            "ssim": "0.345",
+            "ssim_425": "0.345",
             "alex2": "77.6",
             "alex5": "86.6",
             "inception": "73.4",

@@ -125,7 +125,7 @@ class Table:
             lines += [r"\midrule"] * row.rule + [" & ".join(cells) + r" \\"]
         lines += [r"\bottomrule", r"\end{tabular}"]
         if self.notes:
-            lines += [r"\par\medskip\raggedright\scriptsize", *(_tex(note) for note in self.notes)]
+            lines += [r"\par\medskip\raggedright\scriptsize", *(_tex(note) + r"\par" for note in self.notes)]
         return "\n".join([*lines, r"\end{table}"]) + "\n"
 
     def text(self, notes: bool = True) -> str:

@@ -3,7 +3,6 @@
 from typing import Any
 
 from neuroimagen.evaluation import published
-from neuroimagen.evaluation.metrics import SSIM_SETTINGS
 from neuroimagen.evaluation.scores import ReconstructRun
 
 
@@ -32,15 +31,21 @@ def protocol(run: ReconstructRun, scores: dict[str, Any]) -> list[tuple[str, str
     if scores["simulated"]:
         dataset = f"SIMULATED, in the format of the {dataset}"
     people = f"{scores['subjects']} subject{'s' * (scores['subjects'] != 1)}"
-    settings = scores.get("ssim_settings", SSIM_SETTINGS).removeprefix("SSIM: ")
+    whence = " from the classes of the study" * (scores.get("distractors") == "study")
+    judges = "the classifier and by Inception-v3" if "is_inception" in scores.get("metrics", {}) else "the classifier"
     return [
         ("EEG", f"{dataset}, {people}", f"PerceiveLab's recordings, {paper.subjects}"),
         ("Split", f"{about.get('settings', {}).get('split', 'test')} of {split}", paper.split),
         ("Band", f"{files}; {signal or 'no filter of ours'}", paper.band),
         ("Classifier", scores["classifier"], paper.classifier),
-        ("ACC", f"{scores['n_way']}-way top-{scores['top_k']}, exact over all draws", paper.n_way),
+        ("ACC", f"{scores['n_way']}-way top-{scores['top_k']}, exact over all draws{whence}", paper.n_way),
+        (
+            "IS",
+            f"by {judges}, {scores['inception_splits']} split{'s' * (scores['inception_splits'] != 1)}",
+            paper.inception,
+        ),
         ("Samples", f"{scores['samples']} a trial, all scored", paper.samples),
-        ("SSIM", settings, published.NOT_STATED),
+        ("SSIM", scores["ssim_settings"].removeprefix("SSIM: "), published.NOT_STATED),
     ]
 
 
@@ -50,49 +55,37 @@ def protocol_note(run: ReconstructRun, scores: dict[str, Any]) -> str:
     return f"Protocol, ours against the paper's ({published.PAPER}). {said}"
 
 
-def notes(run: ReconstructRun, scores: dict[str, Any]) -> list[str]:
-    """What has to be said under Tables 1 to 3, the protocol first."""
-    capped = ""
-    if scores["n_way"] < scores["n_way_asked"]:
-        capped = f" ({scores['n_way_asked']} asked, the classifier has {scores['classes']})"
-    truth = scores["truth"]
-    controlled = has_controls(scores)
+def notes(run: ReconstructRun, scores: dict[str, Any], metrics: dict[str, dict[str, Any]]) -> list[str]:
+    """What has to be said under Tables 1 to 3, the protocol first; metrics: their columns (tables.describe)."""
+    truth, heads = scores["truth"], {name: about["head"].removesuffix(" (%)") for name, about in metrics.items()}
     lines = [
         protocol_note(run, scores),
         "I: saliency map. L: meaning learnt from label captions. B: meaning learnt from picture captions"
         + f", here from {scores['captions_source'] or 'an unnamed source'}" * any(uses(row)[0] for row in run.rows)
         + ".",
-        f"ACC: {scores['n_way']}-way top-{scores['top_k']} accuracy{capped}, chance {100 * scores['chance']:.1f} % for "
-        "a guess among all classes of the classifier; truth = what the classifier sees in the ground-truth picture.",
     ]
-    if controlled:
+    lines += [f"{heads[name]}: {about['definition']}" for name, about in metrics.items() if about.get("definition")]
+    if scores["n_way"] < scores["n_way_asked"]:
+        lines.append(f"N: {scores['n_way_asked']} asked, but there are {scores['n_way']} classes to draw from.")
+    by_chance: dict[str, list[str]] = {}
+    for name, about in metrics.items():
+        if about.get("chance") is not None and about.get("chance_of"):
+            by_chance.setdefault(about["chance_of"], []).append(heads[name])
+    if by_chance:
+        said = "; ".join(f"{', '.join(names)}: {of}" for of, names in by_chance.items())
+        lines.append(f"Chance, what needs no EEG: {said}.")
+    if "shuffled" in truth:
         lines.append(
-            "shuffled: what ACC would be if the same reconstructions were dealt out to the trials at random (the exact "
-            "mean over all shuffles; by subject: over that subject's trials). Chance of guessing a class of the study: "
-            f"{100 * truth['shuffled']:.1f} %, what the ground-truth pictures themselves get when so dealt out."
+            f"Guessing in the study: {100 * truth['shuffled']:.1f} %, the ACC of the pictures seen themselves, dealt "
+            "out to the trials at random."
         )
-    if "named_rightly" in truth:
-        lines.append("ACC by label: ACC with the data set's label as the truth.")
+    lines.append("The pictures seen: what the ground-truth pictures themselves get, judged by the same code.")
     lines.append(f"Classifier: {scores['classifier']}.")
     if "named_rightly" in truth:
         lines[-1] += (
             f" It names {100 * truth['named_rightly']:.1f} % of the ground-truth pictures as the data set does."
         )
-    lines.append(
-        f"IS: Inception Score by the same classifier, 1 split; the ground-truth pictures have {truth['is']:.2f}."
-    )
-    lines.append(f"{SSIM_SETTINGS}; mean of the colour channels.")
-    if controlled:
-        lines.append(
-            "SSIM other: the same reconstructions compared with another picture of the test set (fixed pairs); smooth "
-            "pictures score high here too. SSIM gain: SSIM - SSIM other, what is owed to the picture seen."
-        )
-    else:
+    if scores["pictures"] == 1:
         lines.append("shuffled, SSIM other, SSIM gain: not available, as all trials show one and the same picture.")
     lines.append(f"Ranges: {scores['interval'].partition('; ')[0]}.")
     return lines
-
-
-def has_controls(scores: dict[str, Any]) -> bool:
-    """False if the run holds one image only."""
-    return all("ssim_gain" in groups["all"] for groups in scores["rows"].values())

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from neuroimagen.evaluation import published
+from neuroimagen.evaluation.definitions import METRICS
 from neuroimagen.evaluation.scores import FULL, PAPER_ROWS, ReconstructRun, write_atomic
 from neuroimagen.evaluation.table_formats import ABSENT, TICK, Cell, Column, Row, Table
 from neuroimagen.evaluation.table_notes import kind_of_eeg, notes, protocol, split_of, uses
@@ -21,20 +22,17 @@ BASELINES = {  # in the order of the paper's Table 1, and the trainer that makes
     "NeuroVision": "trainers/neurovision.py",
 }
 CONTROLS = ("retrieval", "oracle", "random class")
-MAIN = ("acc", "shuffled", "acc_label", "is", "ssim", "ssim_other", "ssim_gain")  # columns of Tables 1 to 3
+MAIN = (
+    "acc",
+    "shuffled",
+    "acc_label",
+    "is",
+    "is_inception",
+    "ssim",
+    "ssim_other",
+    "ssim_gain",
+)  # columns of Tables 1 to 3
 PLAIN = ("ssim_other",)  # without its interval in these: that of the gain counts
-
-# What a metric is called and how it is written; scores["metrics"] says more and goes first.
-KNOWN: dict[str, dict[str, Any]] = {
-    "acc": {"head": "ACC (%)", "scale": 100, "digits": 1},
-    "shuffled": {"head": "shuffled (%)", "scale": 100, "digits": 1},
-    "acc_label": {"head": "ACC by label (%)", "scale": 100, "digits": 1},
-    "is": {"head": "IS", "scale": 1, "digits": 2},
-    "ssim": {"head": "SSIM", "scale": 1, "digits": 3},
-    "ssim_grey": {"head": "SSIM grey", "scale": 1, "digits": 3},
-    "ssim_other": {"head": "SSIM other", "scale": 1, "digits": 3},
-    "ssim_gain": {"head": "SSIM gain", "scale": 1, "digits": 3},
-}
 
 
 def kind_of_row(run: ReconstructRun, row: str) -> str:
@@ -46,7 +44,10 @@ def kind_of_row(run: ReconstructRun, row: str) -> str:
 
 
 def rows_of_kind(run: ReconstructRun, kind: str) -> list[str]:
-    return [row for row in run.rows if kind_of_row(run, row) == kind]
+    """In the order of the paper's tables, whatever the order in which they were drawn; unknown ones last."""
+    order = (*PAPER_ROWS, *BASELINES, *CONTROLS)
+    found = [row for row in run.rows if kind_of_row(run, row) == kind]
+    return sorted(found, key=lambda row: order.index(row) if row in order else len(order))
 
 
 def full_row(run: ReconstructRun) -> str:
@@ -62,17 +63,13 @@ def subjects(scores: dict[str, Any]) -> list[str]:
 
 
 def describe(scores: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Of each metric head, scale, digits, and where known chance, ceiling, definition; the score book's order."""
-    truth, said = scores["truth"], scores.get("metrics", {})
-    basic: dict[str, dict[str, Any]] = {name: dict(metric) for name, metric in KNOWN.items()}
-    basic["acc"] |= {"chance": scores["chance"], "chance_of": "a guess among all classes of the classifier"}
-    basic["is"] |= {"ceiling": truth["is"]}
-    if "named_rightly" in truth:
-        basic["acc_label"] |= {"chance": scores["chance"], "ceiling": truth["named_rightly"]}
-    found = dict.fromkeys(metric for groups in scores["rows"].values() for metric in groups["all"])
-    names = dict.fromkeys([*said, *(name for name in KNOWN if name in found), *found])
-    plain = {"scale": 1, "digits": 3}
-    return {name: {"head": name, **plain, **basic.get(name, {}), **said.get(name, {})} for name in names}
+    """Of each metric measured its head, scale, digits, better, chance, ceiling, definition (scores["metrics"])."""
+    names = dict.fromkeys(metric for groups in scores["rows"].values() for metric in groups["all"])
+    said = scores.get("metrics", {})
+    basic = {n: {"head": m.head, "scale": m.scale, "digits": m.digits, "better": m.better} for n, m in METRICS.items()}
+    return {
+        name: basic.get(name, {"head": name, "scale": 1, "digits": 3}) | said.get(name, {}) for name in [*said, *names]
+    }
 
 
 def shown(estimate: dict[str, Any] | None, metric: dict[str, Any], ranged: bool = True) -> Cell:
@@ -93,6 +90,7 @@ class _Book:
         self.run, self.scores, self.metrics = run, scores, describe(scores)
         rows = scores["rows"].values()
         self.main = [name for name in MAIN if any(name in groups["all"] for groups in rows)]
+        self.inception = "is_inception" if "is_inception" in self.main else "is"  # the paper's is by Inception-v3
         self.full, self.eeg = full_row(run), kind_of_eeg(scores)
         counts = ", ".join(f"{scores[name]} {name}" for name in ("trials", "pictures", "subjects"))
         self.size = f"{counts}, {scores['samples']} samples each"
@@ -100,10 +98,11 @@ class _Book:
     def columns(self, names: list[str], beside: bool) -> list[Column]:
         """`names`: heads of the leading columns. `beside`: with the paper's numbers."""
         columns = [Column(name) for name in names]
+        own = {"acc": "acc", "ssim": "ssim", self.inception: "is"}  # our column -> what the paper calls the same
         for name in self.main:
             columns.append(Column(self.metrics[name]["head"], name))
-            if beside and name in ("acc", "is", "ssim"):
-                columns.append(Column("paper", name, paper=True))
+            if beside and name in own:
+                columns.append(Column("paper", own[name], paper=True))
         return columns
 
     def cells(
@@ -197,9 +196,8 @@ def _table2(book: _Book) -> Table:
         for name in ("acc", "is", "ssim"):
             values = [float(entry.values[name]) for entry in published.TABLE_2.values()]
             digits = _digits(published.TABLE_2[1].values[name])
-            means.append(
-                f"{KNOWN[name]['head']} {statistics.mean(values):.{digits}f} (SD {statistics.stdev(values):.{digits}f})"
-            )
+            mean, sd = (f"{of(values):.{digits}f}" for of in (statistics.mean, statistics.stdev))
+            means.append(f"{published.HEADS[name]} {mean} (SD {sd})")
         why = "these subjects are simulated" if scores["simulated"] else "these are other subjects or another row"
         notes.append(
             f"The paper's Table 2 is not set beside this one: its rows are six certain persons, {why}. "
@@ -251,7 +249,8 @@ def _metrics_table(book: _Book) -> Table:
             found = [block.get(name, {}).get("all", {}).get(metric) for name in names]
             if not any(found):
                 continue
-            ends = [Cell()] * 2 if prefix else [shown({"value": about.get(k)}, about) for k in ("chance", "ceiling")]
+            known = ("chance_best_of_n", "") if prefix else ("chance", "ceiling")
+            ends = [shown({"value": about[k]}, about) if about.get(k) is not None else Cell() for k in known]
             cells = [Cell(prefix + about["head"]), Cell(about.get("better") or ""), *(shown(e, about) for e in found)]
             rows.append(Row([*cells, *ends], rule=first))
             first = False
@@ -266,7 +265,7 @@ def _metrics_table(book: _Book) -> Table:
 
 def _unavailable(book: _Book) -> list[str]:
     unavailable = book.scores.get("unavailable", {})
-    return [f"{book.metrics.get(name, {}).get('head', name)}: {why}" for name, why in unavailable.items()]
+    return [f"{METRICS[name].head if name in METRICS else name}: {why}" for name, why in unavailable.items()]
 
 
 def _published_table(book: _Book) -> list[Table]:
@@ -279,7 +278,7 @@ def _published_table(book: _Book) -> list[Table]:
     columns = [Column("Work"), *(Column(metrics[name]["head"], name) for name in names)]
     columns += [Column(head) for head in ("Subjects", "Split", "N", "Source")]
     found = scores["rows"][book.full]["all"]
-    ours = [shown(found.get(name), metrics[name]) for name in names]
+    ours = [shown(found.get(book.inception if name == "is" else name), metrics[name]) for name in names]
     split, n_way = split_of(book.run)[0], f"{scores['n_way']}-way top-{scores['top_k']}"
     told = [Cell(text) for text in (f"{scores['subjects']}, {book.eeg}", split, n_way, "this run")]
     rows = [Row([Cell(f"NeuroImagen ({book.full})"), *ours, *told], "full")]
@@ -311,7 +310,7 @@ def absent(run: ReconstructRun, scores: dict[str, Any]) -> dict[str, str]:
 def build(run: ReconstructRun, scores: dict[str, Any]) -> list[Table]:
     """Tables 1, 2 (if there are several subjects), 3, all metrics, what else is published on the data set, protocol."""
     book, lacking = _Book(run, scores), absent(run, scores)
-    first, *others = notes(run, scores)
+    first, *others = notes(run, scores, {name: book.metrics[name] for name in book.main})
     tables = [_table1(book), *([] if "table2" in lacking else [_table2(book)]), _table3(book)]
     for table in tables:
         table.notes += others

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neuroimagen.evaluation.metrics import (
-    bootstrap_mean,
+    bootstrap_means,
     inception_score,
     n_way_accuracy,
     shuffled_accuracy,
@@ -152,6 +152,10 @@ def test_ssim_is_wang_2004_with_the_named_settings(grey):
         if grey:
             u, v = (np.tensordot([0.299, 0.587, 0.114], z, 1)[None] for z in (u, v))
         assert value == pytest.approx(np.mean([reference(*pair) for pair in zip(u, v, strict=True)]), abs=1e-4)
+
+
+def bootstrap_mean(values, units):
+    return bootstrap_means(np.asarray(values)[:, None], units)[0]
 
 
 def test_bootstrap_resamples_pictures_not_reconstructions():

@@ -41,7 +41,13 @@ def by_hand(run, **changes):
     """What `neuroimagen evaluate` might have found: subject 1 is 0.1 worse than all, subject 2 as much better."""
     groups = {"all": 0, **{f"subject {s}": 0.2 * (s - 1.5) for s in sorted({t["subject"] for t in run.trials})}}
     return {
-        "version": 2,
+        "version": 3,
+        "metrics": {
+            "acc": {"chance": 0.25, "chance_of": "a guess", "ceiling": None, "definition": "4-way top-1 accuracy."},
+            "is": {"chance": None, "chance_of": "one picture", "ceiling": 3.5, "definition": "Inception Score."},
+        },
+        "ssim_settings": "SSIM: sigma 1.5",
+        "inception_splits": 1,
         "simulated": run.about["simulated"],
         "dataset": run.about["manifest"]["dataset"],
         "trials": len(run.trials),
@@ -104,6 +110,10 @@ def test_table_1(run):
     assert [row.kind for row in table.rows][3:] == ["full", "control", "control", "chance", "chance", "ceiling"]
     assert [i for i, row in enumerate(table.rows) if row.rule] == [4, 6]
     assert "Brain2Image: a Brain2Image of the test." in table.notes
+    drawn = dataclasses.replace(run, rows=run.rows[::-1])  # the order of drawing is not that of the table
+    assert [texts(row)[0] for row in tables.build(drawn, by_hand(drawn))[0].rows] == [
+        texts(row)[0] for row in table.rows
+    ]
 
 
 def test_protocol_is_said_under_every_table(run):
@@ -116,11 +126,21 @@ def test_protocol_is_said_under_every_table(run):
             "Band: files not noted; no filter of ours (paper: not stated).",
             "Classifier: the colour test (paper: an ImageNet-1k ViT",
             "ACC: 4-way top-1, exact over all draws (paper: 50-way top-1",
+            "IS: by the classifier, 1 split (paper: by Inception-v3",
             "Samples: 2 a trial, all scored (paper: ",
             "sigma 1.5",
         ):
             assert part in said
-    assert [texts(row)[0] for row in protocol.rows] == ["EEG", "Split", "Band", "Classifier", "ACC", "Samples", "SSIM"]
+    assert [texts(row)[0] for row in protocol.rows] == [
+        "EEG",
+        "Split",
+        "Band",
+        "Classifier",
+        "ACC",
+        "IS",
+        "Samples",
+        "SSIM",
+    ]
     about = {**run.about, "eeg_files": ["eeg_5_95_std.pth"]}
     about["manifest"] = {**about["manifest"], "protocol": "by image; signal: band 1-40 Hz, z-scored"}
     other = dataclasses.replace(run, about=about)
@@ -187,10 +207,18 @@ def test_table_3(small):
 
 
 def version_3(run):
-    lpips = {"head": "LPIPS", "scale": 1, "digits": 2, "better": "lower", "chance": 0.9, "ceiling": 0.0}
-    about = {"acc": {"head": "ACC (%)", "scale": 100, "digits": 1, "better": "higher", "chance": 0.25, "ceiling": 1.0}}
-    about |= {"lpips": lpips | {"definition": "A distance."}, "clip": {"head": "CLIP (%)", "scale": 100, "digits": 1}}
-    scores = by_hand(run, version=3, metrics=about)
+    lpips = {
+        "head": "LPIPS",
+        "scale": 1,
+        "digits": 2,
+        "better": "lower",
+        "chance": 0.9,
+        "ceiling": 0.0,
+        "chance_of": "another",
+    }
+    about = {"acc": {"chance": 0.25, "ceiling": 1.0, "chance_best_of_n": 0.4375}}
+    about |= {"lpips": lpips | {"definition": "A distance."}}
+    scores = by_hand(run, metrics=about)
     for groups in scores["rows"].values():
         groups["all"]["lpips"] = {"value": 0.456, "low": 0.4, "high": 0.5, "n": 6}
     scores["best_of_n"] = {row: {"all": {"acc": found(0.9)["acc"]}} for row in run.rows}
@@ -205,13 +233,37 @@ def test_all_metrics(run):
     lines = {texts(row)[0]: texts(row) for row in table.rows}
     assert lines["LPIPS"] == ["LPIPS", "lower", *["0.46 [0.40, 0.50]"] * 10, "0.90", "0.00"]
     assert lines["ACC (%)"][6] == "70.0 [66.0, 75.0]" and lines["ACC (%)"][-2:] == ["25.0", "100.0"]
-    assert lines["SSIM grey"][1:3] == ["", "0.250 [0.200, 0.300]"]
+    assert lines["SSIM grey"][1:3] == ["higher", "0.250 [0.200, 0.300]"] and lines["SSIM grey"][-2:] == ["", ""]
+    assert lines["best of 2: ACC (%)"][-2:] == ["43.8", ""]  # 1 - (1 - 0.25) ** 2
     assert lines["best of 2: ACC (%)"][6] == "90.0 [86.0, 95.0]" and "CLIP (%)" not in lines
     (rule,) = [i for i, row in enumerate(table.rows) if row.rule]
     assert texts(table.rows[rule])[0] == "best of 2: ACC (%)"
     for note in ("LPIPS: A distance.", "CLIP (%): not available: no weights; give weights=DIR"):
         assert note in table.notes
     assert "CLIP (%): not available: no weights; give weights=DIR" in tables.format_tables(run, scores)
+
+
+def test_the_papers_inception_score_stands_beside_that_of_its_network(run):
+    scores = by_hand(run)
+    for groups in scores["rows"].values():
+        for metrics in groups.values():
+            metrics["is_inception"] = {"value": 7.125, "low": 6, "high": 8, "n": 6}
+    found = named(tables.build(run, scores))
+    at = found["table1"].head.index("IS (Inception)")
+    assert found["table1"].head[at - 1 : at + 2] == ["IS", "IS (Inception)", "paper"]
+    assert texts(found["table1"].rows[3])[at - 1 : at + 2] == ["2.35", "7.12 [6.00, 8.00]", "33.50"]
+    assert texts(found["published"].rows[0])[2] == "7.12 [6.00, 8.00]"
+
+
+def test_some_metrics_alone(run):
+    scores = by_hand(run, truth={}, metrics={})
+    for groups in scores["rows"].values():
+        for group in groups:
+            groups[group] = {"ssim": groups[group]["ssim"]}
+    found = named(tables.build(run, scores))
+    assert found["table2"].head == ["Subject", "SSIM"] and found["table3"].head[5:] == ["SSIM", "paper"]
+    assert [texts(row)[0] for row in found["table1"].rows][-1] == "control: random class"
+    assert "nan" not in tables.format_tables(run, scores)
 
 
 def test_published(run):
@@ -223,6 +275,7 @@ def test_published(run):
     assert "ATM" not in lines and "published" not in named(tables.build(run, by_hand(run, dataset="mine")))
     things = named(tables.build(run, by_hand(run, dataset="things_eeg2")))["published"]
     assert {"ATM", "NICE"} <= {texts(row)[0] for row in things.rows} and "GWIT" not in things.text()
+    assert texts(things.rows[0])[1] == "–"  # SSIM of the suite's settings is not ours
 
 
 def test_published_numbers_are_numbers_with_a_source():
