@@ -96,11 +96,11 @@ class Page:
         for line in spaced(full.lines, self.config.ablation):
             seen = [picture for picture in line.pictures if picture.path.parent.name in ("truth", "maps")]
             key, rows = seen[0].path.stem, []
-            for row in self.run.rows:
+            for row in self.gallery.rows:
                 path = self.run.image(row, key, 0)
                 rows.append(figures.Picture(path, f"{row}, sample 1: {line.name}, {line.below}, trial {key}"))
             lines.append(line._replace(pictures=[*seen, *rows]))
-        heads = [*full.heads[: len(lines[0].pictures) - len(self.run.rows)], *self.run.rows]
+        heads = [*full.heads[: len(lines[0].pictures) - len(self.gallery.rows)], *self.gallery.rows]
         shown = f"{len(lines)} of the trials of Figure 3, evenly spaced; the first sample of each row."
         figure = figures.Figure("rows", "Every row of this run", shown, heads, lines)
         return (
@@ -112,7 +112,7 @@ class Page:
     def ways(self) -> str:
         """What each row of the run is."""
         lines = []
-        for row in self.run.rows:
+        for row in self.gallery.rows:
             mark = ' class="full"' if row == self.full else ""
             said = f"<td>{text(self.gallery.kinds[row])}</td><td>{text(self.meaning(row))}</td>"
             lines.append(f'<tr{mark}><th scope="row">{text(row)}</th>{said}</tr>')

@@ -15,9 +15,10 @@ import numpy as np
 from PIL import Image
 
 from neuroimagen.evaluation.scores import ReconstructRun
+from neuroimagen.evaluation.tables import kind_of_row, rows_of_kind
 
 FIXED = ("row", "key", "sample", "subject", "label", "class_name", "image", "seen", "guess")  # of picture_scores.csv
-KINDS = {"paper": "Rows of the paper", "control": "Controls", "baseline": "Baselines"}
+KINDS = {"paper": "Rows of the paper", "baseline": "Baselines", "control": "Controls"}
 SEED = 0  # of the order called random
 
 
@@ -221,8 +222,9 @@ class Gallery:
         self.more = spaced(rest, max(0, limit - len(shown))) if limit > len(shown) else []
         self.shown = [*sorted(shown), *self.more]
         self.seen = "seen" if run.pictures_known else "category seen"
-        kinds = {row["name"]: row for row in run.about["rows"]}
-        self.kinds = {row: kinds.get(row, {}).get("kind") or "paper" for row in run.rows}
+        self.kinds = {row: kind_of_row(run, row) for row in run.rows}
+        known = [row for kind in KINDS for row in rows_of_kind(run, kind)]
+        self.rows = [*known, *(row for row in run.rows if row not in known)]
 
     def scores_of(self, trial: dict[str, Any], i: int) -> str:
         """Table of this trial's scores: a line a row, mean over the samples."""
@@ -230,7 +232,7 @@ class Gallery:
             return ""
         heads = "".join(f'<th scope="col">{text(m.title)}</th>' for m in self.metrics)
         lines = []
-        for row in self.run.rows:
+        for row in self.rows:
             cells = "".join(f"<td>{m(float(self.book.means[m.name][row][i]), False)}</td>" for m in self.metrics)
             lines.append(f'<tr><th scope="row">{text(row)}</th>{cells}</tr>')
         for name in ("chance", "ceiling"):
@@ -274,7 +276,7 @@ class Gallery:
                 f"<figure>{img}<figcaption><b>saliency map</b><small>before diffusion</small></figcaption></figure>"
             )
         inside += [self.picture(pictures, trial, i, self.full, s) for s in range(min(3, self.run.samples))]
-        inside += [self.picture(pictures, trial, i, row, 0) for row in self.run.rows if row != self.full]
+        inside += [self.picture(pictures, trial, i, row, 0) for row in self.rows if row != self.full]
         truth = pictures.img(self.run.truth(key), f"{self.seen}: {who}")
         drawn = pictures.img(self.run.image(self.full, key, 0), f"{self.full}, sample 1: {who}", "data-drawn")
         return (
@@ -332,7 +334,7 @@ class Gallery:
         classes = sorted({(trial["label"], trial["class_name"]) for trial in trials}, key=lambda c: c[1].lower())
         rows = ""
         for kind, name in KINDS.items():
-            inside = [(row, row) for row in self.run.rows if self.kinds[row] == kind]
+            inside = [(row, row) for row in self.rows if self.kinds[row] == kind]
             rows += f'<optgroup label="{name}">{options(inside)}</optgroup>' if inside else ""
         fields = [select("order", "Order", options(orders, "groups: best, median, worst, random"))]
         if self.main:
