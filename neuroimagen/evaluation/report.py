@@ -19,7 +19,7 @@ from neuroimagen.config import option
 from neuroimagen.evaluation import figures, tables
 from neuroimagen.evaluation import scores as scoring
 from neuroimagen.evaluation.report_charts import bars, confusions, legend
-from neuroimagen.evaluation.report_gallery import Gallery, Metric, Pictures, read_picture_scores, spaced, text
+from neuroimagen.evaluation.report_gallery import Gallery, Metric, Pictures, define, read_picture_scores, spaced, text
 from neuroimagen.evaluation.scores import ReconstructRun
 
 BUDGET = 6_500_000  # characters of inlined pictures; the page stays below 8 MB
@@ -131,14 +131,7 @@ class Page:
         return " + ".join(parts) or ("nothing decoded" if self.gallery.kinds[row] == "paper" else "")
 
     def define(self, metric: str, head: str) -> str:
-        """A column head that tells, on a click, what the metric is; head: HTML."""
-        if metric not in self.metrics:
-            return head
-        return f'<button type="button" class="def" popovertarget="def-{self.ids[metric]}">{head}</button>'
-
-    @property
-    def ids(self) -> dict[str, int]:
-        return {name: number for number, name in enumerate(self.metrics)}
+        return define(self.gallery.numbers.get(metric), head)
 
     def tables(self) -> str:
         parts, said = [], []
@@ -211,10 +204,9 @@ class Page:
             lines += [f"<small>{text(m.source)}</small>"] if m.source else []
             said = "".join(lines) or "<p>See the notes to the tables.</p>"
             items.append(f"<dt>{text(m.title)}</dt><dd>{said}</dd>")
-            close = (
-                f'<button type="button" popovertarget="def-{self.ids[name]}" popovertargetaction="hide">Close</button>'
-            )
-            popups.append(f'<div popover id="def-{self.ids[name]}"><h4>{text(m.title)}</h4>{said}{close}</div>')
+            ident = f"def-{self.gallery.numbers[name]}"
+            close = f'<button type="button" popovertarget="{ident}" popovertargetaction="hide">Close</button>'
+            popups.append(f'<div popover id="{ident}"><h4>{text(m.title)}</h4>{said}{close}</div>')
         missing = ""
         if self.scores.get("unavailable"):
             lacking = ""

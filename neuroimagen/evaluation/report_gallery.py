@@ -32,6 +32,13 @@ def spaced(items: list[Any], n: int) -> list[Any]:
     return items if len(items) <= n else [items[i * len(items) // n] for i in range(n)]
 
 
+def define(number: int | None, head: str) -> str:
+    """A column head that tells, on a click, what the metric is; head: HTML. None: a metric without a definition."""
+    if number is None:
+        return head
+    return f'<button type="button" class="def" popovertarget="def-{number}">{head}</button>'
+
+
 class Metric(NamedTuple):
     """What the page knows of a metric (scores["metrics"]); None and "" where the scores do not say."""
 
@@ -211,6 +218,7 @@ class Gallery:
         limit: int,
     ) -> None:
         self.run, self.book, self.full = run, book, full
+        self.numbers = {name: number for number, name in enumerate(metrics)}  # of the definitions
         self.metrics = [metrics.get(name, Metric(name, name)) for name in book.values] if book else []
         self.metrics.sort(key=lambda m: list(metrics).index(m.name) if m.name in metrics else len(metrics))
         self.groups, self.rule = choose(run, book, metrics, full, each)
@@ -230,7 +238,7 @@ class Gallery:
         """Table of this trial's scores: a line a row, mean over the samples."""
         if self.book is None or not self.metrics:
             return ""
-        heads = "".join(f'<th scope="col">{text(m.title)}</th>' for m in self.metrics)
+        heads = "".join(f'<th scope="col">{define(self.numbers.get(m.name), text(m.head))}</th>' for m in self.metrics)
         lines = []
         for row in self.rows:
             cells = "".join(f"<td>{m(float(self.book.means[m.name][row][i]), False)}</td>" for m in self.metrics)
