@@ -30,7 +30,6 @@ from neuroimagen.reconstruction.reconstructor import Reconstructor, noise_seed
 EMBEDDED = Path(__file__).parents[1] / "neuroimagen/embedded/diffusion"
 SETTINGS = {"samples": 3, "strength": 0.7, "guidance_scale": 4.0, "num_inference_steps": 12}  # configs/demo.yaml
 PEER_STEPS = 100  # of DDIM or PLMS, as published code has it
-OURS = {"scheduler": "dpm++", "num_inference_steps": 6}  # what docs/reconstruct.md recommends for the embedded model
 
 
 def draw_by_diffusers(directory: str, settings: dict[str, Any], at_once: int):
@@ -216,9 +215,8 @@ def quality(folder: Path, rounds: int) -> str:
     steps = {"dpm++": (6, 12), "unipc": (6,)}
     for scheduler, counts in steps.items():
         for n in counts:
-            chosen = {"scheduler": scheduler, "num_inference_steps": n}
-            name = f"ours, {scheduler}, {n} steps" + (" (recommended)" if chosen == OURS else "")
-            sides.append(side(name, draw_by_us, 8, **chosen))
+            told = {"scheduler": scheduler, "num_inference_steps": n}
+            sides.append(side(f"ours, {scheduler}, {n} steps", draw_by_us, 8, **told))
     drawn: dict[str, list[np.ndarray]] = {side.name: [] for side in sides}
     for each in sides:
         each.draw(embeds[:1], maps[:1], keys[:1], measured=False)
