@@ -1,6 +1,6 @@
 """Rows that measure what decoding adds: pictures made without a brain, by the oracle, or without a generative model.
 
-oracle        the diffusion model is told the class that was seen: no decoder of labels can do better
+oracle        the diffusion model is told the class that was seen: no decoder of labels can do better with it
 random class  it is told a class of the study drawn at random, without a look at what was seen
 retrieval     no diffusion: the training picture whose EEG is decoded to the most similar embedding
 baselines     other networks from EEG to pictures (neuroimagen/baselines), drawn here with noise of our own

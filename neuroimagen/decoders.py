@@ -49,7 +49,7 @@ ROWS = {
     "B+I": Row("paper", "meaning learnt from picture captions, and the saliency map", "blip", map=True),
     "L+I": Row("paper", "meaning learnt from label captions, and the saliency map", "label", map=True),
     "none": Row("paper", "the diffusion model, told nothing"),
-    "oracle": Row("control", "the diffusion model, told the true class: the ceiling of label decoding", "oracle"),
+    "oracle": Row("control", "the diffusion model, told the true class: its ceiling for label decoding", "oracle"),
     "random class": Row("control", "the diffusion model, told a class of the study drawn at random", "random class"),
     "retrieval": Row("control", "the training picture nearest in the decoded embedding", by="retrieval"),
     "Brain2Image": Row("baseline", "conditional GAN on EEG features (Kavasidis et al. 2017)", by="brain2image"),
