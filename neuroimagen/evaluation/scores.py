@@ -343,8 +343,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         write_atomic(run.path / "scores.csv", to_csv(scores))
         write_atomic(run.path / "picture_scores.csv", book.pictures_csv())
         print(format_tables(scores))
-        for name, why in scores["unavailable"].items():
-            print(f"{name}: {why}")
+        for why in dict.fromkeys(scores["unavailable"].values()):
+            print(f"{', '.join(name for name, said in scores['unavailable'].items() if said == why)}: {why}")
     if accelerator:
         leave_process_group()
     return scores
