@@ -21,13 +21,13 @@ OFFLINE = [name for name in METRICS if not name.startswith(("clip", "alex", "inc
 
 
 def by_strongest(classes=CLASSES[:3]):
-    """A classifier that sees the strongest of red, green and blue, then yellow; its features are the mean colour."""
+    """A classifier that sees the strongest of red, green and blue, last a class of no colour; its features are the mean colour."""
 
     def both(images):
         colour = images.mean((2, 3))
-        return torch.cat([20 * colour, -9 + 0 * colour[:, :1]], 1), colour
+        return torch.cat([-9 + 0 * colour[:, :1], 20 * colour], 1), colour
 
-    names = [*classes, CLASSES[39]]
+    names = [CLASSES[39], *classes]
     wnids = [c.wnid for c in names]
     return Classifier("flat", "flat", [c.name for c in names], wnids, torch.device("cpu"), lambda x: both(x)[0], both)
 
