@@ -21,7 +21,7 @@ OFFLINE = [name for name in METRICS if not name.startswith(("clip", "alex", "inc
 
 
 def by_strongest(classes=CLASSES[:3]):
-    """A classifier that sees the strongest of red, green and blue, last a class of no colour; its features are the mean colour."""
+    """A classifier that sees the strongest of red, green and blue; its features are the mean colour."""
 
     def both(images):
         colour = images.mean((2, 3))
