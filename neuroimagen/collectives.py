@@ -22,15 +22,6 @@ class _Gather(torch.autograd.Function):
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 
-def world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def gather_rows(rows: torch.Tensor) -> torch.Tensor:
-    """(n, ...) on each of w processes -> (w * n, ...), differentiable. Collective: every rank, equal n."""
-    return _Gather.apply(rows) if world_size() > 1 else rows
-
-
 def gather_objects(item: Any) -> list[Any]:
     """`item` of each process, in rank order; they come from our own processes. Collective: every rank."""
     if world_size() == 1:
@@ -38,3 +29,12 @@ def gather_objects(item: Any) -> list[Any]:
     items: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(items, item)
     return items
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """(n, ...) on each of w processes -> (w * n, ...), differentiable. Collective: every rank, equal n."""
+    return _Gather.apply(rows) if world_size() > 1 else rows
