@@ -112,7 +112,7 @@ class ScoreBook:
             self.unavailable |= {name: few for name in RANKED if name.endswith("top5")}
         if self.measured.gallery < 4:
             few = f"not available: {self.measured.gallery} different ground-truth pictures, a distance of sets needs 4"
-            self.unavailable |= {name: few for name in (*FRECHET, *KERNEL) if name not in self.unavailable}
+            self.unavailable |= {name: few for name in (*FRECHET, *KERNEL) if self.wants(name)}
         # The truth of ACC, for the classifier or among the study's classes
         self.seen = self.among(self.measured.of("probabilities", "truth")).argmax(1)
         self.values = {row: self._values(row) for row in self.measured.numbers}

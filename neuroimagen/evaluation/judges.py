@@ -89,5 +89,6 @@ def load_judges(
             else:
                 pairs.append(_lpips(load_lpips(device, where)))
         except NotAvailable as error:
-            unavailable |= {metric: f"not available: {error}" for metric in needing}
+            why = str(error).replace(" is not available: ", ": ", 1)
+            unavailable |= {metric: f"not available: {why}" for metric in needing if wants(metric)}
     return judges, pairs, unavailable

@@ -265,7 +265,11 @@ def _metrics_table(book: _Book) -> Table:
 
 def _unavailable(book: _Book) -> list[str]:
     unavailable = book.scores.get("unavailable", {})
-    return [f"{METRICS[name].head if name in METRICS else name}: {why}" for name, why in unavailable.items()]
+    heads = {name: METRICS[name].head if name in METRICS else name for name in unavailable}
+    return [
+        f"{', '.join(heads[name] for name, said in unavailable.items() if said == why)}: {why}"
+        for why in dict.fromkeys(unavailable.values())
+    ]
 
 
 def _published_table(book: _Book) -> list[Table]:

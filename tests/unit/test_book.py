@@ -21,13 +21,13 @@ OFFLINE = [name for name in METRICS if not name.startswith(("clip", "alex", "inc
 
 
 def by_strongest(classes=CLASSES[:3]):
-    """A classifier that sees the strongest of red, green and blue, then yellow; its features are the mean colour."""
+    """A classifier that sees the strongest of red, green and blue; its features are the mean colour."""
 
     def both(images):
         colour = images.mean((2, 3))
-        return torch.cat([20 * colour, -9 + 0 * colour[:, :1]], 1), colour
+        return torch.cat([-9 + 0 * colour[:, :1], 20 * colour], 1), colour
 
-    names = [*classes, CLASSES[39]]
+    names = [CLASSES[39], *classes]
     wnids = [c.wnid for c in names]
     return Classifier("flat", "flat", [c.name for c in names], wnids, torch.device("cpu"), lambda x: both(x)[0], both)
 
@@ -115,7 +115,8 @@ def test_distractors_of_the_study(run):
     """Three classes of the classifier's four are the study's: N is capped there, and the fourth is never right."""
     book = score(run, by_strongest(), 50, 1, distractors="study")
     assert (book["n_way"], book["chance"], book["distractors"]) == (3, pytest.approx(1 / 3), "study")
-    assert score(run, by_strongest(), 50, 1)["n_way"] == 4
+    whole = score(run, by_strongest(), 50, 1)
+    assert whole["n_way"] == 4 and whole["rows"]["L"]["all"]["acc_label"]["value"] == pytest.approx((1 / 3 + 1) / 2)
     assert book["rows"]["L"]["all"]["acc_label"]["value"] == pytest.approx((1 / 3 + 1) / 2)
     with pytest.raises(ValueError, match="distractors=study, but the classifier does not know 3 of the data set"):
         score(run, colours(CLASSES[10:14]), 3, 1, distractors="study")
@@ -125,14 +126,42 @@ def test_distractors_of_the_study(run):
 def test_what_is_not_at_hand_is_said_once(run, monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("neuroimagen.evaluation.scores.load_classifier", lambda *_: by_strongest())
-    wanted = ["alex2", "effnet", "fid", "lpips"]
+    wanted = ["alex2", "alex5", "effnet", "lpips"]
     scores = evaluate(EvaluateConfig(run=str(run.path), n_way=3, device="cpu", metrics=wanted))
     printed = capsys.readouterr().out
     assert set(scores["unavailable"]) == set(wanted)
     for name in wanted:
         assert scores["unavailable"][name].startswith("not available: ")
-        assert printed.count(f"\n{name}: not available") == 1
+        assert printed.count(scores["unavailable"][name]) == 1
+    assert "\nalex2, alex5: not available: alexnet (" in printed
     assert "wget https://" in scores["unavailable"]["alex2"] and "16 px" in scores["unavailable"]["lpips"]
+
+
+def test_every_network_reaches_its_metrics(run, monkeypatch):
+    """All see mean colours. Orange correlates with red by cos 30 degrees, with green by 0, with blue by -cos 30."""
+
+    class Colours:
+        def __init__(self, name, *_):
+            self.layers = {"alexnet": ("alex2", "alex5"), "fid": ("fid", "logits")}.get(name, (name,))
+
+        def features(self, images):
+            colour = images.mean((2, 3))
+            return {layer: 60 * colour if layer == "logits" else colour for layer in self.layers}
+
+    monkeypatch.setattr("neuroimagen.evaluation.judges.load_network", Colours)
+    monkeypatch.setattr("neuroimagen.evaluation.judges._where", lambda *_: None)
+    wanted = ["alex2", "alex5", "inception", "clip", "clip_top1", "effnet", "swav", "fid", "kid", "is_inception"]
+    found = score(run, by_strongest(), 3, 1, metrics=wanted)
+    row, said = found["rows"]["L"]["all"], found["metrics"]
+    for name in ("alex2", "alex5", "inception", "clip"):
+        assert row[name]["value"] == pytest.approx(0.75) and said[name]["ceiling"] == 1
+    assert row["clip_top1"]["value"] == pytest.approx((1 / 3 + 1) / 2)
+    for name in ("effnet", "swav"):
+        assert row[name]["value"] == pytest.approx((1 - (3**0.5 / 2 + 0 - 3**0.5 / 2) / 3) / 2, abs=1e-3)
+        assert found["rows"]["L"][f"class {CLASSES[0].name}"][name]["value"] == pytest.approx((1 - 0.866) / 2, abs=2e-3)
+        assert said[name]["ceiling"] == pytest.approx(0, abs=1e-6) and said[name]["chance"] == pytest.approx(1.5)
+    assert said["is_inception"]["ceiling"] == pytest.approx(3) and row["is_inception"]["value"] < 2.5
+    assert "needs 4" in found["unavailable"]["fid"] and "needs 4" in found["unavailable"]["kid"]
 
 
 def test_mistakes(run):
