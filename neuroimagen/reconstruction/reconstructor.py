@@ -13,8 +13,8 @@ difference: a map is encoded once, whatever the number of samples and rows that 
 directory or hub model of their layout works (pipelines.py): Stable Diffusion, or a small model of one's own.
 
 A picture depends on (seed, key, sample number) and the inputs, on nothing else: one CPU generator a picture draws its
-noise. Two rows of an ablation that differ in inputs only share their noise. (A batch of another size may change the
-last bits of a float, see docs/reconstruct.md; a batch of the same size in another order does not.)
+noise. Two rows of an ablation that differ in inputs only share their noise. (A batch of another size, or another number
+of threads, may change the last bits of a float: docs/reconstruct.md.)
 """
 
 import dataclasses

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from reconstruct_run import ROWS, make_run
@@ -23,18 +22,13 @@ def run(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("run") / "run", classes=3, rows={row: ROWS[row] for row in ("I", "L")})
 
 
-def test_two_processes_equal_one(run, start, tmp_path):
+def test_two_processes_equal_one(run, start, tmp_path, one_thread):
     one, two = (shutil.copytree(run, tmp_path / name) for name in ("one", "two"))
     command = ["-m", "neuroimagen.cli", "evaluate", str(two), "classifier=embedded", "device=cpu", "batch_size=5"]
     processes = start([*command, f"metrics=[{','.join(METRICS)}]"], 2)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the two processes
-    try:
-        evaluate(EvaluateConfig(run=str(one), classifier="embedded", device="cpu", batch_size=5, metrics=METRICS))
-    finally:
-        torch.set_num_threads(threads)
+    evaluate(EvaluateConfig(run=str(one), classifier="embedded", device="cpu", batch_size=5, metrics=METRICS))
     assert processes.wait() == [0, 0], processes.log.read_text()
-    assert processes.log.read_text().count("Table 3, ablation") == 1
+    assert processes.log.read_text().count("Table 3. Ablation") == 1
     for name in FILES:
         wanted, found = ((path / name).read_text() for path in (one, two))
         assert found == wanted.replace(str(one), str(two)), name

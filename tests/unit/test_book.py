@@ -133,7 +133,8 @@ def test_what_is_not_at_hand_is_said_once(run, monkeypatch, capsys, tmp_path):
     for name in wanted:
         assert scores["unavailable"][name].startswith("not available: ")
         assert printed.count(scores["unavailable"][name]) == 1
-    assert "\nalex2, alex5: not available: alexnet (" in printed
+    heads = f"\n{METRICS['alex2'].head}, {METRICS['alex5'].head}: not available: alexnet ("
+    assert heads in printed
     assert "wget https://" in scores["unavailable"]["alex2"] and "16 px" in scores["unavailable"]["lpips"]
 
 

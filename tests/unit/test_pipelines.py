@@ -103,7 +103,7 @@ def test_the_pooled_embedding_of_xl_is_that_of_no_caption_unless_given(directori
 
 
 @pytest.mark.parametrize("name", [name for name in SCHEDULERS if name != "lcm"])
-def test_a_scheduler_keeps_what_the_model_was_trained_with(directories, name):
+def test_a_scheduler_keeps_what_the_model_was_trained_with(directories, name, one_thread):
     own = load_pipeline(str(directories["zero"])).scheduler.config
     if name == "pndm":  # it has no zero terminal SNR and would draw with another noise schedule
         with pytest.raises(ValueError, match="scheduler=pndm knows no rescale_betas_zero_snr=True"):
