@@ -13,7 +13,7 @@ demo: $(VENV)/demo-ready  ## simulate, shard, train, reconstruct, score; SNR=0 R
 	bash launch/demo.sh $(RUNS) $(if $(SNR),snr=$(SNR))
 
 test: $(VENV)/test-ready  ## everything that runs on a CPU
-	python -m pytest -n 2 --dist loadfile --durations 15
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --durations 15
 
 test-kills: $(VENV)/test-ready  ## twenty random kills, each followed by the same command
 	python -m pytest tests/processes/test_faults.py -k random_kills --kills 20 --timeout 3000 -s

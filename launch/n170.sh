@@ -28,7 +28,7 @@ sample_semantics: {seed: $seed, pipeline: $runs/diffusion/model}
 reconstruct: {seed: $seed, pipeline: $runs/diffusion/model}
 evaluate: {classifier: $runs/classifier}
 YAML
-CAPTIONS=none bash launch/paper.sh "$study" configs/n170.yaml "$study"/study.yaml
+CAPTIONS=none BASELINES= bash launch/paper.sh "$study" configs/n170.yaml "$study"/study.yaml
 
 # Averages of ten test trials of one category, through the decoders trained on single trials.
 neuroimagen shards $overlay config="$study"/study.yaml average=10 out="$study"/shards10

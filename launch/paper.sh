@@ -11,22 +11,33 @@
 # OVERLAY   what differs from configs/<stage>.yaml: at least the study (`shards:` section) and the pipeline
 #
 # Environment: CAPTIONS captions file for the B rows (default: RUNS/captions.jsonl, made with BLIP if it is not there);
-#                       "none" if the overlay's `reconstruct: rows` name no B
+#                       "none": no B rows
+#              BASELINES which of the paper's baselines to train and draw beside it (default: all three, "brain2image
+#                       brain2image_vae neurovision"); "": none
 # and with local:
 #              LAUNCH   how to start a trainer (default: accelerate launch --config_file launch/one_process.yaml)
-#              SALIENCY_LAUNCH, RECONSTRUCT_LAUNCH  how to start pixel_saliency.py and reconstruct.py, if otherwise (they run
-#                       without DeepSpeed: with LAUNCH="... launch/zero2.yaml" give both "... launch/one_node.yaml")
-#              SIDE_BY_SIDE=1 trains the two branches (1a -> 1b, 2) at the same time, for machines with room for both
+#              SALIENCY_LAUNCH, RECONSTRUCT_LAUNCH  how to start the GANs (pixel_saliency.py, the baselines) and
+#                       reconstruct.py, if otherwise (they run without DeepSpeed: with LAUNCH="... launch/zero2.yaml" give
+#                       both "... launch/one_node.yaml")
+#              SIDE_BY_SIDE=1 trains the branches (1a -> 1b, 2, baselines) at the same time, for machines with room for all
+# Which rows are drawn follows from what was trained, unless the overlay names them (`reconstruct: rows`).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mode=local
 case ${1:-} in local | slurm) mode=$1; shift ;; esac
-[ $# -ge 2 ] || { sed -n '2,19p' "$0" | cut -c3-; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,23p' "$0" | cut -c3-; exit 2; }
 
 runs=$1; shift
 overlays=(); for file in "$@"; do overlays+=("config=$file"); done
 launch=${LAUNCH:-accelerate launch --config_file launch/one_process.yaml}
 captions=${CAPTIONS:-$runs/captions.jsonl}
+baselines=${BASELINES-brain2image brain2image_vae neurovision}
+for name in $baselines; do
+    case $name in
+        brain2image | brain2image_vae | neurovision) ;;
+        *) echo "error: BASELINES names $name; it may name brain2image, brain2image_vae, neurovision" >&2; exit 2 ;;
+    esac
+done
 declare -A job # step -> its job, if this call submitted one
 
 step() { # step NAME "STEPS THAT IT NEEDS" COMMAND...; a COMMAND that starts with a trainer or -m needs a launcher
@@ -60,6 +71,16 @@ sample_branch() {
     [ "$captions" = none ] ||
         train semantics_blip "shards captions" sample_semantics captions="$captions"      # M_s, Eq. 7, picture captions
 }
+baselines_branch() {
+    local launch=${SALIENCY_LAUNCH:-$launch} name
+    for name in $baselines; do
+        case $name in
+            brain2image) train brain2image shards brain2image variant=gan ;;                # Kavasidis et al. 2017
+            brain2image_vae) train brain2image_vae shards brain2image variant=vae ;;        # "
+            neurovision) train neurovision shards neurovision ;;                            # Khare et al. 2022
+        esac
+    done
+}
 
 if [ $mode = slurm ]; then
     site=${SITE:-launch/site.sh}
@@ -73,13 +94,15 @@ fi
 if [ $mode = local ] && [ "${SIDE_BY_SIDE:-}" ]; then
     pixel_branch & pixel=$!
     sample_branch & sample=$!
-    wait $pixel; wait $sample
+    baselines_branch & others=$!
+    wait $pixel; wait $sample; wait $others
 else
-    pixel_branch; sample_branch
+    pixel_branch; sample_branch; baselines_branch
 fi
-blip=(); [ "$captions" = none ] || blip=(semantics_blip="$runs"/semantics_blip)
+trained=(); for name in $baselines; do trained+=("$name=$runs/$name"); done
+[ "$captions" = none ] || trained+=(semantics_blip="$runs"/semantics_blip)
 launch=${RECONSTRUCT_LAUNCH:-$launch}
-train reconstruct "pixel_saliency semantics_label semantics_blip" reconstruct \
-    saliency="$runs"/pixel_saliency semantics_label="$runs"/semantics_label "${blip[@]}"
+train reconstruct "pixel_saliency semantics_label semantics_blip $baselines" reconstruct \
+    saliency="$runs"/pixel_saliency semantics_label="$runs"/semantics_label "${trained[@]}"
 step report reconstruct bash -euc 'neuroimagen evaluate "$@"; neuroimagen report "$@"' - \
     "${overlays[@]}" run="$runs"/reconstruct

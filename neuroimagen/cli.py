@@ -28,6 +28,7 @@ COMMANDS = {
     "captions": Command("sample.captions", "CaptionsConfig", "caption_pictures", "caption pictures with BLIP, BLIP-2"),
     "probe": Command("evaluation.classifiers", "ProbeConfig", "probe", "train a classifier for the scores"),
     "evaluate": Command("evaluation.scores", "EvaluateConfig", "evaluate", "score a reconstruct run", "run"),
+    "export": Command("export", "ExportConfig", "export", "runs as one model for Python and the hub", "runs"),
     "report": Command("evaluation.report", "ReportConfig", "report", "write a reconstruct run's page", "run"),
 }
 
@@ -58,6 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # who reads our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    if code and (distributed := sys.modules.get("torch.distributed")) and distributed.is_initialized():
+        os._exit(code)  # a peer may be gone already, and gloo would abort at the end with a code of its own
     return code
 
 

@@ -1,4 +1,6 @@
-"""What a loss needs to see the global batch: rows of all processes, with gradients."""
+"""What processes tell each other: for losses that see the global batch, rows of all, with gradients; results."""
+
+from typing import Any
 
 import torch
 from torch import distributed as dist
@@ -27,3 +29,19 @@ def world_size() -> int:
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     """(n, ...) on each of w processes -> (w * n, ...), differentiable. Collective: every rank, equal n."""
     return _Gather.apply(rows) if world_size() > 1 else rows
+
+
+def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """The sum of all processes' `values`, in place. Collective: every rank, equal shapes."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def gather_objects(item: Any) -> list[Any]:
+    """`item` of each process, in rank order; they come from our own processes. Collective: every rank."""
+    if world_size() == 1:
+        return [item]
+    items: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(items, item)
+    return items

@@ -31,10 +31,13 @@ STAGES = (
     "pixel_features",
     "pixel_saliency",
     "sample_semantics",
+    "brain2image",
+    "neurovision",
     "reconstruct",
     "evaluate",
     "report",
     "probe",
+    "export",
 )
 
 

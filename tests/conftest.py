@@ -19,6 +19,17 @@ def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=3, help="random moments at which test_random_kills cuts a run")
 
 
+@pytest.fixture
+def one_thread():
+    """Bits of a sum depend on how many threads share it: one, as in the processes that the tests start."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @dataclass
 class Study:
     folder: Path  # study/, shards/, pipeline/

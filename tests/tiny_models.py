@@ -7,6 +7,7 @@
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,6 +18,7 @@ TEXT = (
 )
 WORDS = TEXT.split()
 TEXT_LENGTH, TEXT_WIDTH = 16, 32
+SD2 = {"attention_head_dim": (2, 4), "use_linear_projection": True, "upcast_attention": True}  # heads by level
 
 
 def _bpe_files(directory: Path, words: list[str]) -> tuple[str, str, int]:
@@ -48,8 +50,12 @@ def tiny_pipeline(
     text_length: int = TEXT_LENGTH,
     text_width: int = TEXT_WIDTH,
     seed: int = 0,
+    **unet_settings: Any,
 ) -> Path:
-    """Write a random StableDiffusionImg2ImgPipeline for 64 px pictures; `vae` is "kl" (AutoencoderKL) or "tiny"."""
+    """Write a random StableDiffusionImg2ImgPipeline for 64 px pictures; `vae` is "kl" (AutoencoderKL) or "tiny".
+
+    unet_settings: e.g. those in which Stable Diffusion 2.x differs from 1.x, see SD2.
+    """
     from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
     from diffusers import StableDiffusionImg2ImgPipeline as Pipeline
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -92,15 +98,14 @@ def tiny_pipeline(
             )
         unet = UNet2DConditionModel(
             sample_size=8,
-            in_channels=latent_channels,
             out_channels=latent_channels,
             block_out_channels=(16, 32),
             layers_per_block=1,
             down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            cross_attention_dim=text_width,
-            attention_head_dim=8,
             norm_num_groups=8,
+            **{"attention_head_dim": 8, "in_channels": latent_channels, "cross_attention_dim": text_width}
+            | unet_settings,
         )
     pipe = Pipeline(
         vae=autoencoder,
@@ -123,6 +128,62 @@ def tiny_pipeline(
     )
     pipe.save_pretrained(directory)
     return directory
+
+
+def tiny_lcm(directory: str | Path, base: Path) -> Path:
+    """Write a random latent consistency model: `base` (a tiny_pipeline) whose U-Net takes the guidance as an input."""
+    from diffusers import LatentConsistencyModelPipeline, LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+    pipe = StableDiffusionPipeline.from_pretrained(base, safety_checker=None, feature_extractor=None)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel.from_config({**pipe.unet.config, "time_cond_proj_dim": 8})
+    parts = {**pipe.components, "unet": unet, "scheduler": LCMScheduler.from_config(pipe.scheduler.config)}
+    LatentConsistencyModelPipeline(**parts, requires_safety_checker=False).save_pretrained(directory)
+    return Path(directory)
+
+
+def tiny_xl(directory: str | Path, base: Path, zeros_for_empty: bool = True) -> Path:
+    """Write a random Stable Diffusion XL around the autoencoder of `base` (a tiny_pipeline of 4 channels): two text
+    encoders of 32 and 48, whose embeddings side by side are 80 wide, and the second one's pooled embedding of 24."""
+    from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import StableDiffusionXLPipeline as Pipeline
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    pipe = StableDiffusionPipeline.from_pretrained(base, safety_checker=None, feature_extractor=None)
+    config = pipe.text_encoder.config.to_dict()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        first = CLIPTextModel(CLIPTextConfig(**config | {"hidden_act": "quick_gelu"}))
+        wider = {"hidden_size": 48, "intermediate_size": 96, "projection_dim": 24, "hidden_act": "gelu"}
+        second = CLIPTextModelWithProjection(CLIPTextConfig(**config | wider))
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=80,
+            attention_head_dim=(2, 4),
+            norm_num_groups=8,
+            use_linear_projection=True,
+            transformer_layers_per_block=(1, 2),
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=24 + 6 * 8,
+        )
+    Pipeline(
+        vae=pipe.vae,
+        text_encoder=first,
+        text_encoder_2=second,
+        tokenizer=pipe.tokenizer,
+        tokenizer_2=pipe.tokenizer,
+        unet=unet,
+        scheduler=EulerDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing="leading"),
+        force_zeros_for_empty_prompt=zeros_for_empty,
+        add_watermarker=False,
+    ).save_pretrained(directory)
+    return Path(directory)
 
 
 def _bert_tokenizer(directory: Path):
@@ -260,9 +321,12 @@ def tiny_shards(directory: str | Path, seed: int = 0) -> Path:
 
 
 def tiny_stage_runs(directory: str | Path, pipeline: Path) -> dict[str, str]:
-    """Finished runs of stages 1b and 2 with random weights, for `tiny_shards`; the fields `reconstruct.py` takes."""
+    """Finished runs of stages 1b and 2 and of the baselines with random weights, for `tiny_shards`; the fields that
+    `reconstruct.py` takes."""
     import yaml
 
+    from neuroimagen.baselines.brain2image import Brain2Image
+    from neuroimagen.baselines.neurovision import NeuroVision
     from neuroimagen.pixel.features import FeatureExtractor
     from neuroimagen.pixel.saliency import Generator
     from neuroimagen.sample.encoder import SampleEncoder
@@ -275,12 +339,16 @@ def tiny_stage_runs(directory: str | Path, pipeline: Path) -> dict[str, str]:
             "saliency/model/generator": Generator(8, z_dim=4, image_size=16, width=4),
             "semantics_label/model": SampleEncoder(4, 440, TEXT_LENGTH, TEXT_WIDTH, n_features=8),
             "semantics_blip/model": SampleEncoder(4, 440, TEXT_LENGTH, TEXT_WIDTH, n_features=8),
+            "brain2image/model": Brain2Image(4, 440, 3, n_features=8, z_dim=4, image_size=16, width=4),
+            "brain2image_vae/model": Brain2Image(4, 440, 3, "vae", n_features=8, z_dim=4, image_size=16, width=4),
+            "neurovision/model": NeuroVision(4, 440, 3, n_features=8, z_dim=4, image_size=16, width=4, max_width=8),
         }
     for name, model in models.items():
         model.save_pretrained(str(directory / name))
-    captions = {"semantics_label": "label", "semantics_blip": "captions.jsonl", "saliency": None}
-    for name, value in captions.items():
-        config = {"captions": value, "pipeline": str(pipeline)}
+    captions = {"semantics_label": "label", "semantics_blip": "captions.jsonl"}
+    names = sorted({name.partition("/")[0] for name in models})
+    for name in names:
+        config = {"captions": captions.get(name), "pipeline": str(pipeline)}
         (directory / name / "config.yaml").write_text(yaml.safe_dump(config))
         (directory / name / "DONE").write_text("step 1\n")
-    return {name: str(directory / name) for name in captions}
+    return {name: str(directory / name) for name in names}

@@ -16,7 +16,7 @@ from neuroimagen.collectives import gather_rows
 from neuroimagen.config import TrainConfig, option, run_trainer
 from neuroimagen.data.order import EpochOrder
 from neuroimagen.data.pictures import class_names, list_pictures, load_pictures, to_unit
-from neuroimagen.reconstruction.reconstructor import load_pipeline
+from neuroimagen.reconstruction.pipelines import load_pipeline
 from neuroimagen.reconstruction.small import (
     NoisyAutoencoder,
     TextAndUNet,

@@ -56,6 +56,7 @@ class Study:
         with import_mne().use_log_level("ERROR"):
             self.files: EpochsFiles | BidsFiles = BidsFiles(config) if bids else EpochsFiles(config)
             self.applied = self.files.applied
+            self.before = {name: list(getattr(config, name)) for name in self.applied if getattr(config, name)}
             self.runs = [self.files.describe(path) for path in self.files.paths]
         self._number_subjects()
         self._compare()

@@ -58,7 +58,7 @@ def import_mne(bids: bool = False) -> Any:
         raise ValueError(f'dataset=epochs needs a library: pip install "neuroimagen[{extra}]"') from None
 
 
-def eeg_channels(path: Path, info: Any) -> list[str]:
+def eeg_channels(path: Path | str, info: Any) -> list[str]:
     """The names of the EEG channels, bad ones too."""
     names = [info["ch_names"][i] for i in import_mne().pick_types(info, eeg=True, exclude=[])]
     if not names:

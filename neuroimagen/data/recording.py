@@ -92,6 +92,7 @@ class Study:
         self.sfreq = study.resample or study.rate
         self.n_times = n_times(study)
         self.tmin = round(study.window[0] * self.sfreq) / self.sfreq
+        self.before = {"band": list(study.band)} | ({"baseline": list(study.baseline)} if study.baseline else {})
         self.trials: list[Trial] = []
         self.splits: dict[str, list[int]] = {"train": [], "val": [], "test": []}
         runs = self._runs()

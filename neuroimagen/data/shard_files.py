@@ -80,6 +80,9 @@ class Manifest:
     # Root mean square of what storing it in eeg_dtype changed, relative to the standard deviation of the trials'
     # channels; not known of shards made before it was measured.
     eeg_error: float | None = None
+    # What EEG that does not come from these shards has to match (data/given.py). Not known of older shards.
+    tmin: float | None = None  # s from picture onset (or the first sample, where that is not known) to the first one
+    before: dict[str, list[float]] | None = None  # what the reader did before the signal options, in their words
 
 
 def local_folder(shards: str | Path) -> Path:

@@ -148,6 +148,7 @@ class Prepared:
         self.channels, self.n_chans, self.units = study.channels, study.n_chans, study.units
         self.n_times, self.sfreq, self.splits = study.n_times, study.sfreq, study.splits
         self.tmin: float = getattr(study, "tmin", 0.0)
+        self.before: dict[str, list[float]] = getattr(study, "before", {})
         self.done: list[str] = []  # what is done, for the protocol
         self.picks: list[int] = []
         if options.picks:

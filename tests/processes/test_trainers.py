@@ -14,6 +14,7 @@ def command(stage: str, study, run_dir, finished) -> list[str]:
     common = [f"run_dir={run_dir}", f"max_steps={STEPS}", "log_every=1", "checkpoint_every=3", "global_batch_size=8"]
     shards = f"shards={study.shards}"
     pictures = [f"images={study.folder}/study/images", f"captions={study.folder}/study/captions.jsonl"]
+    eeg = [shards, "encoder=conv", "n_features=16", "classifier_steps=3", "z_dim=8", "width=4"]
     specific = {
         "pixel_features": [shards, "encoder=conv", "n_features=16"],
         "pixel_saliency": [
@@ -21,6 +22,8 @@ def command(stage: str, study, run_dir, finished) -> list[str]:
             *("generator_width=4", "discriminator_width=4"),
         ],
         "sample_semantics": [shards, f"pipeline={study.folder}/pipeline", "encoder=conv", "n_features=16"],
+        "brain2image": [*eeg, "image_size=16", "norm=group"],
+        "neurovision": [*eeg, "image_size=16", "phase_steps=1", "max_width=8"],
         "latent_diffusion": [*pictures, "part=autoencoder", "autoencoder_width=8", "latent_channels=4"],
         "denoiser": [
             *(*pictures, "part=denoiser", f"autoencoder={finished}", "latent_channels=4", "unet_channels=[16,32]"),
@@ -55,7 +58,16 @@ NEEDS = {"pixel_saliency": "pixel_features", "denoiser": "latent_diffusion"}
 
 
 @pytest.mark.parametrize(
-    "stage", ["pixel_features", "sample_semantics", "pixel_saliency", "latent_diffusion", "denoiser"]
+    "stage",
+    [
+        "pixel_features",
+        "sample_semantics",
+        "pixel_saliency",
+        "brain2image",
+        "neurovision",
+        "latent_diffusion",
+        "denoiser",
+    ],
 )
 def test_cut_off_twice_ends_with_the_same_bits(stage, study, start, earlier, tmp_path):
     finished = earlier(NEEDS[stage], start) if stage in NEEDS else None

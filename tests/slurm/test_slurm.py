@@ -138,6 +138,8 @@ pixel_saliency: {{image_size: 32, z_dim: 8, generator_width: 4, discriminator_wi
 sample_semantics: {{pipeline: {study}/pipeline, encoder: conv, encoder_width: 8, n_features: 16, global_batch_size: 8,
                    max_steps: 2, workers: 0}}
 reconstruct: {{pipeline: {study}/pipeline, samples: 1, num_inference_steps: 2, strength: 0.5, limit: 4}}
+brain2image: {{encoder: conv, encoder_width: 8, n_features: 16, image_size: 16, width: 4, norm: group,
+              global_batch_size: 8, classifier_steps: 1, max_steps: 2, workers: 0}}
 evaluate: {{classifier: embedded}}
 """
 
@@ -148,20 +150,20 @@ def test_the_paper_as_a_chain_stops_at_a_failure_and_continues(cluster, study, t
 
     def submit(typo: str) -> dict[str, str]:
         overlay.write_text(OVERLAY.format(study=study.folder, typo=typo))
-        captions = f"{study.folder}/study/captions.jsonl"
-        printed = cluster("bash", "launch/paper.sh", "slurm", str(runs), str(overlay), CAPTIONS=captions)
+        settings = {"CAPTIONS": f"{study.folder}/study/captions.jsonl", "BASELINES": "brain2image"}
+        printed = cluster("bash", "launch/paper.sh", "slurm", str(runs), str(overlay), **settings)
         lines = [line.split() for line in printed.splitlines()]
         return {step[1]: job[1] for step, job in zip(lines[::2], lines[1::2], strict=True)}
 
     jobs = submit("marginn: 1, ")
-    chain = "shards pixel_features pixel_saliency semantics_label semantics_blip reconstruct report"
+    chain = "shards pixel_features pixel_saliency semantics_label semantics_blip brain2image reconstruct report"
     assert " ".join(jobs) == chain
     failed = cluster.wait(jobs["pixel_features"], "FAILED")
     assert failed["ExitCode"] == "2:0" and "marginn" in cluster.log(jobs["pixel_features"])
     for never in ("pixel_saliency", "reconstruct", "report"):
         cluster.wait(jobs[never], "CANCELLED")
         assert not (runs / never).exists() and not list((runs / "jobs").glob(f"{never}-*"))  # it never began
-    for beside in ("semantics_label", "semantics_blip"):
+    for beside in ("semantics_label", "semantics_blip", "brain2image"):
         cluster.wait(jobs[beside])
     before = {path: path.stat().st_mtime_ns for path in (runs / "semantics_label").rglob("*")}
 

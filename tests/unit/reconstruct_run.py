@@ -10,6 +10,10 @@ from PIL import Image
 from neuroimagen.data.classes import CLASSES
 
 ROWS = {"I": (None, True), "L": ("label", False), "B": ("blip", False), "B+I": ("blip", True), "L+I": ("label", True)}
+# For make_run(rows=ROWS | EXTRA, about_rows=ABOUT): baselines and controls, and what rows.json says of them.
+EXTRA = {name: (None, False) for name in ("Brain2Image", "Brain2Image-VAE", "NeuroVision", "retrieval", "random class")}
+ABOUT = {name: {"kind": "baseline", "means": f"a {name} of the test"} for name in list(EXTRA)[:3]}
+ABOUT |= {name: {"kind": "control", "means": f"{name}, of the test"} for name in list(EXTRA)[3:]}
 Draw = Callable[[str, dict, int], Image.Image]  # what ("truth" | "map" | a row), trial, sample -> picture
 
 
@@ -30,6 +34,7 @@ def make_run(
     simulated: bool = True,
     rows: dict = ROWS,
     draw: Draw = plain,
+    about_rows: dict[str, dict] | None = None,
 ) -> Path:
     """classes x pictures x subjects trials; every picture is shown to every subject."""
     trials: list[dict] = []
@@ -52,7 +57,10 @@ def make_run(
     (path / "trials.jsonl").write_text("".join(json.dumps(trial) + "\n" for trial in trials))
     names = [{"label": c.label, "wnid": c.wnid, "name": c.name} for c in CLASSES[:classes]]
     about = {
-        "rows": [{"name": row, "semantics": semantics, "map": map_} for row, (semantics, map_) in rows.items()],
+        "rows": [
+            {"name": row, "semantics": semantics, "map": map_} | (about_rows or {}).get(row, {})
+            for row, (semantics, map_) in rows.items()
+        ],
         "samples": samples,
         "simulated": simulated,
         "manifest": {

@@ -77,6 +77,32 @@ def test_bids_recordings_are_filtered_as_a_whole(bids):
     assert opened(folder, "splits=by_image", "window=[0,0.4]").trial(25).eeg.std() > 60 > 20 > notched.std()
 
 
+def test_epochs_cut_from_filtered_recordings_are_what_the_shards_hold(bids, tmp_path):
+    """What a person with the model does: filter the recording with mne, cut it, give the Epochs."""
+    import mne
+
+    from neuroimagen.data.given import Contract, take
+
+    folder, _ = bids
+    made = config(folder, "splits=by_image", "window=[0,0.4]", "baseline=[-0.1,0]", "band=[0.5,30]", "resample=50")
+    made.out = str(tmp_path / "o")
+    make_shards(made)
+    manifest, split = read_manifest(tmp_path / "o"), ShardSplit(tmp_path / "o", "test")
+    assert manifest.before == {"band": [0.5, 30]} and manifest.tmin == pytest.approx(0)
+    contract, info = Contract.of(manifest), split.info(2)
+    raw = mne.io.read_raw_brainvision(folder / "bids" / info["run"], preload=True, verbose="ERROR")
+    raw.set_channel_types({"EOG": "eog"}, verbose="ERROR")
+
+    def epochs():
+        events = np.array([[100 * (info["number"] + 1), 0, 1]])
+        return mne.Epochs(raw, events, tmin=-0.1, tmax=0.39, baseline=None, preload=True, verbose="ERROR")
+
+    with pytest.raises(ValueError, match=r"cut them again after raw.filter\(0.5, 30"):
+        take(contract, epochs())
+    raw.filter(0.5, 30, verbose="ERROR")
+    np.testing.assert_allclose(take(contract, epochs())[0], split.eeg(2), rtol=1e-3, atol=1e-3)
+
+
 def test_bids_shards(bids, tmp_path):
     folder, _ = bids
     made = config(folder, "hold_out=[-1]", "subject=1", "window=[0,0.4]", "eeg_dtype=float32", f"out={tmp_path / 'o'}")

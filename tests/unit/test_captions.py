@@ -10,9 +10,9 @@ from accelerate.state import AcceleratorState
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny_models import TEXT_LENGTH, TEXT_WIDTH, tiny_blip, tiny_blip2, tiny_pipeline
+from tiny_models import TEXT_LENGTH, TEXT_WIDTH, tiny_blip, tiny_blip2, tiny_pipeline, tiny_xl
 
-from neuroimagen.reconstruction.reconstructor import load_pipeline
+from neuroimagen.reconstruction.pipelines import load_pipeline
 from neuroimagen.sample import captions
 from neuroimagen.sample.captions import (
     CaptionsConfig,
@@ -104,6 +104,14 @@ def test_embeddings_are_those_of_the_pipeline_itself(models):
     expected = pipe.encode_prompt(texts, "cpu", 1, False)[0]
     assert torch.allclose(got, expected, atol=1e-6)
     assert torch.equal(got[0], got[3]) and not torch.allclose(got[0], got[2], atol=1e-2)
+
+
+def test_embeddings_of_xl_are_those_of_its_two_encoders(models, tmp_path):
+    xl, texts = tiny_xl(tmp_path, models["pipeline"]), ["An image of giant panda", ""]
+    got = embed_captions(str(xl), texts)
+    expected = load_pipeline(str(xl)).encode_prompt(texts, device="cpu", do_classifier_free_guidance=False)[0]
+    assert got.shape == (2, TEXT_LENGTH, TEXT_WIDTH + 48)
+    assert torch.allclose(got, expected, atol=1e-6)
 
 
 def test_equal_captions_are_encoded_once(models, monkeypatch):

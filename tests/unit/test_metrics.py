@@ -9,12 +9,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from neuroimagen.evaluation import perceptual
 from neuroimagen.evaluation.metrics import (
-    bootstrap_mean,
+    best_of,
+    bootstrap_means,
+    chance_best_of,
+    confusion,
+    inception_estimate,
     inception_score,
     n_way_accuracy,
+    pixcorr_425,
+    ranks_of,
     shuffled_accuracy,
+    shuffled_estimate,
     ssim,
+    ssim_425,
     success_by_rank,
 )
 
@@ -154,6 +163,10 @@ def test_ssim_is_wang_2004_with_the_named_settings(grey):
         assert value == pytest.approx(np.mean([reference(*pair) for pair in zip(u, v, strict=True)]), abs=1e-4)
 
 
+def bootstrap_mean(values, units):
+    return bootstrap_means(np.asarray(values)[:, None], units)[0]
+
+
 def test_bootstrap_resamples_pictures_not_reconstructions():
     rng = np.random.default_rng(0)
     by_picture = rng.random(100)
@@ -174,3 +187,103 @@ def test_bootstrap_edges():
     assert tuple(bootstrap_mean(np.array([0.0, 1.0]), np.array(["a", "a"]))) == (0.5, None, None, 1)
     uneven = bootstrap_mean(np.array([1.0, 1, 1, 0]), np.array(["a", "a", "a", "b"]))
     assert uneven.value == 0.75 and (uneven.low, uneven.high) == (0, 1)
+
+
+@pytest.mark.parametrize("n_way, top_k, classes", [(2, 1, 10), (5, 2, 10), (10, 3, 10), (50, 1, 60), (20, 5, 60)])
+def test_closed_form_is_what_random_trials_converge_to(n_way, top_k, classes):
+    """As MinD-Vis computes it: per trial N - 1 distractors from the other classes, then the top k of the N."""
+    rng, trials = np.random.default_rng(7), 3000
+    logits, truth = rng.standard_normal((6, classes)), rng.integers(classes, size=6)
+    logits[np.arange(6), truth] += [0, 0.5, 1, 1.5, 2, -1]
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    exact = n_way_accuracy(probabilities, truth, n_way, top_k)
+    for p, t, value in zip(probabilities, truth, exact.values, strict=True):
+        others = np.delete(np.arange(classes), t)
+        won = 0
+        for _ in range(trials):
+            candidates = [t, *rng.choice(others, n_way - 1, replace=False)]
+            won += t in sorted(candidates, key=lambda c: -p[c])[:top_k]
+        assert abs(won / trials - value) <= 4.5 * np.sqrt(value * (1 - value) / trials) + 1e-12
+
+
+def test_ranks_by_hand():
+    p = np.array([[0.5, 0.2, 0.2, 0.1], [0.25, 0.25, 0.25, 0.25]])
+    assert ranks_of(p, np.arange(4)).tolist() == [[0, 2, 2, 3], [3, 3, 3, 3]]  # a tie counts against
+    assert ranks_of(p.astype(np.float32), np.array([[1], [0]])).tolist() == [[2], [3]]
+    with pytest.raises(AssertionError, match="not finite"):
+        ranks_of(p * np.nan, np.arange(4))
+
+
+def test_best_of_n_by_hand():
+    values = np.array([[0.1, 0.9, 0.5], [0.4, 0.2, 0.3]])
+    assert best_of(values, "higher").tolist() == [0.9, 0.4] and best_of(values, "lower").tolist() == [0.1, 0.2]
+    # Two guesses at 1 of 4: 1 - (3/4)^2. Ranks 0, 1/2, 1 of a two-way score, twice: (0 + 3/2 + 5) / 9.
+    assert chance_best_of(success_by_rank(4, 4, 1), 2) == pytest.approx(7 / 16)
+    assert chance_best_of(np.array([1, 0.5, 0]), 2) == pytest.approx(6.5 / 9)
+    assert chance_best_of(np.array([1, 0.5, 0]), 1) == pytest.approx(1 / 2)
+
+
+def test_confusion_by_hand():
+    counts = confusion(np.array([0, 0, 1, 2, 2, 2]), np.array([0, 1, 1, 0, 2, 2]), 3)
+    assert counts.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 2]]
+
+
+def test_inception_score_equals_torchmetrics():
+    metrics = pytest.importorskip("torchmetrics.image.inception")
+    logits = 3 * torch.randn(60, 12, generator=torch.Generator().manual_seed(0))
+    for splits in (1, 4):
+        theirs = metrics.InceptionScore(feature=torch.nn.Identity(), splits=splits)
+        theirs.features = [logits]  # the score of given outputs: no pictures, no network
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "randperm", lambda n: torch.arange(n))
+            mean, _ = theirs.compute()
+        assert inception_score(logits.double().softmax(1).numpy(), splits) == pytest.approx(float(mean), rel=1e-5)
+
+
+def test_jackknife_intervals():
+    rng = np.random.default_rng(1)
+    p, units = rng.dirichlet(np.full(5, 0.3), 40), np.repeat(np.arange(20), 2)
+    found = inception_estimate(p, units)
+    without = np.log([inception_score(p[units != u]) for u in range(20)])
+    error = 1.96 * np.sqrt(19 / 20 * ((without - without.mean()) ** 2).sum())
+    assert found.value == pytest.approx(inception_score(p)) and found.n == 20
+    assert (found.low, found.high) == pytest.approx((found.value * np.exp(-error), found.value * np.exp(error)))
+    assert inception_estimate(p, units, splits=2).low is None
+    truth = rng.integers(5, size=40)
+    classes, which = np.unique(truth, return_inverse=True)
+    success = success_by_rank(5, 3, 1)[ranks_of(p, classes)]
+    found = shuffled_estimate(success, which, units)
+    assert found.value == pytest.approx(shuffled_accuracy(p, truth, 3))
+    without = np.array([shuffled_accuracy(p[units != u], truth[units != u], 3) for u in range(20)])
+    error = 1.96 * np.sqrt(19 / 20 * ((without - without.mean()) ** 2).sum())
+    assert found.high - found.value == pytest.approx(error)
+
+
+def test_bootstrap_is_scipys():
+    """The same interval, within the resampling's own noise, of scipy's bootstrap over sums and counts of pictures."""
+    rng = np.random.default_rng(3)
+    units = rng.integers(40, size=200)
+    values = rng.random(200) + units / 40
+    which = np.unique(units, return_inverse=True)[1]
+    sums, counts = np.bincount(which, values), np.bincount(which).astype(float)
+    theirs = scipy.stats.bootstrap(
+        (sums, counts), lambda s, c, axis=-1: s.sum(axis) / c.sum(axis), paired=True, vectorized=True,
+        method="percentile", n_resamples=2000, rng=np.random.default_rng(0),
+    ).confidence_interval  # fmt: skip
+    ours = bootstrap_means(np.stack([values, 2 * values], 1), units)
+    width = theirs.high - theirs.low
+    assert (ours[0].low, ours[0].high) == pytest.approx((theirs.low, theirs.high), abs=0.05 * width)
+    assert (ours[1].low, ours[1].high) == pytest.approx((2 * ours[0].low, 2 * ours[0].high))  # the same resamples
+
+
+@pytest.mark.parametrize("height, width", [(24, 40), (64, 64)])
+def test_the_suites_numbers_made_fast(height, width):
+    generator = torch.Generator().manual_seed(5)
+    truths = torch.rand(2, 3, height, width, generator=generator)
+    which = torch.tensor([1, 0, 1])
+    images = (truths[which] + torch.rand(3, 3, height, width, generator=generator)) / 2
+    images[2] = 0.5
+    for ours, theirs in ((ssim_425, perceptual.ssim_suite), (pixcorr_425, perceptual.pixcorr)):
+        assert ours(images, truths, which).tolist() == pytest.approx(theirs(images, truths[which]).tolist(), abs=1e-4)
+    assert pixcorr_425(images, truths, which)[2] == 0  # a blank picture
+    assert torch.equal(ssim(images, truths, which), ssim(images, truths[which]))

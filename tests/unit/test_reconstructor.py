@@ -10,8 +10,9 @@ from tiny_models import TEXT_LENGTH, TEXT_WIDTH, tiny_pipeline
 from torch.nn import functional as F
 
 from neuroimagen.reconstruction.attention import in_force, set_attention
-from neuroimagen.reconstruction.pictures import Pictures
-from neuroimagen.reconstruction.reconstructor import Reconstructor, load_pipeline
+from neuroimagen.reconstruction.pictures import Pictures, whole
+from neuroimagen.reconstruction.pipelines import load_pipeline
+from neuroimagen.reconstruction.reconstructor import Reconstructor
 from neuroimagen.seeds import seed_from
 
 KEYS = ["s1_a", "s1_b", "s2_a", "s2_b"]
@@ -241,7 +242,8 @@ def test_picture_files(tmp_path):
     assert pictures.chunks == [["a", "b"], ["c"]]
     assert [path.name for path in pictures.files("L+I", 0)] == ["a_0.png", "a_1.png", "b_0.png", "b_1.png"]
     assert pictures.files("maps", 1) == [tmp_path / "maps" / "c.png"]
-    assert pictures.lacking() == {0: ["I", "L+I"], 1: ["I", "L+I"]}
+    assert pictures.lacking() == {0: ["I", "L+I"], 1: ["I", "L+I"]} and not list(tmp_path.iterdir())
+    pictures.make_folders()
     values = torch.tensor([0.0, 0.5, 1.0])[:, None, None].expand(3, 4, 5)
     pictures.save("truth", 1, [values])
     pictures.save("maps", 1, [values])
@@ -254,3 +256,30 @@ def test_picture_files(tmp_path):
     (tmp_path / "maps" / "c.png").unlink()
     assert pictures.lacking()[1] == ["I", "L+I"], "a lost map is made again"
     assert not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: data[:20],
+        lambda data: data[:-1],
+        lambda data: data[: len(data) // 2],
+        lambda data: data + b"\0",
+        lambda data: bytes(len(data)),
+        lambda data: data[:-50] + bytes(50),
+    ],
+)
+def test_what_a_crash_leaves_of_a_picture_is_noticed(tmp_path, damage):
+    path = tmp_path / "a.png"
+    assert not whole(path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8)).save(path)
+    assert whole(path) and whole(path, (6, 8)) and not whole(path, (8, 6))
+    path.write_bytes(damage(path.read_bytes()))
+    assert not whole(path)
+
+
+def test_a_picture_of_another_kind_is_not_ours(tmp_path):
+    for name, mode in (("grey.png", "L"), ("alpha.png", "RGBA")):
+        Image.new(mode, (8, 8)).save(tmp_path / name)
+        assert not whole(tmp_path / name)

@@ -1,0 +1,342 @@
+"""The published networks behind the perceptual metrics, in plain torch.
+
+Their parameters carry torchvision's names, so that the official weight files fit; torchvision itself is not needed (its
+published build fails to import beside a CPU build of torch and takes transformers' CLIP down with it). For evaluation
+only: dropout and auxiliary heads are left out. Architectures: Krizhevsky 2014 (AlexNet, "one weird trick"), Szegedy et
+al. 2016 (Inception v3), He et al. 2016 with the stride in the 3 x 3 convolution (ResNet-50), Tan and Le 2019
+(EfficientNet-B1), Dosovitskiy et al. 2021 (ViT). tests/unit/test_networks.py holds each against torchvision's numbers.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class AlexNet(nn.Module):
+    """images (B, 3, H, W) -> the five maps after its ReLUs; numbers 2 and 5 are features.4 and features.11."""
+
+    ENDS = (1, 4, 7, 9, 11)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 64, 11, 4, 2), nn.ReLU(), nn.MaxPool2d(3, 2),
+            nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
+            nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(),
+        )  # fmt: skip
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        maps = []
+        for i, layer in enumerate(self.features):
+            x = layer(x)
+            if i in self.ENDS:
+                maps.append(x)
+        return maps
+
+
+class _Conv(nn.Module):
+    """Inception's convolution, "same" padding unless `pad` is False, with batch norm and ReLU."""
+
+    def __init__(self, width: int, out: int, kernel: int | tuple[int, int] = 1, stride: int = 1, pad: bool = True):
+        super().__init__()
+        kh, kw = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+        padding = (kh // 2, kw // 2) if pad else 0
+        self.conv = nn.Conv2d(width, out, (kh, kw), stride, padding, bias=False)
+        self.bn = nn.BatchNorm2d(out, eps=0.001)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.bn(self.conv(x)))
+
+
+# A path of an Inception block is a chain of named convolutions; "a|b" is one that ends in two, side by side.
+_Path = Sequence[tuple[str, _Conv]]
+
+
+class _Mixed(nn.Module):
+    """Paths side by side, then a pooled one: "average" and "average inside" (borders not counted) go through
+    `branch_pool` and keep the size, "max" too, "halve" is a plain max pool with stride 2."""
+
+    def __init__(self, paths: Sequence[_Path], pool: str, branch_pool: _Conv | None = None) -> None:
+        super().__init__()
+        self.paths = [[name for name, _ in path] for path in paths]
+        for path in paths:
+            for name, conv in path:
+                self.add_module(name, conv)
+        self.pool = pool
+        if branch_pool is not None:
+            self.branch_pool = branch_pool
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = []
+        for names in self.paths:
+            h = x
+            forks = [name for name in names if name[-1] in "ab"]  # ..._2a and ..._2b see the same input
+            for name in names[: len(names) - len(forks)]:
+                h = self.get_submodule(name)(h)
+            out += [self.get_submodule(name)(h) for name in forks] or [h]
+        if self.pool == "halve":
+            return torch.cat([*out, F.max_pool2d(x, 3, 2)], 1)
+        if self.pool == "max":
+            pooled = F.max_pool2d(x, 3, 1, 1)
+        else:
+            pooled = F.avg_pool2d(x, 3, 1, 1, count_include_pad=self.pool == "average")
+        return torch.cat([*out, self.branch_pool(pooled)], 1)
+
+
+def _block_a(width: int, pooled: int, pool: str) -> _Mixed:
+    paths = [
+        [("branch1x1", _Conv(width, 64))],
+        [("branch5x5_1", _Conv(width, 48)), ("branch5x5_2", _Conv(48, 64, 5))],
+        [
+            ("branch3x3dbl_1", _Conv(width, 64)),
+            ("branch3x3dbl_2", _Conv(64, 96, 3)),
+            ("branch3x3dbl_3", _Conv(96, 96, 3)),
+        ],
+    ]
+    return _Mixed(paths, pool, _Conv(width, pooled))
+
+
+def _block_b() -> _Mixed:
+    paths = [
+        [("branch3x3", _Conv(288, 384, 3, 2, pad=False))],
+        [
+            ("branch3x3dbl_1", _Conv(288, 64)),
+            ("branch3x3dbl_2", _Conv(64, 96, 3)),
+            ("branch3x3dbl_3", _Conv(96, 96, 3, 2, pad=False)),
+        ],
+    ]
+    return _Mixed(paths, "halve")
+
+
+def _block_c(width: int, pool: str) -> _Mixed:
+    paths = [
+        [("branch1x1", _Conv(768, 192))],
+        [
+            ("branch7x7_1", _Conv(768, width)),
+            ("branch7x7_2", _Conv(width, width, (1, 7))),
+            ("branch7x7_3", _Conv(width, 192, (7, 1))),
+        ],
+        [
+            ("branch7x7dbl_1", _Conv(768, width)),
+            ("branch7x7dbl_2", _Conv(width, width, (7, 1))),
+            ("branch7x7dbl_3", _Conv(width, width, (1, 7))),
+            ("branch7x7dbl_4", _Conv(width, width, (7, 1))),
+            ("branch7x7dbl_5", _Conv(width, 192, (1, 7))),
+        ],
+    ]
+    return _Mixed(paths, pool, _Conv(768, 192))
+
+
+def _block_d() -> _Mixed:
+    paths = [
+        [("branch3x3_1", _Conv(768, 192)), ("branch3x3_2", _Conv(192, 320, 3, 2, pad=False))],
+        [
+            ("branch7x7x3_1", _Conv(768, 192)),
+            ("branch7x7x3_2", _Conv(192, 192, (1, 7))),
+            ("branch7x7x3_3", _Conv(192, 192, (7, 1))),
+            ("branch7x7x3_4", _Conv(192, 192, 3, 2, pad=False)),
+        ],
+    ]
+    return _Mixed(paths, "halve")
+
+
+def _block_e(width: int, pool: str) -> _Mixed:
+    paths = [
+        [("branch1x1", _Conv(width, 320))],
+        [
+            ("branch3x3_1", _Conv(width, 384)),
+            ("branch3x3_2a", _Conv(384, 384, (1, 3))),
+            ("branch3x3_2b", _Conv(384, 384, (3, 1))),
+        ],
+        [
+            ("branch3x3dbl_1", _Conv(width, 448)),
+            ("branch3x3dbl_2", _Conv(448, 384, 3)),
+            ("branch3x3dbl_3a", _Conv(384, 384, (1, 3))),
+            ("branch3x3dbl_3b", _Conv(384, 384, (3, 1))),
+        ],
+    ]
+    return _Mixed(paths, pool, _Conv(width, 192))
+
+
+class InceptionV3(nn.Module):
+    """images (B, 3, H, W) -> globally averaged features (B, 2048).
+
+    fid: the variant whose 2015 weights FID, KID and IS are defined on: 1,008 classes, average pools that do not count
+    the border, and a max pool in the last block (so that network was trained; torchvision's differs).
+    """
+
+    def __init__(self, fid: bool = False) -> None:
+        super().__init__()
+        pool = "average inside" if fid else "average"
+        self.Conv2d_1a_3x3 = _Conv(3, 32, 3, 2, pad=False)
+        self.Conv2d_2a_3x3 = _Conv(32, 32, 3, pad=False)
+        self.Conv2d_2b_3x3 = _Conv(32, 64, 3)
+        self.Conv2d_3b_1x1 = _Conv(64, 80)
+        self.Conv2d_4a_3x3 = _Conv(80, 192, 3, pad=False)
+        self.Mixed_5b = _block_a(192, 32, pool)
+        self.Mixed_5c = _block_a(256, 64, pool)
+        self.Mixed_5d = _block_a(288, 64, pool)
+        self.Mixed_6a = _block_b()
+        self.Mixed_6b = _block_c(128, pool)
+        self.Mixed_6c = _block_c(160, pool)
+        self.Mixed_6d = _block_c(160, pool)
+        self.Mixed_6e = _block_c(192, pool)
+        self.Mixed_7a = _block_d()
+        self.Mixed_7b = _block_e(1280, pool)
+        self.Mixed_7c = _block_e(2048, "max" if fid else pool)
+        self.fc = nn.Linear(2048, 1008 if fid else 1000)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
+        x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, 2)))
+        x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(F.max_pool2d(x, 3, 2))))
+        x = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))))
+        return self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x))).mean((2, 3))
+
+
+class _Bottleneck(nn.Module):
+    def __init__(self, width: int, inner: int, stride: int) -> None:
+        super().__init__()
+        out = 4 * inner
+        self.conv1, self.bn1 = nn.Conv2d(width, inner, 1, bias=False), nn.BatchNorm2d(inner)
+        self.conv2, self.bn2 = nn.Conv2d(inner, inner, 3, stride, 1, bias=False), nn.BatchNorm2d(inner)
+        self.conv3, self.bn3 = nn.Conv2d(inner, out, 1, bias=False), nn.BatchNorm2d(out)
+        self.downsample: nn.Module = nn.Identity()
+        if stride > 1 or width != out:
+            self.downsample = nn.Sequential(nn.Conv2d(width, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = F.relu(self.bn1(self.conv1(x)))
+        h = F.relu(self.bn2(self.conv2(h)))
+        return F.relu(self.bn3(self.conv3(h)) + self.downsample(x))
+
+
+class ResNet50(nn.Module):
+    """images (B, 3, H, W) -> globally averaged features (B, 2048)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
+        width = 64
+        for i, (inner, depth) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3))):
+            blocks = []
+            for j in range(depth):
+                blocks.append(_Bottleneck(width, inner, 2 if i > 0 and j == 0 else 1))
+                width = 4 * inner
+            self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
+        for i in range(1, 5):
+            x = self.get_submodule(f"layer{i}")(x)
+        return x.mean((2, 3))
+
+
+def _norm_act(width: int, out: int, kernel: int, stride: int = 1, groups: int = 1, act: bool = True) -> nn.Sequential:
+    layers: list[nn.Module] = [
+        nn.Conv2d(width, out, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(out),
+    ]
+    return nn.Sequential(*layers, *[nn.SiLU()] * act)
+
+
+class _SqueezeExcitation(nn.Module):
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Conv2d(width, inner, 1), nn.Conv2d(inner, width, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.sigmoid(self.fc2(F.silu(self.fc1(x.mean((2, 3), keepdim=True)))))
+
+
+class _MBConv(nn.Module):
+    def __init__(self, expand: int, kernel: int, stride: int, width: int, out: int) -> None:
+        super().__init__()
+        inner = expand * width
+        layers = [_norm_act(width, inner, 1)] if expand > 1 else []
+        self.block = nn.Sequential(
+            *layers,
+            _norm_act(inner, inner, kernel, stride, groups=inner),
+            _SqueezeExcitation(inner, max(1, width // 4)),
+            _norm_act(inner, out, 1, act=False),
+        )
+        self.add = stride == 1 and width == out
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.block(x) if self.add else self.block(x)
+
+
+class EfficientNetB1(nn.Module):
+    """images (B, 3, H, W) -> globally averaged features (B, 1280)."""
+
+    # expansion, kernel, stride, width in, width out, blocks of B0
+    STAGES = (
+        (1, 3, 1, 32, 16, 1),
+        (6, 3, 2, 16, 24, 2),
+        (6, 5, 2, 24, 40, 2),
+        (6, 3, 2, 40, 80, 3),
+        (6, 5, 1, 80, 112, 3),
+        (6, 5, 2, 112, 192, 4),
+        (6, 3, 1, 192, 320, 1),
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        stages = [_norm_act(3, 32, 3, 2)]
+        for expand, kernel, stride, width, out, depth in self.STAGES:
+            first = _MBConv(expand, kernel, stride, width, out)
+            more = [_MBConv(expand, kernel, 1, out, out) for _ in range(math.ceil(1.1 * depth) - 1)]
+            stages.append(nn.Sequential(first, *more))
+        self.features = nn.Sequential(*stages, _norm_act(320, 1280, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.features(x).mean((2, 3))
+
+
+class _EncoderLayer(nn.Module):
+    def __init__(self, width: int, heads: int, inner: int) -> None:
+        super().__init__()
+        self.ln_1, self.ln_2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
+        self.self_attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.mlp = nn.Sequential(  # the identities stand where torchvision has dropout, for its numbering
+            nn.Linear(width, inner), nn.GELU(), nn.Identity(), nn.Linear(inner, width)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.ln_1(x)
+        x = x + self.self_attention(h, h, h, need_weights=False)[0]
+        return x + self.mlp(self.ln_2(x))
+
+
+class _Encoder(nn.Module):
+    def __init__(self, tokens: int, width: int, depth: int, heads: int) -> None:
+        super().__init__()
+        self.pos_embedding = nn.Parameter(torch.zeros(1, tokens, width))
+        self.layers = nn.Sequential()
+        for i in range(depth):
+            self.layers.add_module(f"encoder_layer_{i}", _EncoderLayer(width, heads, 4 * width))
+        self.ln = nn.LayerNorm(width, eps=1e-6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.ln(self.layers(x + self.pos_embedding))
+
+
+class ViT(nn.Module):
+    """images (B, 3, side, side) -> logits (B, classes)."""
+
+    def __init__(self, side: int, patch: int, width: int, depth: int, heads: int, classes: int = 1000) -> None:
+        super().__init__()
+        self.conv_proj = nn.Conv2d(3, width, patch, patch)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.encoder = _Encoder((side // patch) ** 2 + 1, width, depth, heads)
+        self.heads = nn.Sequential()
+        self.heads.add_module("head", nn.Linear(width, classes))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv_proj(x).flatten(2).transpose(1, 2)
+        return self.heads(self.encoder(torch.cat([self.class_token.expand(len(x), -1, -1), x], 1))[:, 0])

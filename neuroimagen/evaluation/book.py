@@ -1,0 +1,292 @@
+"""The score book of one run: from what was measured of each picture to every number that scores.json holds.
+
+What the numbers are: evaluation/definitions.py and docs/scores.md. Means run over trials and their samples; intervals
+resample ground-truth pictures. Two rows that no table shows are measured like the others: "truth", the ground-truth
+pictures as if they were reconstructions (the ceilings), and "other", another picture of the test set in place of each
+(chance, where it cannot be computed).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from PIL import Image
+from scipy.special import softmax
+
+from neuroimagen.evaluation import metrics as numbers
+from neuroimagen.evaluation.classifiers import Classifier
+from neuroimagen.evaluation.definitions import BEST, METRICS, Facts, chosen, describe
+from neuroimagen.evaluation.judges import load_judges, pair_measures
+from neuroimagen.evaluation.measure import Arrays, Judge, Measured, measure
+from neuroimagen.evaluation.metrics import Estimate, success_by_rank
+from neuroimagen.evaluation.perceptual import frechet_distance, kernel_distance
+
+if TYPE_CHECKING:
+    from neuroimagen.evaluation.scores import ReconstructRun
+
+ONE_PICTURE = "not available: all trials show one and the same picture; reconstruct a test set with more"
+# metric -> layer, whose ground-truth pictures are ranked by their correlation with the reconstruction's
+RANKED = {f"{name}_{kind}": layer for name, layer in (("retrieval", "features"), ("clip", "clip"))
+          for kind in ("top1", "top5", "nway")}  # fmt: skip
+TWO_WAY = {"two_way": "features", "alex2": "alex2", "alex5": "alex5", "inception": "inception", "clip": "clip"}
+DISTANCES = ("effnet", "swav")
+FRECHET = {"fid": "fid", "fid_classifier": "features"}  # metric -> layer
+KERNEL = {"kid": "fid", "kid_classifier": "features"}
+
+
+class ScoreBook:
+    """Every number of one run, by one classifier and the networks at hand."""
+
+    def __init__(
+        self,
+        run: ReconstructRun,
+        classifier: Classifier,
+        n_way: int = 50,
+        top_k: int = 1,
+        metrics: Sequence[str] = ("paper",),
+        distractors: Literal["classifier", "study"] = "classifier",
+        inception_splits: int = 1,
+        weights: str | None = None,
+        download: bool = False,
+    ) -> None:
+        """ValueError, before any work: an N, a metric or a choice of distractors that makes no sense here."""
+        self.run, self.classifier, self.asked, self.top_k = run, classifier, n_way, top_k
+        self.splits, self.distractors = inception_splits, distractors
+        self.wanted = chosen(metrics)
+        self.unavailable: dict[str, str] = {}
+        self.units, self.groups, self.others = run.units(), run.groups(), run.others()
+        trials = run.trials
+        self.labels = np.array([trial["label"] for trial in trials])
+        # The study's classes, those of its test trials, and where the classifier has them.
+        names = {trial["label"]: (trial.get("wnid", ""), trial["class_name"]) for trial in trials}
+        self.class_names = {label: names[label][1] for label in sorted(names)}
+        found = {label: classifier.find(*names[label]) for label in sorted(names)}
+        unknown = [self.class_names[label] for label, index in found.items() if index is None]
+        self.known: np.ndarray | None = None if unknown else np.array(list(found.values()), dtype=np.int64)
+        remedy = "give one that does, for a lab's own classes one by `neuroimagen probe`"
+        if unknown:
+            said = f"the classifier does not know {len(unknown)} of the data set's classes (first: {unknown[0]})"
+            if distractors == "study":
+                raise ValueError(f"distractors=study, but {said}; {remedy}, or distractors=classifier")
+            self.unavailable["acc_label"] = f"not available: {said}; {remedy}"
+        self.judged = len(found) if distractors == "study" else len(classifier.classes)
+        self.n_way = numbers.check_n_way(self.judged, n_way, top_k)
+        if not 1 <= inception_splits <= len(trials):
+            raise ValueError(f"inception_splits={inception_splits} must be 1 to the number of trials, {len(trials)}")
+        if self.others is None:
+            for name in ("shuffled", "ssim_other", "ssim_gain", *RANKED, *TWO_WAY):
+                self.unavailable[name] = ONE_PICTURE
+        with Image.open(run.truth(trials[0]["key"])) as picture:
+            self.side = min(picture.size)
+        self.judges, self.lpips, missing = load_judges(self.wants, classifier.device, weights, download, self.side)
+        self.unavailable |= missing
+
+    def wants(self, *names: str) -> bool:
+        return any(name in self.wanted and name not in self.unavailable for name in names)
+
+    def measure(self, batch_size: int = 16) -> None:
+        """All that needs the pictures. Collective: every rank."""
+        run, samples = self.run, range(self.run.samples)
+        keys = [trial["key"] for trial in run.trials]
+        compare = (
+            ["features"] if self.wants("two_way", *(m for m, layer in RANKED.items() if layer == "features")) else []
+        )
+        keep = ["probabilities"] + ["features"] * self.wants("fid_classifier", "kid_classifier")
+        judges = [Judge(self.classifier.outputs, keep, compare), *self.judges]
+        self.measured: Measured = measure(
+            {row: [[run.image(row, key, sample) for sample in samples] for key in keys] for row in run.rows},
+            [run.truth(key) for key in keys],
+            None if self.others is None else [run.truth(key) for key in self.others],
+            judges,
+            [*pair_measures(self.wants, self.side), *self.lpips],
+            [lambda *pair: {"ssim": numbers.ssim(*pair)[:, 0]}],
+            batch_size,
+            self.classifier.device,
+        )
+        if self.others is not None and self.measured.gallery <= 5:
+            few = f"not available: {self.measured.gallery} different ground-truth pictures, top-5 needs more"
+            self.unavailable |= {name: few for name in RANKED if name.endswith("top5")}
+        if self.measured.gallery < 4:
+            few = f"not available: {self.measured.gallery} different ground-truth pictures, a distance of sets needs 4"
+            self.unavailable |= {name: few for name in (*FRECHET, *KERNEL) if self.wants(name)}
+        # The truth of ACC, for the classifier or among the study's classes
+        self.seen = self.among(self.measured.of("probabilities", "truth")).argmax(1)
+        self.values = {row: self._values(row) for row in self.measured.numbers}
+
+    def among(self, probabilities: np.ndarray) -> np.ndarray:
+        """(n, K) -> (n, classes that are judged among)"""
+        return probabilities[:, self.known] if self.distractors == "study" else probabilities
+
+    def _tables(self) -> Arrays:
+        """metric -> what a picture gets by the rank of its truth: of each metric that counts ranks."""
+        m = self.measured.gallery
+        way = min(self.asked, m)
+        found = {name: success_by_rank(self.judged, self.n_way, self.top_k) for name in ("acc", "acc_label")}
+        if m > 1:
+            kinds = {"top1": np.arange(m) < 1.0, "top5": np.arange(m) < 5.0, "nway": success_by_rank(m, way, 1)}
+            found |= {name: kinds[name.rpartition("_")[2]].astype(float) for name in RANKED}
+            found |= {name: success_by_rank(m, 2, 1) for name in TWO_WAY}
+        return {name: table for name, table in found.items() if self.wants(name)}
+
+    def _values(self, row: str) -> Arrays:
+        """metric -> (n, samples) of one row, for all metrics of single pictures."""
+        shape = self.measured.numbers[row].shape
+        pairs, tables = self.measured.pairs[row], self._tables()
+        probabilities = self.among(self.measured.of("probabilities", row))
+
+        def ranked(truth: np.ndarray) -> np.ndarray:
+            return numbers.ranks_of(probabilities, truth.repeat(shape[1])[:, None]).reshape(shape)
+
+        found = {"acc": tables["acc"][ranked(self.seen)]}
+        if "acc_label" in tables:
+            assert self.known is not None
+            place = np.searchsorted(sorted(self.class_names), self.labels)
+            found["acc_label"] = tables["acc_label"][
+                ranked(place if self.distractors == "study" else self.known[place])
+            ]
+        found |= {name: values for name, values in pairs.items() if name in METRICS}
+        if "other ssim" in pairs:
+            found |= {"ssim_other": pairs["other ssim"], "ssim_gain": pairs["ssim"] - pairs["other ssim"]}
+        for name, layer in (RANKED | TWO_WAY).items():
+            if name in tables and f"rank {layer}" in pairs:
+                found[name] = tables[name][pairs[f"rank {layer}"]]
+        found |= {name: 1 - pairs[f"own {name}"] for name in DISTANCES if f"own {name}" in pairs}
+        return {name: found[name].astype(np.float64) for name in self.wanted if name in found and self.wants(name)}
+
+    def _sets(self, row: str, masks: dict[str, np.ndarray]) -> dict[str, dict[str, Estimate]]:
+        """Of each group the metrics of a whole set of pictures."""
+        samples = self.measured.numbers[row].shape[1]
+        probabilities = self.measured.of("probabilities", row)
+        classes, which = np.unique(self.seen, return_inverse=True)  # only these can be dealt out
+        table = success_by_rank(self.judged, self.n_way, self.top_k)
+        success = table[numbers.ranks_of(self.among(probabilities), classes)] if self.wants("shuffled") else None
+        images = np.array([trial["image"] for trial in self.run.trials])
+        found: dict[str, dict[str, Estimate]] = {}
+        for group, mask in masks.items():
+            inside, units = mask.repeat(samples), self.units[mask].repeat(samples)
+            found[group] = {}
+            if self.wants("is") and len(units) >= self.splits:
+                found[group]["is"] = numbers.inception_estimate(probabilities[inside], units, self.splits)
+            if self.wants("is_inception") and len(units) >= self.splits:
+                theirs = softmax(self.measured.of("logits", row)[inside].astype(np.float64), 1)
+                found[group]["is_inception"] = numbers.inception_estimate(theirs, units, self.splits)
+            own = np.unique(self.measured.numbers["truth"][mask])  # different ground-truth pictures
+            for name, layer in (FRECHET | KERNEL).items():
+                if self.wants(name) and min(len(own), len(units)) >= 4:
+                    ours, theirs = self.measured.of(layer, row)[inside], self.measured.outputs[layer][own]
+                    distance = (
+                        frechet_distance(ours, theirs) if name in FRECHET else kernel_distance(ours, theirs, 1)[0]
+                    )
+                    found[group][name] = Estimate(distance, None, None, len(set(units)))
+            if success is not None and len(set(images[mask])) > 1:
+                truths = which[mask].repeat(samples)
+                found[group]["shuffled"] = numbers.shuffled_estimate(success[inside], truths, units)
+        return found
+
+    def scores(self) -> dict[str, Any]:
+        """What scores.json holds (version 3), but for the command's config."""
+        run, rows = self.run, self.run.rows
+        found: dict[str, dict[str, dict[str, Any]]] = {row: {group: {} for group in self.groups} for row in rows}
+        best: dict[str, dict[str, dict[str, Any]]] = {}
+        for group, mask in self.groups.items():
+            columns = [(row, name) for row in rows for name in self.values[row]]
+            block = np.stack([self.values[row][name][mask].ravel() for row, name in columns], 1)
+            estimates = numbers.bootstrap_means(block, self.units[mask].repeat(run.samples))
+            for (row, name), estimate in zip(columns, estimates, strict=True):
+                found[row][group][name] = estimate._asdict()
+        if run.samples > 1:
+            columns = [(row, name) for row in rows for name in self.values[row] if name in BEST]
+            block = np.stack([numbers.best_of(self.values[r][m], METRICS[m].better or "") for r, m in columns], 1)
+            best = {row: {"all": {}} for row in rows}
+            for (row, name), estimate in zip(columns, numbers.bootstrap_means(block, self.units), strict=True):
+                best[row]["all"][name] = estimate._asdict()
+        wide = {group: mask for group, mask in self.groups.items() if not group.startswith("class ")}
+        for row in rows:  # within one class diversity is no virtue
+            for group, estimates_of in self._sets(row, wide).items():
+                found[row][group] |= {name: estimate._asdict() for name, estimate in estimates_of.items()}
+        ceilings = {name: float(value.mean()) for name, value in self.values["truth"].items()}
+        ceilings |= {name: e.value for name, e in self._sets("truth", {"all": wide["all"]})["all"].items()}
+        measured = [name for name in self.wanted if any(name in found[row]["all"] for row in rows)]
+        seen = self.measured.of("probabilities", "truth").argmax(1)
+        truth: dict[str, Any] = {name: ceilings[name] for name in ("is", "shuffled") if name in ceilings}
+        if self.known is not None:
+            right = self.known[np.searchsorted(sorted(self.class_names), self.labels)]
+            truth["named_rightly"] = float((seen == right).mean())
+        return {
+            "trials": len(run.trials),
+            "pictures": len({trial["image"] for trial in run.trials}),
+            "subjects": len({trial["subject"] for trial in run.trials}),
+            "samples": run.samples,
+            "classifier": self.classifier.describe,
+            "classes": len(self.classifier.classes),
+            "distractors": self.distractors,
+            "n_way": self.n_way,
+            "n_way_asked": self.asked,
+            "top_k": self.top_k,
+            "chance": self.top_k / self.n_way,
+            "gallery": self.measured.gallery,
+            "ssim_settings": numbers.SSIM_SETTINGS + "; ssim: mean of the colour channels, ssim_grey: luma",
+            "inception_splits": self.splits,
+            "interval": f"95 % percentile bootstrap over {run.unit}, 2000 resamples (sets of pictures, such as IS and "
+            f"shuffled: jackknife over the same); n counts them",
+            "truth": truth,
+            "metrics": self._described(measured, ceilings),
+            "unavailable": {name: self.unavailable[name] for name in self.wanted if name in self.unavailable},
+            "rows": found,
+            "best_of_n": best,
+            "confusion": {} if self.known is None else {row: self._confusion(row) for row in rows},
+        }
+
+    def _described(self, measured: list[str], ceilings: dict[str, float]) -> dict[str, dict[str, Any]]:
+        """Of each metric its definition, chance, and what the ground-truth pictures get."""
+        samples, gallery = self.run.samples, self.measured.gallery
+        facts = Facts(self.n_way, self.top_k, self.judged, self.distractors, gallery, min(self.asked, gallery),
+                      self.splits, len(self.run.trials) * samples)  # fmt: skip
+        by_chance: dict[str, float] = {"is": 1.0, "is_inception": 1.0, "ssim_gain": 0.0}
+        found = {}
+        for name in measured:
+            said = found[name] = describe(name, facts)
+            said["ceiling"] = ceilings.get(name)
+            if name in (tables := self._tables()):
+                said["chance"] = float(tables[name].mean())
+                said["chance_best_of_n"] = numbers.chance_best_of(tables[name], samples) if samples > 1 else None
+            elif name in by_chance:
+                said["chance"] = by_chance[name]
+            elif METRICS[name].better and name in self.values.get("other", {}):
+                said["chance"] = float(self.values["other"][name].mean())
+        return found
+
+    def _confusion(self, row: str) -> dict[str, Any]:
+        """Class of the trial x the most probable class among the study's, over trials and samples."""
+        assert self.known is not None
+        guess = self.measured.of("probabilities", row)[:, self.known].argmax(1)
+        place = np.searchsorted(sorted(self.class_names), self.labels).repeat(self.run.samples)
+        counts = numbers.confusion(place, guess, len(self.class_names))
+        return {"classes": list(self.class_names.values()), "counts": counts.tolist()}
+
+    def pictures_csv(self) -> str:
+        """picture_scores.csv: one line a picture; seen and guess: what the classifier sees in truth and picture."""
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        per_picture = [name for name in self.wanted if any(name in self.values[row] for row in self.run.rows)]
+        about = ("key", "sample", "subject", "label", "class_name", "image")
+        table.writerow(["row", *about, "seen", "guess", *per_picture])
+        names = np.array(self.classifier.classes, dtype=object)
+        names = names[self.known] if self.distractors == "study" else names
+        for row in self.run.rows:
+            guesses = self.among(self.measured.of("probabilities", row)).argmax(1).reshape(-1, self.run.samples)
+            for t, trial in enumerate(self.run.trials):
+                for sample in range(self.run.samples):
+                    line = [
+                        trial["key"],
+                        sample,
+                        *(trial[name] for name in ("subject", "label", "class_name", "image")),
+                    ]
+                    values = (self.values[row].get(name) for name in per_picture)
+                    measured = ["" if v is None else f"{v[t, sample]:.7g}" for v in values]
+                    table.writerow([row, *line, names[self.seen[t]], names[guesses[t, sample]], *measured])
+        return text.getvalue()

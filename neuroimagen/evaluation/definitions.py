@@ -1,0 +1,214 @@
+"""What the score book can measure: of each metric its column head, its meaning, its source, and which way is better.
+
+scores.json carries these beside the numbers, so that tables and pages need no words of their own. What each can and
+cannot tell: docs/scores.md.
+"""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+PAPER = "NeuroImagen (arXiv 2308.02510), section Evaluation Metrics"
+MINDEYE = "MindEye (Scotti et al. 2023, arXiv 2305.18274)"
+TWO_WAY = (
+    "Two-way identification by {0}: the share of the test set's other pictures whose features correlate less (Pearson) "
+    "with those of the reconstruction than the picture seen does."
+)
+DISTANCE = "1 - Pearson correlation of {0} features of the reconstruction and of the picture seen."
+SAME_WAY = ", as Inception Scores are not comparable between classifiers, numbers of pictures or splits"
+SMALL = (
+    "biased upwards for few pictures (here {{n_pictures}}, customary are 10,000 or more): compare rows of this run only"
+)
+
+
+class Metric(NamedTuple):
+    """One metric; texts may hold {fields} of `Facts`."""
+
+    head: str
+    scale: int  # 100: shown in per cent
+    digits: int
+    better: str | None  # "higher" | "lower"
+    definition: str
+    source: str
+    chance_of: str
+    by_class: bool = True  # makes sense within one class
+
+
+class Facts(NamedTuple):
+    """What the texts refer to."""
+
+    n_way: int
+    top_k: int
+    n_classes: int
+    distractors: str  # "classifier" | "study"
+    gallery: int  # different ground-truth pictures
+    gallery_way: int
+    splits: int
+    n_pictures: int  # reconstructions of a row
+
+
+_GUESS = "a guess among the {n_classes} classes of the {distractors}"
+_OTHER = "another picture of the test set in place of the reconstruction (the fixed pairs of SSIM other)"
+_TWO = "a reconstruction that has nothing to do with the picture seen"
+_PICK = "a picture of the test set picked blindly"
+_ACC = (
+    "{{n_way}}-way top-{{top_k}} accuracy: {0} ranks among the first {{top_k}} of {{n_way}} classes by the "
+    "classifier's probability on the reconstruction, in expectation over all draws of the other classes from those of "
+    "the {{distractors}} (closed form; ties count against)."
+)
+_FID = (
+    "Fréchet distance between the features ({0}) of a row's pictures and of the ground-truth pictures; " + SMALL + "."
+)
+_KID = (
+    "Squared maximum mean discrepancy, cubic kernel, between the same features as FID's; unbiased, but noisy for few."
+)
+_RETRIEVAL = "The picture seen is among the {0} of the test set's {{gallery}} pictures that correlate most with the "
+
+METRICS: dict[str, Metric] = {
+    "acc": Metric(
+        "ACC (%)", 100, 1, "higher",
+        _ACC.format("the class that the classifier sees in the ground-truth picture"),
+        PAPER + "; MinD-Vis (Chen et al. 2023, arXiv 2211.06956), with 50 classes and random draws", _GUESS,
+    ),
+    "shuffled": Metric(
+        "shuffled (%)", 100, 1, None,
+        "What ACC would be if the same reconstructions were dealt out to the trials at random (exact mean over all "
+        "shuffles): the chance of a decoder that draws the same pictures, but blindly.",
+        "ours", "it is a chance level itself", by_class=False,
+    ),
+    "acc_label": Metric(
+        "ACC by label (%)", 100, 1, "higher", "Generation accuracy: "
+        + _ACC.format("the data set's label of the trial"),
+        "ours; EEGStyleGAN-ADA and GWIT report accuracy by label", _GUESS,
+    ),
+    "is": Metric(
+        "IS", 1, 2, "higher",
+        "Inception Score by the classifier, {splits} split(s), softmax over all its classes" + SAME_WAY + ".",
+        "Salimans et al. 2016 (arXiv 1606.03498), Eq. 1; " + PAPER, "one and the same picture for all", by_class=False,
+    ),
+    "is_inception": Metric(
+        "IS (Inception)", 1, 2, "higher",
+        "Inception Score by the Inception of 2015, {splits} split(s), softmax over its 1,008 classes" + SAME_WAY + ".",
+        "Salimans et al. 2016 (arXiv 1606.03498), Eq. 1", "one and the same picture for all", by_class=False,
+    ),
+    "ssim": Metric(
+        "SSIM", 1, 3, "higher",
+        "Structural similarity with the picture seen, mean of the colour channels: Gaussian window 11 px, sigma 1.5, "
+        "borders mirrored, at the pictures' own size.",
+        "Wang et al. 2004; the paper gives no settings", _OTHER,
+    ),
+    "ssim_grey": Metric(
+        "SSIM grey", 1, 3, "higher", "The same SSIM of luma (ITU-R BT.601).", "Wang et al. 2004", _OTHER
+    ),
+    "ssim_other": Metric(
+        "SSIM other", 1, 3, None,
+        "SSIM of the same reconstructions with another picture of the test set (fixed pairs); smooth pictures score "
+        "high here too.",
+        "ours", "it is a chance level itself",
+    ),
+    "ssim_gain": Metric(
+        "SSIM gain", 1, 3, "higher", "SSIM - SSIM other: what is owed to the picture seen.", "ours",
+        "a picture that knows nothing of the one seen",
+    ),
+    "ssim_425": Metric(
+        "SSIM 425 px", 1, 3, "higher",
+        "Structural similarity with the MindEye suite's settings: grey, 425 px by way of 256, Gaussian window 11 px, "
+        "sigma 1.5, borders left out.",
+        MINDEYE, _OTHER,
+    ),
+    "pixcorr": Metric(
+        "PixCorr", 1, 3, "higher", "Pearson correlation of the pixels (425 px by way of 256) with the picture seen.",
+        MINDEYE, _OTHER,
+    ),
+    "lpips": Metric(
+        "LPIPS", 1, 3, "lower", "Learned perceptual distance (AlexNet) to the picture seen.",
+        "Zhang et al. 2018 (arXiv 1801.03924)", _OTHER,
+    ),
+    "alex2": Metric("AlexNet(2) (%)", 100, 1, "higher", TWO_WAY.format("AlexNet's 2nd convolution"), MINDEYE, _TWO),
+    "alex5": Metric("AlexNet(5) (%)", 100, 1, "higher", TWO_WAY.format("AlexNet's 5th convolution"), MINDEYE, _TWO),
+    "inception": Metric(
+        "Inception (%)", 100, 1, "higher", TWO_WAY.format("Inception-v3's last pooling"), MINDEYE, _TWO
+    ),
+    "clip": Metric("CLIP (%)", 100, 1, "higher", TWO_WAY.format("CLIP's ViT-L/14 picture encoder"), MINDEYE, _TWO),
+    "effnet": Metric("EffNet-B", 1, 3, "lower", DISTANCE.format("EfficientNet-B1"), MINDEYE, _OTHER),
+    "swav": Metric("SwAV", 1, 3, "lower", DISTANCE.format("SwAV-ResNet50"), MINDEYE, _OTHER),
+    "two_way": Metric(
+        "two-way (%)", 100, 1, "higher", TWO_WAY.format("the classifier's last features"),
+        "as the MindEye suite's, by the classifier", _TWO,
+    ),
+    "retrieval_top1": Metric(
+        "retrieval top-1 (%)", 100, 1, "higher",
+        _RETRIEVAL.format("1") + "reconstruction in the classifier's last features.",
+        "as MindEye's retrieval of 300, over the whole test set", _PICK,
+    ),
+    "retrieval_top5": Metric(
+        "retrieval top-5 (%)", 100, 1, "higher",
+        _RETRIEVAL.format("5") + "reconstruction in the classifier's last features.",
+        "as MindEye's retrieval of 300, over the whole test set", _PICK,
+    ),
+    "retrieval_nway": Metric(
+        "retrieval N-way (%)", 100, 1, "higher",
+        "The picture seen correlates more with the reconstruction, in the classifier's last features, than "
+        "{gallery_way} - 1 others drawn from the test set (expectation over all draws).",
+        "as THINGS-EEG2's 200-way retrieval (Song et al. 2024, arXiv 2308.13234), by pictures", _PICK,
+    ),
+    "clip_top1": Metric(
+        "CLIP top-1 (%)", 100, 1, "higher", _RETRIEVAL.format("1") + "reconstruction in CLIP's features.", MINDEYE,
+        _PICK,
+    ),
+    "clip_top5": Metric(
+        "CLIP top-5 (%)", 100, 1, "higher", _RETRIEVAL.format("5") + "reconstruction in CLIP's features.", MINDEYE,
+        _PICK,
+    ),
+    "clip_nway": Metric(
+        "CLIP N-way (%)", 100, 1, "higher",
+        "The picture seen correlates more with the reconstruction, in CLIP's features, than {gallery_way} - 1 others "
+        "drawn from the test set (expectation over all draws).",
+        MINDEYE, _PICK,
+    ),
+    "fid": Metric(
+        "FID", 1, 1, "lower", _FID.format("2,048 of the Inception of 2015"), "Heusel et al. 2017 (arXiv 1706.08500)",
+        "", by_class=False,
+    ),
+    "kid": Metric("KID", 1, 4, "lower", _KID, "Bińkowski et al. 2018 (arXiv 1801.01401)", "", by_class=False),
+    "fid_classifier": Metric(
+        "FID (classifier)", 1, 1, "lower", _FID.format("the classifier's last"),
+        "Heusel et al. 2017, by another network than theirs: comparable within this run only", "", by_class=False,
+    ),
+    "kid_classifier": Metric(
+        "KID (classifier)", 1, 4, "lower", _KID,
+        "Bińkowski et al. 2018, by another network than theirs: comparable within this run only", "", by_class=False,
+    ),
+}  # fmt: skip
+# The paper's three with their controls: cheap, and what the tables are made of, so always measured.
+PAPERS = ("acc", "shuffled", "acc_label", "is", "ssim", "ssim_grey", "ssim_other", "ssim_gain")
+# Better means nothing for a control, and a set has no best sample.
+BEST = [name for name, metric in METRICS.items() if metric.better and metric.by_class]
+
+
+def chosen(names: Iterable[str]) -> list[str]:
+    """The metrics asked for and the paper's, in the order of METRICS; "all" is all. ValueError: no such metric."""
+    names = list(names)
+    for name in names:
+        if name not in ("all", "paper", *METRICS):
+            near = difflib.get_close_matches(name, METRICS, 1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"metrics: {name!r} is not one of all, paper, {', '.join(METRICS)}.{hint}")
+    return [name for name in METRICS if "all" in names or name in (*names, *PAPERS)]
+
+
+def describe(name: str, facts: Facts) -> dict[str, Any]:
+    """What scores.json says of a metric, before its chance and ceiling."""
+    metric, fields = METRICS[name], facts._asdict()
+    return {
+        "head": metric.head,
+        "scale": metric.scale,
+        "digits": metric.digits,
+        "better": metric.better,
+        "chance": None,
+        "chance_of": metric.chance_of.format(**fields) or "no chance level is defined",
+        "ceiling": None,
+        "ceiling_of": "the ground-truth pictures themselves",
+        "definition": metric.definition.format(**fields),
+        "source": metric.source,
+    }

@@ -1,0 +1,213 @@
+"""The metrics of pictures and of features: PixCorr, SSIM and LPIPS of pairs; two-way identification and correlation
+distance (the MindEye suite, Scotti et al. 2023); FID and KID of sets. Networks: networks.py.
+
+Features are (n, D) float32, as `Network.features` gives them. A correlation with a constant row (a blank picture, a
+network that says the same of everything) is taken as 0.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import numpy as np
+import scipy.linalg
+import torch
+from torchmetrics.functional.image import structural_similarity_index_measure
+from torchmetrics.image.kid import maximum_mean_discrepancy, poly_kernel
+
+from neuroimagen.evaluation.networks import Lpips, suite_pictures
+
+SUITE_PIXELS = 425
+Setting = Literal["suite", "own"]
+SETTINGS = {
+    "suite": "pictures at 256 x 256, then 425 x 425 px (bilinear, antialiased), as the MindEye suite",
+    "own": "pictures at their own size",
+}
+SUITE_SSIM = (
+    "SSIM of the MindEye suite: grey as ITU-R BT.709, 425 px, Gaussian sigma 1.5 (11 x 11), population covariance, "
+    "data range 1, without the 5 px at the border"
+)
+_GREY = (0.2125, 0.7154, 0.0721)  # scikit-image's rgb2gray
+FID_FEATURES = 2048
+KID_POOL = 4000
+
+
+def _sized(images: torch.Tensor, truths: torch.Tensor, setting: Setting) -> tuple[torch.Tensor, torch.Tensor]:
+    if setting == "suite":
+        return suite_pictures(images, SUITE_PIXELS), suite_pictures(truths, SUITE_PIXELS)
+    if images.shape != truths.shape:
+        raise ValueError(
+            f"pictures of shape {tuple(images.shape)} and {tuple(truths.shape)} cannot be compared at their own size"
+        )
+    return images, truths
+
+
+def pixcorr(images: torch.Tensor, truths: torch.Tensor, setting: Setting = "suite") -> torch.Tensor:
+    """Pearson correlation of all values of each picture pair: (B, 3, H, W) twice, in [0, 1] -> (B,). See SETTINGS."""
+    images, truths = _sized(images, truths, setting)
+    return 1 - correlation_distance(images.flatten(1), truths.flatten(1))
+
+
+def ssim_suite(images: torch.Tensor, truths: torch.Tensor) -> torch.Tensor:
+    """SSIM as the MindEye suite has it (SUITE_SSIM): (B, 3, H, W) twice, in [0, 1] -> (B,). Not that of metrics.py."""
+    images, truths = _sized(images, truths, "suite")
+    weights = images.new_tensor(_GREY).view(1, 3, 1, 1)
+    _, every_pixel = structural_similarity_index_measure(
+        (images * weights).sum(1, keepdim=True), (truths * weights).sum(1, keepdim=True),
+        gaussian_kernel=True, sigma=1.5, data_range=1.0, reduction="none", return_full_image=True,
+    )  # fmt: skip
+    return every_pixel[:, 0, 5:-5, 5:-5].mean((1, 2))
+
+
+@torch.inference_mode()
+def lpips(images: torch.Tensor, truths: torch.Tensor, network: Lpips) -> torch.Tensor:
+    """Learned perceptual distance at the pictures' own size: (B, 3, H, W) twice, in [0, 1] -> (B,) on the CPU.
+
+    0 = the same. network: `networks.load_lpips`.
+    ValueError: pictures under 35 px, of which AlexNet leaves nothing.
+    """
+    images, truths = _sized(images, truths, "own")
+    if min(images.shape[-2:]) < 35:
+        raise ValueError(f"LPIPS needs pictures of at least 35 x 35 pixels, these are {tuple(images.shape[-2:])}")
+    device = next(network.parameters()).device
+    return network(images.to(device), truths.to(device)).cpu()
+
+
+def _norms(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Means of the rows, and the norms of the rows less their means: 0 for one that is constant but for rounding."""
+    variance, mean = torch.var_mean(features, 1, correction=0)
+    norms = (variance * features.shape[1]).sqrt()
+    return mean, torch.where(variance > 1e-12 * mean.square(), norms, 0.0)
+
+
+def correlation_distance(features: torch.Tensor, truths: torch.Tensor) -> torch.Tensor:
+    """1 - Pearson correlation of each row of (n, D) with the same row of the other -> (n,), from 0 to 2.
+
+    The suite's EffNet-B and SwAV are means of it.
+    """
+    assert features.shape == truths.shape and features.ndim == 2, (features.shape, truths.shape)
+    x, y = features.double(), truths.double()
+    (x_mean, x_norm), (_, y_norm) = _norms(x), _norms(y)
+    norms = x_norm * y_norm
+    products = ((x - x_mean[:, None]) * y).sum(1)  # a centred row is blind to the mean of the other
+    return (1 - torch.where(norms > 0, products / norms.clamp_min(1e-300), 0.0)).to(features.dtype)
+
+
+class Gallery(NamedTuple):
+    """The different ground-truth pictures' features (m, D), prepared for `farther` and `two_way`."""
+
+    features: torch.Tensor
+    norms: torch.Tensor
+
+    @staticmethod
+    def of(truths: torch.Tensor) -> "Gallery":
+        return Gallery(truths, _norms(truths)[1])
+
+
+def farther(
+    features: torch.Tensor, truths: torch.Tensor | Gallery, which: torch.Tensor, batch_size: int = 64
+) -> torch.Tensor:
+    """How many of the other truths correlate less with each picture than its own truth does: (n,) integers, 0 to m - 1.
+
+    features: (n, D), of reconstructions. truths: (m, D), of the DIFFERENT ground-truth pictures. which: (n,) integers,
+    the row of each one's own truth. A tie counts against the picture, so a constant output scores 0. All pairs, no
+    random draws. Memory: the arguments and `batch_size` rows more; pictures may as well be given in several calls (then
+    make the `Gallery.of(truths)` once).
+    """
+    truths, spread = truths if isinstance(truths, Gallery) else Gallery.of(truths)
+    assert features.ndim == truths.ndim == 2 and features.shape[1] == truths.shape[1], (features.shape, truths.shape)
+    assert which.shape == features.shape[:1] and (
+        not len(which) or 0 <= int(which.min()) <= int(which.max()) < len(truths)
+    )
+    found = []
+    for part, own in zip(features.split(batch_size), which.split(batch_size), strict=True):
+        mean, norms = _norms(part)
+        norms = norms[:, None] * spread
+        products = (part - mean[:, None]) @ truths.T  # so the many truths need no centred copy
+        r = torch.where(norms > 0, products / norms.clamp_min(1e-30), 0.0)
+        found.append((r < r.gather(1, own[:, None])).sum(1))
+    return torch.cat(found) if found else which.new_zeros(0)
+
+
+def two_way(features: torch.Tensor, truths: torch.Tensor | Gallery, which: torch.Tensor) -> torch.Tensor:
+    """Two-way identification by Pearson correlation over all pairs: share of the other truths that lie farther -> (n,).
+
+    Arguments: `farther`. Chance 0.5. The suite's AlexNet(2), AlexNet(5), Inception and CLIP are means of it. N-way
+    retrieval follows from the same ranks: metrics.success_by_rank(m, N, k)[m - 1 - farther(...)].
+    ValueError: fewer than two truths.
+    """
+    m = len(truths.features if isinstance(truths, Gallery) else truths)
+    if m < 2:
+        raise ValueError(f"two-way identification needs at least two ground-truth pictures, there are {m}")
+    return farther(features, truths, which).float() / (m - 1)
+
+
+def fid_warning(n: int, m: int) -> str | None:
+    """What has to be said of an FID from n and m pictures; None from 2,049 on."""
+    least = min(n, m)
+    if least > FID_FEATURES:
+        return None
+    return (
+        f"FID from {n} and {m} pictures: below {FID_FEATURES + 1} the covariance of {FID_FEATURES} features is "
+        "rank-deficient and the number too high; compare it only with numbers from as many pictures, or take KID"
+    )
+
+
+def frechet_distance(features: np.ndarray | torch.Tensor, truths: np.ndarray | torch.Tensor) -> float:
+    """FID (Heusel et al. 2017): |difference of means|^2 + Tr(S1 + S2 - 2 (S1 S2)^(1/2)) of (n, D) and (m, D).
+
+    Exact without a matrix root: with centred features A and B, the trace of the root is the sum of the singular values
+    of A B' / sqrt((n - 1)(m - 1)), which small samples do not upset (published code takes the root of a singular
+    matrix). In float64. ValueError: fewer than two pictures. What to say of small samples: `fid_warning`.
+    """
+    x, y = np.asarray(features, np.float64), np.asarray(truths, np.float64)
+    if min(len(x), len(y)) < 2:
+        raise ValueError(f"FID needs at least two pictures on each side, there are {len(x)} and {len(y)}")
+    a, b = ((z - z.mean(0)) / math.sqrt(len(z) - 1) for z in (x, y))
+    traces = np.square(a).sum() + np.square(b).sum()
+    a, b = (scipy.linalg.qr(z, mode="r")[0][: z.shape[1]] if len(z) > z.shape[1] else z for z in (a, b))  # keeps Z'Z
+    root = scipy.linalg.svdvals(a @ b.T).sum()
+    return float(np.square(x.mean(0) - y.mean(0)).sum() + traces - 2 * root)
+
+
+class KernelDistance(NamedTuple):
+    value: float
+    sd: float  # of the same estimate from `subset_size` pictures of each side; wider than that of `value`
+    subset_size: int
+
+
+def kernel_distance(
+    features: np.ndarray | torch.Tensor,
+    truths: np.ndarray | torch.Tensor,
+    subsets: int = 100,
+    subset_size: int | None = None,
+    seed: int = 0,
+) -> KernelDistance:
+    """KID (Binkowski et al. 2018): unbiased squared MMD of (n, D) and (m, D), kernel (x.y / D + 1)^3. May be below 0.
+
+    value: exact, from all pairs; published code draws subsets, whose mean tends to it. sd: over `subsets` random ones
+    of `subset_size` (None: half of the smaller side, at most 1,000), drawn without replacement by `seed` from at most
+    4,000 pictures a side, which bounds the memory. ValueError: fewer than four pictures, or too large subsets.
+    """
+    x, y = (torch.as_tensor(z).double() for z in (features, truths))
+    n, m = len(x), len(y)
+    size = min(1000, min(n, m) // 2) if subset_size is None else subset_size
+    if not 2 <= size <= min(n, m, KID_POOL):
+        raise ValueError(
+            f"KID of {n} and {m} pictures cannot be taken over subsets of {size}: give 2 to {min(n, m, KID_POOL)}"
+        )
+
+    def total(a: torch.Tensor, b: torch.Tensor) -> float:
+        return sum(float(poly_kernel(part, b).sum()) for part in a.split(512))
+
+    def own(a: torch.Tensor) -> float:  # without each one's kernel with itself
+        return total(a, a) - float((a.square().sum(1) / a.shape[1] + 1).pow(3).sum())
+
+    value = own(x) / (n * (n - 1)) + own(y) / (m * (m - 1)) - 2 * total(x, y) / (n * m)
+    rng = np.random.default_rng(seed)
+    x, y = (z[rng.permutation(len(z))[:KID_POOL]] for z in (x, y))
+    xx, xy, yy = poly_kernel(x, x), poly_kernel(x, y), poly_kernel(y, y)
+    found = []
+    for _ in range(subsets):
+        i, j = (torch.from_numpy(rng.choice(len(z), size, replace=False)) for z in (x, y))
+        found.append(float(maximum_mean_discrepancy(xx[i][:, i], xy[i][:, j], yy[j][:, j])))
+    return KernelDistance(value, float(np.std(found)), size)

@@ -1,0 +1,171 @@
+"""A table of the report and its four forms: HTML, Markdown, LaTeX and text for a terminal."""
+
+import dataclasses
+import html
+import re
+from typing import NamedTuple
+
+ABSENT = "–"
+TICK = "✓"
+ASCII = str.maketrans({"–": "-", "✓": "x", "±": "+-", "σ": "sigma", "×": "x"})
+
+
+class Cell(NamedTuple):
+    """What a cell says, and in smaller print the 95 % interval: Cell("54.2", "[47.6, 60.4]")."""
+
+    text: str = ""
+    range: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.text} {self.range}".rstrip()
+
+
+class Column(NamedTuple):
+    """`metric`: its name in the score book. `paper`: published, not ours. `number`: numbers, of several metrics."""
+
+    head: str
+    metric: str = ""
+    paper: bool = False
+    number: bool = False
+
+    @property
+    def numeric(self) -> bool:
+        return self.number or bool(self.metric)
+
+
+class Row(NamedTuple):
+    """`kind`, for styling: full | baseline | control | chance | ceiling | mean | absent | "". `rule`: a line above."""
+
+    cells: list[Cell]
+    kind: str = ""
+    rule: bool = False
+
+
+@dataclasses.dataclass
+class Table:
+    """`name` is the file's: table1; `title` says on what kind of EEG; notes are whole sentences, without markup."""
+
+    name: str
+    title: str
+    columns: list[Column]
+    rows: list[Row]
+    notes: list[str]
+
+    @property
+    def head(self) -> list[str]:
+        return [column.head for column in self.columns]
+
+    def html(self, notes: bool = True) -> str:
+        """<table> with its caption; a <tbody> for each part between rules; classes are for styling only."""
+        heads = []
+        for column in self.columns:
+            about = f' data-metric="{html.escape(column.metric)}"' if column.metric else ""
+            heads.append(f'<th scope="col"{about}{_classes(column)}>{html.escape(column.head)}</th>')
+        body = ""
+        for row in self.rows:
+            cells = []
+            for i, (column, cell) in enumerate(zip(self.columns, row.cells, strict=True)):
+                text = html.escape(cell.text)
+                if cell.range:
+                    text += f" <small>{html.escape(cell.range)}</small>"
+                cells.append(f'<th scope="row">{text}</th>' if i == 0 else f"<td{_classes(column)}>{text}</td>")
+            mark = f' class="{row.kind}"' if row.kind else ""
+            body += "</tbody>\n<tbody>" * row.rule + f"<tr{mark}>{''.join(cells)}</tr>\n"
+        text = (
+            f'<table class="scores {self.name}"><caption>{html.escape(self.title)}</caption>\n'
+            f"<thead><tr>{''.join(heads)}</tr></thead>\n<tbody>{body}</tbody></table>\n"
+        )
+        if notes and self.notes:
+            text += '<ul class="notes">' + "".join(f"<li>{html.escape(note)}</li>" for note in self.notes) + "</ul>\n"
+        return text
+
+    def markdown(self) -> str:
+        """A pipe table of GitHub's Markdown; the row that counts is bold, a rule is an empty line of the table."""
+        lines = [f"**{_md(self.title)}**", "", _piped([_md(head) for head in self.head])]
+        lines.append(_piped(["---:" if column.numeric else "---" for column in self.columns]))
+        for row in self.rows:
+            if row.rule:
+                lines.append(_piped([""] * len(self.columns)))
+            cells = []
+            for column, cell in zip(self.columns, row.cells, strict=True):
+                bold = "**" if row.kind == "full" and cell.text and not column.paper else ""
+                cells.append(f"{bold}{_md(cell.text)}{bold} {cell.range}".rstrip())
+            lines.append(_piped(cells))
+        lines += ["", *(f"- {_md(note)}" for note in self.notes)]
+        return "\n".join(lines) + "\n"
+
+    def latex(self) -> str:
+        r"""A float to \input; needs booktabs and amssymb. Intervals stand under their numbers."""
+        lengths = [max(len(row.cells[i].text) for row in self.rows) for i in range(len(self.columns))]
+        long = rf"p{{{min(6, 12 // max(1, sum(length > 30 for length in lengths)))}cm}}"
+        kinds = ""
+        for column, length in zip(self.columns, lengths, strict=True):
+            kinds += "r" if column.numeric else "l" if length <= 30 else long
+        title = re.sub(r"^Table \d+\. ", "", self.title)  # LaTeX numbers its tables itself
+        small = r"\footnotesize" if len(self.columns) > 8 else r"\small"
+        lines = [
+            r"% needs \usepackage{booktabs,amssymb}",
+            r"\begin{table}",
+            r"\centering" + small + r"\setlength{\tabcolsep}{3pt}",
+            rf"\caption{{{_tex(title)}}}\label{{tab:{self.name}}}",
+            rf"\begin{{tabular}}{{{kinds}}}",
+            r"\toprule",
+            " & ".join(_tex(head) for head in self.head) + r" \\",
+            r"\midrule",
+        ]
+        for row in self.rows:
+            cells = []
+            for column, cell in zip(self.columns, row.cells, strict=True):
+                text = _tex(cell.text)
+                if row.kind == "full" and text and not column.paper:
+                    text = rf"\textbf{{{text}}}"
+                if cell.range:
+                    text = rf"\shortstack[r]{{{text}\\{{\scriptsize {_tex(cell.range)}}}}}"
+                cells.append(text)
+            lines += [r"\midrule"] * row.rule + [" & ".join(cells) + r" \\"]
+        lines += [r"\bottomrule", r"\end{tabular}"]
+        if self.notes:
+            lines += [r"\par\medskip\raggedright\scriptsize", *(_tex(note) + r"\par" for note in self.notes)]
+        return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+    def text(self, notes: bool = True) -> str:
+        """Aligned columns, ASCII where the terminal may know nothing else."""
+        cells = [self.head, *([str(cell) for cell in row.cells] for row in self.rows)]
+        cells = [[cell.translate(ASCII) for cell in line] for line in cells]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells]
+        rule = "-" * max(map(len, lines))
+        body = [part for row, line in zip(self.rows, lines[1:], strict=True) for part in [rule] * row.rule + [line]]
+        said = [note.translate(ASCII) for note in self.notes] if notes else []
+        return "\n".join([self.title, lines[0], rule, *body, *said])
+
+
+def _classes(column: Column) -> str:
+    kinds = ["number"] * column.numeric + ["paper"] * column.paper
+    return f' class="{" ".join(kinds)}"' if kinds else ""
+
+
+def _piped(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _md(text: str) -> str:
+    return re.sub(r"([\\`*_|<>\[\]~#])", r"\\\1", " ".join(text.split()))
+
+
+TEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "–": "--",
+    "✓": r"$\checkmark$",
+}
+TEX |= {c: "\\" + c for c in "&%$#_{}"}
+TEX |= {c: f"{{{c}}}" for c in "[]"}  # after \\ or \midrule a bare [ would begin an option
+TEX |= {c: f"${c}$" for c in "<>|"} | {'"': "''", "±": r"$\pm$", "σ": r"$\sigma$", "×": r"$\times$"}
+TEX |= {"→": r"$\rightarrow$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "²": r"\textsuperscript{2}", "µ": r"$\mu$"}
+
+
+def _tex(text: str) -> str:
+    text = "".join(TEX.get(character, character) for character in " ".join(text.split()))
+    return re.sub(r"(?<![\w.)-])-(?=\d)", "$-$", text)  # minus, not hyphen

@@ -1,0 +1,133 @@
+"""Which latent diffusion models are drawn with, and how they are loaded: Stable Diffusion 1.x, 2.x, XL and their
+distilled kin (turbo, latent consistency models), each in its own diffusers directory layout or from the hub."""
+
+import inspect
+from pathlib import Path
+from typing import Any, Literal
+
+import diffusers
+import torch
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionXLImg2ImgPipeline
+from diffusers.utils import logging
+from transformers.utils import logging as transformers_logging
+
+Scheduler = Literal["default", "ddim", "pndm", "dpm++", "euler", "euler_a", "unipc", "lcm"]
+
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {  # class in diffusers, and what else it is told
+    "ddim": ("DDIMScheduler", {}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),  # PLMS, as Stable Diffusion 1.x itself is shipped
+    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 2}),  # DPM++ 2M
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
+}
+# What a model was trained with. A scheduler that has no such setting would draw with another noise schedule.
+OF_THE_MODEL = (
+    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
+    "timestep_spacing", "rescale_betas_zero_snr", "thresholding",
+)  # fmt: skip
+
+LAYOUTS = {
+    "StableDiffusionPipeline": StableDiffusionImg2ImgPipeline,
+    "StableDiffusionImg2ImgPipeline": StableDiffusionImg2ImgPipeline,
+    "LatentConsistencyModelPipeline": StableDiffusionImg2ImgPipeline,
+    "LatentConsistencyModelImg2ImgPipeline": StableDiffusionImg2ImgPipeline,
+    "StableDiffusionXLPipeline": StableDiffusionXLImg2ImgPipeline,
+    "StableDiffusionXLImg2ImgPipeline": StableDiffusionXLImg2ImgPipeline,
+}
+
+
+def load_pipeline(pipeline: str, dtype: torch.dtype = torch.float32) -> Any:
+    """Load a hub id or a directory in diffusers layout as its image-to-image pipeline; safetensors only.
+
+    Nothing is unpickled, and the safety checker stays off: what is drawn is scored, black squares would be scored too.
+    Raises ValueError with one sentence if it is neither, is not whole, or is no model of this kind.
+    """
+    local = Path(pipeline).is_dir()
+    if not local and (pipeline.startswith((".", "/", "~")) or pipeline.count("/") != 1):
+        raise ValueError(f"pipeline={pipeline} is neither a directory nor a hub id (owner/name)")
+    if local and not (Path(pipeline) / "model_index.json").exists():
+        raise ValueError(f"pipeline={pipeline} has no model_index.json, so it is not a diffusers pipeline directory")
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # diffusers warns of an AutoencoderTiny where it expects an AutoencoderKL; both work
+    for library in (logging, transformers_logging):
+        library.disable_progress_bar()
+    try:
+        index: Any = diffusers.DiffusionPipeline.load_config(pipeline, local_files_only=local)
+        kind = index.get("_class_name", "file without a class name")
+        if kind not in LAYOUTS or index.get("requires_aesthetics_score"):
+            kind = "Stable Diffusion XL refiner" if index.get("requires_aesthetics_score") else kind
+            raise _Refused(f"pipeline={pipeline} is a {kind}; Stable Diffusion 1.x, 2.x, XL and LCM can be drawn with")
+        unchecked: dict[str, Any] = {"feature_extractor": None, "image_encoder": None}
+        if LAYOUTS[kind] is StableDiffusionImg2ImgPipeline:
+            unchecked |= {"safety_checker": None, "requires_safety_checker": False}
+        else:
+            unchecked |= {"add_watermarker": False}
+        pipe = LAYOUTS[kind].from_pretrained(
+            pipeline, dtype=dtype, local_files_only=local, use_safetensors=True, **unchecked
+        )
+        _check_parts(pipe, pipeline)
+    except _Refused as refusal:
+        raise ValueError(str(refusal)) from None
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"pipeline={pipeline} cannot be loaded as a Stable Diffusion pipeline: {reason}") from None
+    finally:
+        logging.set_verbosity(verbosity)
+        for library in (logging, transformers_logging):
+            library.enable_progress_bar()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+class _Refused(Exception):
+    """A pipeline that loads, but not for this."""
+
+
+def is_xl(pipe: Any) -> bool:
+    return isinstance(pipe, StableDiffusionXLImg2ImgPipeline)
+
+
+def _check_parts(pipe: Any, name: str) -> None:
+    parts = ["unet", "vae", "scheduler", "text_encoder", "tokenizer"]
+    parts += ["text_encoder_2", "tokenizer_2"] if is_xl(pipe) else []
+    lacking = [part for part in parts if getattr(pipe, part) is None]
+    if lacking:
+        raise _Refused(f"pipeline={name} has no {', '.join(lacking)}, so it cannot draw from a decoded caption")
+    takes, latents = pipe.unet.config.in_channels, pipe.vae.config.latent_channels
+    if takes != latents:
+        kind = "an inpainting or editing model" if takes > latents else "not whole"
+        raise _Refused(f"pipeline={name} is {kind}: its U-Net takes {takes} channels, its latents have {latents}")
+    encoders = [pipe.text_encoder, pipe.text_encoder_2] if is_xl(pipe) else [pipe.text_encoder]
+    gives, reads = sum(encoder.config.hidden_size for encoder in encoders), pipe.unet.config.cross_attention_dim
+    if reads != gives:
+        raise _Refused(f"pipeline={name} is not whole: its text embeddings are {gives} wide, its U-Net takes {reads}")
+
+
+def set_scheduler(pipe: Any, scheduler: str) -> str:
+    """Give `pipe` the scheduler of that name ("default": its own) with the settings its model was trained with.
+
+    Returns the class name in force. Raises ValueError for an unknown name and for one that cannot honour the noise
+    schedule or the prediction type of the model.
+    """
+    own, name = pipe.scheduler, type(pipe.scheduler).__name__
+    if scheduler != "default":
+        if scheduler not in SCHEDULERS:
+            raise ValueError(f"scheduler={scheduler!r} is not one of default, {', '.join(SCHEDULERS)}")
+        distilled = name == "LCMScheduler" or pipe.unet.config.time_cond_proj_dim is not None
+        if distilled != (scheduler == "lcm"):
+            why = "is for latent consistency models" if scheduler == "lcm" else "is not for latent consistency models"
+            raise ValueError(f"scheduler={scheduler} {why}, and this pipeline's is {name}; use scheduler=default")
+        name, told = SCHEDULERS[scheduler]
+        kind = getattr(diffusers, name)
+        known = inspect.signature(kind.__init__).parameters
+        lost = [key for key in OF_THE_MODEL if own.config.get(key) and key not in known]
+        if lost:
+            settings = ", ".join(f"{key}={own.config[key]}" for key in lost)
+            raise ValueError(f"scheduler={scheduler} knows no {settings}, which this model was trained with")
+        pipe.scheduler = kind.from_config(own.config, **told)
+    prediction = pipe.scheduler.config.get("prediction_type", "epsilon")
+    if prediction not in ("epsilon", "v_prediction"):
+        raise ValueError(f"this pipeline predicts {prediction!r}; only epsilon and v_prediction can be drawn with")
+    return name

@@ -1,0 +1,208 @@
+"""Metrics of pictures and features against numpy, scipy, scikit-image and torchmetrics on the same arrays."""
+
+import itertools
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from skimage.color import rgb2gray
+from skimage.metrics import structural_similarity
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from neuroimagen.evaluation import perceptual
+from neuroimagen.evaluation.metrics import success_by_rank
+from neuroimagen.evaluation.networks import resize, suite_pictures
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def pairs() -> tuple[torch.Tensor, torch.Tensor]:
+    """Three pictures of 48 px that resemble their truths more and more, the last one wholly."""
+    truths = resize(random(3, 3, 6, 6), 48, 48)
+    share = torch.tensor([0.2, 0.7, 1.0]).view(3, 1, 1, 1)
+    return share * truths + (1 - share) * random(3, 3, 48, 48, seed=1), truths
+
+
+def test_pictures_go_by_way_of_256_px():
+    images = random(1, 3, 300, 200)
+    by_hand = torch.nn.functional.interpolate(images, (256, 256), mode="bilinear", antialias=True)
+    assert not torch.equal(by_hand, torch.nn.functional.interpolate(images, (256, 256), mode="bilinear"))
+    assert torch.equal(suite_pictures(images, 256), by_hand)
+    wanted = torch.nn.functional.interpolate(by_hand, (224, 224), mode="bilinear", antialias=True)
+    assert torch.equal(suite_pictures(images, 224), wanted)
+
+
+@pytest.mark.parametrize("setting", ["suite", "own"])
+def test_pixcorr_is_numpys(setting):
+    images, truths = pairs()
+    found = perceptual.pixcorr(images, truths, setting)
+    if setting == "suite":
+        images, truths = suite_pictures(images, 425), suite_pictures(truths, 425)
+    wanted = [np.corrcoef(x.ravel(), y.ravel())[0, 1] for x, y in zip(images.numpy(), truths.numpy(), strict=True)]
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    assert 0 < found[0] < found[1] < found[2] == pytest.approx(1)
+
+
+def test_a_blank_picture_correlates_with_nothing():
+    truths = random(2, 3, 48, 48)
+    blank = torch.full_like(truths, 0.3)
+    blank[0, 0, 0, 0] = torch.nextafter(blank[0, 0, 0, 0], torch.tensor(1.0))  # rounding, as a resize leaves it
+    assert perceptual.pixcorr(blank, truths, "own").tolist() == [0, 0]
+    assert perceptual.pixcorr(blank, truths, "suite").tolist() == [0, 0]
+    assert perceptual.two_way(blank.flatten(1), truths.flatten(1), torch.arange(2)).tolist() == [0, 0]
+    with pytest.raises(ValueError, match="own size"):
+        perceptual.pixcorr(truths, random(2, 3, 40, 48), "own")
+
+
+def test_suite_ssim_is_scikit_images():
+    images, truths = pairs()
+    found = perceptual.ssim_suite(images, truths)
+    grey = [rgb2gray(suite_pictures(x, 425).permute(0, 2, 3, 1).numpy()) for x in (images, truths)]
+    wanted = [
+        structural_similarity(
+            x, y, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1.0
+        )
+        for x, y in zip(*grey, strict=True)
+    ]  # fmt: skip
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
+
+
+def test_lpips_refuses_pictures_of_which_nothing_is_left():
+    small = random(1, 3, 34, 64)
+    with pytest.raises(ValueError, match="at least 35 x 35"):
+        perceptual.lpips(small, small, None)
+
+
+def by_loops(features: np.ndarray, truths: np.ndarray, which: np.ndarray) -> list[float]:
+    """The suite's two-way identification, pair by pair."""
+    shares = []
+    for x, own in zip(features, which, strict=True):
+        at_own = np.corrcoef(x, truths[own])[0, 1]
+        wins = [np.corrcoef(x, y)[0, 1] < at_own for j, y in enumerate(truths) if j != own]
+        shares.append(sum(wins) / len(wins))
+    return shares
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+def test_two_way_is_a_loop_over_all_pairs(batch_size):
+    truths = 3 + random(7, 40)
+    which = torch.tensor([0, 0, 3, 6, 5, 2, 4, 1, 6, 6, 3])
+    features = truths[which] + 4 * random(11, 40, seed=2)
+    wanted = by_loops(features.double().numpy(), truths.double().numpy(), which.numpy())
+    assert 0 < min(wanted) < max(wanted) == 1  # not all alike
+    np.testing.assert_allclose(perceptual.two_way(features, truths, which), wanted, atol=1e-6)
+    assert perceptual.farther(features, truths, which, batch_size).tolist() == [round(6 * share) for share in wanted]
+
+
+def test_two_way_at_its_ends():
+    truths = random(4, 30)
+    which = torch.arange(4)
+    assert perceptual.two_way(truths, truths, which).tolist() == [1, 1, 1, 1]
+    assert perceptual.two_way(-truths, truths, which).tolist() == [0, 0, 0, 0]
+    constant = torch.full((4, 30), 0.7)
+    assert perceptual.two_way(constant, truths, which).tolist() == [0, 0, 0, 0]  # ties count against
+    assert perceptual.two_way(truths, constant, which).tolist() == [0, 0, 0, 0]
+    with pytest.raises(ValueError, match="at least two"):
+        perceptual.two_way(truths[:1], truths[:1], which[:1])
+
+
+def test_retrieval_follows_from_the_same_ranks():
+    truths, which = random(6, 20), torch.tensor([4, 1, 1])
+    features = truths[which] + random(3, 20, seed=3)
+    behind = len(truths) - 1 - perceptual.farther(features, truths, which)
+    r = np.corrcoef(features, truths)[:3, 3:]
+    for row, own, rank in zip(r, which, behind, strict=True):  # every choice of two distractors among the others
+        draws = itertools.combinations([j for j in range(6) if j != own], 2)
+        rate = np.mean([all(row[j] < row[own] for j in draw) for draw in draws])
+        assert success_by_rank(6, 3, 1)[rank] == pytest.approx(rate)
+
+
+def test_correlation_distance_is_scipys():
+    x, y = random(5, 33), random(5, 33, seed=1)
+    wanted = [scipy.spatial.distance.correlation(a, b) for a, b in zip(x.numpy(), y.numpy(), strict=True)]
+    np.testing.assert_allclose(perceptual.correlation_distance(x, y), wanted, atol=1e-6)
+    assert perceptual.correlation_distance(x, -x).tolist() == pytest.approx([2] * 5)
+    assert perceptual.correlation_distance(x, torch.ones_like(x)).tolist() == [1] * 5
+
+
+class AsIs(torch.nn.Module):
+    """Features go through torchmetrics untouched."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.num_features = width
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+@pytest.mark.parametrize("n, m, width", [(60, 50, 8), (8, 60, 16), (6, 5, 16)])
+def test_frechet_distance_is_that_of_torchmetrics_and_of_scipys_root(n, m, width):
+    mixed = random(width, width, seed=2)
+    x, y = random(n, width).double() @ mixed.double(), 0.3 + random(m, width, seed=1).double()
+    found = perceptual.frechet_distance(x, y)
+    metric = FrechetInceptionDistance(feature=AsIs(width)).set_dtype(torch.float64)
+    metric.update(y, real=True)
+    metric.update(x, real=False)
+    # a root of a singular matrix loses half of the digits
+    assert found == pytest.approx(float(metric.compute()), rel=1e-5 if min(n, m) > width else 1e-3)
+    a, b = np.cov(x.T), np.cov(y.T)
+    half = scipy.linalg.sqrtm(a)
+    root = np.sqrt(np.clip(np.linalg.eigvalsh(half.real @ b @ half.real), 0, None)).sum()
+    apart = np.square(x.mean(0) - y.mean(0)).sum()
+    assert found == pytest.approx(float(apart + np.trace(a) + np.trace(b) - 2 * root), rel=1e-6)
+
+
+def test_frechet_distance_by_hand():
+    # one feature: (difference of means)^2 + (difference of standard deviations)^2 = 9 + (2 - 1)^2
+    x, y = np.array([[-2.0], [0.0], [2.0]]), np.array([[2.0], [3.0], [4.0]])
+    assert perceptual.frechet_distance(x, y) == pytest.approx(10)
+    assert perceptual.frechet_distance(x, x) == pytest.approx(0, abs=1e-12)
+    with pytest.raises(ValueError, match="at least two"):
+        perceptual.frechet_distance(x[:1], y)
+
+
+def test_small_samples_are_warned_of():
+    assert "2000 and 90000" in perceptual.fid_warning(2000, 90_000)
+    assert perceptual.fid_warning(5000, 2048) is not None  # n pictures span n - 1 directions
+    assert perceptual.fid_warning(5000, 2049) is None
+
+
+def test_kernel_distance_is_that_of_torchmetrics_and_of_a_loop():
+    x, y = random(12, 6), 0.2 + random(12, 6, seed=1)
+    found = perceptual.kernel_distance(x, y)
+    metric = KernelInceptionDistance(feature=AsIs(6), subsets=1, subset_size=12)
+    metric.update(y, real=True)
+    metric.update(x, real=False)
+    assert found.value == pytest.approx(float(metric.compute()[0]), rel=1e-3)  # float32 there
+
+    y = y[:7]  # unequal sides, as torchmetrics cannot
+
+    def kernel(a, b):
+        return (float(a.double() @ b.double()) / 6 + 1) ** 3
+
+    wanted = np.mean([kernel(x[i], x[j]) for i in range(12) for j in range(12) if i != j])
+    wanted += np.mean([kernel(y[i], y[j]) for i in range(7) for j in range(7) if i != j])
+    wanted -= 2 * np.mean([kernel(a, b) for a in x for b in y])
+    assert perceptual.kernel_distance(x, y).value == pytest.approx(wanted, rel=1e-9)
+
+
+def test_kernel_distance_is_what_its_subsets_tend_to():
+    x, y = random(40, 5), 0.1 + random(30, 5, seed=1)
+    value, sd, size = perceptual.kernel_distance(x, y, subsets=400)
+    assert size == 15 and perceptual.kernel_distance(x, y, subsets=400) == (value, sd, size)  # its own seed
+    torch.manual_seed(0)
+    metric = KernelInceptionDistance(feature=AsIs(5), subsets=400, subset_size=15)
+    metric.update(y, real=True)
+    metric.update(x, real=False)
+    mean, theirs = map(float, metric.compute())
+    assert abs(mean - value) < 4 * sd / 20
+    assert sd == pytest.approx(theirs, rel=0.25)
+    with pytest.raises(ValueError, match="subsets of 31"):
+        perceptual.kernel_distance(x, y, subset_size=31)
+    with pytest.raises(ValueError, match="subsets of 1:"):
+        perceptual.kernel_distance(x[:3], y)

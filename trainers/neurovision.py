@@ -1,0 +1,172 @@
+"""Baseline: NeuroVision (Khare et al. 2022), a classifier of EEG, then a conditional progressive GAN for its classes.
+
+Exports <run_dir>/model, a NeuroVision; its generator is averaged over steps (EMA).
+"""
+
+import dataclasses
+from typing import Literal, cast
+
+import torch
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from neuroimagen.baselines import losses
+from neuroimagen.baselines.neurovision import GROUP, Discriminator, NeuroVision, at_level, growth, n_levels
+from neuroimagen.baselines.validation import validate
+from neuroimagen.config import EegAugmentConfig, TrainConfig, option, run_trainer
+from neuroimagen.data.eeg_augment import augment_eeg
+from neuroimagen.data.shards import read_manifest
+from neuroimagen.data.stream import train_batches
+from neuroimagen.run import Run, set_learning_rate, warmup_cosine
+
+
+@dataclasses.dataclass
+class NeuroVisionConfig(EegAugmentConfig, TrainConfig):
+    shards: str = option(help="shard directory made by neuroimagen shards")
+    encoder: Literal["lstm", "conv"] = option("lstm", "EEG backbone: neuroimagen/encoders.py")
+    encoder_width: int | None = option(None, "LSTM units (none: 128) or convolution channels (none: 64)")
+    n_features: int = option(128, "length of the backbone's output")
+    dropout: float = option(0.0, "dropout in the backbone")
+    classifier_steps: int = option(500, "first so many steps train the EEG classifier alone")
+    classifier_learning_rate: float = option(1e-3, "of its Adam; falls to 0 along half a cosine")
+    phase_steps: int = option(50, "steps of each phase of growth: a level's fade-in, or its training before the next")
+    image_size: int = option(128, "side of the picture in px: a power of two of at least 16")
+    z_dim: int = option(512, "length of the noise z")
+    width: int = option(128, "channels at full size; doubles with every halving")
+    max_width: int = option(512, "most channels of a level")
+    class_weight: float = option(1.0, "of the class losses (AC-GAN) beside the adversarial ones")
+    penalty_weight: float = option(10.0, "λ of the gradient penalty")
+    drift_weight: float = option(1e-3, "of the mean square of real pictures' scores")
+    learning_rate: float = option(1e-3, "of G's Adam")
+    discriminator_learning_rate: float = option(1e-3, "of D's Adam")
+    beta1: float = option(0.0, "of both Adams")
+    beta2: float = option(0.99, "of both Adams")
+    schedule: Literal["constant", "cosine"] = option("constant", "of both learning rates")
+    ema_decay: float = option(0.999, "of the average of G's weights that is exported")
+
+
+def check(config: NeuroVisionConfig) -> None:
+    """ValueError for settings that do not go together."""
+    if config.accumulate > 1 or config.compile:
+        raise ValueError("NeuroVision is not trained in parts or compiled: use accumulate=1, compile=false")
+    growing = (2 * n_levels(config.image_size) - 1) * config.phase_steps
+    if min(config.classifier_steps, config.phase_steps) < 1 or config.classifier_steps + growing > config.max_steps:
+        raise ValueError(
+            f"max_steps={config.max_steps} is too short: classifier_steps={config.classifier_steps}, and growing to "
+            f"{config.image_size} px takes {growing // max(1, config.phase_steps)} phases of phase_steps="
+            f"{config.phase_steps}"
+        )
+
+
+def main(config: NeuroVisionConfig) -> int:
+    manifest = read_manifest(config.shards)
+    names = {c["label"]: c["name"] for c in manifest.classes}
+    n_classes, levels = 1 + max(names), n_levels(config.image_size)
+    check(config)
+    run = Run(config)
+    if run.batch_size % GROUP:
+        raise ValueError(
+            f"global_batch_size={config.global_batch_size} on {run.world} processes: each needs a multiple of {GROUP}, "
+            "the trials that share a minibatch standard deviation"
+        )
+    model = NeuroVision(
+        manifest.n_chans,
+        manifest.n_times,
+        n_classes,
+        config.encoder,
+        config.encoder_width,
+        config.n_features,
+        config.dropout,
+        config.z_dim,
+        config.image_size,
+        config.width,
+        config.max_width,
+    ).to(run.device)
+    discriminator = Discriminator(n_classes, config.image_size, config.width, config.max_width)
+    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+    averaged = cast(NeuroVision, ema.module)
+    run.register(ema=ema)
+
+    betas = (config.beta1, config.beta2)
+    optimizer_c = torch.optim.Adam(model.classifier.parameters(), config.classifier_learning_rate, fused=True)
+    optimizer_g = torch.optim.Adam(model.generator.parameters(), config.learning_rate, betas, fused=True)
+    optimizer_d = torch.optim.Adam(discriminator.parameters(), config.discriminator_learning_rate, betas, fused=True)
+    classifier, generator, optimizer_c, optimizer_g = run.prepare(
+        model.classifier, model.generator, optimizer_c, optimizer_g
+    )
+    discriminator, optimizer_d = run.prepare(discriminator, optimizer_d)
+    judge = run.unwrap(discriminator)  # D where its weights get no gradient, or only a second one
+    run.resume()
+    batches = train_batches(
+        config.shards,
+        batch_size=run.batch_size,
+        rank=run.rank,
+        world=run.world,
+        step=run.step,
+        seed=config.seed,
+        image_size=config.image_size,
+        workers=config.workers,
+        device=run.device,
+        max_bad_samples=config.max_bad_samples,
+    )
+    while run.going():
+        batch = run.next(batches)
+        keys, label = batch["key"], batch["label"]
+        if run.step < config.classifier_steps:
+            classifier.train()
+            lr = config.classifier_learning_rate * warmup_cosine(run.step, config.classifier_steps)
+            set_learning_rate(optimizer_c, lr)
+            _, scores = classifier(augment_eeg(batch["eeg"], manifest.sfreq, config, run.rand))
+            loss_c = F.cross_entropy(scores, label)
+            run.backward(loss_c, keys, classification=loss_c)
+            run.update(optimizer_c, classifier, name="grad_norm_c")
+            run.note(lr=lr)
+        else:  # the GAN learns from labels; the classifier's guesses take their place when it draws
+            age = run.step - config.classifier_steps
+            level, alpha = growth(age, config.phase_steps, levels)
+            if age and growth(age - 1, config.phase_steps, levels)[0] < level:
+                optimizer_g.state.clear()  # Adam's averages begin anew with the new layers, as in Karras et al.'s code
+                optimizer_d.state.clear()
+            steps = config.max_steps - config.classifier_steps
+            fade = warmup_cosine(age, steps) if config.schedule == "cosine" else 1.0
+            lr = config.learning_rate * fade
+            set_learning_rate(optimizer_g, lr)
+            set_learning_rate(optimizer_d, config.discriminator_learning_rate * fade)
+            y, classes = at_level(batch["image"], level, alpha), F.one_hot(label, n_classes)
+            drawn = generator(run.randn(len(label), config.z_dim), classes, level, alpha)
+
+            # D: WGAN-GP (Gulrajani et al. 2017, Eq. 3), the drift term (Karras et al. 2018, A.1), AC-GAN
+            scores, guesses = discriminator(torch.cat([y, drawn.detach()]), level, alpha)
+            real, fake = scores.chunk(2)
+            penalty = losses.gradient_penalty(
+                lambda x, level=level, alpha=alpha: judge(x, level, alpha)[0],
+                y,
+                drawn.detach(),
+                run.rand(len(label), 1, 1, 1),
+            )
+            of_class = F.cross_entropy(guesses, torch.cat([label, label])) * 2  # of real ones plus of drawn ones
+            loss_d = fake.mean() - real.mean() + config.penalty_weight * penalty
+            loss_d = loss_d + config.drift_weight * real.square().mean() + config.class_weight * of_class
+            run.backward(loss_d, keys, loss_d=loss_d, penalty=penalty, distance=real.mean() - fake.mean())
+            run.update(optimizer_d, discriminator, name="grad_norm_d")
+
+            # G
+            judge.requires_grad_(False)
+            score, guess = judge(drawn, level, alpha)
+            of_class = F.cross_entropy(guess, label)
+            loss_g = config.class_weight * of_class - score.mean()
+            run.backward(loss_g, keys, loss_g=loss_g, class_g=of_class)
+            run.update(optimizer_g, generator, name="grad_norm_g")
+            judge.requires_grad_(True)
+            ema.update_parameters(model)
+            run.note(lr=lr, level=level, alpha=alpha)
+        run.advance()
+        if run.validation_due():
+            draw = averaged.eval().draw if run.step > config.classifier_steps else None
+            judged = validate(run, model.classifier, draw, config.shards, config.image_size, config.z_dim, names)
+            run.log(judged, prefix="val/")
+    return run.finish(model=averaged)
+
+
+if __name__ == "__main__":
+    run_trainer(main, NeuroVisionConfig)
