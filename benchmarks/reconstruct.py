@@ -1,15 +1,17 @@
 """Pictures a second: diffusers' pipeline trial by trial, as published code draws, and this engine, at equal settings
 and at equal quality; and what each back end of attention needs in memory.
 
-    python benchmarks/reconstruct.py [rounds] [speed] [quality] [memory] [gpu]     # default: 3 rounds, all parts
+    python benchmarks/reconstruct.py [rounds] [speed] [machine] [quality] [memory] [gpu]     # default: 3 rounds, all
 
-On a CPU each side is one process with one thread: more cores are more processes for either (launch/one_node.yaml does
-it for us). The sides take turns, round by round; medians. Speeds are in seconds of the processor, which other work on
-the machine changes little; by the clock they hold where the core is free. quality: the label captions of the embedded
-model's 16 classes, each from a blurred picture of the class as the saliency map; the embedded classifier judges.
+The sides take turns, round by round; medians. speed and quality compare one thread with one thread, in seconds of the
+processor, which other work on the machine changes little. machine is what one waits for, by the clock, on all cores:
+diffusers in one process with torch's default threads, as one would run it, against our processes of one thread each, as
+launch/one_node.yaml starts them; it wants an idle machine. quality: the label captions of the embedded model's 16
+classes, each from a blurred picture of the class as the saliency map; the embedded classifier judges.
 """
 
 import json
+import os
 import platform
 import resource
 import statistics
@@ -28,7 +30,7 @@ from neuroimagen.reconstruction.pictures import to_image
 from neuroimagen.reconstruction.reconstructor import Reconstructor, noise_seed
 
 EMBEDDED = Path(__file__).parents[1] / "neuroimagen/embedded/diffusion"
-SETTINGS = {"samples": 3, "strength": 0.7, "guidance_scale": 4.0, "num_inference_steps": 12}  # configs/demo.yaml
+SETTINGS = {"samples": 3, "strength": 0.7, "guidance_scale": 4.0, "num_inference_steps": 12}
 PEER_STEPS = 100  # of DDIM or PLMS, as published code has it
 
 
@@ -161,14 +163,9 @@ def random_model(folder: Path, widths: tuple[int, ...], text: tuple[int, int], s
 
 def speed(folder: Path, rounds: int) -> str:
     """Equal settings: the embedded model, and a mid-size one with random weights (128 px, 77 x 256 embeddings)."""
-    middle = random_model(folder / "middle", (96, 192, 192), (77, 256), 128)
-    generator, blocks = torch.Generator().manual_seed(0), []
-    for title, directory, text, size, trials, chunk in (
-        ("embedded (64 px, 12 steps)", str(EMBEDDED), (24, 128), 64, 8, 8),
-        ("mid-size, random weights (128 px, 12 steps)", middle, (77, 256), 128, 2, 2),
-    ):
-        embeds = torch.randn(trials, *text, generator=generator)
-        maps, keys = torch.rand(trials, 3, 32, 32, generator=generator), [f"trial {i}" for i in range(trials)]
+    blocks = []
+    for title, directory, text, size, trials, chunk in models(folder):
+        embeds, maps, keys = inputs(text, trials)
         settings = SETTINGS | {"size": size}
         sides = [
             Side("diffusers, a picture at a time", draw_by_diffusers, directory, settings, 1),
@@ -182,6 +179,74 @@ def speed(folder: Path, rounds: int) -> str:
             for side in sides:
                 side.draw(embeds, maps, keys)
         blocks.append(table([title, "pictures/s", "speed"], [side.row(sides[1]) for side in sides]))
+    return "\n\n".join(blocks)
+
+
+def models(folder: Path) -> list[tuple[str, str, tuple[int, int], int, int, int]]:
+    """(title, directory, tokens and width, px, trials, our chunk) of the models that speed and machine draw with."""
+    middle = random_model(folder / "middle", (96, 192, 192), (77, 256), 128)
+    return [
+        ("embedded (64 px, 12 steps)", str(EMBEDDED), (24, 128), 64, 8, 8),
+        ("mid-size, random weights (128 px, 12 steps)", middle, (77, 256), 128, 2, 2),
+    ]
+
+
+def inputs(text: tuple[int, int], trials: int) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    generator = torch.Generator().manual_seed(0)
+    embeds, maps = torch.randn(trials, *text, generator=generator), torch.rand(trials, 3, 32, 32, generator=generator)
+    return embeds, maps, [f"trial {i}" for i in range(trials)]
+
+
+def drawer(way: str, directory: str, text: list[int], size: int, trials: int, together: int) -> None:
+    """A process of `machine`: says when it is ready, then draws `trials` for every line that it is given."""
+    if way == "ours":
+        torch.set_num_threads(1)
+    make: Any = draw_by_us if way == "ours" else draw_by_diffusers
+    draw, given = make(directory, SETTINGS | {"size": size}, together), inputs((text[0], text[1]), trials)
+    draw(*given)
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        draw(*given)
+        print("drawn", flush=True)
+
+
+def machine(folder: Path, rounds: int) -> str:
+    """By the clock, on all cores."""
+    cores, samples, blocks = len(os.sched_getaffinity(0)), SETTINGS["samples"], []
+    for title, directory, text, size, trials, chunk in models(folder):
+        ways = [
+            ("diffusers, a picture at a time", "diffusers", 1, 1),
+            ("diffusers, a trial at a time", "diffusers", samples, 1),
+            (f"ours, {cores} processes, {chunk} trials at a time", "ours", chunk, cores),
+        ]
+        sides: dict[str, list[subprocess.Popen]] = {}
+        for name, way, together, number in ways:
+            told = json.dumps([way, directory, text, size, trials, together])
+            command = [sys.executable, __file__, "drawer", told]
+            pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            sides[name] = [subprocess.Popen(command, **pipes) for _ in range(number)]
+            for process in sides[name]:
+                assert process.stdout and process.stdout.readline() == "ready\n"
+        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        for _ in range(rounds):
+            for name, processes in sides.items():
+                began = time.perf_counter()
+                for process in processes:
+                    assert process.stdin
+                    process.stdin.write("draw\n")
+                    process.stdin.flush()
+                for process in processes:
+                    assert process.stdout and process.stdout.readline() == "drawn\n"
+                seconds[name].append((time.perf_counter() - began) / (len(processes) * trials * samples))
+        for process in (p for processes in sides.values() for p in processes):
+            process.communicate()
+        peer = seconds[ways[1][0]]
+        rows = [
+            [name, f"{1 / statistics.median(found):.2f}",
+             f"{statistics.median(a / b for a, b in zip(peer, found, strict=True)):.2f} x"]
+            for name, found in seconds.items()
+        ]  # fmt: skip
+        blocks.append(table([f"{title}, {cores} cores", "pictures/s by the clock", "speed"], rows))
     return "\n\n".join(blocks)
 
 
@@ -341,14 +406,18 @@ def on_gpu(folder: Path, rounds: int, device: str = "cuda", tiny: bool = False) 
 def main() -> None:
     if sys.argv[1:2] == ["attention"]:
         return attention_memory(sys.argv[2])
+    if sys.argv[1:2] == ["drawer"]:
+        return drawer(*json.loads(sys.argv[2]))
     rounds = next((int(a) for a in sys.argv[1:] if a.isdigit()), 3)
-    parts = [a for a in sys.argv[1:] if not a.isdigit()] or ["speed", "quality", "memory", "gpu"]
+    parts = [a for a in sys.argv[1:] if not a.isdigit()] or ["speed", "machine", "quality", "memory", "gpu"]
     torch.set_num_threads(1)
     print(f"{platform.machine()}, torch {torch.__version__}, {rounds} rounds\n")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         if "speed" in parts:
             print("Equal settings\n\n" + speed(folder, rounds), end="\n\n", flush=True)
+        if "machine" in parts:
+            print("Equal settings, the whole machine\n\n" + machine(folder, rounds), end="\n\n", flush=True)
         if "quality" in parts:
             print("Equal quality\n\n" + quality(folder, rounds), end="\n\n", flush=True)
         if "memory" in parts:

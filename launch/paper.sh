@@ -16,9 +16,9 @@
 #                       brain2image_vae neurovision"); "": none
 # and with local:
 #              LAUNCH   how to start a trainer (default: accelerate launch --config_file launch/one_process.yaml)
-#              SALIENCY_LAUNCH, RECONSTRUCT_LAUNCH  how to start the GANs (pixel_saliency.py, the baselines) and
-#                       reconstruct.py, if otherwise (they run without DeepSpeed: with LAUNCH="... launch/zero2.yaml" give
-#                       both "... launch/one_node.yaml")
+#              SALIENCY_LAUNCH, RECONSTRUCT_LAUNCH  how to start the GANs (pixel_saliency.py, the baselines), and
+#                       reconstruct.py and evaluate, if otherwise (they run without DeepSpeed: with
+#                       LAUNCH="... launch/zero2.yaml" give both "... launch/one_node.yaml")
 #              SIDE_BY_SIDE=1 trains the branches (1a -> 1b, 2, baselines) at the same time, for machines with room for all
 # Which rows are drawn follows from what was trained, unless the overlay names them (`reconstruct: rows`).
 set -euo pipefail
@@ -104,5 +104,5 @@ trained=(); for name in $baselines; do trained+=("$name=$runs/$name"); done
 launch=${RECONSTRUCT_LAUNCH:-$launch}
 train reconstruct "pixel_saliency semantics_label semantics_blip $baselines" reconstruct \
     saliency="$runs"/pixel_saliency semantics_label="$runs"/semantics_label "${trained[@]}"
-step report reconstruct bash -euc 'neuroimagen evaluate "$@"; neuroimagen report "$@"' - \
-    "${overlays[@]}" run="$runs"/reconstruct
+step evaluate reconstruct -m neuroimagen.cli evaluate "${overlays[@]}" run="$runs"/reconstruct
+step report evaluate neuroimagen report "${overlays[@]}" run="$runs"/reconstruct

@@ -166,6 +166,7 @@ class Decoders:
             if isinstance(model, Brain2Image) and model.variant != ("vae" if field == "brain2image_vae" else "gan"):
                 raise ValueError(f"{field}={run} was trained with variant={model.variant}, so it is not for row {row}")
             self.baselines[field] = model
+            self.configs[field] = yaml.safe_load((run / "config.yaml").read_text())
 
     def check(self, diffusion: Reconstructor) -> None:
         """Raise ValueError unless every M_s speaks the language of the pipeline's text encoder."""

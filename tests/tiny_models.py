@@ -348,7 +348,7 @@ def tiny_stage_runs(directory: str | Path, pipeline: Path) -> dict[str, str]:
     captions = {"semantics_label": "label", "semantics_blip": "captions.jsonl"}
     names = sorted({name.partition("/")[0] for name in models})
     for name in names:
-        config = {"captions": captions.get(name), "pipeline": str(pipeline)}
+        config = {"captions": captions.get(name), "pipeline": str(pipeline), "max_steps": 9, "global_batch_size": 8}
         (directory / name / "config.yaml").write_text(yaml.safe_dump(config))
         (directory / name / "DONE").write_text("step 1\n")
     return {name: str(directory / name) for name in names}

@@ -90,6 +90,9 @@ def describe(
     for row in rows:
         if row["name"] == "retrieval":
             row["means"] += f" ({'label' if decode.retrieval == 'label' else 'picture'} captions)"
+        if row["kind"] == "baseline":
+            trained = decode.configs[ROWS[row["name"]].by]
+            row["means"] += f", trained here: {trained['max_steps']:,} steps of {trained['global_batch_size']} trials"
     about = {
         "rows": rows,
         "samples": config.samples,

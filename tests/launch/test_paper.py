@@ -31,7 +31,7 @@ def test_each_stage_gets_its_launcher_in_order(tmp_path):
         ["gan", "trainers/brain2image.py"],
         ["gan", "trainers/neurovision.py"],
         ["draw", "trainers/reconstruct.py"],
-        ["neuroimagen", "evaluate"],
+        ["draw", "-m"],  # neuroimagen.cli evaluate
         ["neuroimagen", "report"],
     ]
 
@@ -97,7 +97,8 @@ def test_jobs_wait_for_the_runs_they_need(tmp_path):
         "brain2image_vae": "afterok:101,singleton",
         "neurovision": "afterok:101,singleton",
         "reconstruct": "afterok:103,afterok:104,afterok:105,afterok:106,afterok:107,singleton",
-        "report": "afterok:108,singleton",
+        "evaluate": "afterok:108,singleton",
+        "report": "afterok:109,singleton",
     }
 
 

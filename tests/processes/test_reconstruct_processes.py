@@ -85,6 +85,9 @@ def test_the_run_directory_is_what_evaluate_reads(made):
     assert about["rows"][3] == {"name": "B+I", "kind": "paper", "semantics": "blip", "map": True, "means": means}
     assert [row["kind"] for row in about["rows"]] == ["paper"] * 5 + ["control"] * 3 + ["baseline"] * 3
     assert about["rows"][7]["means"].endswith("(label captions)")
+    assert about["rows"][8]["means"].startswith(
+        "conditional GAN on EEG features (Kavasidis et al. 2017), trained here: "
+    )
     assert (about["samples"], about["simulated"], about["settings"]["attention"]) == (2, False, "sdpa")
     assert about["captions_source"] == "captions.jsonl"
     lines = [json.loads(line) for line in (run / "pictures.jsonl").read_text().splitlines()]

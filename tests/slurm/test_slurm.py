@@ -156,7 +156,9 @@ def test_the_paper_as_a_chain_stops_at_a_failure_and_continues(cluster, study, t
         return {step[1]: job[1] for step, job in zip(lines[::2], lines[1::2], strict=True)}
 
     jobs = submit("marginn: 1, ")
-    chain = "shards pixel_features pixel_saliency semantics_label semantics_blip brain2image reconstruct report"
+    chain = (
+        "shards pixel_features pixel_saliency semantics_label semantics_blip brain2image reconstruct evaluate report"
+    )
     assert " ".join(jobs) == chain
     failed = cluster.wait(jobs["pixel_features"], "FAILED")
     assert failed["ExitCode"] == "2:0" and "marginn" in cluster.log(jobs["pixel_features"])
