@@ -11,10 +11,8 @@ Writes RUN/truth, RUN/maps, RUN/images/<row>/<key>_<sample>.png, trials.jsonl, r
 end pictures.jsonl, one line a picture. What is missing or damaged in a finished run is drawn again by the same command.
 """
 
-import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +30,9 @@ from neuroimagen.data.stream import Batcher
 from neuroimagen.decoders import ROWS, RUNS, Decoders, rows_to_draw
 from neuroimagen.processes import make_accelerator
 from neuroimagen.reconstruction.batch import find_chunk, saying_what_fits
-from neuroimagen.reconstruction.pictures import Pictures
+from neuroimagen.reconstruction.pictures import Pictures, chunk_before, still_whole
 from neuroimagen.reconstruction.pipelines import Scheduler
-from neuroimagen.reconstruction.reconstructor import Reconstructor, check_settings, noise_seed
+from neuroimagen.reconstruction.reconstructor import Reconstructor, check_settings
 from neuroimagen.run_dir import claim_run_dir, write_atomic
 from neuroimagen.sample.captions import DTYPES, captions_source
 
@@ -105,44 +103,6 @@ def describe(
         "eeg_files": sorted(Path(path).name for path in split.manifest.inputs),
     }
     return json.dumps(about, indent=1, ensure_ascii=False)
-
-
-def chunk_before(run_dir: Path) -> int:
-    """How many trials the run in this directory drew together when it was started before; 0: it was not."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        return int(json.loads((run_dir / "rows.json").read_text())["settings"]["chunk"])
-    return 0
-
-
-def still_whole(run_dir: Path) -> bool:
-    """Whether a finished run has all its pictures, whole; if not, it is finished no longer."""
-    try:
-        missing = [
-            *Pictures.of(run_dir).missing(),
-            *(run_dir / n for n in ("pictures.jsonl",) if not (run_dir / n).exists()),
-        ]
-        if not missing:
-            return True
-        what = f"{len(missing)} files are missing or damaged, such as {min(missing).relative_to(run_dir)}"
-    except (OSError, ValueError, KeyError, TypeError):
-        what = "rows.json or trials.jsonl cannot be read"
-    print(f"{run_dir}: {what}; made again now")
-    (run_dir / "DONE").unlink()
-    return False
-
-
-def index_lines(config: ReconstructConfig, pictures: Pictures, trials: list[dict[str, Any]]) -> Iterator[str]:
-    """pictures.jsonl: which file shows what; `seed` is what the noise of the picture was seeded with."""
-    about = ("subject", "label", "class_name", "image")
-    for row in pictures.rows:
-        for trial in trials:
-            for sample in range(config.samples):
-                line = {"file": f"images/{row}/{trial['key']}_{sample}.png", "key": trial["key"], "row": row}
-                line |= {"sample": sample, **{name: trial[name] for name in about}}
-                yield (
-                    json.dumps(line | {"seed": noise_seed(config.seed, trial["key"], sample)}, ensure_ascii=False)
-                    + "\n"
-                )
 
 
 def main(config: ReconstructConfig) -> int:
@@ -263,7 +223,7 @@ def main(config: ReconstructConfig) -> int:
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         if not stop:
-            write_atomic(run_dir / "pictures.jsonl", "".join(index_lines(config, pictures, infos)))
+            write_atomic(run_dir / "pictures.jsonl", "".join(pictures.index(infos, config.seed)))
         write_atomic(run_dir / ("PREEMPTED" if stop else "DONE"), f"{len(trials)} trials\n")
     return running.STOPPED if stop else 0
 

@@ -1,15 +1,19 @@
 """The picture files of a reconstruction run: which ones, which are still lacking, how they are written."""
 
+import contextlib
 import itertools
 import json
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
+
+from neuroimagen.reconstruction.reconstructor import noise_seed
 
 HEAD = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR"  # then width, height, and 8 bit RGB
 END = struct.pack(">I", 0) + b"IEND\xaeB`\x82"
@@ -110,3 +114,36 @@ class Pictures:
             partial = path.with_name(path.name + ".partial")
             to_image(picture).save(partial, format="PNG")
             os.replace(partial, path)
+
+    def index(self, trials: Iterable[dict[str, Any]], seed: int) -> Iterator[str]:
+        """pictures.jsonl: which file shows what; "seed" is what the noise of the picture was seeded with.
+
+        trials: the lines of trials.jsonl; seed: of the run
+        """
+        for row, trial, sample in itertools.product(self.rows, trials, range(self.samples)):
+            line = {"file": f"images/{row}/{trial['key']}_{sample}.png", "key": trial["key"], "row": row}
+            line |= {"sample": sample, **{name: trial[name] for name in ("subject", "label", "class_name", "image")}}
+            yield json.dumps(line | {"seed": noise_seed(seed, trial["key"], sample)}, ensure_ascii=False) + "\n"
+
+
+def chunk_before(run_dir: Path) -> int:
+    """How many trials the run in this directory drew together when it was started before; 0: it was not."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return int(json.loads((run_dir / "rows.json").read_text())["settings"]["chunk"])
+    return 0
+
+
+def still_whole(run_dir: Path) -> bool:
+    """Whether a finished run has all its pictures, whole; if not, it is finished no longer."""
+    try:
+        missing, index = Pictures.of(run_dir).missing(), run_dir / "pictures.jsonl"
+        if not index.exists():
+            missing.add(index)
+        if not missing:
+            return True
+        what = f"{len(missing)} files are missing or damaged, such as {min(missing).relative_to(run_dir)}"
+    except (OSError, ValueError, KeyError, TypeError):
+        what = "rows.json or trials.jsonl cannot be read"
+    print(f"{run_dir}: {what}; made again now")
+    (run_dir / "DONE").unlink()
+    return False

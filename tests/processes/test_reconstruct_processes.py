@@ -2,12 +2,9 @@
 
 import importlib.util
 import json
-import os
 import shutil
 import signal
-import socket
 import time
-import traceback
 from pathlib import Path
 
 import pytest
@@ -125,55 +122,23 @@ def test_two_processes_stopped_and_continued_by_one_equal_one(made, start, here)
     assert all(path.stat().st_mtime_ns == when for path, when in drawn.items()), "finished pictures were drawn again"
 
 
-class Forked:
-    """`world` real processes of the trainer, forked from this one, which has imported everything already."""
-
-    def __init__(self, here, arguments: list[str], world: int, log: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.pids = []
-        for rank in range(world):
-            if (pid := os.fork()) == 0:
-                code = 1
-                try:
-                    with open(log, "a") as out:
-                        os.dup2(out.fileno(), 1)
-                        os.dup2(out.fileno(), 2)
-                    if world > 1:
-                        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_WORLD_SIZE": world}
-                        ranked = shared | {"WORLD_SIZE": world, "RANK": rank, "LOCAL_RANK": rank}
-                        os.environ.update({name: str(value) for name, value in ranked.items()})
-                    code = here(arguments)
-                except BaseException:
-                    traceback.print_exc()
-                finally:
-                    os._exit(code)
-            self.pids.append(pid)
-
-    def wait(self, number: int = 0) -> list[int]:
-        """Exit codes, negative for a signal, after sending all that signal."""
-        for pid in self.pids if number else ():
-            os.kill(pid, number)
-        return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in self.pids]
-
-
-def test_three_processes_killed_three_times_equal_one(made, here, tmp_path):
+def test_three_processes_killed_three_times_equal_one(made, start):
     root, arguments = made
-    run, log, seen = root / "killed", tmp_path / "log", 0
+    run, seen = root / "killed", 0
+    command = [str(TRAINER), *arguments, f"run_dir={run}"]
     for world in (3, 2, 1):
-        processes = Forked(here, [*arguments, f"run_dir={run}"], world, log)
+        processes = start(command, world)
         deadline = time.monotonic() + 100
         while len(drawn := list((run / "images").rglob("*.png"))) < seen + 7:
-            if time.monotonic() > deadline:
-                processes.wait(signal.SIGKILL)
-                raise AssertionError(log.read_text())
+            assert time.monotonic() < deadline, processes.log.read_text()
             time.sleep(0.002)
-        assert processes.wait(signal.SIGKILL) == [-signal.SIGKILL] * world, log.read_text()
+        processes.signal(signal.SIGKILL)
+        assert processes.wait() == [-signal.SIGKILL] * world, processes.log.read_text()
         seen = len(drawn)
     when = {path: path.stat().st_mtime_ns for path in (run / "images").rglob("*.png")}
     assert len(when) < 60 and not (run / "DONE").exists() and not (run / "pictures.jsonl").exists()
-    assert Forked(here, [*arguments, f"run_dir={run}"], 3, log).wait() == [0, 0, 0], log.read_text()
+    processes = start(command, 3)
+    assert processes.wait() == [0, 0, 0], processes.log.read_text()
     assert pictures(run) == pictures(root / "one")
     assert (run / "pictures.jsonl").read_bytes() == (root / "one" / "pictures.jsonl").read_bytes()
     keys = [json.loads(line)["key"] for line in (run / "trials.jsonl").read_text().splitlines()]
