@@ -70,9 +70,10 @@ def warmup_cosine(step: int, max_steps: int, warmup: int = 0) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, max_steps - warmup))))
 
 
-def set_learning_rate(optimizer: Any, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+def set_learning_rate(optimizer: Any, *rates: float) -> None:
+    """One for each parameter group of the optimizer."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 class Run:
@@ -348,12 +349,17 @@ class Run:
             print(f"{said}; skipped", file=sys.stderr, flush=True)
 
     def update(self, optimizer: Any, model: nn.Module, clip: float = 0.0, name: str = "grad_norm") -> None:
-        """Clip the gradients of `model` to norm `clip` (0: not), make the optimizer's step, clear the gradients."""
+        """Clip the gradients of `model` to norm `clip` (0: not), make the optimizer's step, clear the gradients.
+
+        model: all that the optimizer trains. What one `backward` reaches belongs to one optimizer, with parameter
+        groups if need be: in fp16 the step may change the loss scale, and a second optimizer would divide by the new.
+        """
         if not self._bad:
             if self._zero:
                 norm = self._zero.optimizer.clip(clip)
-            else:
-                norm = self.accelerator.clip_grad_norm_(model.parameters(), clip or math.inf)
+            else:  # accelerate's clip_grad_norm_ would divide the gradients of every optimizer by the loss scale
+                self.accelerator.unscale_gradients(optimizer)
+                norm = nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf)
             optimizer.step()
             self.note(**{name: norm})
         optimizer.zero_grad()

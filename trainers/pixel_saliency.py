@@ -113,12 +113,12 @@ def main(config: PixelSaliencyConfig) -> int:
     run.register(ema=ema)
 
     betas = (config.beta1, config.beta2)
-    optimizer_g = torch.optim.Adam(generator.parameters(), config.learning_rate, betas, fused=True)
+    groups = [{"params": generator.parameters()}, {"params": features.parameters()}]  # G and f_θ, each at its own rate
+    optimizer_g = torch.optim.Adam(groups, config.learning_rate, betas, fused=True)
     optimizer_d = torch.optim.Adam(discriminator.parameters(), config.discriminator_learning_rate, betas, fused=True)
-    optimizer_f = torch.optim.Adam(features.parameters(), config.features_learning_rate, betas, fused=True)
     generator, discriminator, optimizer_g, optimizer_d = run.prepare(generator, discriminator, optimizer_g, optimizer_d)
     if config.finetune_features:
-        features, optimizer_f = run.prepare(features, optimizer_f)
+        features = run.prepare(features)
     else:
         features.requires_grad_(False).eval()
     judge = run.unwrap(discriminator)  # D as G sees it: its weights get no gradient
@@ -146,9 +146,8 @@ def main(config: PixelSaliencyConfig) -> int:
         batch["eeg"] = augment_eeg(batch["eeg"], manifest.sfreq, config, run.rand)
         n = len(batch["image"])
         fade = warmup_cosine(run.step, config.max_steps) if config.schedule == "cosine" else 1.0
-        set_learning_rate(optimizer_g, config.learning_rate * fade)
+        set_learning_rate(optimizer_g, config.learning_rate * fade, config.features_learning_rate * fade)
         set_learning_rate(optimizer_d, config.discriminator_learning_rate * fade)
-        set_learning_rate(optimizer_f, config.features_learning_rate * fade)
         batch["z1"], batch["z2"] = run.randn(n, config.z_dim), run.randn(n, config.z_dim)
         batch["u_d"] = torch.stack([run.rand(n, N_RANDOM) for _ in range(3)], 1)
         batch["u_g"] = torch.stack([run.rand(n, N_RANDOM) for _ in range(2)], 1)
@@ -180,9 +179,7 @@ def main(config: PixelSaliencyConfig) -> int:
             loss_g = losses.generator_total(adversarial, modes, similarity, alphas)  # Eq. 6
             terms = {"loss_g": loss_g, "adversarial": adversarial, "mode_seeking": modes, "ssim": 1 - similarity}
             run.backward(loss_g, part["key"], **terms)
-        run.update(optimizer_g, generator, name="grad_norm_g")
-        if config.finetune_features:
-            run.update(optimizer_f, features, name="grad_norm_f")
+        run.update(optimizer_g, networks, name="grad_norm_g")
         discriminator.train()
         judge.requires_grad_(True)
         ema.update_parameters(networks)
