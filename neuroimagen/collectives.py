@@ -1,9 +1,19 @@
-"""What processes tell each other: for losses that see the global batch, rows of all, with gradients; results."""
+"""What processes tell each other: for losses that see the global batch, rows of all, with gradients; results; and what
+the file system says, which each of them may see differently: a network file system shows late, on some machines, what
+another one wrote. So rank 0 decides (`decided_by_main`), and what it decided waits for the others to see it.
+"""
 
-from typing import Any
+import platform
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed as dist
+
+T = TypeVar("T")
+PATIENCE = 90.0  # s that a rank waits to see what rank 0 sees: NFS keeps what it knows of a directory for up to 60
 
 
 class _Gather(torch.autograd.Function):
@@ -45,3 +55,65 @@ def gather_objects(item: Any) -> list[Any]:
     items: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(items, item)
     return items
+
+
+def decided_by_main(look: Callable[[], T]) -> T:
+    """What `look()` gives on rank 0, on every rank; it must hold no collective. Collective: every rank.
+
+    ValueError and OSError of it are raised on every rank.
+    """
+    if world_size() == 1:
+        return look()
+    answer: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            answer[0] = look()
+        except (ValueError, OSError) as error:  # the others wait to be told
+            answer[1] = error
+    dist.broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise answer[1]
+    return answer[0]
+
+
+def on_every_rank(work: Callable[[], T]) -> T:
+    """`work()`, which must hold no collective, of each rank. Collective: every rank.
+
+    ValueError or OSError on one rank is an error on all. What rank 0 could do, the others try again for PATIENCE
+    seconds before they give up.
+    """
+    if world_size() == 1:
+        return work()
+    deadline, result, todo = time.monotonic() + PATIENCE, [], True
+    while True:
+        error: Exception | None = None
+        if todo:
+            try:
+                result, todo = [work()], False
+            except (ValueError, OSError) as fault:
+                error = fault
+        about = f"{error or ''}" or type(error).__name__
+        everyone = gather_objects((about if error else None, platform.node(), time.monotonic() > deadline))
+        failed = [rank for rank, (said, _, _) in enumerate(everyone) if said]
+        if not failed:
+            return result[0]
+        said, node, _ = everyone[failed[0]]
+        if failed[0] == 0:
+            raise error or ValueError(said)
+        if everyone[0][2]:
+            raise ValueError(f"rank {failed[0]} on {node} cannot do what rank 0 can: {said}")
+        time.sleep(0.1)
+
+
+def wait_for_files(paths: Iterable[Path]) -> None:
+    """Return when every rank sees `paths`, which rank 0 sees; ValueError, on every rank, after PATIENCE seconds.
+
+    Collective: every rank.
+    """
+
+    def look() -> None:
+        for path in paths:
+            if not path.exists():
+                raise ValueError(f"{path} does not show there; all machines of a run need one shared file system")
+
+    on_every_rank(look)

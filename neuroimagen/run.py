@@ -19,22 +19,18 @@ import contextlib
 import faulthandler
 import json
 import math
-import os
 import resource
-import shutil
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from neuroimagen import zero
+from neuroimagen import checkpoints, zero
 from neuroimagen.config import TrainConfig
 from neuroimagen.processes import make_accelerator
 from neuroimagen.run_dir import claim_run_dir, release, write_atomic
@@ -163,20 +159,12 @@ class Run:
         # Not accelerate's unwrap_model: it imports deepspeed wherever that is installed, which takes seconds.
         return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
-    def _checkpoints(self) -> list[Path]:
-        return sorted(p for p in (self.dir / "checkpoints").glob("step-*") if p.suffix != ".partial")
-
     def resume(self) -> None:
-        """Continue from the newest whole checkpoint, if there is one; collective: every rank."""
-        self.accelerator.wait_for_everyone()
-        found = self._checkpoints()
-        if found:
-            zero.check_mark(found[-1], self.zero_stage, self.world)
-            saved_by = len(list(found[-1].glob("random_states_*.pkl")))
-            self.accelerator.load_state(str(found[-1]))
-            self.step = int(found[-1].name.split("-")[1])
-            changed = f", saved by {saved_by} processes, on {self.world}" if saved_by != self.world else ""
-            self.accelerator.print(f"{self.dir}: continuing at step {self.step}{changed}")
+        """Continue from the newest whole checkpoint, if there is one; collective: every rank.
+
+        Raises ValueError, on every rank, if it cannot be read or if the ranks do not hold the same weights afterwards.
+        """
+        self.step = checkpoints.load(self.dir, self.accelerator, self._models)
         if self.is_main:
             stats = self.dir / "stats.jsonl"
             if stats.exists():  # what a killed run logged after its last checkpoint will be logged again
@@ -189,43 +177,11 @@ class Run:
         self._since = time.monotonic()
 
     def save(self) -> None:
-        """Write checkpoints/step-N, whole or not at all; the newest two are kept. Collective: every rank.
+        """Write checkpoints/step-N, unless it is there; ValueError, on every rank, if it cannot be written.
 
-        Raises ValueError, on every rank, if it cannot be written; the last good checkpoint stays.
+        Collective: every rank.
         """
-        final = self.dir / "checkpoints" / f"step-{self.step:08d}"
-        if final.exists():
-            return
-        partial = final.with_suffix(".partial")
-
-        def begin() -> None:
-            if self.is_main:
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
-
-        def publish() -> None:
-            if self.is_main:
-                zero.mark(partial, self.zero_stage, self.world)
-                os.replace(partial, final)
-
-        for work in (begin, lambda: self.accelerator.save_state(str(partial)), publish):
-            reason = None
-            try:
-                work()
-            except (OSError, RuntimeError, SafetensorError) as error:  # how torch and safetensors say: the disk is full
-                reason = " ".join(str(error).split())[:200]
-            if not self.any_rank(reason is not None):
-                continue
-            if self.is_main:
-                shutil.rmtree(partial, ignore_errors=True)
-            kept = self._checkpoints()
-            raise ValueError(
-                f"{self.dir}: the checkpoint of step {self.step} could not be written ({reason or 'by another rank'}); "
-                f"{f'{kept[-1].name} is kept' if kept else 'there is none yet'}; make room and run the same command"
-            )
-        if self.is_main:
-            for old in self._checkpoints()[:-2]:
-                shutil.rmtree(old, ignore_errors=True)
+        checkpoints.save(self.dir, self.step, self.accelerator)
 
     def any_rank(self, condition: bool) -> bool:
         """Whether `condition` holds on any rank. Collective: every rank."""
@@ -455,7 +411,7 @@ class Run:
         """Export models to <run>/model (one) or <run>/model/<name> (several), mark DONE; the exit code to return.
 
         Each model has `save_pretrained(directory)`. After a stop signal nothing is exported and the code is 143.
-        Collective: every rank.
+        ValueError, on every rank, if they cannot be written. Collective: every rank.
         """
         faulthandler.cancel_dump_traceback_later()
         if self._bar is not None:
@@ -463,14 +419,7 @@ class Run:
         if not self.stopped:
             self.save()
             models = {name: self.unwrap(m) if isinstance(m, nn.Module) else m for name, m in models.items()}
-            if self.is_main:
-                partial = self.dir / "model.partial"
-                shutil.rmtree(partial, ignore_errors=True)
-                for name, exported in models.items():
-                    exported.save_pretrained(str(partial / name if len(models) > 1 else partial))
-                shutil.rmtree(self.dir / "model", ignore_errors=True)
-                os.replace(partial, self.dir / "model")
-                write_atomic(self.dir / "DONE", f"step {self.step}\n")
+            checkpoints.export(self.dir, self.step, self.accelerator, models)
         for tracker in self.accelerator.trackers:
             tracker.finish()
         self.accelerator.wait_for_everyone()

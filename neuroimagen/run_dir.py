@@ -15,9 +15,9 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from neuroimagen import zero
+from neuroimagen.collectives import decided_by_main, wait_for_files
 
 # Fields that change where or how loudly a run computes, never what: they may differ when a run is continued.
 FREE_FIELDS = frozenset(
@@ -33,8 +33,8 @@ def write_atomic(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def _claim(run_dir: Path, config: Any) -> str | None:
-    """Create `run_dir` or check that it belongs to `config`; the error as a sentence, or None."""
+def _claim(run_dir: Path, config: Any) -> None:
+    """Create `run_dir`; ValueError if there is one that does not belong to `config`."""
     wanted = dataclasses.asdict(config)
     path = run_dir / "config.yaml"
     if path.exists():
@@ -45,38 +45,42 @@ def _claim(run_dir: Path, config: Any) -> str | None:
         changed = [k for k in sorted({*wanted, *found} - FREE_FIELDS) if wanted.get(k) != found.get(k)]
         if changed:
             listed = ", ".join(f"{k}: {found.get(k)!r} there, {wanted.get(k)!r} here" for k in changed)
-            return f"run_dir {run_dir} holds a run of another config ({listed}); choose another run_dir or delete it"
-        return None
+            raise ValueError(
+                f"run_dir {run_dir} holds a run of another config ({listed}); choose another run_dir or delete it"
+            )
+        return
     if run_dir.exists() and any(run_dir.iterdir()):
-        return f"run_dir {run_dir} is not empty and holds no config.yaml, so it is not a run; choose another run_dir"
+        raise ValueError(
+            f"run_dir {run_dir} is not empty and holds no config.yaml, so it is not a run; choose another run_dir"
+        )
     run_dir.mkdir(parents=True, exist_ok=True)
     write_atomic(path, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
-    return None
 
 
 _held: dict[Path, int] = {}  # run directory -> descriptor of its lock file, open while this process works there
 
 
-def _lock(run_dir: Path) -> str | None:
-    """Claim `run_dir` for this process until it ends, however it ends; the error as a sentence, or None.
+def _lock(run_dir: Path) -> None:
+    """Claim `run_dir` for this process until it ends, however it ends; ValueError if another holds it.
 
     A POSIX record lock: the kernel drops it with the process, children do not inherit it, and NFS knows it.
     """
     if run_dir in _held:
-        return None
+        return
     file = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         holder = os.read(file, 200).decode(errors="replace") or "another process"
         os.close(file)
-        return f"run_dir {run_dir} is in use by {holder}; wait for that run, stop it, or choose another run_dir"
+        raise ValueError(
+            f"run_dir {run_dir} is in use by {holder}; wait for that run, stop it, or choose another run_dir"
+        ) from None
     except OSError as error:
         print(f"warning: {run_dir} cannot be locked here ({error.strerror}); start only one run there", file=sys.stderr)
     os.ftruncate(file, 0)
     os.write(file, f"process {os.getpid()} on {platform.node()}".encode())
     _held[run_dir] = file
-    return None
 
 
 def release(run_dir: Path) -> None:
@@ -92,24 +96,24 @@ def claim_run_dir(config: Any, accelerator: Accelerator) -> Path:
     process works in it. Exits with code 0 if that run is already done.
     """
     run_dir = Path(config.run_dir)
-    answer: list[Any] = [None, False]
-    if accelerator.is_main_process:
+
+    def claim() -> bool:
         try:
-            answer = [_claim(run_dir, config), (run_dir / "DONE").exists()]
-            if answer == [None, False]:
-                answer[0] = _lock(run_dir)
-            if answer == [None, False]:
-                (run_dir / "PREEMPTED").unlink(missing_ok=True)
-                write_atomic(run_dir / "environment.json", json.dumps(environment(accelerator), indent=1))
-        except OSError as error:  # the other ranks wait to be told
+            _claim(run_dir, config)
+            if (run_dir / "DONE").exists():
+                return True
+            _lock(run_dir)
+            (run_dir / "PREEMPTED").unlink(missing_ok=True)
+            write_atomic(run_dir / "environment.json", json.dumps(environment(accelerator), indent=1))
+            return False
+        except OSError as error:
             release(run_dir)
-            answer[0] = f"cannot write to run_dir {run_dir}: {error.strerror}"
-    broadcast_object_list(answer)
-    if answer[0]:
-        raise ValueError(answer[0])
-    if answer[1]:
+            raise ValueError(f"cannot write to run_dir {run_dir}: {error.strerror}") from None
+
+    if decided_by_main(claim):
         accelerator.print(f"{run_dir} is already done")
         raise SystemExit(0)
+    wait_for_files([run_dir / "config.yaml"])
     return run_dir
 
 
