@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderTiny
 from torch.nn import functional as F
 
-from neuroimagen.collectives import gather_rows
+from neuroimagen.collectives import decided_by_main, gather_rows, on_every_rank
 from neuroimagen.config import TrainConfig, option, run_trainer
 from neuroimagen.data.order import EpochOrder
 from neuroimagen.data.pictures import class_names, list_pictures, load_pictures, to_unit
@@ -58,7 +58,7 @@ class LatentDiffusionConfig(TrainConfig):
 def train_autoencoder(config: LatentDiffusionConfig, run: Run, pixels: torch.Tensor, paths: list[Path]) -> int:
     if config.accumulate > 1:
         raise ValueError("part=autoencoder measures its latents over the whole batch: use accumulate=1, more processes")
-    vae = load_pipeline(config.init).vae if config.init else None
+    vae = on_every_rank(lambda: load_pipeline(config.init)).vae if config.init else None
     vae = vae or make_autoencoder(config.autoencoder_width, config.latent_channels)
     if not isinstance(vae, AutoencoderTiny):
         raise ValueError(f"part=autoencoder trains an AutoencoderTiny, not the {type(vae).__name__} of {config.init}")
@@ -102,12 +102,12 @@ def train_denoiser(config: LatentDiffusionConfig, run: Run, pixels: torch.Tensor
     labels = [label_caption(name) for name in class_names(paths)]
     captions = dict(zip((p.stem for p in paths), labels, strict=True))
     if config.captions:
-        captions = read_captions(config.captions)
+        captions = decided_by_main(lambda: read_captions(config.captions))
     if missing := [p for p in paths if p.stem not in captions]:
         raise ValueError(f"{config.captions} has no caption for {missing[0].name} ({len(missing)} pictures lack one)")
     scenes = [captions[p.stem] for p in paths]
     if config.init:
-        pipe = load_pipeline(config.init)
+        pipe = on_every_rank(lambda: load_pipeline(config.init))
         tokenizer, text_encoder, unet, scheduler = pipe.tokenizer, pipe.text_encoder, pipe.unet, pipe.scheduler
     elif not config.autoencoder:
         raise ValueError("part=denoiser needs autoencoder=RUN (a run of part=autoencoder) or init=PIPELINE")
@@ -118,7 +118,8 @@ def train_denoiser(config: LatentDiffusionConfig, run: Run, pixels: torch.Tensor
             config.latent_channels, config.image_size // 8, tuple(config.unet_channels), config.text_width
         )
         scheduler = make_scheduler()
-    vae = AutoencoderTiny.from_pretrained(Path(config.autoencoder) / "model") if config.autoencoder else pipe.vae
+    folder = Path(config.autoencoder) / "model"
+    vae = on_every_rank(lambda: AutoencoderTiny.from_pretrained(folder)) if config.autoencoder else pipe.vae
     vae = vae.to(run.device).eval()
     with torch.no_grad():
         latents = torch.cat([encode(vae, to_unit(chunk).to(run.device)).cpu() for chunk in pixels.split(64)])
@@ -182,8 +183,8 @@ def my_pictures(order: EpochOrder, run: Run) -> torch.Tensor:
 
 def main(config: LatentDiffusionConfig) -> int:
     run = Run(config)
-    paths = list_pictures(config.images)
-    pixels = load_pictures(paths, config.image_size, progress=run.is_main)
+    paths = decided_by_main(lambda: list_pictures(config.images))
+    pixels = on_every_rank(lambda: load_pictures(paths, config.image_size, progress=run.is_main))
     if config.part == "autoencoder":
         return train_autoencoder(config, run, pixels, paths)
     return train_denoiser(config, run, pixels, paths)

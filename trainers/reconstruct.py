@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from neuroimagen import run as running
 from neuroimagen import zero
+from neuroimagen.collectives import decided_by_main, on_every_rank, wait_for_files
 from neuroimagen.config import option, run_trainer
 from neuroimagen.controls import ClassCaptions, Gallery, draw_baseline
 from neuroimagen.data.shards import ShardSplit
@@ -115,31 +115,29 @@ def main(config: ReconstructConfig) -> int:
     check_settings(config.samples, config.strength, config.guidance_scale, config.num_inference_steps)
     accelerator = make_accelerator(config.precision)
     rank, world, run_dir = accelerator.process_index, accelerator.num_processes, Path(config.run_dir)
-    exists = (run_dir / "config.yaml").exists()
-    accelerator.wait_for_everyone()
-    if exists:  # before the long loading: is it of another config, or done?
+    if decided_by_main((run_dir / "config.yaml").exists):  # before the long loading: is it of another config, or done?
         try:
             claim_run_dir(config, accelerator)
         except SystemExit:
-            whole: list[Any] = [accelerator.is_main_process and still_whole(run_dir)]
-            broadcast_object_list(whole)
-            if whole[0]:
+            if decided_by_main(lambda: still_whole(run_dir)):
                 raise
-    split = ShardSplit(config.shards, config.split)
-    decode = Decoders(rows, runs, split, accelerator.device, config.seed)
-    diffusion = Reconstructor(
-        config.pipeline,
-        accelerator.device,
-        DTYPES[config.precision],
-        config.attention,
-        config.scheduler,
-        config.channels_last,
-        config.compile,
-        config.vae_slicing,
-        config.vae_tiling,
+    split = on_every_rank(lambda: ShardSplit(config.shards, config.split))
+    decode = on_every_rank(lambda: Decoders(rows, runs, split, accelerator.device, config.seed))
+    diffusion = on_every_rank(
+        lambda: Reconstructor(
+            config.pipeline,
+            accelerator.device,
+            DTYPES[config.precision],
+            config.attention,
+            config.scheduler,
+            config.channels_last,
+            config.compile,
+            config.vae_slicing,
+            config.vae_tiling,
+        )
     )
     diffusion.check_steps(config.num_inference_steps)
-    decode.check(diffusion)
+    on_every_rank(lambda: decode.check(diffusion))
     size, _ = diffusion.picture_size(config.image_size, config.image_size)
     trials = dict(zip(split.keys[: config.limit], range(len(split)), strict=False))  # key -> position in the split
     if not trials:
@@ -147,7 +145,7 @@ def main(config: ReconstructConfig) -> int:
     class_captions = None
     if {"oracle", "random class"} & set(rows):
         class_captions = ClassCaptions(diffusion, split.manifest.classes, config.seed)
-    train = ShardSplit(config.shards, "train") if decode.retrieval else None
+    train = on_every_rank(lambda: ShardSplit(config.shards, "train")) if decode.retrieval else None
     if train and train.manifest.splits["train"]["images"] < config.samples:
         raise ValueError(f"{config.shards}: train has fewer than samples={config.samples} pictures for row retrieval")
     claim_run_dir(config, accelerator)
@@ -155,25 +153,26 @@ def main(config: ReconstructConfig) -> int:
 
     names = ("samples", "seed", "strength", "guidance_scale", "num_inference_steps")
     settings = {name: getattr(config, name) for name in names} | {"height": size, "width": size}
-    work: list[Any] = [config.chunk or chunk_before(run_dir)]
-    broadcast_object_list(work)
-    chunk = work[0]
+    chunk = config.chunk or decided_by_main(lambda: chunk_before(run_dir))
     if not chunk:
         found = torch.tensor([find_chunk(diffusion, len(trials), settings)], device=accelerator.device)
         chunk = int(accelerator.gather(found).min())  # what fits everywhere
     pictures = Pictures(run_dir, list(trials), rows, config.samples, chunk, decode.g is not None, (size, size))
-    if accelerator.is_main_process:
-        infos = [{"key": key, **split.info(i), "index": i} for key, i in trials.items()]
+    infos: list[dict[str, Any]] = []  # of rank 0
+
+    def begin() -> dict[int, list[str]]:
+        """Chunk -> the rows it lacks."""
+        infos.extend({"key": key, **split.info(i), "index": i} for key, i in trials.items())
         write_atomic(run_dir / "trials.jsonl", "".join(json.dumps(info) + "\n" for info in infos))
         write_atomic(run_dir / "rows.json", describe(config, decode, split, diffusion, size, chunk))
         pictures.make_folders()
         missing = pictures.missing()
         if damaged := sorted(path for path in missing if path.exists()):
             print(f"{len(damaged)} damaged pictures are drawn again, such as {damaged[0]}")
-        work = [pictures.lacking(missing)]
-    broadcast_object_list(work)  # one view of the files for all: {chunk: rows it lacks}
-    lacking: dict[int, list[str]] = work[0]
+        return pictures.lacking(missing)
 
+    lacking = decided_by_main(begin)
+    wait_for_files(pictures.folders())
     gallery = None
     if train and any("retrieval" in chunk_rows for chunk_rows in lacking.values()):
         gallery = Gallery(decode.m_s[decode.retrieval], train, size, accelerator.device, rank, world)
@@ -221,10 +220,13 @@ def main(config: ReconstructConfig) -> int:
             break
     bar.close()
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
+
+    def end() -> None:
         if not stop:
             write_atomic(run_dir / "pictures.jsonl", "".join(pictures.index(infos, config.seed)))
         write_atomic(run_dir / ("PREEMPTED" if stop else "DONE"), f"{len(trials)} trials\n")
+
+    decided_by_main(end)
     return running.STOPPED if stop else 0
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from neuroimagen.collectives import decided_by_main, on_every_rank
 from neuroimagen.config import EegAugmentConfig, TrainConfig, option, run_trainer
 from neuroimagen.data.eeg_augment import augment_eeg
 from neuroimagen.data.shards import Manifest, ShardError, ShardSplit, read_manifest
@@ -38,9 +39,11 @@ class SampleSemanticsConfig(EegAugmentConfig, TrainConfig):
 class Targets:
     """ĥ_clip of every picture in train and val: distinct captions are embedded once."""
 
-    def __init__(self, config: SampleSemanticsConfig, manifest: Manifest, device: torch.device) -> None:
+    def __init__(
+        self, config: SampleSemanticsConfig, manifest: Manifest, written: dict[str, str], device: torch.device
+    ) -> None:
+        """written: what the captions file says."""
         names = {c["label"]: c["name"] for c in manifest.classes}
-        written = {} if config.captions == "label" else read_captions(config.captions)
         self.weight: dict[str, int] = {}  # train trials of each caption
         self.row: dict[str, int] = {}  # picture -> row of `embeddings`
         labels: dict[str, int] = {}  # caption -> class
@@ -107,7 +110,8 @@ def main(config: SampleSemanticsConfig) -> int:
     manifest = read_manifest(config.shards)
     names = {c["label"]: c["name"] for c in manifest.classes}
     run = Run(config)
-    targets = Targets(config, manifest, run.device)
+    written = {} if config.captions == "label" else decided_by_main(lambda: read_captions(config.captions))
+    targets = on_every_rank(lambda: Targets(config, manifest, written, run.device))
     n_tokens, width = targets.embeddings.shape[1:]
     model = SampleEncoder(
         manifest.n_chans,

@@ -6,6 +6,7 @@ from pathlib import Path
 import huggingface_hub
 import torch
 
+from neuroimagen.collectives import gather_objects
 from neuroimagen.evaluation import perceptual
 from neuroimagen.evaluation.measure import Judge, PairMeasure
 from neuroimagen.evaluation.metrics import pixcorr_425, ssim, ssim_425
@@ -70,7 +71,7 @@ def load_judges(
     """The networks that wanted metrics need; LPIPS as a pair measure; of each metric that cannot be had, why and how.
 
     wants(metric, ...): is any of them wanted. side: the shorter one of the pictures, in px. ValueError: a weight file
-    that is damaged or another network's.
+    that is damaged or another network's, or that some processes find and others do not. Collective: every rank.
     """
     judges: list[Judge] = []
     pairs: list[PairMeasure] = []
@@ -91,4 +92,8 @@ def load_judges(
         except NotAvailable as error:
             why = str(error).replace(" is not available: ", ": ", 1)
             unavailable |= {metric: f"not available: {why}" for metric in needing if wants(metric)}
+    for rank, missing in enumerate(everyone := gather_objects(sorted(unavailable))):
+        if missing != everyone[0]:
+            apart = ", ".join(sorted({*missing} ^ {*everyone[0]}))
+            raise ValueError(f"ranks 0 and {rank} do not find the same networks ({apart}): give weights= that all see")
     return judges, pairs, unavailable

@@ -104,9 +104,12 @@ class Pictures:
                 found[number] = rows
         return found
 
+    def folders(self) -> list[Path]:
+        return [self.run_dir / kind for kind in (*self.per_trial, *(f"images/{row}" for row in self.rows))]
+
     def make_folders(self) -> None:
-        for kind in (*self.per_trial, *(f"images/{row}" for row in self.rows)):
-            (self.run_dir / kind).mkdir(parents=True, exist_ok=True)
+        for folder in self.folders():
+            folder.mkdir(parents=True, exist_ok=True)
 
     def save(self, kind: str, number: int, pictures: Iterable[Tensor]) -> None:
         """Write a chunk's pictures, each (3, H, W) in [0, 1], as PNG: each file whole or not at all."""

@@ -211,6 +211,37 @@ def _found_already(out: Path, source: str) -> dict[str, str]:
     return captions
 
 
+def _caption(
+    names: Sequence[str], pictures: Mapping[str, Path], config: CaptionsConfig, loaded: tuple[Any, Any], part: Path
+) -> dict[str, str]:
+    """Captions of these pictures, also appended to `part`; after SIGTERM those of the batches until then."""
+    from neuroimagen.run import stop_requested
+
+    processor, model = loaded
+    captions: dict[str, str] = {}
+    hidden = True if os.environ.get("RANK", "0") != "0" else None
+    with (
+        open(part, "a+b") as file,
+        tqdm(total=len(names), desc="captions", disable=hidden) as bar,
+    ):
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)  # what a kill cut in the middle of a line is dropped
+        for start in range(0, len(names), config.batch_size):
+            if stop_requested():
+                break
+            some = names[start : start + config.batch_size]
+            images = [_open_rgb(pictures[name]) for name in some]
+            inputs = processor(images=images, return_tensors="pt").to(model.device, model.dtype)
+            with torch.inference_mode():
+                tokens = model.generate(**inputs)
+            texts = [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
+            file.write("".join(map(_line, some, texts, [config.model] * len(some))).encode())
+            file.flush()
+            captions.update(zip(some, texts, strict=True))
+            bar.update(len(some))
+    return captions
+
+
 def caption_pictures(config: CaptionsConfig) -> int:
     """Caption every picture below `config.images`, spread over all processes; returns the exit code.
 
@@ -218,61 +249,51 @@ def caption_pictures(config: CaptionsConfig) -> int:
     all are done they are merged into OUT, whole or not at all. After SIGTERM the batch at hand is finished; the same
     command, on any number of processes, continues. Collective: every rank.
     """
-    from accelerate.utils import broadcast_object_list
-
+    from neuroimagen.collectives import decided_by_main, gather_objects, on_every_rank
     from neuroimagen.processes import leave_process_group, make_accelerator
-    from neuroimagen.run import STOPPED, stop_requested, watch_stop_signal
+    from neuroimagen.run import STOPPED, watch_stop_signal
 
     if config.precision not in DTYPES or config.batch_size < 1:
         raise ValueError("precision must be fp32, bf16 or fp16, and batch_size at least 1")
     accelerator = make_accelerator(config.precision)
     watch_stop_signal()
-    out, pictures = Path(config.out), _pictures(Path(config.images))
-    if accelerator.is_main_process:
+    out = Path(config.out)
+
+    def look() -> tuple[dict[str, Path], dict[str, str], bool]:
+        """The pictures, the captions there are, and whether OUT has them all."""
         out.parent.mkdir(parents=True, exist_ok=True)
-        found: list[Any] = [_found_already(out, config.model)]
-    else:
-        found = [None]
-    broadcast_object_list(found)
-    todo = [name for name in pictures if name not in found[0]]
-    if not todo and out.exists():
+        pictures, captions = _pictures(Path(config.images)), _found_already(out, config.model)
+        return pictures, captions, out.exists() and pictures.keys() <= read_captions(out).keys()
+
+    pictures, captions, complete = decided_by_main(look)
+    if complete:
         accelerator.print(f"{out} already holds a caption of each of {len(pictures)} pictures")
         return 0
-    part = out.with_name(f"{out.name}.part-{accelerator.process_index:04d}")
-    mine = todo[accelerator.process_index :: accelerator.num_processes]
-    if mine:
-        processor, model = _load_model(config.model, DTYPES[config.precision], accelerator.device)
-        if part.exists():  # what a kill cut in the middle of a line is dropped
-            whole = part.read_text(encoding="utf-8", errors="replace")
-            _write_atomic(part, whole[: whole.rfind("\n") + 1])
-        bar = tqdm(total=len(mine), desc="captions", disable=None if accelerator.is_main_process else True)
-        with open(part, "a", encoding="utf-8") as file, bar:
-            for start in range(0, len(mine), config.batch_size):
-                if stop_requested():
-                    break
-                names = mine[start : start + config.batch_size]
-                images = [_open_rgb(pictures[name]) for name in names]
-                inputs = processor(images=images, return_tensors="pt").to(accelerator.device, model.dtype)
-                with torch.inference_mode():
-                    tokens = model.generate(**inputs)
-                texts = processor.batch_decode(tokens, skip_special_tokens=True)
-                file.writelines(
-                    _line(name, text.strip(), config.model) for name, text in zip(names, texts, strict=True)
-                )
-                file.flush()
-                bar.update(len(names))
-        del model
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        captions = _found_already(out, config.model)
-        missing = [name for name in pictures if name not in captions]
+    rank, dtype = accelerator.process_index, DTYPES[config.precision]
+    mine = [name for name in pictures if name not in captions][rank :: accelerator.num_processes]
+    loaded = on_every_rank(lambda: _load_model(config.model, dtype, accelerator.device) if mine else None)
+    found: dict[str, str] = {}
+    error: ValueError | None = None
+    try:
+        if loaded:
+            found = _caption(mine, pictures, config, loaded, out.with_name(f"{out.name}.part-{rank:04d}"))
+    except ValueError as fault:  # the others wait to be told
+        error = fault
+    for theirs, raised in gather_objects((found, error)):
+        if raised is not None:
+            raise raised
+        captions |= theirs
+    missing = pictures.keys() - captions.keys()
+
+    def merge() -> None:
         if not missing:
             write_captions(out, captions, config.model)
             for path in out.parent.glob(out.name + ".part-*"):
                 path.unlink()
-        state = f"{len(pictures) - len(missing)} of {len(pictures)} pictures have a caption"
-        print(f"{out}: {state}" + ("; run the same command to continue" if missing else ""))
-        found = [bool(missing)]
-    broadcast_object_list(found)
+
+    decided_by_main(merge)
+    state = f"{len(pictures) - len(missing)} of {len(pictures)} pictures have a caption"
+    accelerator.print(f"{out}: {state}" + ("; run the same command to continue" if missing else ""))
+    del loaded
     leave_process_group()
-    return STOPPED if found[0] else 0
+    return STOPPED if missing else 0

@@ -86,7 +86,7 @@ def become_stale(root: str, known: list[str], seconds: float | None) -> None:
 
 
 if __name__ == "__main__":
-    stale = json.loads(os.environ["STALE"])
+    stale = {"reads": None, "known": [], "seconds": None} | json.loads(os.environ["STALE"])
     collectives.PATIENCE = stale["patience"]
     if os.environ["RANK"] == str(stale["rank"]):
         if older := stale["reads"]:

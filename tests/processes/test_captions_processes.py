@@ -1,14 +1,16 @@
 """The captioning command: stopped on two real processes and continued on one, it equals one process."""
 
+import json
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 from accelerate.state import AcceleratorState
 from PIL import Image
 from tiny_models import tiny_blip
 
-from neuroimagen.sample.captions import CaptionsConfig, caption_pictures
+from neuroimagen.sample.captions import CaptionsConfig, caption_pictures, read_captions
 
 COMMAND = (
     "import sys; from neuroimagen.config import run_command; from neuroimagen.sample.captions import *; "
@@ -16,12 +18,32 @@ COMMAND = (
 )
 
 
+def make_pictures(folder, count):
+    folder.mkdir(exist_ok=True)
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"p{number}.jpg")
+
+
+def test_a_rank_that_sees_an_older_listing_captions_what_rank_0_sees(tmp_path, start):
+    pictures, out = tmp_path / "pictures", tmp_path / "captions.jsonl"
+    make_pictures(pictures, 5)
+    told = {
+        "rank": 1,
+        "root": str(pictures),
+        "known": [str(pictures / f"p{i}.jpg") for i in range(1, 5)],
+        "patience": 10,
+    }
+    scripts = [str(Path(__file__).with_name(name)) for name in ("stale.py", "small_captions.py")]
+    processes = start([*scripts, f"images={pictures}", f"out={out}"], 2, STALE=json.dumps(told | {"seconds": 0.0}))
+    assert processes.wait(60) == [0, 0], processes.log.read_text()
+    assert sorted(read_captions(out)) == [f"p{i}" for i in range(5)]
+    assert not list(tmp_path.glob("*.part-*"))
+
+
 def test_two_processes_stopped_and_continued_by_one(tmp_path, start, monkeypatch):
     model = tiny_blip(tmp_path / "blip")
-    (tmp_path / "pictures").mkdir()
-    for number in range(80):
-        pixels = np.random.default_rng(number).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "pictures" / f"p{number}.jpg")
+    make_pictures(tmp_path / "pictures", 80)
     fields = {"images": str(tmp_path / "pictures"), "model": str(model), "batch_size": 1}
     out, parts = tmp_path / "captions.jsonl", [tmp_path / f"captions.jsonl.part-{rank:04d}" for rank in range(2)]
 

@@ -149,6 +149,22 @@ def test_three_processes_killed_three_times_equal_one(made, start):
     assert len(finished) >= 8 and all(path.stat().st_mtime_ns == when[path] for path in finished), "drawn twice"
 
 
+@pytest.mark.parametrize("world, seconds", [(4, None), (2, 0.5)])
+def test_a_rank_that_does_not_see_the_run_yet(made, start, world, seconds):
+    """It waits for what rank 0 sees, or all end in one sentence (tests/processes/stale.py)."""
+    root, arguments = made
+    run = shutil.copytree(root / "one", root / f"stale-{world}")
+    next((run / "images" / "L").iterdir()).unlink()
+    told = {"rank": 1, "root": str(run), "seconds": seconds, "patience": 10 if seconds else 0.5}
+    script = str(Path(__file__).with_name("stale.py"))
+    processes = start([script, str(TRAINER), *arguments, f"run_dir={run}"], world, STALE=json.dumps(told))
+    codes, said = processes.wait(60), processes.log.read_text()
+    if seconds is None:
+        assert codes == [2] * world and said.count("config.yaml does not show there") == world, said
+    else:
+        assert codes == [0] * world and pictures(run) == pictures(root / "one"), said
+
+
 def test_deleted_and_damaged_pictures_are_drawn_again_identically(made, here, capsys):
     root, arguments = made
     run = shutil.copytree(root / "one", root / "mended")
