@@ -49,6 +49,7 @@ from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, get_worker_info
 
+from neuroimagen.collectives import decided_by_main, on_every_rank
 from neuroimagen.data.order import BalancedOrder, EpochOrder
 from neuroimagen.data.shard_files import ShardSplit
 
@@ -402,12 +403,13 @@ def train_batches(
     max_bad_samples: so many different trials may be replaced because they cannot be read.
     classes_per_batch, trials_per_class: both 0, or the global batch is so many classes x so many trials of each, see
     BalancedOrder; then the JSON of every trial is read here (7 us a trial from a warm disk).
-    Raises ValueError for a shard directory that is not whole, and for a batch that is not classes x trials.
+    ValueError for shards that are not whole, and for a batch that is not classes x trials. Collective: every rank.
     """
     assert batch_size > 0 and 0 <= rank < world and step >= 0 and workers >= 0
     if max_bad_samples < 0:
         raise ValueError(f"max_bad_samples={max_bad_samples} is a number of trials: it cannot be negative")
-    batcher = Batcher(ShardSplit(shards, split, incomplete=max_bad_samples > 0), image_size, max_bad_samples)
+    opened = on_every_rank(lambda: ShardSplit(shards, split, max_bad_samples > 0))
+    batcher = Batcher(opened, image_size, max_bad_samples)
     bad: set[int] = set()
     order: Order = EpochOrder(len(batcher.split), seed)
     if classes_per_batch or trials_per_class:
@@ -416,7 +418,7 @@ def train_batches(
                 f"classes_per_batch={classes_per_batch} x trials_per_class={trials_per_class} is not "
                 f"global_batch_size={batch_size * world}: give three numbers that fit (0 and 0: not balanced)"
             )
-        labels, faults = batcher.read_labels()
+        labels, faults = decided_by_main(batcher.read_labels)  # one order for all ranks
         _count_bad(faults, bad, max_bad_samples)
         order = BalancedOrder(labels, classes_per_batch, trials_per_class, seed)
         batcher.groups = order.members
@@ -438,11 +440,11 @@ def eval_batches(
 ) -> Iterator[dict[str, Any]]:
     """Each trial of `split` exactly once over all ranks: rank r gets trials r, r+world, ... in order; last batch short.
 
-    A rank may get one batch more than another, or none: no collective may be called once a batch.
+    A rank may get one batch more than another, or none: no collective may be called once a batch. This call is one.
     ValueError for the first trial that cannot be read; none is replaced, but of train as `train_batches` does it.
     """
     assert batch_size > 0 and 0 <= rank < world and workers >= 0
     allowed = max_bad_samples if split == "train" else 0
-    batcher = Batcher(ShardSplit(shards, split, incomplete=allowed > 0), image_size, allowed)
+    batcher = Batcher(on_every_rank(lambda: ShardSplit(shards, split, incomplete=allowed > 0)), image_size, allowed)
     indices = functools.partial(_eval_indices, len(batcher.split), batch_size, rank, world)
     return _load(indices, batcher, batch_size, workers, device, set())
