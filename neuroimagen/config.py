@@ -56,6 +56,7 @@ class TrainConfig:
     seed: int = option(0, "all randomness is a function of (seed, step) or (seed, epoch)")
     precision: str = option("fp32", "fp32 | bf16 | fp16; what the device cannot do is refused")
     tf32: bool = option(False, "with precision=fp32 on an NVIDIA GPU: multiply with 10 bits instead of 23, faster")
+    deterministic: bool = option(False, "on a GPU too the same bits each time, as resuming promises; slower")
     compile: bool = option(False, "torch.compile the models: minutes at the start, then faster steps or not: measure")
     global_batch_size: int = option(64, "samples a step over all processes; must divide by their number")
     accumulate: int = option(1, "parts a rank cuts its batch into, to need less memory; changes nothing else")
@@ -158,19 +159,22 @@ def describe(schema: type, usage: str) -> str:
 def run_command(main: Callable[[C], Any], schema: type[C], arguments: Sequence[str], stage: str, usage: str) -> int:
     """Parse, run `main(config)`, and turn a user's mistake (ValueError) or a full disk into a sentence and code 2.
 
-    Set NEUROIMAGEN_TRACEBACK=1 to see where such an error came from.
+    So is an operation that cannot do what deterministic=true asks for. Set NEUROIMAGEN_TRACEBACK=1 to see where such an
+    error came from.
     """
     if any(a in ("-h", "--help", "help") for a in arguments):
         print(describe(schema, usage))
         return 0
     try:
         code = main(load_config(schema, arguments, stage))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if os.environ.get("NEUROIMAGEN_TRACEBACK") or not (full or isinstance(error, ValueError)):
+        what, random, _ = str(error).partition(" does not have a deterministic implementation")
+        if os.environ.get("NEUROIMAGEN_TRACEBACK") or not (full or random or isinstance(error, ValueError)):
             raise
+        said = f"deterministic=true, but torch's {what}{random} on this device: leave it out" if random else error
         rank = os.environ.get("RANK", "0")
-        print(f"error{'' if rank == '0' else f' (rank {rank})'}: {error}", file=sys.stderr, flush=True)
+        print(f"error{'' if rank == '0' else f' (rank {rank})'}: {said}", file=sys.stderr, flush=True)
         return 2
     return code if isinstance(code, int) else 0
 

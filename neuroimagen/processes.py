@@ -11,6 +11,34 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 
 from neuroimagen import zero
 
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"  # of these values cuBLAS repeats its bits, and cuDNN those of an LSTM
+WORKSPACES = (":4096:8", ":16:8")
+
+
+def set_deterministic(wanted: bool) -> None:
+    """Whether operations give the same bits each time on a GPU too, slower; call before CUDA starts.
+
+    An operation that cannot then raises a RuntimeError, of which config.run_command makes a sentence. Raises ValueError
+    if it is too late, or if the environment forbids it.
+    """
+    if wanted:
+        if torch.cuda.is_initialized() and CUBLAS not in os.environ:
+            raise ValueError(f"deterministic=true after CUDA has started: set {CUBLAS}={WORKSPACES[0]} beforehand")
+        if os.environ.setdefault(CUBLAS, WORKSPACES[0]) not in WORKSPACES:
+            raise ValueError(
+                f"deterministic=true needs {CUBLAS}={' or '.join(WORKSPACES)}, but the environment has "
+                f"{os.environ[CUBLAS]}: leave it out there"
+            )
+    if wanted != torch.are_deterministic_algorithms_enabled():  # this imports torch's compiler: seconds
+        torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = wanted, False
+
+
+def check_bf16(device: torch.device | str) -> None:
+    """Raise ValueError for a GPU without bf16. torch would emulate it there: slower than fp32, and less exact."""
+    if torch.device(device).type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ValueError(f"{torch.cuda.get_device_name()} has no bf16; use precision=fp16 or fp32")
+
 
 def make_accelerator(precision: str, timeout_minutes: float = 30.0, **kwargs: Any) -> Accelerator:
     """An Accelerator that is what was asked for, or a ValueError: accelerate itself never complains.
@@ -41,8 +69,8 @@ def make_accelerator(precision: str, timeout_minutes: float = 30.0, **kwargs: An
         )
     if accelerator.device.type == "cpu" and precision == "fp16":
         raise ValueError("precision=fp16 does nothing on a CPU; use fp32 or bf16")
-    if accelerator.device.type == "cuda" and precision == "bf16" and not torch.cuda.is_bf16_supported():
-        raise ValueError(f"{torch.cuda.get_device_name()} has no bf16; use precision=fp16 or fp32")
+    if precision == "bf16":
+        check_bf16(accelerator.device)
     return accelerator
 
 

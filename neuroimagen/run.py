@@ -12,7 +12,7 @@ A run directory is the contract between stages:
 
 Nothing random is stored: before each step torch is seeded from (seed, step, rank), and noise that the losses see is a
 slice of a draw for the global batch, the same for any number of processes. So the step number is the whole loader and
-random state, and a run that is stopped and started again ends with the same bits.
+random state, and a run that is stopped and started again ends with the same bits (on GPUs: deterministic=true).
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from neuroimagen import checkpoints, zero
 from neuroimagen.config import TrainConfig
-from neuroimagen.processes import make_accelerator
+from neuroimagen.processes import make_accelerator, set_deterministic
 from neuroimagen.run_dir import claim_run_dir, release, write_atomic
 from neuroimagen.seeds import seed_from
 from neuroimagen.trackers import log_class_table, log_image, start_trackers
@@ -81,6 +81,7 @@ class Run:
             raise ValueError(f"trackers={config.trackers!r} is not one of none, tensorboard, wandb")
         self.config = config
         trackers = None if config.trackers == "none" else config.trackers
+        set_deterministic(config.deterministic)
         try:
             self.accelerator = make_accelerator(
                 config.precision, config.timeout_minutes, log_with=trackers, project_dir=config.run_dir

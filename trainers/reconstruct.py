@@ -28,7 +28,7 @@ from neuroimagen.controls import ClassCaptions, Gallery, draw_baseline
 from neuroimagen.data.shards import ShardSplit
 from neuroimagen.data.stream import Batcher
 from neuroimagen.decoders import ROWS, RUNS, Decoders, rows_to_draw
-from neuroimagen.processes import make_accelerator
+from neuroimagen.processes import make_accelerator, set_deterministic
 from neuroimagen.reconstruction.batch import find_chunk, saying_what_fits
 from neuroimagen.reconstruction.pictures import Pictures, chunk_before, still_whole
 from neuroimagen.reconstruction.pipelines import Scheduler
@@ -62,6 +62,7 @@ class ReconstructConfig:
     image_size: int | None = option(None, "side of the pictures in px; none: what the pipeline was made for")
     attention: str = option("auto", "auto | xformers | sdpa | sliced")
     precision: str = option("fp32", "fp32 | bf16 | fp16 of the diffusion model; the decoders compute in fp32")
+    deterministic: bool = option(False, "on a GPU too the same bits each time; slower")
     channels_last: bool = option(False, "lay the diffusion model's weights out channels last: faster convolutions")
     compile: bool = option(False, "torch.compile the U-Net: minutes at the start, then faster steps or not: measure")
     vae_slicing: bool | None = option(
@@ -113,6 +114,7 @@ def main(config: ReconstructConfig) -> int:
     if config.chunk < 0:
         raise ValueError(f"chunk={config.chunk}: at least one trial is drawn at a time (0: as many as fit)")
     check_settings(config.samples, config.strength, config.guidance_scale, config.num_inference_steps)
+    set_deterministic(config.deterministic)
     accelerator = make_accelerator(config.precision)
     rank, world, run_dir = accelerator.process_index, accelerator.num_processes, Path(config.run_dir)
     if decided_by_main((run_dir / "config.yaml").exists):  # before the long loading: is it of another config, or done?

@@ -33,6 +33,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from torch.nn import functional as F
 
+from neuroimagen.processes import check_bf16
 from neuroimagen.reconstruction.attention import set_attention
 from neuroimagen.reconstruction.pipelines import is_xl, load_pipeline, set_scheduler
 from neuroimagen.seeds import seed_from
@@ -119,6 +120,8 @@ class Reconstructor:
         self.name = str(pipeline)
         self.device = torch.device(device)
         self.dtype = dtype
+        if dtype == torch.bfloat16:
+            check_bf16(self.device)
         loaded = load_pipeline(self.name, dtype)
         self.scheduler = set_scheduler(loaded, scheduler)
         loaded.to(self.device)

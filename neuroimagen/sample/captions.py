@@ -153,6 +153,7 @@ class CaptionsConfig:
     model: str = option("Salesforce/blip2-opt-2.7b", "BLIP or BLIP-2: hub id or directory")
     batch_size: int = option(8, "pictures of each process at a time")
     precision: str = option("fp32", "fp32 | bf16 | fp16 (fp16 needs a GPU)")
+    deterministic: bool = option(False, "on a GPU too the same captions each time; slower")
 
 
 def _pictures(folder: Path) -> dict[str, Path]:
@@ -250,11 +251,12 @@ def caption_pictures(config: CaptionsConfig) -> int:
     command, on any number of processes, continues. Collective: every rank.
     """
     from neuroimagen.collectives import decided_by_main, gather_objects, on_every_rank
-    from neuroimagen.processes import leave_process_group, make_accelerator
+    from neuroimagen.processes import leave_process_group, make_accelerator, set_deterministic
     from neuroimagen.run import STOPPED, watch_stop_signal
 
     if config.precision not in DTYPES or config.batch_size < 1:
         raise ValueError("precision must be fp32, bf16 or fp16, and batch_size at least 1")
+    set_deterministic(config.deterministic)
     accelerator = make_accelerator(config.precision)
     watch_stop_signal()
     out = Path(config.out)
