@@ -12,10 +12,16 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from neuroimagen import zero
 
 
-def make_accelerator(precision: str, timeout_minutes: float = 30.0, **kwargs: Any) -> Accelerator:
+def set_tf32(allowed: bool) -> None:
+    """Whether fp32 may be computed with 10 bits of mantissa on this process's GPUs; torch allows it in convolutions."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
+def make_accelerator(precision: str, timeout_minutes: float = 30.0, tf32: bool = False, **kwargs: Any) -> Accelerator:
     """An Accelerator that is what was asked for, or a ValueError: accelerate itself never complains.
 
     timeout_minutes: how long a collective waits for a rank before it gives up
+    tf32: see set_tf32
     """
     modes = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
     if precision not in modes:
@@ -43,6 +49,7 @@ def make_accelerator(precision: str, timeout_minutes: float = 30.0, **kwargs: An
         raise ValueError("precision=fp16 does nothing on a CPU; use fp32 or bf16")
     if accelerator.device.type == "cuda" and precision == "bf16" and not torch.cuda.is_bf16_supported():
         raise ValueError(f"{torch.cuda.get_device_name()} has no bf16; use precision=fp16 or fp32")
+    set_tf32(tf32)
     return accelerator
 
 

@@ -36,6 +36,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from neuroimagen.processes import set_tf32
 from neuroimagen.reconstruction.attention import set_attention
 from neuroimagen.reconstruction.pipelines import is_lcm, is_xl, load_pipeline, set_scheduler
 from neuroimagen.seeds import seed_from
@@ -131,6 +132,7 @@ class Reconstructor:
         Raises ValueError if the pipeline, `attention` or `scheduler` cannot be had.
         """
         self.name = str(pipeline)
+        set_tf32(False)
         self.device = torch.device(device)
         self.dtype = dtype
         loaded = load_pipeline(self.name, dtype)
@@ -183,7 +185,7 @@ class Reconstructor:
     def describe(self) -> dict[str, Any]:
         """What rows.json keeps of how it draws."""
         about = {
-            "pipeline_class": "Stable Diffusion XL" if self.xl else "Stable Diffusion",
+            "pipeline_class": ("Latent Consistency Model" if self.lcm else "Stable Diffusion") + " XL" * self.xl,
             "scheduler": self.scheduler,
             "prediction_type": self.img2img.scheduler.config.get("prediction_type", "epsilon"),
             "embedding": [self.text_length, self.text_width],

@@ -90,7 +90,7 @@ def test_every_row_gives_pictures_that_depend_on_their_noise_only(model, inputs,
     assert not torch.allclose(other, images, atol=1e-4)
 
 
-def test_it_is_what_the_diffusers_pipeline_draws(directories, inputs):
+def test_it_is_what_the_diffusers_pipeline_draws(directories, inputs, fp32_is_fp32):
     model = Reconstructor(str(directories["kl"]))
     embeds, maps = inputs
     got = model.reconstruct(embeds, maps, KEYS, samples=1, num_inference_steps=6, strength=0.5, guidance_scale=3.0)
