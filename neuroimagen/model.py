@@ -32,6 +32,7 @@ from neuroimagen.decoders import ROWS, decode
 from neuroimagen.model_card import TEMPLATE, fill
 from neuroimagen.pixel.features import FeatureExtractor
 from neuroimagen.pixel.saliency import Generator
+from neuroimagen.processes import set_tf32
 from neuroimagen.reconstruction.batch import find_chunk, saying_what_fits
 from neuroimagen.reconstruction.pictures import to_image
 from neuroimagen.reconstruction.reconstructor import Reconstructor, check_settings
@@ -168,6 +169,7 @@ class NeuroImagen(
             model.pipeline, model.folder = str(pipeline), None
         if model.pipeline == FOLDER and local and not (Path(directory) / FOLDER).is_dir():
             raise ValueError(f"{name} has no {FOLDER}/: copy it again, or say pipeline=, where the diffusion model is")
+        set_tf32(False)  # the decoders compute in fp32
         model.dtype = dtype
         model.loading |= {"attention": attention} | ({"scheduler": scheduler} if scheduler else {})
         return model.requires_grad_(False).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -40,10 +40,16 @@ def check_bf16(device: torch.device | str) -> None:
         raise ValueError(f"{torch.cuda.get_device_name()} has no bf16; use precision=fp16 or fp32")
 
 
-def make_accelerator(precision: str, timeout_minutes: float = 30.0, **kwargs: Any) -> Accelerator:
+def set_tf32(allowed: bool) -> None:
+    """Whether fp32 may be computed with 10 bits of mantissa on this process's GPUs; torch allows it in convolutions."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
+def make_accelerator(precision: str, timeout_minutes: float = 30.0, tf32: bool = False, **kwargs: Any) -> Accelerator:
     """An Accelerator that is what was asked for, or a ValueError: accelerate itself never complains.
 
     timeout_minutes: how long a collective waits for a rank before it gives up
+    tf32: see set_tf32
     """
     modes = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
     if precision not in modes:
@@ -71,6 +77,7 @@ def make_accelerator(precision: str, timeout_minutes: float = 30.0, **kwargs: An
         raise ValueError("precision=fp16 does nothing on a CPU; use fp32 or bf16")
     if precision == "bf16":
         check_bf16(accelerator.device)
+    set_tf32(tf32)
     return accelerator
 
 

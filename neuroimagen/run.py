@@ -84,7 +84,7 @@ class Run:
         set_deterministic(config.deterministic)
         try:
             self.accelerator = make_accelerator(
-                config.precision, config.timeout_minutes, log_with=trackers, project_dir=config.run_dir
+                config.precision, config.timeout_minutes, config.tf32, log_with=trackers, project_dir=config.run_dir
             )
         except ImportError:
             raise ValueError(f'trackers={trackers} needs pip install "neuroimagen[{trackers}]"') from None
@@ -96,8 +96,6 @@ class Run:
         self._zero: zero.Zero | None = None
         if config.tf32 and self.device.type != "cuda":
             raise ValueError("tf32 is a mode of NVIDIA GPUs and there is none here; leave it out")
-        # torch lets convolutions use it unless told not to: fp32 is to mean fp32.
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
         self.batch_size, rest = divmod(config.global_batch_size, self.world)
         if rest or self.batch_size < 1 or config.accumulate < 1 or self.batch_size % config.accumulate:
             raise ValueError(

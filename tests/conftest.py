@@ -30,6 +30,18 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def fp32_is_fp32():
+    """TF32 is allowed before the test and must not be after it."""
+    import torch
+
+    parts = {"matrix products": torch.backends.cuda.matmul, "convolutions": torch.backends.cudnn}
+    for part in parts.values():
+        part.allow_tf32 = True
+    yield
+    assert not [name for name, part in parts.items() if part.allow_tf32], "TF32 may be used in these"
+
+
 @dataclass
 class Study:
     folder: Path  # study/, shards/, pipeline/

@@ -4,6 +4,7 @@ Exports <run_dir>/model, a FeatureExtractor.
 """
 
 import dataclasses
+import sys
 from typing import Literal
 
 import torch
@@ -61,7 +62,12 @@ def validate(run: Run, model: nn.Module, config: PixelFeaturesConfig, names: dic
 def main(config: PixelFeaturesConfig) -> int:
     manifest = read_manifest(config.shards)
     names = {c["label"]: c["name"] for c in manifest.classes}
+    trials = manifest.splits["train"]["trials"]
+    balance = (config.classes_per_batch, config.trials_per_class)
+    few = losses.check_batch(config.global_batch_size, trials, len(names), *balance)
     run = Run(config)
+    if few and run.is_main:
+        print(few, file=sys.stderr, flush=True)
     model = FeatureExtractor(
         manifest.n_chans,
         manifest.n_times,
@@ -89,6 +95,7 @@ def main(config: PixelFeaturesConfig) -> int:
         classes_per_batch=config.classes_per_batch,
         trials_per_class=config.trials_per_class,
     )
+    said = False
     while run.going():
         batch = run.next(batches)
         batch["eeg"] = augment_eeg(batch["eeg"], manifest.sfreq, config, run.rand)
@@ -109,8 +116,13 @@ def main(config: PixelFeaturesConfig) -> int:
             for part in run.parts(batch):
                 inner = (model(part["eeg"]) * part["gradient"]).sum() * config.accumulate
                 run.backward(inner, part["key"], loss=loss)
+        anchors = losses.share_of_anchors(batch["label"])
+        if not anchors and not said and run.is_main:
+            said = True
+            what = "no two trials of one class and one of another: it has no triplet, so Eq. 1 is 0 and teaches nothing"
+            print(f"step {run.step}: the batch holds {what} (stats.jsonl: anchors)", file=sys.stderr, flush=True)
         run.update(optimizer, model, config.clip)
-        run.advance(active=active, lr=lr)
+        run.advance(active=active, anchors=anchors, lr=lr)
         if run.validation_due():
             run.log(validate(run, run.unwrap(model), config, names), prefix="val/")
     return run.finish(model=model)

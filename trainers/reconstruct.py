@@ -138,7 +138,7 @@ def main(config: ReconstructConfig) -> int:
             config.vae_tiling,
         )
     )
-    diffusion.check_steps(config.num_inference_steps)
+    diffusion.check_steps(config.num_inference_steps, config.strength if decode.g is not None else 1.0)
     on_every_rank(lambda: decode.check(diffusion))
     size, _ = diffusion.picture_size(config.image_size, config.image_size)
     trials = dict(zip(split.keys[: config.limit], range(len(split)), strict=False))  # key -> position in the split

@@ -5,6 +5,9 @@
     eeg.pth          {"dataset": [{"eeg": FloatTensor[128, L], "image": int, "label": int, "subject": int from 1}, ...],
                       "labels": wnids, "images": names}; trials shuffled, z-scored by channel over the study
     splits.pth       {"splits": 6 x {"train", "val", "test": trial numbers}}, 4:1:1 by image
+    block_splits_by_image_single.pth
+                     the same for subject 1 alone: numbers count the trials of that subject, in the order of `dataset`.
+                     (Another subject's list has as many, and pictures stay apart, but not 4:1:1 of each class.)
     images/<wnid>/<name>.JPEG
     captions.jsonl   {"image", "caption", "source"} a line: what was drawn
     simulation.json  the parameters; that this file is there says "simulated"
@@ -42,7 +45,7 @@ N_FOLDS = 6
 class SimulateConfig:
     """A simulated study."""
 
-    out: str = option(help="folder to make; holds eeg.pth, splits.pth, images/, captions.jsonl, simulation.json")
+    out: str = option(help="folder to make; holds eeg.pth, splits files, images/, captions.jsonl, simulation.json")
     seed: int = option(0, "everything is a function of the seed; another seed gives other pictures and other people")
     snr: float = option(0.2, "power of what depends on the picture / power of noise; 0: nothing of the picture")
     n_subjects: int = option(3, "people; each sees every picture once (6 in the published study)")
@@ -153,7 +156,7 @@ def _generate(config: SimulateConfig, codes: np.ndarray) -> Iterator[tuple[int, 
 
 
 def _write_eeg(config: SimulateConfig, classes: list[ImageClass], pictures: list[Picture], folder: Path) -> None:
-    """eeg.pth and splits.pth. Until saved, trials lie in a memory-mapped file: memory does not grow with the study."""
+    """eeg.pth and both splits files. Until saved, trials lie in a memory-mapped file: memory does not grow with n."""
     n = len(pictures) * config.n_subjects
     rng = _rng(config, "order")
     image_number = rng.permutation(len(pictures))  # place in `images`, by picture number
@@ -190,6 +193,7 @@ def _write_eeg(config: SimulateConfig, classes: list[ImageClass], pictures: list
     torch.save({"dataset": dataset, "labels": [c.wnid for c in classes], "images": images}, folder / "eeg.pth")
     picture_of_trial = np.argsort(place, axis=None) % len(pictures)
     torch.save(official_splits(picture_of_trial), folder / "splits.pth")
+    torch.save(official_splits(np.argsort(place[0])), folder / "block_splits_by_image_single.pth")
     scratch.unlink()
 
 

@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from neuroimagen.config import option
 from neuroimagen.data.classes import BY_WNID, CLASSES
+from neuroimagen.processes import set_tf32
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "embedded" / "classifier"
 BACKBONE = "efficientnet-lite0"
@@ -300,7 +301,8 @@ SHARPNESS = (1.0, 0.625, 0.375)
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto" is CUDA where there is one. ValueError if the named device is not there."""
+    """ "auto" is CUDA where there is one; fp32 is computed as such. ValueError if the named device is not there."""
+    set_tf32(False)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():

@@ -37,6 +37,7 @@ def protocol(run: ReconstructRun, scores: dict[str, Any]) -> list[tuple[str, str
         ("EEG", f"{dataset}, {people}", f"PerceiveLab's recordings, {paper.subjects}"),
         ("Split", f"{about.get('settings', {}).get('split', 'test')} of {split}", paper.split),
         ("Band", f"{files}; {signal or 'no filter of ours'}", paper.band),
+        ("Selected on", "last: no trainer chooses a checkpoint", paper.selected),
         ("Classifier", scores["classifier"], paper.classifier),
         ("ACC", f"{scores['n_way']}-way top-{scores['top_k']}, exact over all draws{whence}", paper.n_way),
         (

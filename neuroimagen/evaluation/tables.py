@@ -280,20 +280,27 @@ def _published_table(book: _Book) -> list[Table]:
         return []
     metrics = {name: book.metrics.get(name, {"head": published.HEADS[name], "scale": 1, "digits": 3}) for name in names}
     columns = [Column("Work"), *(Column(metrics[name]["head"], name) for name in names)]
-    columns += [Column(head) for head in ("Subjects", "Split", "N", "Source")]
+    columns += [Column(head) for head in ("Band", "Selected on", "Subjects", "Split", "N", "Source")]
     found = scores["rows"][book.full]["all"]
     ours = [shown(found.get(book.inception if name == "is" else name), metrics[name]) for name in names]
     split, n_way = split_of(book.run)[0], f"{scores['n_way']}-way top-{scores['top_k']}"
-    told = [Cell(text) for text in (f"{scores['subjects']}, {book.eeg}", split, n_way, "this run")]
+    here = {what: said for what, said, _ in protocol(book.run, scores)}
+    people = f"{scores['subjects']}, {book.eeg}"
+    told = [Cell(text) for text in (here["Band"], here["Selected on"], people, split, n_way, "this run")]
     rows = [Row([Cell(f"NeuroImagen ({book.full})"), *ours, *told], "full")]
     for i, entry in enumerate(entries):
         p = entry.protocol
-        told = [Cell(text) for text in (p.subjects, p.split, p.n_way, entry.source)]
+        told = [Cell(text) for text in (p.band, p.selected, p.subjects, p.split, p.n_way, entry.source)]
         values = [Cell(entry.values.get(name, "")) for name in names]
         rows.append(Row([Cell(entry.name), *values, *told], "published", rule=i == 0))
     which = "the data set that is simulated here" if scores["simulated"] else "the same data set"
     title = f"Published on {which}; our row is on {book.eeg}"
-    notes = ["Published numbers are as printed by their sources and were not computed by us."]
+    notes = [
+        "Published numbers are as printed by their sources and were not computed by us.",
+        "Selected on: the split that chose the checkpoint or the epoch, as the published code shows or the text says; "
+        f"last: none was chosen; {published.NOT_STATED}: in nothing that we read.",
+        *(f"{entry.name}: {entry.remark}." for entry in entries if entry.remark),
+    ]
     return [Table("published", title, columns, rows, notes)]
 
 

@@ -64,6 +64,41 @@ def triplet(
     return loss, count[0] / count[1].clamp(min=1)
 
 
+def share_of_anchors(labels: torch.Tensor) -> torch.Tensor:
+    """Share of the global batch that can be an anchor of Eq. 1: one more of its class is there, and one of another.
+
+    labels (n,) of this rank -> (), the same on every rank. Collective: every rank.
+    """
+    counts = gather_rows(labels).unique(return_counts=True)[1]
+    return counts[counts > 1].sum() / counts.sum() * (len(counts) > 1)
+
+
+def check_batch(size: int, trials: int, classes: int, classes_per_batch: int, trials_per_class: int) -> str | None:
+    """Whether global batches of `size` out of `trials` of `classes` classes (taken as equally frequent) hold triplets.
+
+    Returns None, or a sentence where fewer than half of a batch are anchors; ValueError where none can be.
+    """
+    if classes_per_batch or trials_per_class:
+        if min(classes_per_batch, trials_per_class) < 2:
+            raise ValueError(
+                f"classes_per_batch={classes_per_batch} x trials_per_class={trials_per_class}: a triplet is two trials "
+                "of a class and one of another, so both must be at least 2"
+            )
+        return None
+    if size < 3 or classes < 2:
+        raise ValueError(
+            f"global_batch_size={size} of {classes} classes: a triplet is two trials of a class and one of another"
+        )
+    another = max(0.0, trials / classes - 1) / max(1, trials - 1)  # the next trial drawn is of the anchor's class
+    share = 1 - (1 - another) ** (size - 1)
+    if share >= 0.5:
+        return None
+    return (
+        f"of {size} trials drawn at random some {share * size:.0f} have another of their class in the batch "
+        f"({trials} trials of {classes} classes), the others are no anchors: see classes_per_batch, trials_per_class"
+    )
+
+
 def hinge_d(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
     """Eq. 2: the discriminator's scores of A(y) and A(M_p(x)), each (n,)."""
     return F.relu(1 - real).mean() + F.relu(1 + fake).mean()

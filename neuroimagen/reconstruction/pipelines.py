@@ -7,7 +7,11 @@ from typing import Any, Literal
 
 import diffusers
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionXLImg2ImgPipeline
+from diffusers import (
+    LatentConsistencyModelImg2ImgPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+)
 from diffusers.utils import logging
 from transformers.utils import logging as transformers_logging
 
@@ -31,8 +35,8 @@ OF_THE_MODEL = (
 LAYOUTS = {
     "StableDiffusionPipeline": StableDiffusionImg2ImgPipeline,
     "StableDiffusionImg2ImgPipeline": StableDiffusionImg2ImgPipeline,
-    "LatentConsistencyModelPipeline": StableDiffusionImg2ImgPipeline,
-    "LatentConsistencyModelImg2ImgPipeline": StableDiffusionImg2ImgPipeline,
+    "LatentConsistencyModelPipeline": LatentConsistencyModelImg2ImgPipeline,
+    "LatentConsistencyModelImg2ImgPipeline": LatentConsistencyModelImg2ImgPipeline,
     "StableDiffusionXLPipeline": StableDiffusionXLImg2ImgPipeline,
     "StableDiffusionXLImg2ImgPipeline": StableDiffusionXLImg2ImgPipeline,
 }
@@ -60,10 +64,10 @@ def load_pipeline(pipeline: str, dtype: torch.dtype = torch.float32) -> Any:
             kind = "Stable Diffusion XL refiner" if index.get("requires_aesthetics_score") else kind
             raise _Refused(f"pipeline={pipeline} is a {kind}; Stable Diffusion 1.x, 2.x, XL and LCM can be drawn with")
         unchecked: dict[str, Any] = {"feature_extractor": None, "image_encoder": None}
-        if LAYOUTS[kind] is StableDiffusionImg2ImgPipeline:
-            unchecked |= {"safety_checker": None, "requires_safety_checker": False}
-        else:
+        if LAYOUTS[kind] is StableDiffusionXLImg2ImgPipeline:
             unchecked |= {"add_watermarker": False}
+        else:
+            unchecked |= {"safety_checker": None, "requires_safety_checker": False}
         pipe = LAYOUTS[kind].from_pretrained(
             pipeline, dtype=dtype, local_files_only=local, use_safetensors=True, **unchecked
         )
@@ -89,6 +93,10 @@ def is_xl(pipe: Any) -> bool:
     return isinstance(pipe, StableDiffusionXLImg2ImgPipeline)
 
 
+def is_lcm(pipe: Any) -> bool:
+    return isinstance(pipe, LatentConsistencyModelImg2ImgPipeline)
+
+
 def _check_parts(pipe: Any, name: str) -> None:
     parts = ["unet", "vae", "scheduler", "text_encoder", "tokenizer"]
     parts += ["text_encoder_2", "tokenizer_2"] if is_xl(pipe) else []
@@ -99,6 +107,8 @@ def _check_parts(pipe: Any, name: str) -> None:
     if takes != latents:
         kind = "an inpainting or editing model" if takes > latents else "not whole"
         raise _Refused(f"pipeline={name} is {kind}: its U-Net takes {takes} channels, its latents have {latents}")
+    if is_lcm(pipe) and pipe.unet.config.time_cond_proj_dim is None:
+        raise _Refused(f"pipeline={name} is not whole: the U-Net of a latent consistency model takes the guidance")
     encoders = [pipe.text_encoder, pipe.text_encoder_2] if is_xl(pipe) else [pipe.text_encoder]
     gives, reads = sum(encoder.config.hidden_size for encoder in encoders), pipe.unet.config.cross_attention_dim
     if reads != gives:
@@ -127,6 +137,8 @@ def set_scheduler(pipe: Any, scheduler: str) -> str:
             settings = ", ".join(f"{key}={own.config[key]}" for key in lost)
             raise ValueError(f"scheduler={scheduler} knows no {settings}, which this model was trained with")
         pipe.scheduler = kind.from_config(own.config, **told)
+    if is_lcm(pipe) and name != "LCMScheduler":
+        raise ValueError(f"this pipeline is a latent consistency model but comes with a {name}; use scheduler=lcm")
     prediction = pipe.scheduler.config.get("prediction_type", "epsilon")
     if prediction not in ("epsilon", "v_prediction"):
         raise ValueError(f"this pipeline predicts {prediction!r}; only epsilon and v_prediction can be drawn with")

@@ -8,13 +8,14 @@
         guidance (Ho & Salimans 2022) away from the embedding of the empty caption,
     (4) decoded to a picture.
 
-This takes tensors and knows nothing of EEG. Steps (2) to (4) are diffusers' own image-to-image pipelines, with one
-difference: a map is encoded once, whatever the number of samples and rows that start from it (`encode`). So any
-directory or hub model of their layout works (pipelines.py): Stable Diffusion, or a small model of one's own.
+This takes tensors and knows nothing of EEG. Steps (2) to (4) are diffusers' own image-to-image pipelines, with two
+differences: a map is encoded once, whatever the number of samples and rows that start from it (`encode`), and its draw
+from the autoencoder's posterior has a generator of its own. So any directory or hub model of their layout works
+(pipelines.py): Stable Diffusion, or a small model of one's own.
 
 A picture depends on (seed, key, sample number) and the inputs, on nothing else: one CPU generator a picture draws its
-noise. Two rows of an ablation that differ in inputs only share their noise. (A batch of another size, or another number
-of threads, may change the last bits of a float: docs/reconstruct.md.)
+noise. Two rows of an ablation share a picture's noise, with a map or without. (A batch of another size, or another
+number of threads, may change the last bits of a float: docs/reconstruct.md.)
 """
 
 import dataclasses
@@ -23,6 +24,8 @@ from typing import Any
 
 import torch
 from diffusers import (
+    LatentConsistencyModelImg2ImgPipeline,
+    LatentConsistencyModelPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLImg2ImgPipeline,
@@ -30,12 +33,12 @@ from diffusers import (
 )
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.utils.torch_utils import randn_tensor
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from neuroimagen.processes import check_bf16
+from neuroimagen.processes import check_bf16, set_tf32
 from neuroimagen.reconstruction.attention import set_attention
-from neuroimagen.reconstruction.pipelines import is_xl, load_pipeline, set_scheduler
+from neuroimagen.reconstruction.pipelines import is_lcm, is_xl, load_pipeline, set_scheduler
 from neuroimagen.seeds import seed_from
 
 
@@ -50,10 +53,15 @@ class EncodedMaps:
     def __len__(self) -> int:
         return len(self.parameters)
 
-    def latents(self, samples: int, generators: Sequence[torch.Generator]) -> Tensor:
-        """(B * samples, C, h, w): each picture's own draw from its map's posterior, with its own generator."""
+    def latents(self, samples: int, noises: Sequence[int]) -> Tensor:
+        """(B * samples, C, h, w): each picture's own draw from its map's posterior.
+
+        noises: what each picture's noise is seeded with. The posterior has a generator of its own beside it, so that
+        what a picture starts from takes nothing from the stream that the rows share.
+        """
         if not self.drawn:
             return self.parameters.repeat_interleave(samples, dim=0)
+        generators = [torch.Generator().manual_seed(seed_from(noise, "posterior")) for noise in noises]
         each = zip(self.parameters.repeat_interleave(samples, dim=0).split(1), generators, strict=True)
         return torch.cat([DiagonalGaussianDistribution(one).sample(generator) for one, generator in each])
 
@@ -76,6 +84,17 @@ class _Img2ImgXL(_FromLatents, StableDiffusionXLImg2ImgPipeline):
     pass
 
 
+class _Img2ImgLCM(_FromLatents, LatentConsistencyModelImg2ImgPipeline):
+    pass
+
+
+PIPELINES: dict[type, tuple[Any, Any]] = {  # as loaded -> as drawn with: from a map, from noise alone
+    StableDiffusionImg2ImgPipeline: (_Img2Img, StableDiffusionPipeline),
+    StableDiffusionXLImg2ImgPipeline: (_Img2ImgXL, StableDiffusionXLPipeline),
+    LatentConsistencyModelImg2ImgPipeline: (_Img2ImgLCM, LatentConsistencyModelPipeline),
+}
+
+
 def check_settings(samples: int, strength: float, guidance_scale: float, num_inference_steps: int) -> None:
     """Raise ValueError with one sentence for settings that no pipeline can honour."""
     if samples < 1:
@@ -84,11 +103,6 @@ def check_settings(samples: int, strength: float, guidance_scale: float, num_inf
         raise ValueError(f"num_inference_steps={num_inference_steps}: at least one denoising step is needed")
     if not 0 < strength <= 1:
         raise ValueError(f"strength={strength} is not in (0, 1]: it is the share of the noise schedule that is used")
-    if int(num_inference_steps * strength) == 0:
-        raise ValueError(
-            f"num_inference_steps={num_inference_steps} with strength={strength} leaves no denoising step "
-            f"(steps x strength, rounded down, is 0); use at least {int(1 / strength) + 1} steps"
-        )
     if not guidance_scale >= 1:
         raise ValueError(f"guidance_scale={guidance_scale} is below 1, which stands for no guidance")
 
@@ -118,6 +132,7 @@ class Reconstructor:
         Raises ValueError if the pipeline, `attention` or `scheduler` cannot be had.
         """
         self.name = str(pipeline)
+        set_tf32(False)
         self.device = torch.device(device)
         self.dtype = dtype
         if dtype == torch.bfloat16:
@@ -125,7 +140,7 @@ class Reconstructor:
         loaded = load_pipeline(self.name, dtype)
         self.scheduler = set_scheduler(loaded, scheduler)
         loaded.to(self.device)
-        self.xl = is_xl(loaded)
+        self.xl, self.lcm = is_xl(loaded), is_lcm(loaded)
         networks = [loaded.unet, loaded.vae, loaded.text_encoder, *([loaded.text_encoder_2] if self.xl else [])]
         for network in networks:
             network.requires_grad_(False).eval()
@@ -137,8 +152,7 @@ class Reconstructor:
         if self.xl:
             zeros = loaded.config.force_zeros_for_empty_prompt
             more = {"add_watermarker": False, "force_zeros_for_empty_prompt": zeros}
-        from_map: Any = _Img2ImgXL if self.xl else _Img2Img
-        from_noise: Any = StableDiffusionXLPipeline if self.xl else StableDiffusionPipeline
+        from_map, from_noise = PIPELINES[type(loaded)]
         self.img2img = from_map(**loaded.components, **more)
         self.text2img = from_noise(**loaded.components | {"scheduler": scheduler_of_its_own}, **more)
         for pipe in (self.img2img, self.text2img):
@@ -173,7 +187,7 @@ class Reconstructor:
     def describe(self) -> dict[str, Any]:
         """What rows.json keeps of how it draws."""
         about = {
-            "pipeline_class": "Stable Diffusion XL" if self.xl else "Stable Diffusion",
+            "pipeline_class": ("Latent Consistency Model" if self.lcm else "Stable Diffusion") + " XL" * self.xl,
             "scheduler": self.scheduler,
             "prediction_type": self.img2img.scheduler.config.get("prediction_type", "epsilon"),
             "embedding": [self.text_length, self.text_width],
@@ -181,13 +195,27 @@ class Reconstructor:
         }
         return about | ({"pooled_embedding": "of no caption"} if self.xl else {})
 
-    def check_steps(self, num_inference_steps: int) -> None:
-        """Raise ValueError for more steps than the noise schedule has."""
+    def check_steps(self, num_inference_steps: int, strength: float = 1.0) -> None:
+        """Raise ValueError for more steps than the noise schedule has, or, from a map (`strength`), for none.
+
+        A latent consistency model takes all its steps from the share of its schedule that the strength leaves; others
+        take that share of the steps.
+        """
         config = self.img2img.scheduler.config
         most = config.get("original_inference_steps") or config["num_train_timesteps"]
         if num_inference_steps > most:
             raise ValueError(
                 f"num_inference_steps={num_inference_steps} is more than the {most} of {self.name} ({self.scheduler})"
+            )
+        if self.lcm and num_inference_steps > int(most * strength):
+            raise ValueError(
+                f"num_inference_steps={num_inference_steps} is more than the {int(most * strength)} that "
+                f"strength={strength} leaves of the {most} of {self.name}; use fewer steps or more strength"
+            )
+        if not self.lcm and int(num_inference_steps * strength) == 0:
+            raise ValueError(
+                f"num_inference_steps={num_inference_steps} with strength={strength} leaves no denoising step "
+                f"(steps x strength, rounded down, is 0); use at least {int(1 / strength) + 1} steps"
             )
 
     def check_embedding(self, length: int, width: int, source: str = "the prompt embedding") -> None:
@@ -220,12 +248,13 @@ class Reconstructor:
         # (1); antialias matters only where a map is larger than the picture
         image = F.interpolate(maps.float(), size=size, mode="bilinear", antialias=True).clamp(0, 1).mul(2).sub(1)
         vae = self.img2img.vae
-        upcast = bool(vae.config.get("force_upcast")) and self.dtype == torch.float16 and self.xl  # as diffusers does
+        pixels = image.to(self.device, self.dtype)
+        upcast = self.xl and vae.config.get("force_upcast")  # diffusers encodes so, and in float16 also decodes so
         if upcast:
             vae.float()
-        found = vae.encode(image.to(self.device, vae.dtype))
+        found = vae.encode(pixels.to(vae.dtype))
         if upcast:
-            vae.to(self.dtype)
+            nn.Module.to(vae, self.dtype)  # not diffusers' own `to`, which warns each time
         if hasattr(found, "latent_dist"):
             return EncodedMaps(found.latent_dist.parameters, True, size)
         return EncodedMaps(found.latents, False, size)
@@ -233,7 +262,7 @@ class Reconstructor:
     def _scaled(self, latents: Tensor) -> Tensor:
         """Latents as the U-Net knows them: of mean 0 and variance 1."""
         config = self.img2img.vae.config
-        if config.get("latents_mean") is not None and config.get("latents_std") is not None:
+        if self.xl and config.get("latents_mean") is not None and config.get("latents_std") is not None:
             mean, std = (latents.new_tensor(config[k])[:, None, None] for k in ("latents_mean", "latents_std"))
             return (latents - mean) * config.scaling_factor / std
         return config.scaling_factor * latents
@@ -267,7 +296,7 @@ class Reconstructor:
         Raises ValueError for settings, shapes or values that this pipeline cannot honour.
         """
         check_settings(samples, strength, guidance_scale, num_inference_steps)
-        self.check_steps(num_inference_steps)
+        self.check_steps(num_inference_steps, 1.0 if maps is None else strength)
         size = self.picture_size(height, width)
         trials = len(keys)
         if trials == 0:
@@ -300,12 +329,13 @@ class Reconstructor:
         generators = [torch.Generator().manual_seed(noise) for noise in noises]
         inputs: dict[str, Any] = {
             "prompt_embeds": embeds,
-            "negative_prompt_embeds": nothing if guided else None,
             "guidance_scale": float(guidance_scale) if guided else 1.0,
             "num_inference_steps": num_inference_steps,
             "generator": generators,
             "output_type": "pt",
         }
+        if not self.lcm:  # which takes the guidance as an input of its U-Net
+            inputs["negative_prompt_embeds"] = nothing if guided else None
         if self.pooled is not None:
             unpooled = self.pooled.expand(trials * samples, -1)
             inputs["negative_pooled_prompt_embeds"] = unpooled if guided else None
@@ -315,7 +345,7 @@ class Reconstructor:
         if maps is None:
             images = self.text2img(height=size[0], width=size[1], **inputs).images
         else:
-            self.img2img.start = self._scaled(maps.latents(samples, generators).to(self.dtype))
+            self.img2img.start = self._scaled(maps.latents(samples, noises).to(self.dtype))
             placeholder = torch.zeros(1, 3, 8, 8)  # which the pipeline asks for; `start` is what it begins with
             images = self.img2img(image=placeholder, strength=strength, **inputs).images
         images = images.float().cpu()

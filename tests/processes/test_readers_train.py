@@ -32,6 +32,7 @@ def test_shards_of_a_study_train(dataset, start, tmp_path):
         files += [f"trials={tmp_path}/trials.csv", "splits=by_image", "resample=200", "band=[]", "window=[]"]
     assert main(["shards", overlay, *files]) == 0
     size = ["max_steps=2", "validate_every=2", "log_every=1", "global_batch_size=8", "workers=0", "encoder=conv"]
+    size += ["classes_per_batch=2", "trials_per_class=4"]
     command = ["trainers/pixel_features.py", "config=configs/pixel_features.yaml", overlay, f"shards={shards}", *size]
     processes = start([*command, f"run_dir={tmp_path}/run"], world=1)
     assert processes.wait() == [0], processes.log.read_text()[-2000:]

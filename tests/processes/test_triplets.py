@@ -38,6 +38,7 @@ def compare_with_one_process():
         torch.distributed.all_reduce(loss.detach_())
         torch.testing.assert_close(loss / world, loss_one)
         torch.testing.assert_close(active, active_one)
+        torch.testing.assert_close(losses.share_of_anchors(labels[mine]), losses.share_of_anchors(labels))
         if rank == 0:
             print(f"{mining} equal over {world}", flush=True)
     del model, loss

@@ -137,7 +137,7 @@ def test_captions_that_are_too_long_are_cut_with_a_warning(models):
 
 
 @pytest.mark.parametrize("name", ["blip", "blip2"])
-def test_the_command_captions_every_picture(models, pictures, tmp_path, name):
+def test_the_command_captions_every_picture(models, pictures, tmp_path, name, fp32_is_fp32):
     out = tmp_path / "captions.jsonl"
     config = CaptionsConfig(images=str(pictures), out=str(out), model=str(models[name]), batch_size=3)
     assert caption_pictures(config) == 0

@@ -1,10 +1,21 @@
 """Equations 1 to 6 against numbers worked out by hand."""
 
+import importlib.util
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+import yaml
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from neuroimagen.data.order import BalancedOrder
+from neuroimagen.data.stream import train_batches
 from neuroimagen.pixel import losses
+
+REPO = Path(__file__).parents[2]
 
 
 def on_a_line(*x):
@@ -55,6 +66,73 @@ def test_eq1_without_a_single_triplet_is_zero_and_still_has_a_graph(mining, labe
     loss, active = losses.triplet(features, torch.tensor(labels), 1.0, mining)
     loss.backward()
     assert loss.item() == 0 and active.item() == 0 and features.grad.abs().sum() == 0
+
+
+@pytest.mark.parametrize(
+    "labels, share",
+    [([7, 7, 7, 2, 5], 3 / 5), ([0, 0, 1, 1], 1.0), ([0, 0, 0], 0.0), ([0, 1, 2, 3], 0.0), ([4], 0.0)],
+)
+def test_which_trials_can_be_anchors(labels, share):
+    assert losses.share_of_anchors(torch.tensor(labels)).item() == pytest.approx(share)
+
+
+def test_batches_of_things_hold_triplets():
+    """1,654 classes of 36 trials, as one person's train split: the config's batches, and 512 trials at random."""
+    config = yaml.safe_load((REPO / "configs/things_eeg2.yaml").read_text())["pixel_features"]
+    size, balance = config["global_batch_size"], (config["classes_per_batch"], config["trials_per_class"])
+    labels = np.repeat(np.arange(1654), 36)
+    order = BalancedOrder(labels, *balance, seed=0)
+    for batch in (labels[order(step * size, (step + 1) * size)] for step in range(20)):
+        assert sorted(Counter(batch.tolist()).values()) == [4] * 128
+    assert losses.check_batch(size, len(labels), 1654, *balance) is None
+    rng, found = np.random.default_rng(0), []
+    for _ in range(40):
+        counts = Counter(rng.choice(labels, size, replace=False).tolist())
+        found.append(sum(n for n in counts.values() if n > 1))
+    said = losses.check_batch(size, len(labels), 1654, 0, 0)
+    assert abs(int(said.split("some ")[1].split()[0]) - np.mean(found)) < 6, said  # 133 and 131
+
+
+@pytest.mark.parametrize(
+    "numbers, message",
+    [
+        ((512, 1000, 1, 0, 0), "global_batch_size=512 of 1 classes: a triplet is"),
+        ((2, 1000, 10, 0, 0), "global_batch_size=2 of 10 classes: a triplet is"),
+        ((8, 1000, 10, 1, 8), "classes_per_batch=1 x trials_per_class=8: .* both must be at least 2"),
+        ((8, 1000, 10, 8, 1), "both must be at least 2"),
+    ],
+)
+def test_a_batch_that_can_hold_no_triplet_is_refused(numbers, message):
+    with pytest.raises(ValueError, match=message):
+        losses.check_batch(*numbers)
+
+
+def test_a_batch_without_a_triplet_is_said_once(study, tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location("pixel_features", REPO / "trainers/pixel_features.py")
+    trainer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(trainer)
+    config = trainer.PixelFeaturesConfig(
+        shards=str(study.shards),
+        run_dir=str(tmp_path / "run"),
+        encoder="conv",
+        encoder_width=4,
+        n_features=4,
+        global_batch_size=3,
+        max_steps=8,
+        log_every=1,
+        validate_every=0,
+    )
+    assert trainer.main(config) == 0
+    batches = train_batches(study.shards, batch_size=3, seed=0)
+    shares = []
+    for counts in (Counter(next(batches)["label"].tolist()) for _ in range(8)):
+        shares.append(sum(n for n in counts.values() if n > 1) / 3 if len(counts) > 1 else 0.0)
+    logged = [json.loads(line) for line in (tmp_path / "run/stats.jsonl").read_text().splitlines()]
+    assert [line["anchors"] for line in logged if "anchors" in line] == pytest.approx(shares)
+    assert shares.count(0) > 1 and all(line["loss"] == 0 for line, s in zip(logged, shares, strict=False) if s == 0)
+    said = capsys.readouterr().err
+    assert "of 3 trials drawn at random some 1 have another" in said
+    assert said.count("it has no triplet") == 1 and f"step {shares.index(0)}: the batch holds no two trials" in said
 
 
 def test_eq1_refuses_an_unknown_mining():

@@ -143,7 +143,7 @@ def test_an_array_as_recorded_is_cut_as_the_shards_were(runs, model, trials):
     assert pixels(result) == pixels(model.reconstruct(eeg[:2], keys[:2]))
 
 
-def test_save_and_load_again(exported, model, trials, tmp_path):
+def test_save_and_load_again(exported, model, trials, tmp_path, fp32_is_fp32):
     model.save_pretrained(tmp_path / "again")
     again = NeuroImagen.from_pretrained(tmp_path / "again", device="cpu")
     ours, theirs = model.state_dict(), again.state_dict()

@@ -90,15 +90,18 @@ def test_every_row_gives_pictures_that_depend_on_their_noise_only(model, inputs,
     assert not torch.allclose(other, images, atol=1e-4)
 
 
-def test_it_is_what_the_diffusers_pipeline_draws(directories, inputs):
+def test_it_is_what_the_diffusers_pipeline_draws(directories, inputs, fp32_is_fp32):
     model = Reconstructor(str(directories["kl"]))
     embeds, maps = inputs
     got = model.reconstruct(embeds, maps, KEYS, samples=1, num_inference_steps=6, strength=0.5, guidance_scale=3.0)
     pipe = load_pipeline(str(directories["kl"]))
+    posterior = pipe.vae.encode(F.interpolate(maps, size=(64, 64), mode="bilinear").mul(2).sub(1)).latent_dist
+    seeds = [seed_from(seed_from(0, key, 0), "posterior") for key in KEYS]
+    draw = torch.cat([torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
     expected = pipe(
         prompt_embeds=embeds,
         negative_prompt=[""] * 4,
-        image=F.interpolate(maps, size=(64, 64), mode="bilinear"),
+        image=pipe.vae.config.scaling_factor * (posterior.mean + posterior.std * draw),  # which it takes for latents
         strength=0.5,
         num_inference_steps=6,
         guidance_scale=3.0,

@@ -11,6 +11,7 @@ from torch import nn
 
 from neuroimagen import run as running
 from neuroimagen.config import TrainConfig
+from neuroimagen.processes import make_accelerator
 from neuroimagen.run import Run, warmup_cosine
 from neuroimagen.seeds import seed_from
 
@@ -150,6 +151,12 @@ def test_what_cannot_be_honoured_is_refused(config, change, said):
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.raises(ValueError, match=said):
         Run(dataclasses.replace(config, **change))
+
+
+def test_fp32_is_fp32_unless_tf32_is_asked_for(config, fp32_is_fp32):
+    make_accelerator("fp32", tf32=True)
+    assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
+    Run(config)
 
 
 def test_a_run_directory_that_cannot_be_written_is_one_sentence(config, tmp_path):

@@ -173,7 +173,7 @@ def test_trials_whose_picture_is_not_known_are_their_own_units(fresh):
     assert len(set(read_run(fresh).units())) == 24
 
 
-def test_files_and_table(fresh, monkeypatch, capsys):
+def test_files_and_table(fresh, monkeypatch, capsys, fp32_is_fp32):
     monkeypatch.setattr(scoring, "load_classifier", lambda *_: colours())
     evaluate(EvaluateConfig(run=str(fresh), classifier="colours", device="cpu", metrics=["two_way", "effnet"]))
     printed = capsys.readouterr().out

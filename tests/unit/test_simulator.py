@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from neuroimagen.data import perceivelab, simulator
 from neuroimagen.data import simulated_brain as brain
-from neuroimagen.data import simulator
 from neuroimagen.data.classes import CLASSES
 from neuroimagen.data.pictograms import Scene
 from neuroimagen.data.simulator import SimulateConfig, choose_classes, simulate
@@ -87,7 +87,8 @@ def test_pictures_captions_and_flag(study: Path) -> None:
     about = json.loads((study / "simulation.json").read_text())
     assert about["simulated"] is True and about["parameters"]["snr"] == 1.0 and about["parameters"]["seed"] == 3
     assert len(about["channels"]) == 128
-    assert {p.name for p in study.iterdir()} == {"eeg.pth", "splits.pth", "images", "captions.jsonl", "simulation.json"}
+    files = {"eeg.pth", "splits.pth", "block_splits_by_image_single.pth", "captions.jsonl", "simulation.json"}
+    assert {p.name for p in study.iterdir()} == files | {"images"}
 
 
 def test_splits_are_official_in_form_and_by_image(study: Path) -> None:
@@ -104,6 +105,26 @@ def test_splits_are_official_in_form_and_by_image(study: Path) -> None:
             assert counts == [8, 2, 2]
         tested += sets["test"]
     assert sorted(tested) == list(range(48))  # each picture is tested in one of the six
+
+
+def test_the_single_splits_number_the_list_of_one_subject(study: Path) -> None:
+    """As PerceiveLab's own script takes them with -sub: the data set filtered to a subject, then the numbers."""
+    trials, everyone = load(study)["dataset"], load(study, "splits.pth")["splits"]
+    single = load(study, "block_splits_by_image_single.pth")["splits"]
+    assert len(single) == 6
+    for subject in sorted({trial["subject"] for trial in trials}):
+        mine = [trial for trial in trials if trial["subject"] == subject]
+        for split, whole in zip(single, everyone, strict=True):
+            assert sorted(sum(split.values(), [])) == list(range(len(mine)))  # each trial once, none out of range
+            pictures = {name: {mine[i]["image"] for i in part} for name, part in split.items()}
+            assert sum(map(len, pictures.values())) == len(set.union(*pictures.values())) == 48
+            if subject == 1:  # whom the file is made for: the sides of splits.pth, 4:1:1 of each class
+                assert pictures == {name: {trials[i]["image"] for i in part} for name, part in whole.items()}
+                for label in range(4):
+                    assert [sum(mine[i]["label"] == label for i in part) for part in split.values()] == [8, 2, 2]
+    files = [study / name for name in ("block_splits_by_image_single.pth", "splits.pth")]
+    one, all_ = (perceivelab.read(study / "eeg.pth", study / "images", "official", file, subject=1) for file in files)
+    assert {name: set(part) for name, part in one.splits.items()} == {n: set(part) for n, part in all_.splits.items()}
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=80))

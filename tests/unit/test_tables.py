@@ -135,6 +135,7 @@ def test_protocol_is_said_under_every_table(run):
         "EEG",
         "Split",
         "Band",
+        "Selected on",
         "Classifier",
         "ACC",
         "IS",
@@ -272,10 +273,28 @@ def test_published(run):
     lines = {texts(row)[0]: texts(row) for row in table.rows}
     assert lines["NeuroImagen (L+I)"][1:4] == ["70.0 [66.0, 75.0]", "2.35", "–"]
     assert lines["GWIT"][1:5] == ["91", "33.87", "78.11", ""] and lines["NeuroImagen"][1:3] == ["85.6", "33.50"]
+    assert table.head[5:] == ["Band", "Selected on", "Subjects", "Split", "N", "Source"]
+    assert lines["NeuroImagen (L+I)"][6] == "last: no trainer chooses a checkpoint"
+    assert lines["NeuroImagen"][5:7] == ["not stated", "not stated"]
+    assert lines["DreamDiffusion"][1] == "45.8" and lines["DreamDiffusion"][5:8] == [
+        "5-95 Hz",
+        "test",
+        "subject 4 only",
+    ]
+    assert lines["GWIT"][5] == lines["EEGStyleGAN-ADA"][5] == "raw, unfiltered"
+    for form in (table.html(), table.markdown(), table.latex(), table.text()):
+        assert all(said in form for said in ("Selected on", "raw, unfiltered", "5-95 Hz", "96.7"))
+    mine = named(tables.build(run, by_hand(run, dataset="eeg_imagenet")))["published"]
+    assert [texts(row)[1] for row in mine.rows[1:]] == ["40.5", "40.4", "53.4", "81.6"]
     assert "ATM" not in lines and "published" not in named(tables.build(run, by_hand(run, dataset="mine")))
     things = named(tables.build(run, by_hand(run, dataset="things_eeg2")))["published"]
     assert {"ATM", "NICE"} <= {texts(row)[0] for row in things.rows} and "GWIT" not in things.text()
     assert texts(things.rows[0])[1] == "–"  # SSIM of the suite's settings is not ours
+    at = things.head.index("Selected on")
+    selected = {texts(row)[0]: texts(row)[at] for row in things.rows}
+    assert [selected[name] for name in ("NICE", "UBP", "NeuroBridge", "SAMGA", "SAMGA, done again")] == [
+        "val", "last", "test", "not stated", "test",
+    ]  # fmt: skip
 
 
 def test_published_numbers_are_numbers_with_a_source():
@@ -284,6 +303,7 @@ def test_published_numbers_are_numbers_with_a_source():
     entries = [*published.TABLE_1.values(), *published.TABLE_2.values(), *published.TABLE_3.values(), *published.OTHERS]
     for entry in entries:
         assert entry.source and all(entry.protocol) and set(entry.values) <= set(published.HEADS)
+        assert entry.protocol.selected in ("test", "val", "last", published.NOT_STATED)
         assert all(float(value) > 0 for value in entry.values.values())
 
 
