@@ -66,6 +66,11 @@ _KID = (
 _RETRIEVAL = "The picture seen is among the {0} of the test set's {{gallery}} pictures that correlate most with the "
 
 METRICS: dict[str, Metric] = {
+    "acc": Metric(
+        "ACC (%)", 100, 1, "higher",
+        _ACC.format("the class that the classifier sees in the ground-truth picture"),
+        PAPER + "; MinD-Vis (Chen et al. 2023, arXiv 2211.06956), with 50 classes and random draws", _GUESS,
+    ),
     "acc_balanced": Metric(
         "balanced ACC (%)", 100, 1, "higher",
         "The mean over the data set's classes of ACC within each: a class that comes often counts no more than others.",
@@ -76,11 +81,6 @@ METRICS: dict[str, Metric] = {
         "Area under the ROC curve of the study's two classes, by the classifier's probability on the reconstruction of "
         "one against the other: the share of pairs of trials, one of each class, that it orders rightly (ties half).",
         "Hanley and McNeil 1982", "a score that has nothing to do with the class", by_class=False,
-    ),
-    "acc": Metric(
-        "ACC (%)", 100, 1, "higher",
-        _ACC.format("the class that the classifier sees in the ground-truth picture"),
-        PAPER + "; MinD-Vis (Chen et al. 2023, arXiv 2211.06956), with 50 classes and random draws", _GUESS,
     ),
     "shuffled": Metric(
         "shuffled (%)", 100, 1, None,

@@ -348,10 +348,9 @@ class Lpips(nn.Module):
 
     def forward(self, images: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
         layers = list(zip(self._maps(images), self._maps(truths), self.linear, strict=True))
-        found = [
-            sum((w * (x[i] - y[j]).square()).sum(1).mean((1, 2)) for x, y, w in layers)
-            for i, j in (part.T for part in pairs.split(16))
-        ]
+        found = []
+        for i, j in (part.T for part in pairs.split(16)):
+            found.append(torch.stack([(w * (x[i] - y[j]).square()).sum(1).mean((1, 2)) for x, y, w in layers]).sum(0))
         return torch.cat(found)
 
 

@@ -91,9 +91,8 @@ class _Book:
     def __init__(self, run: ReconstructRun, scores: dict[str, Any]) -> None:
         self.run, self.scores, self.metrics = run, scores, describe(scores)
         rows = scores["rows"].values()
-        self.main = [name for name in MAIN if any(name in groups["all"] for groups in rows)]
-        if scores["headline"] != "acc_balanced":
-            self.main.remove("acc_balanced")
+        left_out = "" if scores["headline"] == "acc_balanced" else "acc_balanced"
+        self.main = [name for name in MAIN if name != left_out and any(name in groups["all"] for groups in rows)]
         self.inception = "is_inception" if "is_inception" in self.main else "is"  # the paper's is by Inception-v3
         self.full, self.eeg = full_row(run), kind_of_eeg(scores)
         counts = ", ".join(f"{scores[name]} {name}" for name in ("trials", "pictures", "subjects"))
