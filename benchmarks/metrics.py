@@ -126,7 +126,7 @@ def whole_book(pictures: int, side: int, name: str) -> None:
         "bootstrap": ("bootstrap_means",),
         "N-way ranks": ("ranks_of",),
         "FID, KID": ("frechet_distance", "kernel_distance"),
-        "IS, shuffled": ("inception_estimate", "shuffled_estimate"),
+        "IS, shuffled": ("inception_estimate", "shuffled_estimate", "dealt_estimates"),
     }.items():
         parts[what] = sum(v[3] for (_, _, function), v in stats.items() if function in names)
     parts["all the rest"] = whole - sum(parts.values())

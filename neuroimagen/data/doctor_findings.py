@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from neuroimagen.data.classes import CLASSES
+from neuroimagen.data.classes import CLASSES, UNEVEN
 from neuroimagen.data.doctor import CLIPPED_LEAST, CLIPPED_SHARE, Examination
 from neuroimagen.data.picture_hash import NEAR_BITS, NEAR_CORRELATION, near_pairs
 from neuroimagen.data.published import PUBLISHED, published
@@ -16,7 +16,6 @@ LARGE = 20  # times the customary standard deviation: no brain, and hardly an ey
 LINES = (50, 60)  # Hz, mains
 LINE_RATIO = 2.0  # power above the neighbouring bins that is worth a question
 WHITE = 0.3  # EEG falls as f^-1 to f^-2 (Donoghue et al. 2020); f^-0.3 and flatter is not what EEG looks like
-UNEVEN = 2.0  # most frequent class / rarest class in a split, or for a subject
 
 
 @dataclasses.dataclass
@@ -245,22 +244,28 @@ class Findings:
         if zero_shot:  # then it is the design that splits lack classes
             self.fine.append("zero-shot: no class of the test split is among those of the train split")
         groups |= {f"subject {s}": self.subject == s for s in self.found.subjects}
-        uneven = False
+        lacking, uneven = False, {}
         for name, rows in groups.items():
             counts = Counter(self.label[rows].tolist())
             absent = [self.names[label] for label in self.names if label not in counts]
             if absent and len(absent) < len(self.names) and not (zero_shot and name.startswith("split")):
-                uneven = True
+                lacking = True
                 some = ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
                 self.ask(f"{name} has no trial of {len(absent)} of {len(self.names)} classes: {some}")
-            elif counts and max(counts.values()) > UNEVEN * min(counts.values()):
-                uneven = True
-                most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
-                self.ask(
-                    f"classes of {name} are uneven: {counts[most]} trials of {self.names[most]}, {counts[least]} of "
-                    f"{self.names[least]}; guessing the most frequent is {100 * counts[most] / rows.sum():.1f} % right"
-                )
-        if not uneven:
+            if counts and max(counts.values()) > UNEVEN * min(counts.values()):
+                uneven[name] = counts
+        if uneven:  # the first, train if it is one of them, stands for all
+            (name, counts), *others = uneven.items()
+            most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
+            guess = 100 * counts[most] / counts.total()
+            also = f" (so are those of {_and([name for name, _ in others])})" if others else ""
+            self.ask(
+                f"classes of {name} are uneven: {counts[most]} trials of {self.names[most]}, {counts[least]} of "
+                f"{self.names[least]}{also}; always naming the most frequent is {guess:.1f} % right: train with "
+                "classes_per_batch (pixel_features.py) and class_weights=true (sample_semantics.py), and report "
+                "balanced accuracy"
+            )
+        elif not lacking:
             self.fine.append(f"classes are even within a factor of {UNEVEN:g} in every split and for every subject")
 
     def _order(self) -> None:
@@ -357,7 +362,7 @@ class Findings:
 def _and(names: list[str], most: int = 6) -> str:
     """a, b and c"""
     shown = names[:most] + ([f"{len(names) - most} more"] if len(names) > most else [])
-    return " and ".join([", ".join(shown[:-1]), shown[-1]])
+    return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
 
 
 def line_ratio(frequencies: np.ndarray, density: np.ndarray, line: float) -> float | None:

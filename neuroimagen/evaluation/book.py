@@ -1,9 +1,8 @@
 """The score book of one run: from what was measured of each picture to every number that scores.json holds.
 
 What the numbers are: evaluation/definitions.py and docs/scores.md. Means run over trials and their samples; intervals
-resample ground-truth pictures. Two rows that no table shows are measured like the others: "truth", the ground-truth
-pictures as if they were reconstructions (the ceilings), and "other", another picture of the test set in place of each
-(chance, where it cannot be computed).
+resample ground-truth pictures. A row that no table shows is measured like the others: "truth", the ground-truth
+pictures as if they were reconstructions (the ceilings).
 """
 
 from __future__ import annotations
@@ -17,9 +16,10 @@ import numpy as np
 from PIL import Image
 from scipy.special import softmax
 
+from neuroimagen.data.classes import UNEVEN
 from neuroimagen.evaluation import metrics as numbers
 from neuroimagen.evaluation.classifiers import Classifier
-from neuroimagen.evaluation.definitions import BEST, METRICS, Facts, chosen, describe
+from neuroimagen.evaluation.definitions import BEST, CONTROL_OF, METRICS, PAIRED, Facts, chosen, describe
 from neuroimagen.evaluation.judges import load_judges, pair_measures
 from neuroimagen.evaluation.measure import Arrays, Judge, Measured, measure
 from neuroimagen.evaluation.metrics import Estimate, success_by_rank
@@ -58,9 +58,14 @@ class ScoreBook:
         self.splits, self.distractors = inception_splits, distractors
         self.wanted = chosen(metrics)
         self.unavailable: dict[str, str] = {}
-        self.units, self.groups, self.others = run.units(), run.groups(), run.others()
+        self.units, self.groups = run.units(), run.groups()
         trials = run.trials
         self.labels = np.array([trial["label"] for trial in trials])
+        images = np.array([trial["image"] for trial in trials])
+        # Within one class diversity is no virtue, and within one picture nothing can be dealt out.
+        self.wide = {group: mask for group, mask in self.groups.items() if not group.startswith("class ")}
+        self.deals = {group: numbers.deal(int(mask.sum()), run.samples) for group, mask in self.wide.items()
+                      if len(set(images[mask])) > 1}  # fmt: skip
         # The study's classes, those of its test trials, and where the classifier has them.
         names = {trial["label"]: (trial.get("wnid", ""), trial["class_name"]) for trial in trials}
         self.class_names = {label: names[label][1] for label in sorted(names)}
@@ -77,9 +82,15 @@ class ScoreBook:
         self.n_way = numbers.check_n_way(self.judged, n_way, top_k)
         if not 1 <= inception_splits <= len(trials):
             raise ValueError(f"inception_splits={inception_splits} must be 1 to the number of trials, {len(trials)}")
-        if self.others is None:
-            for name in ("shuffled", "ssim_other", "ssim_gain", *RANKED, *TWO_WAY):
+        if "all" not in self.deals:
+            for name in ("shuffled", *CONTROL_OF, *RANKED, *TWO_WAY):
                 self.unavailable[name] = ONE_PICTURE
+        if len(found) != 2 and "auc" in metrics:
+            self.unavailable["auc"] = f"not available: AUC is of two classes, and these trials are of {len(found)}"
+        elif len(found) == 2 and unknown:
+            self.unavailable["auc"] = self.unavailable["acc_label"]
+        counts = np.unique(self.labels, return_counts=True)[1]
+        self.headline = "acc_balanced" if counts.max() > UNEVEN * counts.min() else "acc"
         with Image.open(run.truth(trials[0]["key"])) as picture:
             self.side = min(picture.size)
         self.judges, self.lpips, missing = load_judges(self.wants, classifier.device, weights, download, self.side)
@@ -100,14 +111,16 @@ class ScoreBook:
         self.measured: Measured = measure(
             {row: [[run.image(row, key, sample) for sample in samples] for key in keys] for row in run.rows},
             [run.truth(key) for key in keys],
-            None if self.others is None else [run.truth(key) for key in self.others],
+            {
+                group: (inside := np.flatnonzero(self.wide[group]), inside[dealt.trials])
+                for group, dealt in self.deals.items()
+            },
             judges,
             [*pair_measures(self.wants, self.side), *self.lpips],
-            [lambda *pair: {"ssim": numbers.ssim(*pair)[:, 0]}],
             batch_size,
             self.classifier.device,
         )
-        if self.others is not None and self.measured.gallery <= 5:
+        if self.deals and self.measured.gallery <= 5:
             few = f"not available: {self.measured.gallery} different ground-truth pictures, top-5 needs more"
             self.unavailable |= {name: few for name in RANKED if name.endswith("top5")}
         if self.measured.gallery < 4:
@@ -125,7 +138,8 @@ class ScoreBook:
         """metric -> what a picture gets by the rank of its truth: of each metric that counts ranks."""
         m = self.measured.gallery
         way = min(self.asked, m)
-        found = {name: success_by_rank(self.judged, self.n_way, self.top_k) for name in ("acc", "acc_label")}
+        by_class = success_by_rank(self.judged, self.n_way, self.top_k)
+        found = {name: by_class for name in ("acc", "acc_balanced", "acc_label")}
         if m > 1:
             kinds = {"top1": np.arange(m) < 1.0, "top5": np.arange(m) < 5.0, "nway": success_by_rank(m, way, 1)}
             found |= {name: kinds[name.rpartition("_")[2]].astype(float) for name in RANKED}
@@ -135,7 +149,7 @@ class ScoreBook:
     def _values(self, row: str) -> Arrays:
         """metric -> (n, samples) of one row, for all metrics of single pictures."""
         shape = self.measured.numbers[row].shape
-        pairs, tables = self.measured.pairs[row], self._tables()
+        tables = self._tables()
         probabilities = self.among(self.measured.of("probabilities", row))
 
         def ranked(truth: np.ndarray) -> np.ndarray:
@@ -148,14 +162,19 @@ class ScoreBook:
             found["acc_label"] = tables["acc_label"][
                 ranked(place if self.distractors == "study" else self.known[place])
             ]
-        found |= {name: values for name, values in pairs.items() if name in METRICS}
-        if "other ssim" in pairs:
-            found |= {"ssim_other": pairs["other ssim"], "ssim_gain": pairs["ssim"] - pairs["other ssim"]}
+        found |= {name: values for name in PAIRED if (values := self._paired(name, row)) is not None}
         for name, layer in (RANKED | TWO_WAY).items():
-            if name in tables and f"rank {layer}" in pairs:
-                found[name] = tables[name][pairs[f"rank {layer}"]]
-        found |= {name: 1 - pairs[f"own {name}"] for name in DISTANCES if f"own {name}" in pairs}
+            if name in tables and f"rank {layer}" in self.measured.pairs:
+                found[name] = tables[name][self.measured.compared(f"rank {layer}", row)]
         return {name: found[name].astype(np.float64) for name in self.wanted if name in found and self.wants(name)}
+
+    def _paired(self, name: str, row: str, deal: str | None = None) -> np.ndarray | None:
+        """One of PAIRED, as `Measured.compared`; None: not measured."""
+        layer = f"own {name}" if name in DISTANCES else name
+        if layer not in self.measured.pairs:
+            return None
+        found = self.measured.compared(layer, row, deal).astype(np.float64)
+        return 1 - found if name in DISTANCES else found
 
     def _sets(self, row: str, masks: dict[str, np.ndarray]) -> dict[str, dict[str, Estimate]]:
         """Of each group the metrics of a whole set of pictures."""
@@ -164,7 +183,11 @@ class ScoreBook:
         classes, which = np.unique(self.seen, return_inverse=True)  # only these can be dealt out
         table = success_by_rank(self.judged, self.n_way, self.top_k)
         success = table[numbers.ranks_of(self.among(probabilities), classes)] if self.wants("shuffled") else None
-        images = np.array([trial["image"] for trial in self.run.trials])
+        odds = np.zeros(0)
+        if (
+            self.known is not None and len(self.known) == 2
+        ):  # of the second class; their logarithm, as they may be 1e-40
+            odds = np.subtract(*np.log(np.maximum(probabilities[:, self.known[::-1]].T.astype(np.float64), 1e-300)))
         found: dict[str, dict[str, Estimate]] = {}
         for group, mask in masks.items():
             inside, units = mask.repeat(samples), self.units[mask].repeat(samples)
@@ -182,13 +205,28 @@ class ScoreBook:
                         frechet_distance(ours, theirs) if name in FRECHET else kernel_distance(ours, theirs, 1)[0]
                     )
                     found[group][name] = Estimate(distance, None, None, len(set(units)))
-            if success is not None and len(set(images[mask])) > 1:
+            labels = self.labels[mask].repeat(samples)
+            if self.wants("acc_balanced"):
+                values = self.values[row]["acc"][mask].ravel()
+                found[group]["acc_balanced"] = numbers.balanced_estimate(values, labels, units)
+            if self.wants("auc") and len(odds) and len(set(labels)) == 2:
+                positive = labels == self.labels.max()
+                found[group]["auc"] = numbers.auc_estimate(odds[inside], positive, units)
+            if group not in self.deals:
+                continue
+            if success is not None:
                 truths = which[mask].repeat(samples)
                 found[group]["shuffled"] = numbers.shuffled_estimate(success[inside], truths, units)
+            for name in PAIRED:
+                if (dealt := self._paired(name, row, group)) is not None and self.wants(f"{name}_gain"):
+                    own, whose = self.values[row][name][mask], self.deals[group].trials[:, :samples]
+                    better = METRICS[name].better or ""
+                    other, gain = numbers.dealt_estimates(own, dealt, whose, self.units[mask], better)
+                    found[group] |= {f"{name}_other": other, f"{name}_gain": gain}
         return found
 
     def scores(self) -> dict[str, Any]:
-        """What scores.json holds (version 3), but for the command's config."""
+        """What scores.json holds (version 4), but for the command's config."""
         run, rows = self.run, self.run.rows
         found: dict[str, dict[str, dict[str, Any]]] = {row: {group: {} for group in self.groups} for row in rows}
         best: dict[str, dict[str, dict[str, Any]]] = {}
@@ -204,15 +242,16 @@ class ScoreBook:
             best = {row: {"all": {}} for row in rows}
             for (row, name), estimate in zip(columns, numbers.bootstrap_means(block, self.units), strict=True):
                 best[row]["all"][name] = estimate._asdict()
-        wide = {group: mask for group, mask in self.groups.items() if not group.startswith("class ")}
-        for row in rows:  # within one class diversity is no virtue
-            for group, estimates_of in self._sets(row, wide).items():
+        for row in rows:
+            for group, estimates_of in self._sets(row, self.wide).items():
                 found[row][group] |= {name: estimate._asdict() for name, estimate in estimates_of.items()}
         ceilings = {name: float(value.mean()) for name, value in self.values["truth"].items()}
-        ceilings |= {name: e.value for name, e in self._sets("truth", {"all": wide["all"]})["all"].items()}
+        ceilings |= {name: e.value for name, e in self._sets("truth", {"all": self.wide["all"]})["all"].items()}
         measured = [name for name in self.wanted if any(name in found[row]["all"] for row in rows)]
         seen = self.measured.of("probabilities", "truth").argmax(1)
-        truth: dict[str, Any] = {name: ceilings[name] for name in ("is", "shuffled") if name in ceilings}
+        truth: dict[str, Any] = {"is": ceilings["is"]} if "is" in ceilings else {}
+        if "all" in self.deals:
+            truth["guessing"] = {name: estimate._asdict() for name, estimate in self._guessing().items()}
         if self.known is not None:
             right = self.known[np.searchsorted(sorted(self.class_names), self.labels)]
             truth["named_rightly"] = float((seen == right).mean())
@@ -228,11 +267,12 @@ class ScoreBook:
             "n_way_asked": self.asked,
             "top_k": self.top_k,
             "chance": self.top_k / self.n_way,
+            "headline": self.headline,
             "gallery": self.measured.gallery,
             "ssim_settings": numbers.SSIM_SETTINGS + "; ssim: mean of the colour channels, ssim_grey: luma",
             "inception_splits": self.splits,
             "interval": f"95 % percentile bootstrap over {run.unit}, 2000 resamples (sets of pictures, such as IS and "
-            f"shuffled: jackknife over the same); n counts them",
+            f"shuffled, and what is gained over such: jackknife over the same); n counts them",
             "truth": truth,
             "metrics": self._described(measured, ceilings),
             "unavailable": {name: self.unavailable[name] for name in self.wanted if name in self.unavailable},
@@ -241,12 +281,25 @@ class ScoreBook:
             "confusion": {} if self.known is None else {row: self._confusion(row) for row in rows},
         }
 
+    def _guessing(self) -> dict[str, Estimate]:
+        """What the best answer gets that is the same for all trials, and knows how often each class comes."""
+        table = success_by_rank(self.judged, self.n_way, self.top_k)
+        _, place, each = np.unique(self.labels, return_inverse=True, return_counts=True)
+        balanced = numbers.best_guess(self.seen, table, 1 / each[place])
+        return {
+            "acc": numbers.bootstrap_means(numbers.best_guess(self.seen, table)[:, None], self.units)[0],
+            "acc_balanced": numbers.balanced_estimate(balanced, self.labels, self.units),
+        }
+
     def _described(self, measured: list[str], ceilings: dict[str, float]) -> dict[str, dict[str, Any]]:
         """Of each metric its definition, chance, and what the ground-truth pictures get."""
-        samples, gallery = self.run.samples, self.measured.gallery
+        samples, gallery, dealt = self.run.samples, self.measured.gallery, "the exact mean over all shuffles"
+        if (deal := self.deals.get("all")) and not deal.exact:
+            k = deal.trials.shape[2]
+            dealt = f"{k} seeded shuffles of each sample, the error of so few is part of the interval"
         facts = Facts(self.n_way, self.top_k, self.judged, self.distractors, gallery, min(self.asked, gallery),
-                      self.splits, len(self.run.trials) * samples)  # fmt: skip
-        by_chance: dict[str, float] = {"is": 1.0, "is_inception": 1.0, "ssim_gain": 0.0}
+                      self.splits, len(self.run.trials) * samples, dealt)  # fmt: skip
+        by_chance = {"is": 1.0, "is_inception": 1.0, "auc": 0.5, **{f"{name}_gain": 0.0 for name in PAIRED}}
         found = {}
         for name in measured:
             said = found[name] = describe(name, facts)
@@ -256,8 +309,6 @@ class ScoreBook:
                 said["chance_best_of_n"] = numbers.chance_best_of(tables[name], samples) if samples > 1 else None
             elif name in by_chance:
                 said["chance"] = by_chance[name]
-            elif METRICS[name].better and name in self.values.get("other", {}):
-                said["chance"] = float(self.values["other"][name].mean())
         return found
 
     def _confusion(self, row: str) -> dict[str, Any]:

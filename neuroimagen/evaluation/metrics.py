@@ -9,6 +9,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import scipy.stats
 import torch
 import torch.nn.functional as F
 
@@ -114,9 +115,106 @@ def shuffled_estimate(success: np.ndarray, which: np.ndarray, units: np.ndarray)
     if len(names) < 2:
         return Estimate(value, None, None, len(names))
     without = ((total_s - sums) * (total_t - truths)).sum(1) / (total - counts) ** 2
-    _, low, high, _ = jackknife(value, without)
-    assert low is not None and high is not None
-    return Estimate(value, max(0.0, low), min(1.0, high), len(names))
+    return within(jackknife(value, without))
+
+
+class Dealings(NamedTuple):
+    """What other trials' truths the reconstructions of n trials are compared with, to learn what they get blindly."""
+
+    trials: np.ndarray  # (n, samples, k): whose truth
+    exact: bool  # all n - 1 others: means over them are those over all permutations
+
+
+def deal(n: int, samples: int, least: int = 2000, seed: int = 0) -> Dealings:
+    """Cyclic shifts of a seeded permutation of n trials, other ones for each sample: each is one way to deal out the
+    truths, so every reconstruction and every truth counts alike.
+
+    As many (k) as make `least` pairs, 2 at least and all n - 1 at most; the shift by none is the trials' own truths.
+    """
+    k, rng = min(n - 1, max(2, -(-least // (n * samples)))), np.random.default_rng(seed)
+    order = rng.permutation(n)
+    shifts = np.stack([1 + rng.permutation(n - 1)[:k] for _ in range(samples)])
+    return Dealings(order[(np.argsort(order)[:, None, None] + shifts) % n], k == n - 1)
+
+
+def dealt_estimates(
+    own: np.ndarray, dealt: np.ndarray, trials: np.ndarray, units: np.ndarray, better: str = "higher"
+) -> tuple["Estimate", "Estimate"]:
+    """What reconstructions would get if the truths were dealt out to them at random, and what they gain over that.
+
+    own (n, samples): of each with its own truth; dealt (n, samples, k): with those of `trials`, see `deal`; units (n,).
+    The first is the mean over all permutations, as `shuffled_accuracy`: each reconstruction meets its own truth with
+    probability 1/n, any other one with (n - 1)/n, of which `dealt` are all, or a fair sample. The second is by how much
+    mean(own) is better. Intervals are jackknives over units, which leave out a unit's reconstructions and its truths.
+    """
+    n, k = len(own), dealt.shape[2]
+    names, unit = np.unique(units, return_inverse=True)
+    values = np.concatenate([own[..., None], dealt], 2)
+    weights = np.broadcast_to(np.array([1 / n] + [(n - 1) / (n * k)] * k), values.shape)
+    picture = np.broadcast_to(unit[:, None, None], values.shape)
+    truth = np.concatenate([picture[..., :1], unit[trials]], 2)
+
+    def without(x: np.ndarray) -> np.ndarray:
+        """(units + 1,) sums over the pairs that are left without each unit; last, without none."""
+        gone = np.bincount(picture.ravel(), x.ravel()) + np.bincount(truth.ravel(), x.ravel())
+        same = picture == truth  # counted twice
+        gone -= np.bincount(picture[same], x[same], len(names))
+        return x.sum() - np.append(gone, 0)
+
+    other = without(weights * values) / np.maximum(without(weights), 1e-300)
+    sums, counts = (np.append(np.bincount(unit, x), 0) for x in (own.mean(1), np.ones(n)))
+    gain = ((sums.sum() - sums) / np.maximum(n - counts, 1e-300) - other) * (1 if better == "higher" else -1)
+    if len(names) < 2:
+        return Estimate(float(other[-1]), None, None, 1), Estimate(float(gain[-1]), None, None, 1)
+    return jackknife(float(other[-1]), other[:-1]), jackknife(float(gain[-1]), gain[:-1])
+
+
+def best_guess(truth: np.ndarray, by_rank: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """(n,): what each trial gets by the best answer that is the same for all: true classes (n,), ranked by how often
+    they come. by_rank: `success_by_rank`. weights (n,): of the trials, in a mean that is not over all alike.
+
+    As success falls with the rank, no decoder that is blind to the trial has a higher mean (rearrangement inequality).
+    """
+    which = np.unique(truth, return_inverse=True)[1]
+    rank = np.argsort(np.argsort(-np.bincount(which, weights), kind="stable"), kind="stable")
+    return by_rank[rank[which]]
+
+
+def balanced_estimate(values: np.ndarray, labels: np.ndarray, units: np.ndarray) -> "Estimate":
+    """Mean over classes of the mean of values (n,) within each, labels (n,); its interval a jackknife over units."""
+    (classes, label), (names, unit) = (np.unique(x, return_inverse=True) for x in (labels, units))
+
+    def without(x: np.ndarray) -> np.ndarray:  # (units, classes)
+        each = np.bincount(unit * len(classes) + label, x, len(names) * len(classes)).reshape(len(names), -1)
+        return each.sum(0) - each
+
+    counts = without(np.ones(len(values)))
+    means = np.where(counts > 0.5, without(values) / np.maximum(counts, 1), np.nan)
+    value = float(np.mean([values[label == c].mean() for c in range(len(classes))]))
+    if len(names) < 2:
+        return Estimate(value, None, None, len(names))
+    return within(jackknife(value, np.nanmean(means, 1)))
+
+
+def auc_estimate(scores: np.ndarray, positive: np.ndarray, units: np.ndarray) -> "Estimate":
+    """Area under the ROC curve: the share of pairs of a positive and a negative in which the positive has the higher
+    score, ties half. scores (n,), positive (n,) bool, of either kind one or more; interval: jackknife over units.
+    """
+    names, unit = np.unique(units, return_inverse=True)
+
+    def below(kind: np.ndarray) -> np.ndarray:  # share of the other kind
+        return (scipy.stats.rankdata(scores)[kind] - scipy.stats.rankdata(scores[kind])) / (~kind).sum()
+
+    shares = np.empty(len(scores))  # of each picture: the pairs won, of those that it is in
+    shares[positive], shares[~positive] = below(positive), 1 - below(~positive)
+    value = float(shares[positive].mean())
+    without = []
+    for u in range(len(names)):
+        left = (positive == positive[unit == u][0]) & (unit != u)  # the other kind's shares have the same mean
+        without.append(shares[left].mean() if left.any() else np.nan)
+    if len(names) < 2 or np.isnan(without).any():
+        return Estimate(value, None, None, len(names))
+    return within(jackknife(value, np.array(without)))
 
 
 def inception_score(probabilities: np.ndarray, splits: int = 1) -> float:
@@ -186,45 +284,61 @@ def _blur(maps: torch.Tensor, dim: int) -> torch.Tensor:
     return found
 
 
-def _similar(x: torch.Tensor, truths: torch.Tensor, which: torch.Tensor, mirrored: bool) -> torch.Tensor:
-    """SSIM (B, C) of channels (B, C, H, W) with rows `which` of truths (m, C, H, W), whose moments are taken once.
+def _similar(x: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor, mirrored: bool) -> torch.Tensor:
+    """SSIM (p, C) of pairs (p, 2), a row of x (B, C, H, W) and one of truths (m, C, H, W) each.
 
-    Borders are mirrored, or left out of the mean.
+    Moments are taken once of each picture, so a pair costs the blur of a product. Borders are mirrored, or left out of
+    the mean.
     """
     if min(x.shape[-2:]) < 11:
         raise ValueError(f"SSIM needs pictures of at least 11 x 11 pixels, these are {tuple(x.shape[-2:])}")
 
+    if mirrored:  # of a product too, as that of mirrored pictures is mirrored
+        x, truths = (F.pad(images, (5, 5, 5, 5), mode="reflect") for images in (x, truths))
+
     def blur(maps: torch.Tensor) -> torch.Tensor:
-        if mirrored:
-            maps = F.pad(maps, (5, 5, 5, 5), mode="reflect")
         return _blur(_blur(maps, -1), -2)
 
-    c1, c2 = 0.01**2, 0.03**2
-    my, yy = blur(truths), blur(truths * truths)
-    found = []
+    def moments(maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        mean, square = blur(torch.cat([maps, maps * maps])).chunk(2)
+        return mean, mean * mean, square - mean * mean
+
     few = max(1, 200_000 // x[0].numel())  # at once, so that their maps stay in the cache
-    for image, i in zip(x.split(few), which.to(x.device).split(few), strict=True):
-        mx, xx, xy = blur(torch.cat([image, image * image, image * truths[i]])).chunk(3)
-        both, squares = mx * my[i], mx * mx + my[i] * my[i]
-        above = (2 * both + c1) * (2 * (xy - both) + c2)
-        found.append((above / ((squares + c1) * (xx + yy[i] - squares + c2))).mean((2, 3)))
-    return torch.cat(found)
+    c1, c2, found = 0.01**2, 0.03**2, x.new_empty(len(pairs), x.shape[1])
+    mx, mx2, vx = (torch.cat(part) for part in zip(*map(moments, x.split(few)), strict=True))
+    mx2, vx = mx2 + c1, vx + c2
+    for t, truth in enumerate(truths[:, None]):
+        my, my2, vy = moments(truth)
+        for mine in (pairs[:, 1] == t).nonzero()[:, 0].split(few):
+            i = pairs[mine, 0]
+            both = mx[i] * my
+            covariance = blur(x[i] * truth).sub_(both)
+            above = both.mul_(2).add_(c1).mul_(covariance.mul_(2).add_(c2))
+            found[mine] = above.div_((mx2[i] + my2).mul_(vx[i] + vy)).mean((2, 3))
+    return found
+
+
+def _pairs(images: torch.Tensor, pairs: torch.Tensor | None) -> torch.Tensor:
+    """(p, 2) on the device of `images`; None: picture i with truth i."""
+    if pairs is None:
+        pairs = torch.arange(len(images))[:, None].expand(-1, 2)
+    return pairs.to(images.device)
 
 
 def _grey(images: torch.Tensor, weights: tuple[float, float, float]) -> torch.Tensor:
     return (images * images.new_tensor(weights).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
-def ssim(images: torch.Tensor, truths: torch.Tensor, which: torch.Tensor | None = None) -> torch.Tensor:
-    """Structural similarity (Wang et al. 2004) of picture pairs: (B, 3, H, W) twice, in [0, 1] -> (B, 2).
+def ssim(images: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor | None = None) -> torch.Tensor:
+    """Structural similarity (Wang et al. 2004): (B, 3, H, W) and (m, 3, H, W) in [0, 1] -> (p, 2).
 
     Settings: SSIM_SETTINGS. First in colour, the mean of the three channels; then in grey, of luma (ITU-R BT.601).
-    which: (B,), the truth of each picture; without it, picture i belongs to truth i.
+    pairs: (p, 2) integers, a row of images and one of truths; without them, picture i belongs to truth i.
     """
     assert images.shape[1:] == truths.shape[1:] and images.shape[1] == 3, (images.shape, truths.shape)
     luma = (0.299, 0.587, 0.114)
     images, truths = (torch.cat([x, _grey(x, luma)], 1) for x in (images, truths))
-    by_channel = _similar(images, truths, torch.arange(len(images)) if which is None else which, mirrored=True)
+    by_channel = _similar(images, truths, _pairs(images, pairs), mirrored=True)
     return torch.stack([by_channel[:, :3].mean(1), by_channel[:, 3]], 1)
 
 
@@ -234,40 +348,36 @@ def _suite_resize(n: int) -> torch.Tensor:
     return resize(resize(torch.eye(n)[None, None], SUITE_SIDE, n), 425, n)[0, 0]
 
 
-def ssim_425(images: torch.Tensor, truths: torch.Tensor, which: torch.Tensor | None = None) -> torch.Tensor:
-    """Structural similarity with the settings of the MindEye suite; arguments as `ssim` -> (B,).
+def ssim_425(images: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor | None = None) -> torch.Tensor:
+    """Structural similarity with the settings of the MindEye suite; arguments as `ssim` -> (p,).
 
     `perceptual.ssim_suite`, several times faster: same window and constants as ours, grey, 5 px of border left out.
     """
     weights = (0.2125, 0.7154, 0.0721)  # scikit-image's rgb2gray
     down, across = (_suite_resize(n).to(images) for n in images.shape[-2:])
     x, y = (down @ _grey(z, weights) @ across.T for z in (images, truths))
-    return _similar(x, y, torch.arange(len(x)) if which is None else which, mirrored=False)[:, 0]
+    return _similar(x, y, _pairs(images, pairs), mirrored=False)[:, 0]
 
 
-def pixcorr_425(images: torch.Tensor, truths: torch.Tensor, which: torch.Tensor | None = None) -> torch.Tensor:
-    """Pearson correlation of all pixels as in the MindEye suite; arguments as `ssim` -> (B,). A blank picture has 0.
+def pixcorr_425(images: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor | None = None) -> torch.Tensor:
+    """Pearson correlation of all pixels as in the MindEye suite; arguments as `ssim` -> (p,). A blank picture has 0.
 
-    `perceptual.pixcorr` without the large pictures: resizing is linear, so sums over resized pixels are sums over the
-    pictures' own, with weights.
+    `perceptual.pixcorr` without the large pictures: resizing D is linear, and with D = QR the products of resized
+    pictures are those of R z, which are no larger than z.
     """
     h, w = images.shape[-2:]
     down, across = (_suite_resize(n).to(images).double() for n in (h, w))
     n, rows, columns = 3 * 425 * 425, down.sum(0), across.sum(0)
+    down, across = (torch.linalg.qr(z, mode="r").R.float() for z in (down, across))
 
-    def centred(z: torch.Tensor) -> torch.Tensor:  # the resize keeps a constant, so the mean goes before
-        return z.double() - (torch.einsum("bchw,h,w->b", z.double(), rows, columns) / n).view(-1, 1, 1, 1)
+    def reduced(z: torch.Tensor) -> torch.Tensor:  # the resize keeps a constant, so the mean goes before
+        mean = torch.einsum("bchw,h,w->b", z.double(), rows, columns) / n
+        return (down @ (z.double() - mean.view(-1, 1, 1, 1)).float() @ across.T).flatten(1)
 
-    def spread(z: torch.Tensor) -> torch.Tensor:  # of both resized pictures' products, the part of one
-        return down.T @ down @ z @ (across.T @ across)
-
-    x, y = centred(images), centred(truths)
-    sx, sy = spread(x), spread(y)
-    y_own = y if which is None else y[which]
-    yy = (y * sy).sum((1, 2, 3))
-    norms = ((x * sx).sum((1, 2, 3)) * (yy if which is None else yy[which])).clamp(min=0).sqrt()
-    blank = norms <= 1e-9 * n
-    return torch.where(blank, 0.0, (sx * y_own).sum((1, 2, 3)) / norms.clamp(min=1e-30)).to(images.dtype)
+    x, y = reduced(images), reduced(truths)
+    i, j = _pairs(images, pairs).T
+    norms = x.norm(dim=1)[i] * y.norm(dim=1)[j]
+    return torch.where(norms <= 1e-9 * n, 0.0, (x @ y.T)[i, j] / norms.clamp(min=1e-30)).to(images.dtype)
 
 
 class Estimate(NamedTuple):
@@ -284,6 +394,12 @@ def jackknife(value: float, without: np.ndarray) -> Estimate:
     n = len(without)
     error = math.sqrt((n - 1) / n * np.square(without - without.mean()).sum())
     return Estimate(value, value - 1.96 * error, value + 1.96 * error, n)
+
+
+def within(estimate: Estimate, least: float = 0.0, most: float = 1.0) -> Estimate:
+    """The interval cut to the values that are possible."""
+    assert estimate.low is not None and estimate.high is not None
+    return estimate._replace(low=max(least, estimate.low), high=min(most, estimate.high))
 
 
 def bootstrap_means(values: np.ndarray, units: np.ndarray, resamples: int = 2000, seed: int = 0) -> list[Estimate]:
