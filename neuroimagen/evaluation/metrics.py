@@ -6,15 +6,18 @@ ACC. All functions take plain arrays or tensors; pictures are float in [0, 1]. M
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.special import ndtr, stdtrit
 
 from neuroimagen.evaluation.networks import SUITE_SIDE, resize
 
 SSIM_SETTINGS = "SSIM: Gaussian window 11 x 11, sigma 1.5, k1 0.01, k2 0.03, data range 1, borders mirrored"
+FEWEST = 5  # units (ground-truth pictures) from which there is an interval
 
 
 @functools.lru_cache(maxsize=32)
@@ -111,25 +114,25 @@ def shuffled_estimate(success: np.ndarray, which: np.ndarray, units: np.ndarray)
     counts = truths.sum(1)
     total_s, total_t, total = sums.sum(0), truths.sum(0), counts.sum()
     value = float(total_s @ total_t / total**2)
-    if len(names) < 2:
+    if len(names) < FEWEST:
         return Estimate(value, None, None, len(names))
-    without = ((total_s - sums) * (total_t - truths)).sum(1) / (total - counts) ** 2
-    _, low, high, _ = jackknife(value, without)
-    assert low is not None and high is not None
-    return Estimate(value, max(0.0, low), min(1.0, high), len(names))
+    error = jackknife_error(((total_s - sums) * (total_t - truths)).sum(1) / (total - counts) ** 2)
+    return Estimate(value, max(0.0, value - error), min(1.0, value + error), len(names))
 
 
 def inception_score(probabilities: np.ndarray, splits: int = 1) -> float:
     """exp of the mean KL(p(y|x) || p(y)) (Salimans et al. 2016, Eq. 1): 1 = no diversity or no confidence, at most K.
 
-    probabilities: (n, K). With splits > 1: the mean over that many consecutive parts, as published code often does. Not
-    comparable between classifiers, numbers of pictures, or splits.
+    probabilities: (n, K). With splits > 1: the mean over that many parts, as published code often does, dealt out at
+    random by a fixed seed: pictures may come sorted by class. Not comparable between classifiers, numbers of pictures,
+    or splits.
     """
     p = np.asarray(probabilities, dtype=np.float64)
     if not 1 <= splits <= len(p):
         raise ValueError(f"an Inception Score in {splits} splits needs at least as many pictures, there are {len(p)}")
+    p = p[np.random.default_rng(0).permutation(len(p))] if splits > 1 else p
     scores = [math.exp(_plogp(part).mean() - _plogp(part.mean(0))) for part in np.array_split(p, splits)]
-    return float(np.mean(scores))
+    return max(1.0, float(np.mean(scores)))  # but for rounding it is at least 1
 
 
 def _plogp(p: np.ndarray) -> np.ndarray:
@@ -140,10 +143,11 @@ def _plogp(p: np.ndarray) -> np.ndarray:
 def inception_estimate(probabilities: np.ndarray, units: np.ndarray, splits: int = 1) -> "Estimate":
     """`inception_score` of (n, K) with its interval, a jackknife of its logarithm over units (n,); with 1 split only.
 
-    No bootstrap: that leaves a third of the pictures out, and fewer different pictures have a lower score.
+    No bootstrap: that leaves a third of the pictures out, and fewer different pictures have a lower score. The interval
+    is about the score of this number of pictures: many have a higher one.
     """
     value, (names, unit) = inception_score(probabilities, splits), np.unique(units, return_inverse=True)
-    if splits > 1 or len(names) < 2:
+    if splits > 1 or len(names) < FEWEST:
         return Estimate(value, None, None, len(names))
     p = np.asarray(probabilities, dtype=np.float64)
     order = np.argsort(unit, kind="stable")
@@ -152,9 +156,8 @@ def inception_estimate(probabilities: np.ndarray, units: np.ndarray, splits: int
     counts = np.bincount(unit)
     left = (len(p) - counts)[:, None]
     without = (certain.sum() - certain) / left[:, 0] - _plogp(np.maximum(sums.sum(0) - sums, 0) / left)
-    low, high = jackknife(math.log(value), without)[1:3]
-    assert low is not None and high is not None
-    return Estimate(value, math.exp(low), math.exp(high), len(names))
+    factor = math.exp(jackknife_error(without))
+    return Estimate(value, max(1.0, value / factor), value * factor, len(names))
 
 
 def best_of(values: np.ndarray, better: str) -> np.ndarray:
@@ -279,24 +282,34 @@ class Estimate(NamedTuple):
     n: int  # independent units (ground-truth pictures)
 
 
-def jackknife(value: float, without: np.ndarray) -> Estimate:
-    """`value` with its 95 % interval, 1.96 jackknife errors; without (u,): it with each unit left out."""
+def jackknife_error(without: np.ndarray) -> float:
+    """Half of a 95 % interval, t_.975,u-1 jackknife errors; without (u,): the value with each unit left out."""
     n = len(without)
-    error = math.sqrt((n - 1) / n * np.square(without - without.mean()).sum())
-    return Estimate(value, value - 1.96 * error, value + 1.96 * error, n)
+    return float(stdtrit(n - 1, 0.975) * math.sqrt((n - 1) / n * np.square(without - without.mean()).sum()))
 
 
-def bootstrap_means(values: np.ndarray, units: np.ndarray, resamples: int = 2000, seed: int = 0) -> list[Estimate]:
+def expanded_level(n: int) -> float:
+    """The lower level of a 95 % percentile bootstrap of n units: Phi(-sqrt(n / (n - 1)) t_.975,n-1), .025 for many.
+
+    Hesterberg 2015 (What Teachers Should Know About the Bootstrap): resamples of few units spread too little.
+    """
+    return float(ndtr(-math.sqrt(n / (n - 1)) * stdtrit(n - 1, 0.975)))
+
+
+def bootstrap_means(
+    values: np.ndarray, units: np.ndarray, shares: Sequence[bool] = (), resamples: int = 2000, seed: int = 0
+) -> list[Estimate]:
     """Means of the columns of values (n, m) and their 95 % percentile bootstrap intervals, resampling units (n,).
 
     Several samples of one trial, and several people's trials of one picture, stand or fall together: so ground-truth
     pictures are resampled, never single reconstructions. All columns see the same resamples, as one matrix product.
-    With fewer than two units there is no interval.
+    Levels: `expanded_level`; fewer than FEWEST units have no interval. shares: (m,), which columns are shares of
+    successes, from 0 to 1: one that is 0 throughout, or 1, has the interval of Clopper and Pearson over units.
     """
     values, (names, unit) = np.asarray(values, dtype=np.float64), np.unique(units, return_inverse=True)
     assert values.ndim == 2 and len(values) == len(unit) > 0, values.shape
     means, n = values.mean(0), len(names)
-    if n < 2:
+    if n < FEWEST:
         return [Estimate(float(mean), None, None, n) for mean in means]
     sums = np.stack([np.bincount(unit, column) for column in values.T], 1)
     counts = np.bincount(unit).astype(np.float64)
@@ -307,5 +320,10 @@ def bootstrap_means(values: np.ndarray, units: np.ndarray, resamples: int = 2000
         drawn = rng.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
         weights = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
         found.append(weights @ sums / (weights @ counts)[:, None])
-    low, high = np.quantile(np.concatenate(found), (0.025, 0.975), axis=0)
+    level = expanded_level(n)
+    low, high = np.quantile(np.concatenate(found), (level, 1 - level), axis=0)
+    if len(shares):
+        least = 0.025 ** (1 / n)  # the lowest rate of which n successes in n come up in 2.5 % of studies
+        low = np.where(shares & (values == 1).all(0), least, low)
+        high = np.where(shares & (values == 0).all(0), 1 - least, high)
     return [Estimate(float(m), float(a), float(b), n) for m, a, b in zip(means, low, high, strict=True)]
