@@ -1,9 +1,13 @@
 """What processes tell each other: for losses that see the global batch, rows of all, with gradients; results."""
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed as dist
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class _Gather(torch.autograd.Function):
@@ -45,3 +49,22 @@ def gather_objects(item: Any) -> list[Any]:
     items: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(items, item)
     return items
+
+
+def spread(work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
+    """`work` of each part, by the processes in turn; the results in the parts' order, on every process.
+
+    Collective: every rank, the same parts. A ValueError of one is raised by all.
+    """
+    world, rank = world_size(), dist.get_rank() if world_size() > 1 else 0
+    mine: list[R] = []
+    error: ValueError | None = None
+    try:
+        mine = [work(part) for part in parts[rank::world]]
+    except ValueError as fault:  # the others wait to be told
+        error = fault
+    everyone = gather_objects((mine, error))
+    for _, raised in everyone:
+        if raised is not None:
+            raise raised
+    return [everyone[i % world][0][i // world] for i in range(len(parts))]
