@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from scipy.special import softmax
 
-from neuroimagen.collectives import spread
+from neuroimagen.collectives import gather_objects, spread
 from neuroimagen.evaluation import metrics as numbers
 from neuroimagen.evaluation.classifiers import Classifier
 from neuroimagen.evaluation.definitions import BEST, METRICS, Facts, chosen, describe
@@ -90,7 +90,13 @@ class ScoreBook:
         return any(name in self.wanted and name not in self.unavailable for name in names)
 
     def measure(self, batch_size: int = 16) -> None:
-        """All that needs the pictures. Collective: every rank."""
+        """All that needs the pictures. Collective: every rank. ValueError: not all have the same networks at hand."""
+        lacking = [set(names) for names in gather_objects(list(self.unavailable))]
+        if differ := set.union(*lacking) - set.intersection(*lacking):
+            raise ValueError(
+                f"{', '.join(sorted(differ))} can be measured by some processes only: give weights= a directory that "
+                "all machines see, or leave these metrics out"
+            )
         run, samples = self.run, range(self.run.samples)
         keys = [trial["key"] for trial in run.trials]
         compare = (

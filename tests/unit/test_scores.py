@@ -229,6 +229,28 @@ def test_unfinished_or_damaged_runs(fresh):
     assert sorted(path.name for path in fresh.iterdir()) == before
 
 
+@pytest.mark.parametrize("name", ["truth", "other", "maps"])
+def test_rows_have_names_of_their_own(run, fresh, name, capsys):
+    about = json.loads((fresh / "rows.json").read_text())
+    about["rows"][1]["name"] = name
+    (fresh / "rows.json").write_text(json.dumps(about))
+    (fresh / "images" / "L").rename(fresh / "images" / name)
+    code = run_command(evaluate, EvaluateConfig, [f"run={fresh}", "device=cpu"], "evaluate", "")
+    assert code == 2 and f"has a row {name!r}, but evaluate uses this name itself: rename it" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=f"has a row {name!r}"):
+        dataclasses.replace(read_run(run), rows=["L", name])
+    with pytest.raises(ValueError, match="has a row 'L', but two rows have this name"):
+        dataclasses.replace(read_run(run), rows=["L", "I", "L"])
+
+
+def test_classes_of_one_name_stay_two_groups(run):
+    whole = read_run(run)
+    trials = [trial | {"class_name": "crane"} if trial["label"] > 1 else trial for trial in whole.trials]
+    groups = dataclasses.replace(whole, trials=trials).groups()
+    assert [group for group in groups if "crane" in group] == ["class crane (2)", "class crane (3)"]
+    assert sum(mask.sum() for group, mask in groups.items() if group.startswith("class ")) == 24
+
+
 def test_mixed_sizes_and_broken_pictures(fresh):
     key = read_run(fresh).trials[0]["key"]
     path = fresh / "images/L" / f"{key}_1.png"
