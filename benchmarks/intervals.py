@@ -11,7 +11,8 @@ import sys
 
 import numpy as np
 
-from neuroimagen.evaluation.metrics import FEWEST, Estimate, bootstrap_means, inception_estimate, inception_score
+from neuroimagen.evaluation.intervals import FEWEST, Estimate, bootstrap_means
+from neuroimagen.evaluation.metrics import inception_estimate, inception_score
 
 DRAW = {  # scores of independent pictures, and their mean over all pictures
     "normal (SSIM)": (lambda rng, shape: rng.normal(0.5, 0.2, shape), 0.5),
@@ -43,7 +44,7 @@ def means(studies: int) -> None:
         line = f"{name:<28}"
         for n in (5, 10, 20, 80):
             values = draw(np.random.default_rng(n), (n, studies))
-            share = np.full(studies, "right" in name)
+            share = ["right" in name] * studies
             ours = ends_of(bootstrap_means(values, np.arange(n), share))
             line += f"   {held(*plain(values), truth)} / {held(*ours, truth)}"
         print(line)

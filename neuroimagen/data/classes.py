@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+UNEVEN = 2.0  # most frequent class / rarest: above it classes are to be weighed alike
+
 
 class ImageClass(NamedTuple):
     label: int

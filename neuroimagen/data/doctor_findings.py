@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from neuroimagen.data.classes import CLASSES
+from neuroimagen.data.classes import CLASSES, UNEVEN
 from neuroimagen.data.doctor import CLIPPED_LEAST, CLIPPED_SHARE, Examination
 from neuroimagen.data.picture_hash import NEAR_BITS, NEAR_CORRELATION, near_pairs
 from neuroimagen.data.published import PUBLISHED, published
@@ -16,7 +16,6 @@ LARGE = 20  # times the customary standard deviation: no brain, and hardly an ey
 LINES = (50, 60)  # Hz, mains
 LINE_RATIO = 2.0  # power above the neighbouring bins that is worth a question
 WHITE = 0.3  # EEG falls as f^-1 to f^-2 (Donoghue et al. 2020); f^-0.3 and flatter is not what EEG looks like
-UNEVEN = 2.0  # most frequent class / rarest class in a split, or for a subject
 
 
 @dataclasses.dataclass

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from neuroimagen import __version__
+from neuroimagen.data.classes import UNEVEN
 from neuroimagen.data.doctor import CLIPPED_LEAST, CLIPPED_SHARE, MOST_SPECTRA
-from neuroimagen.data.doctor_findings import LARGE, LINE_RATIO, LINES, UNEVEN, WHITE, Finding, Findings
+from neuroimagen.data.doctor_findings import LARGE, LINE_RATIO, LINES, WHITE, Finding, Findings
 from neuroimagen.data.picture_hash import NEAR_BITS, NEAR_CORRELATION
 
 MOST_CLASSES = 200  # rows of the class table; THINGS has 1,854

@@ -1,9 +1,8 @@
 """The score book of one run: from what was measured of each picture to every number that scores.json holds.
 
 What the numbers are: evaluation/definitions.py and docs/scores.md. Means run over trials and their samples; intervals
-resample ground-truth pictures. Two rows that no table shows are measured like the others: "truth", the ground-truth
-pictures as if they were reconstructions (the ceilings), and "other", another picture of the test set in place of each
-(chance, where it cannot be computed).
+resample ground-truth pictures. A row that no table shows is measured like the others: "truth", the ground-truth
+pictures as if they were reconstructions (the ceilings).
 """
 
 from __future__ import annotations
@@ -18,12 +17,14 @@ from PIL import Image
 from scipy.special import softmax
 
 from neuroimagen.collectives import gather_objects, spread
+from neuroimagen.data.classes import UNEVEN
 from neuroimagen.evaluation import metrics as numbers
 from neuroimagen.evaluation.classifiers import Classifier
-from neuroimagen.evaluation.definitions import BEST, METRICS, Facts, chosen, describe
+from neuroimagen.evaluation.definitions import BEST, CONTROL_OF, METRICS, PAIRED, Facts, chosen, describe
+from neuroimagen.evaluation.intervals import FEWEST, Estimate, bootstrap_means
 from neuroimagen.evaluation.judges import load_judges, pair_measures
 from neuroimagen.evaluation.measure import Arrays, Judge, Measured, measure
-from neuroimagen.evaluation.metrics import Estimate, success_by_rank
+from neuroimagen.evaluation.metrics import success_by_rank
 from neuroimagen.evaluation.perceptual import frechet_distance, kernel_distance
 
 if TYPE_CHECKING:
@@ -59,9 +60,14 @@ class ScoreBook:
         self.splits, self.distractors = inception_splits, distractors
         self.wanted = chosen(metrics)
         self.unavailable: dict[str, str] = {}
-        self.groups, self.others = run.groups(), run.others()
+        self.groups = run.groups()
         trials = run.trials
         self.labels = np.array([trial["label"] for trial in trials])
+        images = np.array([trial["image"] for trial in trials])
+        # Within one class diversity is no virtue, and within one picture nothing can be dealt out.
+        self.wide = {group: mask for group, mask in self.groups.items() if not group.startswith("class ")}
+        self.deals = {group: numbers.deal(int(mask.sum()), run.samples) for group, mask in self.wide.items()
+                      if len(set(images[mask])) > 1}  # fmt: skip
         # The study's classes, those of its test trials, and where the classifier has them.
         names = {trial["label"]: (trial.get("wnid", ""), trial["class_name"]) for trial in trials}
         self.class_names = {label: names[label][1] for label in sorted(names)}
@@ -78,9 +84,15 @@ class ScoreBook:
         self.n_way = numbers.check_n_way(self.judged, n_way, top_k)
         if not 1 <= inception_splits <= len(trials):
             raise ValueError(f"inception_splits={inception_splits} must be 1 to the number of trials, {len(trials)}")
-        if self.others is None:
-            for name in ("shuffled", "ssim_other", "ssim_gain", *RANKED, *TWO_WAY):
+        if "all" not in self.deals:
+            for name in ("shuffled", *CONTROL_OF, *RANKED, *TWO_WAY):
                 self.unavailable[name] = ONE_PICTURE
+        if len(found) != 2 and "auc" in metrics:
+            self.unavailable["auc"] = f"not available: AUC is of two classes, and these trials are of {len(found)}"
+        elif len(found) == 2 and unknown:
+            self.unavailable["auc"] = self.unavailable["acc_label"]
+        counts = np.unique(self.labels, return_counts=True)[1]
+        self.headline = "acc_balanced" if counts.max() > UNEVEN * counts.min() else "acc"
         with Image.open(run.truth(trials[0]["key"])) as picture:
             self.side = min(picture.size)
         self.judges, self.lpips, missing = load_judges(self.wants, classifier.device, weights, download, self.side)
@@ -107,10 +119,12 @@ class ScoreBook:
         self.measured: Measured = measure(
             {row: [[run.image(row, key, sample) for sample in samples] for key in keys] for row in run.rows},
             [run.truth(key) for key in keys],
-            None if self.others is None else [run.truth(key) for key in self.others],
+            {
+                group: (inside := np.flatnonzero(self.wide[group]), inside[dealt.trials])
+                for group, dealt in self.deals.items()
+            },
             judges,
             [*pair_measures(self.wants, self.side), *self.lpips],
-            [lambda *pair: {"ssim": numbers.ssim(*pair)[:, 0]}],
             batch_size,
             self.classifier.device,
         )
@@ -118,7 +132,7 @@ class ScoreBook:
         shown = zip(self.measured.numbers["truth"][:, 0].tolist(), run.trials, strict=True)
         self.images = np.array([first.setdefault(number, trial["image"]) for number, trial in shown])
         self.units = self.images if run.pictures_known else run.units()
-        if self.others is not None and self.measured.gallery <= 5:
+        if self.deals and self.measured.gallery <= 5:
             few = f"not available: {self.measured.gallery} different ground-truth pictures, top-5 needs more"
             self.unavailable |= {name: few for name in RANKED if name.endswith("top5")}
         if self.measured.gallery < 4:
@@ -136,7 +150,8 @@ class ScoreBook:
         """metric -> what a picture gets by the rank of its truth: of each metric that counts ranks."""
         m = self.measured.gallery
         way = min(self.asked, m)
-        found = {name: success_by_rank(self.judged, self.n_way, self.top_k) for name in ("acc", "acc_label")}
+        by_class = success_by_rank(self.judged, self.n_way, self.top_k)
+        found = {name: by_class for name in ("acc", "acc_balanced", "acc_label")}
         if m > 1:
             kinds = {"top1": np.arange(m) < 1.0, "top5": np.arange(m) < 5.0, "nway": success_by_rank(m, way, 1)}
             found |= {name: kinds[name.rpartition("_")[2]].astype(float) for name in RANKED}
@@ -146,7 +161,7 @@ class ScoreBook:
     def _values(self, row: str) -> Arrays:
         """metric -> (n, samples) of one row, for all metrics of single pictures."""
         shape = self.measured.numbers[row].shape
-        pairs, tables = self.measured.pairs[row], self._tables()
+        tables = self._tables()
         probabilities = self.among(self.measured.of("probabilities", row))
 
         def ranked(truth: np.ndarray) -> np.ndarray:
@@ -159,14 +174,19 @@ class ScoreBook:
             found["acc_label"] = tables["acc_label"][
                 ranked(place if self.distractors == "study" else self.known[place])
             ]
-        found |= {name: values for name, values in pairs.items() if name in METRICS}
-        if "other ssim" in pairs:
-            found |= {"ssim_other": pairs["other ssim"], "ssim_gain": pairs["ssim"] - pairs["other ssim"]}
+        found |= {name: values for name in PAIRED if (values := self._paired(name, row)) is not None}
         for name, layer in (RANKED | TWO_WAY).items():
-            if name in tables and f"rank {layer}" in pairs:
-                found[name] = tables[name][pairs[f"rank {layer}"]]
-        found |= {name: 1 - pairs[f"own {name}"] for name in DISTANCES if f"own {name}" in pairs}
+            if name in tables and f"rank {layer}" in self.measured.pairs:
+                found[name] = tables[name][self.measured.compared(f"rank {layer}", row)]
         return {name: found[name].astype(np.float64) for name in self.wanted if name in found and self.wants(name)}
+
+    def _paired(self, name: str, row: str, deal: str | None = None) -> np.ndarray | None:
+        """One of PAIRED, as `Measured.compared`; None: not measured."""
+        layer = f"own {name}" if name in DISTANCES else name
+        if layer not in self.measured.pairs:
+            return None
+        found = self.measured.compared(layer, row, deal).astype(np.float64)
+        return 1 - found if name in DISTANCES else found
 
     def _means(self, group: str, best: bool = False) -> dict[tuple[str, str], Estimate]:
         """(row, metric) -> mean over a group's trials, of all their samples or of each one's best."""
@@ -178,18 +198,19 @@ class ScoreBook:
             values = [numbers.best_of(found, METRICS[name].better or "")[:, None] for found, (_, name) in pairs]
         units = self.units[mask].repeat(values[0].shape[1])
         shares = [METRICS[name].scale == 100 for _, name in columns]
-        estimates = numbers.bootstrap_means(np.stack([found.ravel() for found in values], 1), units, shares)
+        estimates = bootstrap_means(np.stack([found.ravel() for found in values], 1), units, shares)
         return dict(zip(columns, estimates, strict=True))
 
     def _inside(self, row: str, group: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Which pictures of a row are in a group, a mask; of these the units, and the numbers of the truths."""
-        samples, mask = self.measured.numbers[row].shape[1], self.groups[group]
+        samples, mask = self.measured.numbers[row].shape[1], self.wide[group]
         truths = self.measured.numbers["truth"][mask, 0]
         return mask.repeat(samples), self.units[mask].repeat(samples), truths.repeat(samples)
 
     def _sets(self, place: tuple[str, str]) -> dict[str, Estimate]:
         """Of a row and group the metrics of a whole set of pictures, but for KID."""
         (row, group), found = place, {}
+        samples, mask = self.measured.numbers[row].shape[1], self.wide[group]
         inside, units, truths = self._inside(row, group)
         probabilities = self.measured.of("probabilities", row)[inside]
         if self.wants("is") and len(units) >= self.splits:
@@ -202,12 +223,26 @@ class ScoreBook:
             if self.wants(name) and len(own) >= 4:
                 distance = frechet_distance(self.measured.of(layer, row)[inside], self.measured.outputs[layer][own])
                 found[name] = Estimate(distance, None, None, len(set(units)))
-        if self.wants("shuffled") and len(own) > 1:
+        labels = self.labels[mask].repeat(samples)
+        if self.wants("acc_balanced"):
+            values = self.values[row]["acc"][mask].ravel()
+            found["acc_balanced"] = numbers.balanced_estimate(values, labels, units)
+        if self.wants("auc") and self.known is not None and len(self.known) == 2 and len(set(labels)) == 2:
+            logs = np.log(np.maximum(probabilities[:, self.known].astype(np.float64), 1e-300))  # they may be 1e-40
+            found["auc"] = numbers.auc_estimate(logs[:, 1] - logs[:, 0], labels == self.labels.max(), units)
+        if group not in self.deals:
+            return found
+        if self.wants("shuffled"):
             seen = self.among(self.measured.outputs["probabilities"][truths]).argmax(1)
             classes, which = np.unique(seen, return_inverse=True)  # only these can be dealt out
             table = success_by_rank(self.judged, self.n_way, self.top_k)
             success = table[numbers.ranks_of(self.among(probabilities), classes)]
             found["shuffled"] = numbers.shuffled_estimate(success, which, units)
+        for name in PAIRED:
+            if (dealt := self._paired(name, row, group)) is not None and self.wants(f"{name}_gain"):
+                whose, better = self.deals[group].trials[:, :samples], METRICS[name].better or ""
+                both = numbers.dealt_estimates(self.values[row][name][mask], dealt, whose, self.units[mask], better)
+                found[f"{name}_other"], found[f"{name}_gain"] = both
         return found
 
     def _kernel(self, place: tuple[str, str]) -> dict[str, Estimate]:
@@ -222,7 +257,7 @@ class ScoreBook:
         return found
 
     def scores(self) -> dict[str, Any]:
-        """What scores.json holds (version 3), but for the command's config. Collective: every rank."""
+        """What scores.json holds (version 4), but for the command's config. Collective: every rank."""
         run, rows = self.run, self.run.rows
         found: dict[str, dict[str, dict[str, Any]]] = {row: {group: {} for group in self.groups} for row in rows}
         best: dict[str, dict[str, dict[str, Any]]] = {row: {"all": {}} for row in rows} if run.samples > 1 else {}
@@ -232,8 +267,7 @@ class ScoreBook:
         for (row, name), estimate in (self._means("all", best=True) if best else {}).items():
             best[row]["all"][name] = estimate._asdict()
         ceilings = {name: float(value.mean()) for name, value in self.values["truth"].items()}
-        wide = [group for group in self.groups if not group.startswith("class ")]  # in one, diversity is no virtue
-        places = [("truth", "all"), *((row, group) for group in wide for row in rows)]
+        places = [("truth", "all"), *((row, group) for group in self.wide for row in rows)]
         for (row, group), sets in zip(places, spread(self._sets, places), strict=True):
             sets |= self._kernel((row, group))
             if row == "truth":
@@ -242,7 +276,9 @@ class ScoreBook:
                 found[row][group] |= {name: estimate._asdict() for name, estimate in sets.items()}
         measured = [name for name in self.wanted if any(name in found[row]["all"] for row in rows)]
         seen = self.measured.of("probabilities", "truth").argmax(1)
-        truth: dict[str, Any] = {name: ceilings[name] for name in ("is", "shuffled") if name in ceilings}
+        truth: dict[str, Any] = {"is": ceilings["is"]} if "is" in ceilings else {}
+        if "all" in self.deals:
+            truth["guessing"] = {name: estimate._asdict() for name, estimate in self._guessing().items()}
         if self.known is not None:
             right = self.known[np.searchsorted(sorted(self.class_names), self.labels)]
             truth["named_rightly"] = float((seen == right).mean())
@@ -258,12 +294,13 @@ class ScoreBook:
             "n_way_asked": self.asked,
             "top_k": self.top_k,
             "chance": self.top_k / self.n_way,
+            "headline": self.headline,
             "gallery": self.measured.gallery,
             "ssim_settings": numbers.SSIM_SETTINGS + "; ssim: mean of the colour channels, ssim_grey: luma",
             "inception_splits": self.splits,
             "interval": f"95 % percentile bootstrap over {run.unit}, 2000 resamples, levels widened for few (all 0 or "
-            "all 1: Clopper-Pearson; sets of pictures, such as IS and shuffled: jackknife over the same), none below "
-            f"{numbers.FEWEST}; n counts them",
+            "all 1: Clopper-Pearson; sets of pictures, such as IS and shuffled, and what is gained over such: a "
+            f"jackknife over the same), none below {FEWEST}; n counts them",
             "truth": truth,
             "metrics": self._described(measured, ceilings),
             "unavailable": {name: self.unavailable[name] for name in self.wanted if name in self.unavailable},
@@ -272,12 +309,25 @@ class ScoreBook:
             "confusion": {} if self.known is None else {row: self._confusion(row) for row in rows},
         }
 
+    def _guessing(self) -> dict[str, Estimate]:
+        """What the best answer gets that is the same for all trials, and knows how often each class comes."""
+        table = success_by_rank(self.judged, self.n_way, self.top_k)
+        _, place, each = np.unique(self.labels, return_inverse=True, return_counts=True)
+        balanced = numbers.best_guess(self.seen, table, 1 / each[place])
+        return {
+            "acc": bootstrap_means(numbers.best_guess(self.seen, table)[:, None], self.units, [True])[0],
+            "acc_balanced": numbers.balanced_estimate(balanced, self.labels, self.units),
+        }
+
     def _described(self, measured: list[str], ceilings: dict[str, float]) -> dict[str, dict[str, Any]]:
         """Of each metric its definition, chance, and what the ground-truth pictures get."""
-        samples, gallery = self.run.samples, self.measured.gallery
+        samples, gallery, dealt = self.run.samples, self.measured.gallery, "the exact mean over all shuffles"
+        if (deal := self.deals.get("all")) and not deal.exact:
+            k = deal.trials.shape[2]
+            dealt = f"{k} seeded shuffles of each sample, the error of so few is part of the interval"
         facts = Facts(self.n_way, self.top_k, self.judged, self.distractors, gallery, min(self.asked, gallery),
-                      self.splits, len(self.run.trials) * samples)  # fmt: skip
-        by_chance: dict[str, float] = {"is": 1.0, "is_inception": 1.0, "ssim_gain": 0.0}
+                      self.splits, len(self.run.trials) * samples, dealt)  # fmt: skip
+        by_chance = {"is": 1.0, "is_inception": 1.0, "auc": 0.5, **{f"{name}_gain": 0.0 for name in PAIRED}}
         found = {}
         for name in measured:
             said = found[name] = describe(name, facts)
@@ -287,8 +337,6 @@ class ScoreBook:
                 said["chance_best_of_n"] = numbers.chance_best_of(tables[name], samples) if samples > 1 else None
             elif name in by_chance:
                 said["chance"] = by_chance[name]
-            elif METRICS[name].better and name in self.values.get("other", {}):
-                said["chance"] = float(self.values["other"][name].mean())
         return found
 
     def _confusion(self, row: str) -> dict[str, Any]:

@@ -48,10 +48,11 @@ class Facts(NamedTuple):
     gallery_way: int
     splits: int
     n_pictures: int  # reconstructions of a row
+    dealt: str  # over which shuffles X other is a mean
 
 
 _GUESS = "a guess among the {n_classes} classes of the {distractors}"
-_OTHER = "another picture of the test set in place of the reconstruction (the fixed pairs of SSIM other)"
+_OTHER = "the same reconstructions dealt out to the trials at random: a number for each row, in the line below"
 _TWO = "a reconstruction that has nothing to do with the picture seen"
 _PICK = "a picture of the test set picked blindly"
 _ACC = (
@@ -73,6 +74,17 @@ METRICS: dict[str, Metric] = {
         "ACC (%)", 100, 1, "higher",
         _ACC.format("the class that the classifier sees in the ground-truth picture"),
         PAPER + "; MinD-Vis (Chen et al. 2023, arXiv 2211.06956), with 50 classes and random draws", _GUESS,
+    ),
+    "acc_balanced": Metric(
+        "balanced ACC (%)", 100, 1, "higher",
+        "The mean over the data set's classes of ACC within each: a class that comes often counts no more than others.",
+        "Brodersen et al. 2010, of the N-way accuracy", _GUESS, by_class=False,
+    ),
+    "auc": Metric(
+        "AUC", 1, 3, "higher",
+        "Area under the ROC curve of the study's two classes, by the classifier's probability on the reconstruction of "
+        "one against the other: the share of pairs of trials, one of each class, that it orders rightly (ties half).",
+        "Hanley and McNeil 1982", "a score that has nothing to do with the class", by_class=False,
     ),
     "shuffled": Metric(
         "shuffled (%)", 100, 1, None,
@@ -103,16 +115,6 @@ METRICS: dict[str, Metric] = {
     ),
     "ssim_grey": Metric(
         "SSIM grey", 1, 3, "higher", "The same SSIM of luma (ITU-R BT.601).", "Wang et al. 2004", _OTHER
-    ),
-    "ssim_other": Metric(
-        "SSIM other", 1, 3, None,
-        "SSIM of the same reconstructions with another picture of the test set (fixed pairs); smooth pictures score "
-        "high here too.",
-        "ours", "it is a chance level itself",
-    ),
-    "ssim_gain": Metric(
-        "SSIM gain", 1, 3, "higher", "SSIM - SSIM other: what is owed to the picture seen.", "ours",
-        "a picture that knows nothing of the one seen",
     ),
     "ssim_425": Metric(
         "SSIM 425 px", 1, 3, "higher",
@@ -184,21 +186,51 @@ METRICS: dict[str, Metric] = {
         "Bińkowski et al. 2018, by another network than theirs: comparable within this run only", "", by_class=False,
     ),
 }  # fmt: skip
+# Metrics of a reconstruction and its truth that smooth or frequent pictures do well in whatever was seen: each stands
+# beside what its row's reconstructions get blindly, and what they gain over that.
+PAIRED = ("ssim", "ssim_grey", "ssim_425", "pixcorr", "lpips", "effnet", "swav")
+
+
+def _controls(name: str) -> dict[str, Metric]:
+    of, nearer = METRICS[name], METRICS[name].better == "higher"
+    other = (
+        f"{of.head} of the same reconstructions, dealt out to the trials at random ({{dealt}}): what a decoder that is "
+        "blind, but draws the same pictures, would get."
+    )
+    gain = f"{of.head} - {of.head} other" if nearer else f"{of.head} other - {of.head}"
+    return {
+        f"{name}_other": Metric(
+            f"{of.head} other", 1, 3, None, other, "ours", "it is a chance level itself", by_class=False
+        ),
+        f"{name}_gain": Metric(
+            f"{of.head} gain", 1, 3, "higher", f"{gain}: what is owed to the picture seen.", "ours",
+            "a picture that knows nothing of the one seen", by_class=False,
+        ),
+    }  # fmt: skip
+
+
+METRICS = {key: metric for name, of in METRICS.items()
+           for key, metric in ({name: of} | (_controls(name) if name in PAIRED else {})).items()}  # fmt: skip
+CONTROL_OF = {f"{name}_{kind}": name for name in PAIRED for kind in ("other", "gain")}
 # The paper's three with their controls: cheap, and what the tables are made of, so always measured.
-PAPERS = ("acc", "shuffled", "acc_label", "is", "ssim", "ssim_grey", "ssim_other", "ssim_gain")
+PAPERS = ("acc", "acc_balanced", "auc", "shuffled", "acc_label", "is", "ssim", "ssim_grey")
 # Better means nothing for a control, and a set has no best sample.
 BEST = [name for name, metric in METRICS.items() if metric.better and metric.by_class]
 
 
 def chosen(names: Iterable[str]) -> list[str]:
-    """The metrics asked for and the paper's, in the order of METRICS; "all" is all. ValueError: no such metric."""
+    """The metrics asked for and the paper's, each with its controls, in the order of METRICS; "all" is all.
+
+    ValueError: no such metric.
+    """
     names = list(names)
     for name in names:
         if name not in ("all", "paper", *METRICS):
             near = difflib.get_close_matches(name, METRICS, 1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"metrics: {name!r} is not one of all, paper, {', '.join(METRICS)}.{hint}")
-    return [name for name in METRICS if "all" in names or name in (*names, *PAPERS)]
+    asked = [*(CONTROL_OF.get(name, name) for name in names), *PAPERS]
+    return [name for name in METRICS if "all" in names or CONTROL_OF.get(name, name) in asked]
 
 
 def describe(name: str, facts: Facts) -> dict[str, Any]:

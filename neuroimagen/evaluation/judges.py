@@ -43,25 +43,25 @@ def _where(name: str, weights: str | None, download: bool) -> str | Path | None:
 
 
 def pair_measures(wants: Callable[..., bool], side: int) -> list[PairMeasure]:
-    """What compares a reconstruction of `side` px with its ground truth without a network."""
+    """What compares reconstructions of `side` px with ground truths without a network."""
 
-    def ours(images: torch.Tensor, truths: torch.Tensor, which: torch.Tensor) -> dict[str, torch.Tensor]:
-        both = ssim(images, truths, which)
+    def ours(images: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor) -> dict[str, torch.Tensor]:
+        both = ssim(images, truths, pairs)
         return {"ssim": both[:, 0], "ssim_grey": both[:, 1]}
 
     found: list[PairMeasure] = [ours]
     if wants("ssim_425"):
-        found.append(lambda *pair: {"ssim_425": ssim_425(*pair)})
+        found.append(lambda *pairs: {"ssim_425": ssim_425(*pairs)})
     if wants("pixcorr"):
         if side <= 256:
-            found.append(lambda *pair: {"pixcorr": pixcorr_425(*pair)})
+            found.append(lambda *pairs: {"pixcorr": pixcorr_425(*pairs)})
         else:  # here the plain way is the faster one
-            found.append(lambda images, truths, which: {"pixcorr": perceptual.pixcorr(images, truths[which])})
+            found.append(lambda images, truths, pairs: {"pixcorr": perceptual.pixcorr(images, truths, pairs=pairs)})
     return found
 
 
 def _lpips(network: Lpips) -> PairMeasure:
-    return lambda images, truths, which: {"lpips": perceptual.lpips(images, truths[which], network)}
+    return lambda images, truths, pairs: {"lpips": perceptual.lpips(images, truths, network, pairs)}
 
 
 def load_judges(

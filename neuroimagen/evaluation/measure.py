@@ -1,11 +1,14 @@
 """One pass over a run's pictures: each different picture through each network once, each pair compared once.
 
+A reconstruction is compared with its own ground truth and with those that it is dealt (metrics.deal).
+
 Pictures are told apart by their pixels, so the ground truth of several subjects' trials, or a training picture that the
 retrieval row returns many times, is judged once. Work is cut in fixed batches that the processes take in turn: a
 picture meets the same company on any number of processes, and so the same bits come out.
 """
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,6 +23,7 @@ from tqdm import tqdm
 from neuroimagen.collectives import spread, world_size
 from neuroimagen.evaluation.classifiers import read_pictures, read_pixels
 
+TRUTH_CACHE = 256 << 20  # bytes of ground-truth pictures kept by each process
 Arrays = dict[str, np.ndarray]
 T = TypeVar("T")
 
@@ -36,7 +40,7 @@ class Judge:
     compare: Sequence[str] = ()  # layers correlated (Pearson) with those of the ground-truth pictures
 
 
-# reconstructions (B, 3, H, W), different ground truths (m, 3, H, W) in [0, 1], which of them (B,) -> {metric: (B,)}
+# reconstructions (B, 3, H, W), ground truths (m, 3, H, W) in [0, 1], pairs of them (p, 2) -> {metric: (p,)}
 PairMeasure = Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
 
 
@@ -46,12 +50,17 @@ class Measured:
 
     numbers: Arrays  # row -> (n, samples) picture numbers; ground truths: (n, 1)
     outputs: Arrays  # kept layer -> (pictures, D)
-    pairs: dict[str, Arrays]  # row -> {measure: (n, samples)}: of the pair with the trial's own ground truth
+    pairs: Arrays  # measure -> (pairs,)
+    where: dict[tuple[str, str | None], np.ndarray]  # (row, deal or None: own truth) -> places in `pairs`
     gallery: int
 
     def of(self, layer: str, row: str) -> np.ndarray:
         """(n * samples, D)"""
         return self.outputs[layer][self.numbers[row].ravel()]
+
+    def compared(self, name: str, row: str, deal: str | None = None) -> np.ndarray:
+        """(n, samples) of a pair measure of trials and their own truths; (trials, samples, k) of those of a deal."""
+        return self.pairs[name][self.where[row, deal]]
 
 
 def _spread(parts: Sequence[T], work: Callable[[T], Arrays], weigh: Callable[[T], int], bar: Any) -> Arrays:
@@ -94,23 +103,21 @@ def standardise(features: Tensor) -> Tensor:
 def measure(
     rows: dict[str, list[list[Path]]],
     truths: list[Path],
-    others: list[Path] | None,
+    deals: dict[str, tuple[np.ndarray, np.ndarray]],
     judges: Iterable[Judge],
     pair_measures: Iterable[PairMeasure],
-    other_measures: Iterable[PairMeasure],
     batch_size: int,
     device: torch.device,
 ) -> Measured:
     """Judge every picture and compare every pair; collective: every rank.
 
-    rows: by name, of each trial its samples. truths: of each trial. others: of each trial another's ground truth, with
-    which `other_measures` compare its samples too; they are also measured as a row of their own, "other". The ground
-    truths are measured as the row "truth". Pair measures have, for each compared layer, "own <layer>", the correlation
-    with the own ground truth, and "rank <layer>", how many other ground truths correlate at least as much.
+    rows: by name, of each trial its samples. truths: of each trial. deals: by name, trials (t,) and, of each of their
+    samples, the trials (t, samples, k) with whose truths it is compared besides. The ground truths are measured as the
+    row "truth". Pair measures have, for each compared layer, "own <layer>", the correlation with the truth of the pair,
+    and "rank <layer>", how many other ground truths correlate at least as much.
     ValueError: a picture that cannot be read, or of another size than its ground truth.
     """
-    judges, pair_measures, other_measures = list(judges), list(pair_measures), list(other_measures)
-    extra = {"truth": [[path] for path in truths]} | ({"other": [[path] for path in others]} if others else {})
+    judges, pair_measures = list(judges), list(pair_measures)
     everything = truths + [path for trial in zip(*rows.values(), strict=True) for cell in trial for path in cell]
     quiet = True if world_size() > 1 and dist.get_rank() else None
     with tqdm(total=0, desc="evaluate", unit="picture", disable=quiet) as bar:
@@ -127,22 +134,22 @@ def measure(
             first.setdefault(digests[path], path)
         number, paths = {digest: i for i, digest in enumerate(first)}, list(first.values())
         numbers = {row: np.array([[number[digests[p]] for p in cell] for cell in cells])
-                   for row, cells in (rows | extra).items()}  # fmt: skip
-        own = numbers["truth"]
+                   for row, cells in (rows | {"truth": [[path] for path in truths]}).items()}  # fmt: skip
+        own = numbers["truth"][:, 0]
         gallery = len(np.unique(own))  # they came first
         bar.total = len(paths)
         bar.refresh()
 
-        def pairs_of(wanted: dict[str, np.ndarray]) -> tuple[np.ndarray, Arrays]:
-            """Different pairs (p, 2) of a picture and a ground truth, by picture; row -> (n, samples) pair numbers."""
-            codes = [(numbers[row] * gallery + truth).ravel() for row, truth in wanted.items()]
-            unique, inverse = np.unique(np.concatenate([np.zeros(0, int), *codes]), return_inverse=True)
-            where = np.split(inverse, np.cumsum([len(code) for code in codes])[:-1])
-            shaped = {row: part.reshape(numbers[row].shape) for row, part in zip(wanted, where, strict=False)}
-            return np.stack([unique // gallery, unique % gallery], 1), shaped
-
-        own_pairs, own_where = pairs_of({row: own for row in numbers})
-        other_pairs, other_where = pairs_of({row: numbers["other"] for row in [*rows, "truth"]} if others else {})
+        # Different pairs (p, 2) of a picture and a ground truth, by picture, and where each is wanted
+        codes: dict[tuple[str, str | None], np.ndarray] = {}
+        for row, mine in numbers.items():
+            codes[row, None] = mine * gallery + own[:, None]
+            for name, (inside, dealt) in deals.items():
+                codes[row, name] = mine[inside][..., None] * gallery + own[dealt[:, : mine.shape[1]]]
+        unique, inverse = np.unique(np.concatenate([code.ravel() for code in codes.values()]), return_inverse=True)
+        ends = np.cumsum([code.size for code in codes.values()])[:-1]
+        where = {key: part.reshape(codes[key].shape) for key, part in zip(codes, np.split(inverse, ends), strict=True)}
+        pairs = np.stack([unique // gallery, unique % gallery], 1)
         truth_layers: Arrays = {}
         compared: dict[str, Tensor] = {}
 
@@ -155,6 +162,10 @@ def measure(
             images = read_pictures([paths[i] for i in part]).to(device)
             return {name: layer.float().cpu().numpy() for name, layer in layers_of(images).items()}
 
+        # Ground truths are wanted again and again: some are kept.
+        kept_truths = max(batch_size, TRUTH_CACHE // int(12 * about["size"][0].prod()))
+        truth_picture = functools.lru_cache(kept_truths)(lambda t: read_pictures([paths[t]])[0])
+
         @torch.inference_mode()
         def work(part: Sequence[int]) -> Arrays:
             images = read_pictures([paths[i] for i in part]).to(device)
@@ -163,7 +174,8 @@ def measure(
             else:
                 layers = layers_of(images)
             found: Arrays = {}
-            mine, at, target = _pairs_in(part, own_pairs)
+            start, stop = np.searchsorted(pairs[:, 0], (part[0], part[-1] + 1))
+            at, target = pairs[start:stop, 0] - part[0], pairs[start:stop, 1]
             for judge in judges:
                 found |= {name: layers[name].float().cpu().numpy() for name in judge.keep}
                 for name in judge.compare:
@@ -173,10 +185,12 @@ def measure(
                     same = match[at, target]
                     found[f"own {name}"] = same.cpu().numpy()
                     found[f"rank {name}"] = ((match[at] >= same[:, None]).sum(1) - 1).cpu().numpy()
-            found |= _compare(images, mine, at, paths, pair_measures, "")
-            if len(other_pairs):
-                mine, at, _ = _pairs_in(part, other_pairs)
-                found |= _compare(images, mine, at, paths, other_measures, "other ")
+            different, which = np.unique(target, return_inverse=True)
+            seen = torch.stack([truth_picture(t) for t in different.tolist()]).to(device)
+            both = torch.from_numpy(np.stack([at, which], 1)).to(device)
+            for measure_pairs in pair_measures:
+                values = measure_pairs(images, seen, both)
+                found |= {name: v.float().cpu().numpy() for name, v in values.items()}
             return found
 
         cut = _cut(range(gallery), batch_size)
@@ -184,27 +198,4 @@ def measure(
         compared = {n: standardise(torch.from_numpy(truth_layers[n])).to(device) for j in judges for n in j.compare}
         found = _spread([*cut, *_cut(range(gallery, len(paths)), batch_size)], work, len, bar)
     kept = {name: found.pop(name) for judge in judges for name in judge.keep}
-    pairs: dict[str, Arrays] = {row: {} for row in numbers}
-    for name, values in found.items():
-        for row, where in (other_where if name.startswith("other ") else own_where).items():
-            pairs[row][name] = values[where]
-    return Measured(numbers, kept, pairs, gallery)
-
-
-def _pairs_in(part: Sequence[int], pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The pairs of a batch of consecutive pictures, the pictures' places in it, and the ground truths."""
-    start, stop = np.searchsorted(pairs[:, 0], (part[0], part[-1] + 1))
-    mine = pairs[start:stop]
-    return mine, mine[:, 0] - part[0], mine[:, 1]
-
-
-def _compare(
-    images: Tensor, pairs: np.ndarray, at: np.ndarray, paths: list[Path], measures: Iterable[PairMeasure], prefix: str
-) -> Arrays:
-    truths, which = np.unique(pairs[:, 1], return_inverse=True)
-    found: Arrays = {}
-    seen = read_pictures([paths[t] for t in truths]).to(images.device)
-    for measure in measures:
-        values = measure(images[at], seen, torch.from_numpy(which))
-        found |= {prefix + name: v.float().cpu().numpy() for name, v in values.items()}
-    return found
+    return Measured(numbers, kept, found, where, gallery)

@@ -6,18 +6,17 @@ ACC. All functions take plain arrays or tensors; pictures are float in [0, 1]. M
 
 import functools
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy.stats
 import torch
 import torch.nn.functional as F
-from scipy.special import ndtr, stdtrit
 
+from neuroimagen.evaluation.intervals import FEWEST, Estimate, jackknife, share
 from neuroimagen.evaluation.networks import SUITE_SIDE, resize
 
 SSIM_SETTINGS = "SSIM: Gaussian window 11 x 11, sigma 1.5, k1 0.01, k2 0.03, data range 1, borders mirrored"
-FEWEST = 5  # units (ground-truth pictures) from which there is an interval
 
 
 @functools.lru_cache(maxsize=32)
@@ -102,7 +101,7 @@ def shuffled_accuracy(probabilities: np.ndarray, truth: np.ndarray, n_way: int =
     return float(success.mean(0) @ np.bincount(which) / len(truth))
 
 
-def shuffled_estimate(success: np.ndarray, which: np.ndarray, units: np.ndarray) -> "Estimate":
+def shuffled_estimate(success: np.ndarray, which: np.ndarray, units: np.ndarray) -> Estimate:
     """`shuffled_accuracy` with its interval, from success (n, T) of n pictures at each of T truths; which (n,): theirs.
 
     The interval is a jackknife over units (n,): a bootstrap would repeat a unit and pair its pictures as if different.
@@ -114,10 +113,106 @@ def shuffled_estimate(success: np.ndarray, which: np.ndarray, units: np.ndarray)
     counts = truths.sum(1)
     total_s, total_t, total = sums.sum(0), truths.sum(0), counts.sum()
     value = float(total_s @ total_t / total**2)
+    without = ((total_s - sums) * (total_t - truths)).sum(1) / np.maximum(total - counts, 1) ** 2
+    return share(jackknife(value, without))
+
+
+class Dealings(NamedTuple):
+    """What other trials' truths the reconstructions of n trials are compared with, to learn what they get blindly."""
+
+    trials: np.ndarray  # (n, samples, k): whose truth
+    exact: bool  # all n - 1 others: means over them are those over all permutations
+
+
+def deal(n: int, samples: int, least: int = 2000, seed: int = 0) -> Dealings:
+    """Cyclic shifts of a seeded permutation of n trials, other ones for each sample: each is one way to deal out the
+    truths, so every reconstruction and every truth counts alike.
+
+    As many (k) as make `least` pairs, 2 at least and all n - 1 at most; the shift by none is the trials' own truths.
+    """
+    k, rng = min(n - 1, max(2, -(-least // (n * samples)))), np.random.default_rng(seed)
+    order = rng.permutation(n)
+    shifts = np.stack([1 + rng.permutation(n - 1)[:k] for _ in range(samples)])
+    return Dealings(order[(np.argsort(order)[:, None, None] + shifts) % n], k == n - 1)
+
+
+def dealt_estimates(
+    own: np.ndarray, dealt: np.ndarray, trials: np.ndarray, units: np.ndarray, better: str = "higher"
+) -> tuple[Estimate, Estimate]:
+    """What reconstructions would get if the truths were dealt out to them at random, and what they gain over that.
+
+    own (n, samples): of each with its own truth; dealt (n, samples, k): with those of `trials`, see `deal`; units (n,).
+    The first is the mean over all permutations, as `shuffled_accuracy`: each reconstruction meets its own truth with
+    probability 1/n, any other one with (n - 1)/n, of which `dealt` are all, or a fair sample. The second is by how much
+    mean(own) is better. Intervals are jackknives over units, which leave out a unit's reconstructions and its truths.
+    """
+    n, k = len(own), dealt.shape[2]
+    names, unit = np.unique(units, return_inverse=True)
+    values = np.concatenate([own[..., None], dealt], 2)
+    weights = np.broadcast_to(np.array([1 / n] + [(n - 1) / (n * k)] * k), values.shape)
+    picture = np.broadcast_to(unit[:, None, None], values.shape)
+    truth = np.concatenate([picture[..., :1], unit[trials]], 2)
+
+    def without(x: np.ndarray) -> np.ndarray:
+        """(units + 1,) sums over the pairs that are left without each unit; last, without none."""
+        gone = np.bincount(picture.ravel(), x.ravel()) + np.bincount(truth.ravel(), x.ravel())
+        same = picture == truth  # counted twice
+        gone -= np.bincount(picture[same], x[same], len(names))
+        return x.sum() - np.append(gone, 0)
+
+    other = without(weights * values) / np.maximum(without(weights), 1e-300)
+    sums, counts = (np.append(np.bincount(unit, x), 0) for x in (own.mean(1), np.ones(n)))
+    gain = ((sums.sum() - sums) / np.maximum(n - counts, 1e-300) - other) * (1 if better == "higher" else -1)
+    return jackknife(float(other[-1]), other[:-1]), jackknife(float(gain[-1]), gain[:-1])
+
+
+def best_guess(truth: np.ndarray, by_rank: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """(n,): what each trial gets by the best answer that is the same for all: true classes (n,), ranked by how often
+    they come. by_rank: `success_by_rank`. weights (n,): of the trials, in a mean that is not over all alike.
+
+    As success falls with the rank, no decoder that is blind to the trial has a higher mean (rearrangement inequality).
+    """
+    which = np.unique(truth, return_inverse=True)[1]
+    rank = np.argsort(np.argsort(-np.bincount(which, weights), kind="stable"), kind="stable")
+    return by_rank[rank[which]]
+
+
+def balanced_estimate(values: np.ndarray, labels: np.ndarray, units: np.ndarray) -> Estimate:
+    """Mean over classes of the mean of values (n,) within each, labels (n,); its interval a jackknife over units."""
+    (classes, label), (names, unit) = (np.unique(x, return_inverse=True) for x in (labels, units))
+
+    def without(x: np.ndarray) -> np.ndarray:  # (units, classes)
+        each = np.bincount(unit * len(classes) + label, x, len(names) * len(classes)).reshape(len(names), -1)
+        return each.sum(0) - each
+
+    counts = without(np.ones(len(values)))
+    means = np.where(counts > 0.5, without(values) / np.maximum(counts, 1), np.nan)
+    value = float(np.mean([values[label == c].mean() for c in range(len(classes))]))
     if len(names) < FEWEST:
         return Estimate(value, None, None, len(names))
-    error = jackknife_error(((total_s - sums) * (total_t - truths)).sum(1) / (total - counts) ** 2)
-    return Estimate(value, max(0.0, value - error), min(1.0, value + error), len(names))
+    rarest = min(len(set(unit[label == c])) for c in range(len(classes)))
+    return share(jackknife(value, np.nanmean(means, 1)), len(classes) * rarest)
+
+
+def auc_estimate(scores: np.ndarray, positive: np.ndarray, units: np.ndarray) -> Estimate:
+    """Area under the ROC curve: the share of pairs of a positive and a negative in which the positive has the higher
+    score, ties half. scores (n,), positive (n,) bool, of either kind one or more; interval: jackknife over units.
+    """
+    names, unit = np.unique(units, return_inverse=True)
+
+    def below(kind: np.ndarray) -> np.ndarray:  # share of the other kind
+        return (scipy.stats.rankdata(scores)[kind] - scipy.stats.rankdata(scores[kind])) / (~kind).sum()
+
+    shares = np.empty(len(scores))  # of each picture: the pairs won, of those that it is in
+    shares[positive], shares[~positive] = below(positive), 1 - below(~positive)
+    value = float(shares[positive].mean())
+    without = []
+    for u in range(len(names)):
+        left = (positive == positive[unit == u][0]) & (unit != u)  # the other kind's shares have the same mean
+        without.append(shares[left].mean() if left.any() else np.nan)
+    if np.isnan(without).any():
+        return Estimate(value, None, None, len(names))
+    return share(jackknife(value, np.array(without)), min(len(set(unit[kind])) for kind in (positive, ~positive)))
 
 
 def inception_score(probabilities: np.ndarray, splits: int = 1) -> float:
@@ -140,7 +235,7 @@ def _plogp(p: np.ndarray) -> np.ndarray:
     return (p * np.log(np.where(p > 0, p, 1))).sum(-1)
 
 
-def inception_estimate(probabilities: np.ndarray, units: np.ndarray, splits: int = 1) -> "Estimate":
+def inception_estimate(probabilities: np.ndarray, units: np.ndarray, splits: int = 1) -> Estimate:
     """`inception_score` of (n, K) with its interval, a jackknife of its logarithm over units (n,); with 1 split only.
 
     No bootstrap: that leaves a third of the pictures out, and fewer different pictures have a lower score. The interval
@@ -156,8 +251,9 @@ def inception_estimate(probabilities: np.ndarray, units: np.ndarray, splits: int
     counts = np.bincount(unit)
     left = (len(p) - counts)[:, None]
     without = (certain.sum() - certain) / left[:, 0] - _plogp(np.maximum(sums.sum(0) - sums, 0) / left)
-    factor = math.exp(jackknife_error(without))
-    return Estimate(value, max(1.0, value / factor), value * factor, len(names))
+    _, low, high, _ = jackknife(math.log(value), without)
+    assert low is not None and high is not None
+    return Estimate(value, max(1.0, math.exp(low)), math.exp(high), len(names))
 
 
 def best_of(values: np.ndarray, better: str) -> np.ndarray:
@@ -189,10 +285,11 @@ def _blur(maps: torch.Tensor, dim: int) -> torch.Tensor:
     return found
 
 
-def _similar(x: torch.Tensor, truths: torch.Tensor, which: torch.Tensor, mirrored: bool) -> torch.Tensor:
-    """SSIM (B, C) of channels (B, C, H, W) with rows `which` of truths (m, C, H, W), whose moments are taken once.
+def _similar(x: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor, mirrored: bool) -> torch.Tensor:
+    """SSIM (p, C) of pairs (p, 2), a row of x (B, C, H, W) and one of truths (m, C, H, W) each.
 
-    Borders are mirrored, or left out of the mean.
+    Moments are taken once of each picture, so a pair costs the blur of a product. Borders are mirrored, or left out of
+    the mean.
     """
     if min(x.shape[-2:]) < 11:
         raise ValueError(f"SSIM needs pictures of at least 11 x 11 pixels, these are {tuple(x.shape[-2:])}")
@@ -203,31 +300,41 @@ def _similar(x: torch.Tensor, truths: torch.Tensor, which: torch.Tensor, mirrore
         return _blur(_blur(maps, -1), -2)
 
     c1, c2 = 0.01**2, 0.03**2
-    my, yy = blur(truths), blur(truths * truths)
-    found = []
     few = max(1, 200_000 // x[0].numel())  # at once, so that their maps stay in the cache
-    for image, i in zip(x.split(few), which.to(x.device).split(few), strict=True):
-        mx, xx, xy = blur(torch.cat([image, image * image, image * truths[i]])).chunk(3)
-        both, squares = mx * my[i], mx * mx + my[i] * my[i]
-        above = (2 * both + c1) * (2 * (xy - both) + c2)
-        found.append((above / ((squares + c1) * (xx + yy[i] - squares + c2))).mean((2, 3)))
-    return torch.cat(found)
+    mean, square = (torch.cat([blur(part**power) for part in x.split(few)]) for power in (1, 2))
+    found = x.new_empty(len(pairs), x.shape[1])
+    for t, truth in enumerate(truths[:, None]):
+        my, yy = blur(truth), blur(truth * truth)
+        for mine in (pairs[:, 1] == t).nonzero()[:, 0].split(few):
+            i = pairs[mine, 0]
+            mx, xy = mean[i], blur(x[i] * truth)
+            both, squares = mx * my, mx * mx + my * my
+            above = (2 * both + c1) * (2 * (xy - both) + c2)
+            found[mine] = (above / ((squares + c1) * (square[i] + yy - squares + c2))).mean((2, 3))
+    return found
+
+
+def _pairs(images: torch.Tensor, pairs: torch.Tensor | None) -> torch.Tensor:
+    """(p, 2) on the device of `images`; None: picture i with truth i."""
+    if pairs is None:
+        pairs = torch.arange(len(images))[:, None].expand(-1, 2)
+    return pairs.to(images.device)
 
 
 def _grey(images: torch.Tensor, weights: tuple[float, float, float]) -> torch.Tensor:
     return (images * images.new_tensor(weights).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
-def ssim(images: torch.Tensor, truths: torch.Tensor, which: torch.Tensor | None = None) -> torch.Tensor:
-    """Structural similarity (Wang et al. 2004) of picture pairs: (B, 3, H, W) twice, in [0, 1] -> (B, 2).
+def ssim(images: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor | None = None) -> torch.Tensor:
+    """Structural similarity (Wang et al. 2004): (B, 3, H, W) and (m, 3, H, W) in [0, 1] -> (p, 2).
 
     Settings: SSIM_SETTINGS. First in colour, the mean of the three channels; then in grey, of luma (ITU-R BT.601).
-    which: (B,), the truth of each picture; without it, picture i belongs to truth i.
+    pairs: (p, 2) integers, a row of images and one of truths; without them, picture i belongs to truth i.
     """
     assert images.shape[1:] == truths.shape[1:] and images.shape[1] == 3, (images.shape, truths.shape)
     luma = (0.299, 0.587, 0.114)
     images, truths = (torch.cat([x, _grey(x, luma)], 1) for x in (images, truths))
-    by_channel = _similar(images, truths, torch.arange(len(images)) if which is None else which, mirrored=True)
+    by_channel = _similar(images, truths, _pairs(images, pairs), mirrored=True)
     return torch.stack([by_channel[:, :3].mean(1), by_channel[:, 3]], 1)
 
 
@@ -237,19 +344,19 @@ def _suite_resize(n: int) -> torch.Tensor:
     return resize(resize(torch.eye(n)[None, None], SUITE_SIDE, n), 425, n)[0, 0]
 
 
-def ssim_425(images: torch.Tensor, truths: torch.Tensor, which: torch.Tensor | None = None) -> torch.Tensor:
-    """Structural similarity with the settings of the MindEye suite; arguments as `ssim` -> (B,).
+def ssim_425(images: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor | None = None) -> torch.Tensor:
+    """Structural similarity with the settings of the MindEye suite; arguments as `ssim` -> (p,).
 
     `perceptual.ssim_suite`, several times faster: same window and constants as ours, grey, 5 px of border left out.
     """
     weights = (0.2125, 0.7154, 0.0721)  # scikit-image's rgb2gray
     down, across = (_suite_resize(n).to(images) for n in images.shape[-2:])
     x, y = (down @ _grey(z, weights) @ across.T for z in (images, truths))
-    return _similar(x, y, torch.arange(len(x)) if which is None else which, mirrored=False)[:, 0]
+    return _similar(x, y, _pairs(images, pairs), mirrored=False)[:, 0]
 
 
-def pixcorr_425(images: torch.Tensor, truths: torch.Tensor, which: torch.Tensor | None = None) -> torch.Tensor:
-    """Pearson correlation of all pixels as in the MindEye suite; arguments as `ssim` -> (B,). A blank picture has 0.
+def pixcorr_425(images: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor | None = None) -> torch.Tensor:
+    """Pearson correlation of all pixels as in the MindEye suite; arguments as `ssim` -> (p,). A blank picture has 0.
 
     `perceptual.pixcorr` without the large pictures: resizing is linear, so sums over resized pixels are sums over the
     pictures' own, with weights.
@@ -264,66 +371,10 @@ def pixcorr_425(images: torch.Tensor, truths: torch.Tensor, which: torch.Tensor 
     def spread(z: torch.Tensor) -> torch.Tensor:  # of both resized pictures' products, the part of one
         return down.T @ down @ z @ (across.T @ across)
 
+    i, j = _pairs(images, pairs).T
     x, y = centred(images), centred(truths)
-    sx, sy = spread(x), spread(y)
-    y_own = y if which is None else y[which]
-    yy = (y * sy).sum((1, 2, 3))
-    norms = ((x * sx).sum((1, 2, 3)) * (yy if which is None else yy[which])).clamp(min=0).sqrt()
-    blank = norms <= 1e-9 * n
-    return torch.where(blank, 0.0, (sx * y_own).sum((1, 2, 3)) / norms.clamp(min=1e-30)).to(images.dtype)
-
-
-class Estimate(NamedTuple):
-    """A mean with its 95 % interval; low and high are None where no interval can be given."""
-
-    value: float
-    low: float | None
-    high: float | None
-    n: int  # independent units (ground-truth pictures)
-
-
-def jackknife_error(without: np.ndarray) -> float:
-    """Half of a 95 % interval, t_.975,u-1 jackknife errors; without (u,): the value with each unit left out."""
-    n = len(without)
-    return float(stdtrit(n - 1, 0.975) * math.sqrt((n - 1) / n * np.square(without - without.mean()).sum()))
-
-
-def expanded_level(n: int) -> float:
-    """The lower level of a 95 % percentile bootstrap of n units: Phi(-sqrt(n / (n - 1)) t_.975,n-1), .025 for many.
-
-    Hesterberg 2015 (What Teachers Should Know About the Bootstrap): resamples of few units spread too little.
-    """
-    return float(ndtr(-math.sqrt(n / (n - 1)) * stdtrit(n - 1, 0.975)))
-
-
-def bootstrap_means(
-    values: np.ndarray, units: np.ndarray, shares: Sequence[bool] = (), resamples: int = 2000, seed: int = 0
-) -> list[Estimate]:
-    """Means of the columns of values (n, m) and their 95 % percentile bootstrap intervals, resampling units (n,).
-
-    Several samples of one trial, and several people's trials of one picture, stand or fall together: so ground-truth
-    pictures are resampled, never single reconstructions. All columns see the same resamples, as one matrix product.
-    Levels: `expanded_level`; fewer than FEWEST units have no interval. shares: (m,), which columns are shares of
-    successes, from 0 to 1: one that is 0 throughout, or 1, has the interval of Clopper and Pearson over units.
-    """
-    values, (names, unit) = np.asarray(values, dtype=np.float64), np.unique(units, return_inverse=True)
-    assert values.ndim == 2 and len(values) == len(unit) > 0, values.shape
-    means, n = values.mean(0), len(names)
-    if n < FEWEST:
-        return [Estimate(float(mean), None, None, n) for mean in means]
-    sums = np.stack([np.bincount(unit, column) for column in values.T], 1)
-    counts = np.bincount(unit).astype(np.float64)
-    rng, found = np.random.default_rng(seed), []
-    step = max(1, 4_000_000 // n)  # rows of weights in memory at once
-    for start in range(0, resamples, step):
-        rows = min(step, resamples - start)
-        drawn = rng.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
-        weights = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
-        found.append(weights @ sums / (weights @ counts)[:, None])
-    level = expanded_level(n)
-    low, high = np.quantile(np.concatenate(found), (level, 1 - level), axis=0)
-    if len(shares):
-        least = 0.025 ** (1 / n)  # the lowest rate of which n successes in n come up in 2.5 % of studies
-        low = np.where(shares & (values == 1).all(0), least, low)
-        high = np.where(shares & (values == 0).all(0), 1 - least, high)
-    return [Estimate(float(m), float(a), float(b), n) for m, a, b in zip(means, low, high, strict=True)]
+    sx = spread(x)
+    xx, yy = ((z * sz).sum((1, 2, 3)).clamp(min=0) for z, sz in ((x, sx), (y, spread(y))))
+    norms = (xx[i] * yy[j]).sqrt()
+    products = (sx.flatten(1) @ y.flatten(1).T)[i, j]
+    return torch.where(norms <= 1e-9 * n, 0.0, products / norms.clamp(min=1e-30)).to(images.dtype)

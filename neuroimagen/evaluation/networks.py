@@ -329,7 +329,8 @@ def _clip_missing(why: str) -> NotAvailable:
 
 
 class Lpips(nn.Module):
-    """Learned perceptual distance (Zhang et al. 2018, version 0.1, AlexNet). Two (B, 3, H, W) in [0, 1] -> (B,).
+    """Learned perceptual distance (Zhang et al. 2018, version 0.1, AlexNet) of pairs (p, 2) of a row of `images` and
+    one of `truths`, both (B, 3, H, W) in [0, 1] -> (p,).
 
     torchmetrics has it too, but only with torchvision and a download at each call; its linear layers are used here.
     """
@@ -345,9 +346,12 @@ class Lpips(nn.Module):
         maps = self.backbone((2 * images - 1 - shift) / scale)
         return [x / torch.sqrt(1e-8 + x.square().sum(1, keepdim=True)) for x in maps]
 
-    def forward(self, images: torch.Tensor, truths: torch.Tensor) -> torch.Tensor:
-        pairs = zip(self._maps(images), self._maps(truths), self.linear, strict=True)
-        return torch.stack([(w * (x - y).square()).sum(1).mean((1, 2)) for x, y, w in pairs]).sum(0)
+    def forward(self, images: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+        layers = list(zip(self._maps(images), self._maps(truths), self.linear, strict=True))
+        found = []
+        for i, j in (part.T for part in pairs.split(16)):
+            found.append(torch.stack([(w * (x[i] - y[j]).square()).sum(1).mean((1, 2)) for x, y, w in layers]).sum(0))
+        return torch.cat(found)
 
 
 def load_lpips(device: str | torch.device = "cpu", weights: str | Path | None = None) -> Lpips:

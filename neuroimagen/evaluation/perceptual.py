@@ -34,17 +34,28 @@ KID_ROWS = 256  # of the kernel matrix at once
 def _sized(images: torch.Tensor, truths: torch.Tensor, setting: Setting) -> tuple[torch.Tensor, torch.Tensor]:
     if setting == "suite":
         return suite_pictures(images, SUITE_PIXELS), suite_pictures(truths, SUITE_PIXELS)
-    if images.shape != truths.shape:
+    if images.shape[1:] != truths.shape[1:]:
         raise ValueError(
             f"pictures of shape {tuple(images.shape)} and {tuple(truths.shape)} cannot be compared at their own size"
         )
     return images, truths
 
 
-def pixcorr(images: torch.Tensor, truths: torch.Tensor, setting: Setting = "suite") -> torch.Tensor:
-    """Pearson correlation of all values of each picture pair: (B, 3, H, W) twice, in [0, 1] -> (B,). See SETTINGS."""
-    images, truths = _sized(images, truths, setting)
-    return 1 - correlation_distance(images.flatten(1), truths.flatten(1))
+def pixcorr(
+    images: torch.Tensor, truths: torch.Tensor, setting: Setting = "suite", pairs: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Pearson correlation of all values of each picture pair: (B, 3, H, W) twice, in [0, 1] -> (B,). See SETTINGS.
+
+    pairs: (p, 2), a row of images and one of truths; without them, picture i belongs to truth i.
+    """
+    x, y = (z.flatten(1) for z in _sized(images, truths, setting))
+    if pairs is None:
+        return 1 - correlation_distance(x, y)
+    (x_mean, x_norm), (_, y_norm) = _norms(x.double()), _norms(y.double())
+    norms = x_norm[:, None] * y_norm
+    products = (x.double() - x_mean[:, None]) @ y.double().T
+    found = torch.where(norms > 0, products / norms.clamp_min(1e-300), 0.0)
+    return found[pairs[:, 0], pairs[:, 1]].to(images.dtype)
 
 
 def ssim_suite(images: torch.Tensor, truths: torch.Tensor) -> torch.Tensor:
@@ -59,17 +70,21 @@ def ssim_suite(images: torch.Tensor, truths: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def lpips(images: torch.Tensor, truths: torch.Tensor, network: Lpips) -> torch.Tensor:
+def lpips(
+    images: torch.Tensor, truths: torch.Tensor, network: Lpips, pairs: torch.Tensor | None = None
+) -> torch.Tensor:
     """Learned perceptual distance at the pictures' own size: (B, 3, H, W) twice, in [0, 1] -> (B,) on the CPU.
 
-    0 = the same. network: `networks.load_lpips`.
+    0 = the same. network: `networks.load_lpips`. pairs: as `pixcorr`.
     ValueError: pictures under 35 px, of which AlexNet leaves nothing.
     """
     images, truths = _sized(images, truths, "own")
     if min(images.shape[-2:]) < 35:
         raise ValueError(f"LPIPS needs pictures of at least 35 x 35 pixels, these are {tuple(images.shape[-2:])}")
     device = next(network.parameters()).device
-    return network(images.to(device), truths.to(device)).cpu()
+    if pairs is None:
+        pairs = torch.arange(len(images))[:, None].expand(-1, 2)
+    return network(images.to(device), truths.to(device), pairs.to(device)).cpu()
 
 
 def _norms(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

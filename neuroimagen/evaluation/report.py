@@ -168,20 +168,24 @@ class Page:
             f'settings</summary><ul class="notes">{notes}</ul></details>'
         )
 
+    def guessing(self, metric: str) -> float | None:
+        return self.scores["truth"].get("guessing", {}).get(metric, {}).get("value")
+
     def by_group(self, prefix: str, title: str, ident: str) -> str:
         """Bars of the full row: accuracy in sight, the other metrics one click away."""
         groups = {g: m for g, m in self.scores["rows"][self.full].items() if g.startswith(prefix)}
         if prefix == "class ":
             groups = {group.removeprefix(prefix): found for group, found in groups.items()}
         names = [name for name in self.metrics if any(name in found for found in groups.values())]
+        names.sort(key=lambda name: name != self.scores["headline"])
         if len(groups) < 2 or not names:
             return ""
         charts = []
         for name in names:
             found = {group: values[name] for group, values in groups.items() if name in values}
             metric = self.metrics[name]
-            if name == "acc" and "shuffled" in self.scores["truth"]:  # the chance to beat is that within the study
-                metric = metric._replace(chance=self.scores["truth"]["shuffled"], chance_of="guessing in the study")
+            if guess := self.guessing(name):  # the chance to beat is that within the study
+                metric = metric._replace(chance=guess, chance_of="guessing in the study")
             head = f'<p class="legend">{legend(metric)}</p>'
             charts.append((metric, head + bars(metric, found, best_first=prefix == "class ")))
         first, *others = charts
@@ -230,8 +234,10 @@ class Page:
 
     def facts(self) -> str:
         found, cards = self.scores["rows"][self.full]["all"], []
+        headline = self.scores["headline"]
+        uneven = ", mean over classes, as these are uneven" * (headline == "acc_balanced")
         what = {
-            "acc": f"accuracy of row {self.full}: the picture drawn is recognised as what was seen",
+            headline: f"accuracy of row {self.full}{uneven}: the picture drawn is recognised as what was seen",
             "ssim": "likeness of structure to the picture seen; 1 is identical",
             "is": "variety and clarity of the pictures drawn",
         }
@@ -239,10 +245,10 @@ class Page:
             if name not in found or name not in self.metrics:
                 continue
             metric, beside = self.metrics[name], []
-            if name == "acc" and "shuffled" in self.scores["truth"]:
-                beside.append(f"guessing in the study {metric(self.scores['truth']['shuffled'])}")
-            if name == "ssim" and metric.chance is None and "ssim_other" in found:
-                beside.append(f"to another picture {metric(found['ssim_other']['value'])}")
+            if guess := self.guessing(name):
+                beside.append(f"guessing in the study {metric(guess)}")
+            if f"{name}_other" in found:
+                beside.append(f"dealt out at random {metric(found[f'{name}_other']['value'])}")
             beside += [metric.beside()] if metric.beside() else []
             head = self.define(name, text(metric.title))
             below = f"<span>{text(said)}</span><span>{' &middot; '.join(beside)}</span>"

@@ -74,8 +74,8 @@ def confusion(found: dict[str, Any], row: str) -> str:
     return (
         f'<div class="wide" tabindex="0" role="region" aria-label="Confusion table of row {text(row)}">'
         f'<table class="confusion{" few" * few}"><caption>Row {text(row)}: {right} of {total} pictures '
-        f"({100 * right / max(total, 1):.1f}&nbsp;%) look most like the class that was seen; guessing one of "
-        f"{len(classes)} classes gets {100 / max(len(classes), 1):.1f}&nbsp;%.</caption>"
+        f"({100 * right / max(total, 1):.1f}&nbsp;%) look most like the class that was seen; always the most "
+        f"frequent of {len(classes)} classes gets {100 * max(map(sum, counts)) / max(total, 1):.1f}&nbsp;%.</caption>"
         f"<thead><tr><td><small>seen &darr; &nbsp; looks like &rarr;</small></td>{heads}</tr></thead>"
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )

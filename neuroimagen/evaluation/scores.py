@@ -23,7 +23,7 @@ from neuroimagen.processes import leave_process_group, make_accelerator
 PAPER_ROWS = ("I", "L", "B", "B+I", "L+I")  # models 1 to 5 of the paper's Table 3
 FULL = "L+I"
 RESERVED = ("truth", "other", "maps")  # what evaluate and report call pictures that are no row's
-VERSION = 3  # of scores.json; 3 brought metrics' definitions, chance and ceiling, best of n, confusion
+VERSION = 4  # of scores.json; 4 brought controls of every paired metric, balanced accuracy, the best constant guess
 
 
 @dataclasses.dataclass
@@ -100,23 +100,6 @@ class ReconstructRun:
         groups = {"all": np.ones(len(self.trials), bool)}
         groups |= {f"subject {s}": subjects == s for s in sorted(set(subjects.tolist()))}
         return groups | {f"class {names[label]}": labels == label for label in sorted(names)}
-
-    def others(self) -> list[str] | None:
-        """Of each trial the key of the trial with whose picture its reconstructions are compared as a control.
-
-        The rule: all images of the run, ordered by label and then name, are shifted cyclically by half their number;
-        the other picture is that of the first trial of the image shifted to. So it is never the trial's own image, and
-        of another class wherever no class has more than half of the images. None if the run holds one image only.
-        """
-        first: dict[str, dict[str, Any]] = {}
-        for trial in self.trials:
-            first.setdefault(trial["image"], trial)
-        images = sorted(first, key=lambda image: (first[image]["label"], image))
-        if len(images) < 2:
-            return None
-        shifted = images[len(images) // 2 :] + images[: len(images) // 2]
-        other = {image: first[to]["key"] for image, to in zip(images, shifted, strict=True)}
-        return [other[trial["image"]] for trial in self.trials]
 
 
 def read_run(path: str | Path) -> ReconstructRun:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from neuroimagen.data.classes import UNEVEN
 from neuroimagen.evaluation import published
 from neuroimagen.evaluation.scores import ReconstructRun
 
@@ -74,10 +75,17 @@ def notes(run: ReconstructRun, scores: dict[str, Any], metrics: dict[str, dict[s
     if by_chance:
         said = "; ".join(f"{', '.join(names)}: {of}" for of, names in by_chance.items())
         lines.append(f"Chance, what needs no EEG: {said}.")
-    if "shuffled" in truth:
+    if "guessing" in truth:
+        said = f"{100 * truth['guessing']['acc']['value']:.1f} %"
+        if scores["headline"] == "acc_balanced":
+            said += f", balanced {100 * truth['guessing']['acc_balanced']['value']:.1f} %"
+            lines.append(
+                f"Balanced ACC goes first because the most frequent class of these trials has more than {UNEVEN:g} "
+                "times the trials of the rarest: ACC can be had by drawing the frequent ones always."
+            )
         lines.append(
-            f"Guessing in the study: {100 * truth['shuffled']:.1f} %, the ACC of the pictures seen themselves, dealt "
-            "out to the trials at random."
+            f"Guessing in the study: {said}, the most that a decoder can expect which knows how often each class "
+            "comes, and nothing of the trial (the same answer for all: the study's classes in the order of frequency)."
         )
     lines.append("The pictures seen: what the ground-truth pictures themselves get, judged by the same code.")
     lines.append(f"Classifier: {scores['classifier']}.")
@@ -86,7 +94,7 @@ def notes(run: ReconstructRun, scores: dict[str, Any], metrics: dict[str, dict[s
             f" It names {100 * truth['named_rightly']:.1f} % of the ground-truth pictures as the data set does."
         )
     if scores["pictures"] == 1:
-        lines.append("shuffled, SSIM other, SSIM gain: not available, as all trials show one and the same picture.")
+        lines.append("shuffled, all that is other or gain: not available, as all trials show one and the same picture.")
     lines.append(
         f"Ranges: {scores['interval'].removesuffix('; n counts them')}. People are not resampled: a range is about "
         "other pictures for the same people, not about other people."

@@ -23,7 +23,9 @@ BASELINES = {  # in the order of the paper's Table 1, and the trainer that makes
 }
 CONTROLS = ("retrieval", "oracle", "random class")
 MAIN = (
+    "acc_balanced",  # where classes are uneven (scores["headline"])
     "acc",
+    "auc",
     "shuffled",
     "acc_label",
     "is",
@@ -88,7 +90,8 @@ class _Book:
     def __init__(self, run: ReconstructRun, scores: dict[str, Any]) -> None:
         self.run, self.scores, self.metrics = run, scores, describe(scores)
         rows = scores["rows"].values()
-        self.main = [name for name in MAIN if any(name in groups["all"] for groups in rows)]
+        left_out = "" if scores["headline"] == "acc_balanced" else "acc_balanced"
+        self.main = [name for name in MAIN if name != left_out and any(name in groups["all"] for groups in rows)]
         self.inception = "is_inception" if "is_inception" in self.main else "is"  # the paper's is by Inception-v3
         self.full, self.eeg = full_row(run), kind_of_eeg(scores)
         counts = ", ".join(f"{scores[name]} {name}" for name in ("trials", "pictures", "subjects"))
@@ -125,9 +128,8 @@ class _Book:
             values = {m: {"value": about.get(kind)} for m, about in self.metrics.items() if about.get(kind) is not None}
             cells = [c if c.text != ABSENT else Cell() for c in self.cells(columns, values)]
             rows.append(Row([Cell(name), *blank[1:], *cells], kind))
-        guess = self.scores["truth"].get("shuffled")
-        if guess is not None:
-            cells = [c if c.text != ABSENT else Cell() for c in self.cells(columns, {"acc": {"value": guess}})]
+        if guess := self.scores["truth"].get("guessing"):
+            cells = [c if c.text != ABSENT else Cell() for c in self.cells(columns, guess)]
             rows.insert(1, Row([Cell("guessing in the study"), *blank[1:], *cells], "chance"))
         rows = [row for row in rows if any(cell.text for cell in row.cells[1:])]
         return [row._replace(rule=i == 0) for i, row in enumerate(rows)]

@@ -85,12 +85,13 @@ def test_chance_and_ceiling_stand_beside_every_number(found):
     for name, said in found["metrics"].items():
         assert said["definition"] and said["source"] and said["chance_of"] and "{" not in said["definition"], name
         assert said["ceiling"] is not None
-    wanted = {"acc": (1 / 3, 1), "two_way": (1 / 2, 1), "retrieval_top1": (1 / 3, 1), "ssim_gain": (0, None)}
+    wanted = {"acc": (1 / 3, 1), "two_way": (1 / 2, 1), "retrieval_top1": (1 / 3, 1), "ssim_gain": (0, 4 / 9)}
     for name, (chance, ceiling) in wanted.items():
         assert found["metrics"][name]["chance"] == pytest.approx(chance), name
-        assert ceiling is None or found["metrics"][name]["ceiling"] == pytest.approx(ceiling), name
-    # Chance of SSIM: another picture in the place of each; here each flat channel is right or quite wrong.
-    assert found["metrics"]["ssim"]["chance"] == pytest.approx(1 / 3, abs=1e-3)
+        assert found["metrics"][name]["ceiling"] == pytest.approx(ceiling, abs=1e-3), name
+    # Of two flat pictures one channel is alike, two are quite another; dealt out, one of three truths is the own.
+    assert found["metrics"]["ssim_other"]["ceiling"] == pytest.approx(5 / 9, abs=1e-3)
+    assert found["metrics"]["ssim"]["chance"] is None  # it is each row's own
     assert found["metrics"]["pixcorr"]["ceiling"] == pytest.approx(1, abs=1e-5)
     assert not set(found["metrics"]) & set(found["unavailable"])
     json.dumps(found, allow_nan=False)
@@ -160,7 +161,10 @@ def test_every_network_reaches_its_metrics(run, monkeypatch):
     for name in ("effnet", "swav"):
         assert row[name]["value"] == pytest.approx((1 - (3**0.5 / 2 + 0 - 3**0.5 / 2) / 3) / 2, abs=1e-3)
         assert found["rows"]["L"][f"class {CLASSES[0].name}"][name]["value"] == pytest.approx((1 - 0.866) / 2, abs=2e-3)
-        assert said[name]["ceiling"] == pytest.approx(0, abs=1e-6) and said[name]["chance"] == pytest.approx(1.5)
+        assert said[name]["ceiling"] == pytest.approx(0, abs=1e-6) and said[name]["chance"] is None
+        # Row I shows the next class's truth: the distance is 1.5, and dealt out (1.5 + 1.5 + 0) / 3.
+        values = [found["rows"]["I"]["all"][f"{name}{kind}"]["value"] for kind in ("", "_other", "_gain")]
+        assert values == pytest.approx([1.5, 1, -0.5])
     assert said["is_inception"]["ceiling"] == pytest.approx(3) and row["is_inception"]["value"] < 2.5
     assert "needs 4" in found["unavailable"]["fid"] and "needs 4" in found["unavailable"]["kid"]
 

@@ -54,12 +54,13 @@ def test_right_and_wrong_rows(run):
     assert found["rows"]["I"][f"class {CLASSES[3].name}"]["acc"]["value"] == 0
     assert set(found["rows"]["I"]) == {"all", "subject 1", "subject 2", *(f"class {c.name}" for c in CLASSES[:4])}
     assert "is" not in found["rows"]["I"][f"class {CLASSES[0].name}"]
-    assert found["truth"] == {"is": pytest.approx(4, rel=1e-6), "named_rightly": 1, "shuffled": pytest.approx(1 / 4)}
+    assert found["truth"].keys() == {"is", "named_rightly", "guessing"}
+    assert (found["truth"]["is"], found["truth"]["named_rightly"]) == (pytest.approx(4, rel=1e-6), 1)
+    assert [found["truth"]["guessing"][name]["value"] for name in ("acc", "acc_balanced")] == [1 / 4, 1 / 4]
     assert right["ssim"]["value"] > found["rows"]["I"]["all"]["ssim"]["value"]
     # Blindly, right and dark rows alike are right for one class of four; within one class nothing can be shuffled.
     for row, group in (("L+I", "all"), ("I", "all"), ("L+I", "subject 1")):
         assert found["rows"][row][group]["shuffled"]["value"] == pytest.approx(1 / 4)
-    assert found["truth"]["shuffled"] == pytest.approx(1 / 4)
     assert "shuffled" not in found["rows"]["L"][f"class {CLASSES[0].name}"]
 
 
@@ -100,55 +101,109 @@ def test_shuffled_knows_the_classes_of_the_study(tmp_path):
     )
     kept = [trial for trial in whole.trials if trial["label"] == 0 or trial["image"].endswith("_0")]
     found = score(dataclasses.replace(whole, trials=kept), colours(), 4, 1)
-    assert found["chance"] == 1 / 4 and found["truth"]["shuffled"] == 9 / 16 + 1 / 16
+    assert found["chance"] == 1 / 4 and found["truth"]["guessing"]["acc"]["value"] == 3 / 4
     assert [found["rows"][row]["all"]["acc"]["value"] for row in "LB"] == [1, 3 / 4]
     # Blindly: truth and picture agree in (3/4)^2 + (1/4)^2 of all pairs; a constant picture loses nothing by shuffling.
     assert [found["rows"][row]["all"]["shuffled"]["value"] for row in "LB"] == [10 / 16, 3 / 4]
 
 
-def test_the_other_picture(run):
-    run = read_run(run)
-    others, by_key = run.others(), {trial["key"]: trial for trial in run.trials}
-    images = [f"{c.wnid}_{i}" for c in CLASSES[:4] for i in range(3)]  # by label, then name
-    for trial, other in zip(run.trials, others, strict=True):
-        wanted = images[(images.index(trial["image"]) + 6) % 12]
-        assert by_key[other]["image"] == wanted != trial["image"] and by_key[other]["label"] != trial["label"]
-    three = dataclasses.replace(run, trials=[{"key": n, "image": n, "label": 0} for n in "bca"])
-    assert three.others() == ["c", "a", "b"]
-    assert dataclasses.replace(three, trials=three.trials[:2]).others() == ["c", "b"]
-
-
 def test_ssim_other_by_hand(tmp_path):
     """Flat pictures, whose SSIM is its luminance term alone: (2 a b + c) / (a^2 + b^2 + c)."""
-    truths, shown = (51, 204), {"L": (51, 204), "I": (102, 102)}  # row L is right, row I the same grey for both
+    truths = (51, 204)
+    shown = {"L": (51, 204), "B": (204, 51), "I": (102, 102)}  # right, swapped, the same grey for both
 
     def draw(what, trial, sample):
         return Image.new("RGB", (16, 16), (shown.get(what, truths)[trial["label"]],) * 3)
 
     path = make_run(tmp_path / "run", classes=2, pictures=1, rows={row: ROWS[row] for row in shown}, draw=draw)
-    found = score(read_run(path), colours(), 4, 1, batch_size=3)["rows"]
+    found = score(read_run(path), colours(), 4, 1, batch_size=3)
+    said, rows = found["metrics"], {row: groups["all"] for row, groups in found["rows"].items()}
 
     def similar(a, b):
         a, b, c = a / 255, b / 255, 0.01**2
         return (2 * a * b + c) / (a * a + b * b + c)
 
-    right, grey = found["L"]["all"], found["I"]["all"]
-    assert (right["ssim"]["value"], right["ssim_other"]["value"]) == pytest.approx((1, similar(51, 204)), abs=1e-4)
-    assert right["ssim_gain"]["value"] == pytest.approx(1 - similar(51, 204), abs=1e-4)
-    # What knows nothing of the picture gains nothing over both pictures; what it gains at one it loses at the other.
-    one, two = similar(102, 51), similar(102, 204)
-    assert grey["ssim"]["value"] == pytest.approx((one + two) / 2, abs=1e-4)
-    assert grey["ssim_gain"]["value"] == pytest.approx(0, abs=1e-4)
-    first = found["I"][f"class {CLASSES[0].name}"]
-    assert first["ssim_other"]["value"] == pytest.approx(two, abs=1e-4)
-    assert first["ssim_gain"]["value"] == pytest.approx(one - two, abs=1e-4)
-    assert grey["ssim_gain"]["low"] is None and grey["ssim_gain"]["n"] == 2  # of two pictures there is no interval
+    # Dealt out at random, each meets its own truth in half of the cases.
+    other, half = (1 + similar(51, 204)) / 2, (1 - similar(51, 204)) / 2
+    for row, ssim, gain in (("L", 1, half), ("B", similar(51, 204), -half)):
+        assert [rows[row][name]["value"] for name in ("ssim", "ssim_other", "ssim_gain")] == pytest.approx(
+            [ssim, other, gain], abs=1e-4
+        )
+    grey = (similar(102, 51) + similar(102, 204)) / 2
+    assert rows["I"]["ssim"]["value"] == pytest.approx(grey, abs=1e-4)
+    assert rows["I"]["ssim_other"]["value"] == pytest.approx(grey, abs=1e-4)
+    assert rows["I"]["ssim_gain"]["value"] == pytest.approx(0, abs=1e-6) and rows["I"]["ssim_gain"]["n"] == 2
+    assert said["ssim_gain"]["ceiling"] == pytest.approx(half, abs=1e-4) and said["ssim_gain"]["chance"] == 0
+    assert "the exact mean over all shuffles" in said["ssim_other"]["definition"]
+    assert "ssim_gain" not in found["rows"]["L"][f"class {CLASSES[0].name}"]  # there nothing can be dealt out
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory):
+    """20 trials of one category, 4 of another; which picture of it was shown is not known.
+
+    Row L draws noisy pictures of the category seen, row B of the frequent one for every trial, row I flat colours.
+    """
+
+    def draw(what, trial, sample):
+        noise = np.random.default_rng([trial["index"], sample]).uniform(0, 255, (16, 16, 3))
+        if what == "I":
+            return Image.fromarray(np.broadcast_to(noise[:1, :1], noise.shape).astype(np.uint8))
+        label = 0 if what == "B" else trial["label"]
+        shown = np.asarray(plain("truth", {"label": label, "index": label}, 0))
+        return Image.fromarray((shown if what == "truth" else 0.8 * shown + 0.2 * noise).astype(np.uint8))
+
+    rows = {row: ROWS[row] for row in "LBI"}
+    path = make_run(tmp_path_factory.mktemp("run") / "run", classes=2, pictures=20, subjects=1, rows=rows, draw=draw)
+    trials = [trial for trial in read_run(path).trials if trial["label"] == 0 or int(trial["image"].split("_")[1]) < 4]
+    known = {"picture": "category only: not recorded"}
+    lines = (json.dumps({**trial, "image": trial["wnid"], **known}) + "\n" for trial in trials)
+    (path / "trials.jsonl").write_text("".join(lines))
+    return path
+
+
+def test_what_is_drawn_blindly_gains_nothing(uneven):
+    found = score(read_run(uneven), colours(CLASSES[:4]), 4, 1, metrics=["pixcorr"])["rows"]
+    for name in ("ssim", "ssim_grey", "pixcorr"):
+        right, *blind = (found[row]["all"] for row in "LBI")
+        assert right[f"{name}_gain"]["low"] > 0.02
+        for row in blind:
+            gain = row[f"{name}_gain"]
+            assert gain["low"] <= 0 <= gain["high"] and gain["n"] == 24
+            assert gain["value"] == pytest.approx(row[name]["value"] - row[f"{name}_other"]["value"])
+
+
+def test_uneven_classes_do_not_flatter(uneven):
+    """386 of 464 in small: the frequent class for every trial is right in 20 of 24."""
+    found = score(read_run(uneven), colours(CLASSES[:2], lambda images: by_colour(images)[:, :2]), 2, 1)
+    right, frequent = (found["rows"][row]["all"] for row in "LB")
+    assert frequent["acc"]["value"] == pytest.approx(20 / 24) and frequent["acc_balanced"]["value"] == 1 / 2
+    assert frequent["auc"]["value"] == 1 / 2 and right["auc"]["value"] == right["acc_balanced"]["value"] == 1
+    guessing = found["truth"]["guessing"]
+    assert (
+        guessing["acc"]["value"] == pytest.approx(20 / 24)
+        and guessing["acc"]["low"] < 20 / 24 < guessing["acc"]["high"]
+    )
+    assert guessing["acc_balanced"]["value"] == 1 / 2 and found["headline"] == "acc_balanced"
+    text = format_tables(read_run(uneven), found)
+    assert "Guessing in the study: 83.3 %, balanced 50.0 %" in text and "Balanced ACC goes first because" in text
+    # 16 times the trials of each class alike is even: the paper's ACC is what counts
+    last = dataclasses.replace(read_run(uneven), trials=read_run(uneven).trials[-8:])  # 4 of each
+    found = score(last, colours(CLASSES[:2], lambda images: by_colour(images)[:, :2]), 2, 1)
+    assert found["headline"] == "acc" and "balanced" not in format_tables(last, found).partition("\n\n")[0]
+
+
+def test_auc_is_of_two_classes(run):
+    found = score(read_run(run), colours(), 4, 1)
+    assert "auc" not in found["rows"]["L"]["all"] and "auc" not in found["unavailable"]
+    found = score(read_run(run), colours(), 4, 1, metrics=["auc"])
+    assert found["unavailable"]["auc"] == "not available: AUC is of two classes, and these trials are of 4"
 
 
 def test_one_picture_has_no_controls(tmp_path):
     run = read_run(make_run(tmp_path / "run", classes=1, pictures=1, subjects=2))
     found = score(run, colours(), 4, 1)
-    assert run.others() is None and not {"shuffled", "ssim_other", "ssim_gain"} & set(found["rows"]["L"]["all"])
+    assert not {"shuffled", "ssim_other", "ssim_gain"} & set(found["rows"]["L"]["all"])
     text = format_tables(run, found)
     assert "not available, as all trials show one and the same picture" in text and "nan" not in text
     json.dumps(found, allow_nan=False)

@@ -19,6 +19,9 @@ ACC = {"I": 0.1, "L": 0.6, "B": 0.5, "B+I": 0.55, "L+I": 0.7, "Brain2Image": 0.2
 ACC |= {"NeuroVision": 0.25, "retrieval": 0.4, "random class": 0.05, "none": 0.04}
 
 
+GUESSING = {"acc": {"value": 1 / 3, "low": 0.3, "high": 0.35}, "acc_balanced": {"value": 0.25, "low": 0.2, "high": 0.3}}
+
+
 def found(acc):
     """Metrics of one row and group; everything follows from the accuracy."""
     e = {"low": acc - 0.04, "high": acc + 0.05, "n": 6}
@@ -29,6 +32,7 @@ def found(acc):
     shuffled, inception = {"value": 0.3, **plain}, {"value": 2.345, **plain}
     return {
         "acc": acc,
+        "acc_balanced": {"value": acc["value"] - 0.04, **e},
         "shuffled": shuffled,
         "is": inception,
         "ssim": ssim,
@@ -42,7 +46,8 @@ def by_hand(run, **changes):
     """What `neuroimagen evaluate` might have found: subject 1 is 0.1 worse than all, subject 2 as much better."""
     groups = {"all": 0, **{f"subject {s}": 0.2 * (s - 1.5) for s in sorted({t["subject"] for t in run.trials})}}
     return {
-        "version": 3,
+        "version": 4,
+        "headline": "acc",
         "metrics": {
             "acc": {"chance": 0.25, "chance_of": "a guess", "ceiling": None, "definition": "4-way top-1 accuracy."},
             "is": {"chance": None, "chance_of": "one picture", "ceiling": 3.5, "definition": "Inception Score."},
@@ -63,7 +68,7 @@ def by_hand(run, **changes):
         "chance": 0.25,
         "interval": "95 % percentile bootstrap over ground-truth pictures, 2000 resamples; n counts them",
         "captions_source": "drawn scene (simulator)",
-        "truth": {"is": 3.5, "shuffled": 1 / 3},
+        "truth": {"is": 3.5, "guessing": GUESSING},
         "rows": {row: {group: found(ACC[row] + more) for group, more in groups.items()} for row in run.rows},
     } | changes
 
@@ -119,7 +124,7 @@ def test_table_1(run):
         ["control: retrieval", "40.0 [36.0, 45.0]", "", "30.0", "2.35", "", ssim, "", *rest],
         ["control: random class", "5.0 [1.0, 10.0]", "", "30.0", "2.35", "", ssim, "", *rest],
         ["chance", "25.0", *[""] * 8],
-        ["guessing in the study", "33.3", *[""] * 8],
+        ["guessing in the study", "33.3 [30.0, 35.0]", *[""] * 8],
         ["the pictures seen", "", "", "", "3.50", *[""] * 5],
     ]
     assert [row.kind for row in table.rows][3:] == ["full", "control", "control", "chance", "chance", "ceiling"]
@@ -129,6 +134,16 @@ def test_table_1(run):
     assert [texts(row)[0] for row in tables.build(drawn, by_hand(drawn))[0].rows] == [
         texts(row)[0] for row in table.rows
     ]
+
+
+def test_uneven_classes_bring_balanced_accuracy_first(run):
+    table = named(tables.build(run, by_hand(run, headline="acc_balanced")))["table1"]
+    assert table.head[:4] == ["Model", "balanced ACC (%)", "ACC (%)", "paper"]
+    lines = {texts(row)[0]: texts(row)[1:3] for row in table.rows}
+    assert lines["NeuroImagen (L+I)"] == ["66.0 [66.0, 75.0]", "70.0 [66.0, 75.0]"]
+    assert lines["guessing in the study"] == ["25.0 [20.0, 30.0]", "33.3 [30.0, 35.0]"]
+    assert any("more than 2 times the trials of the rarest" in note for note in table.notes)
+    assert any(note.startswith("Guessing in the study: 33.3 %, balanced 25.0 %, the most") for note in table.notes)
 
 
 def test_protocol_is_said_under_every_table(run):
@@ -215,7 +230,7 @@ def test_table_3(small):
         ["5", "L+I", "–", "✓", "✓", "70.0 [66.0, 75.0]", "85.6", "30.0"],
         ["", "none", "–", "–", "–", "4.0 [0.0, 9.0]", "", "30.0"],
         ["", "chance", "", "", "", "25.0", "", ""],
-        ["", "guessing in the study", "", "", "", "33.3", "", ""],
+        ["", "guessing in the study", "", "", "", "33.3 [30.0, 35.0]", "", ""],
         ["", "the pictures seen", "", "", "", "", "", ""],
     ]
     assert [i for i, row in enumerate(table.rows) if row.rule] == [5, 6] and table.rows[4].kind == "full"
