@@ -244,22 +244,28 @@ class Findings:
         if zero_shot:  # then it is the design that splits lack classes
             self.fine.append("zero-shot: no class of the test split is among those of the train split")
         groups |= {f"subject {s}": self.subject == s for s in self.found.subjects}
-        uneven = False
+        lacking, uneven = False, {}
         for name, rows in groups.items():
             counts = Counter(self.label[rows].tolist())
             absent = [self.names[label] for label in self.names if label not in counts]
             if absent and len(absent) < len(self.names) and not (zero_shot and name.startswith("split")):
-                uneven = True
+                lacking = True
                 some = ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
                 self.ask(f"{name} has no trial of {len(absent)} of {len(self.names)} classes: {some}")
-            elif counts and max(counts.values()) > UNEVEN * min(counts.values()):
-                uneven = True
-                most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
-                self.ask(
-                    f"classes of {name} are uneven: {counts[most]} trials of {self.names[most]}, {counts[least]} of "
-                    f"{self.names[least]}; guessing the most frequent is {100 * counts[most] / rows.sum():.1f} % right"
-                )
-        if not uneven:
+            if counts and max(counts.values()) > UNEVEN * min(counts.values()):
+                uneven[name] = counts
+        if uneven:  # the first, train if it is one of them, stands for all
+            (name, counts), *others = uneven.items()
+            most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
+            guess = 100 * counts[most] / counts.total()
+            also = f" (so are those of {_and([name for name, _ in others])})" if others else ""
+            self.ask(
+                f"classes of {name} are uneven: {counts[most]} trials of {self.names[most]}, {counts[least]} of "
+                f"{self.names[least]}{also}; always naming the most frequent is {guess:.1f} % right: train "
+                "with classes_per_batch (pixel_features.py) and class_weights=true "
+                "(sample_semantics.py), and report balanced accuracy"
+            )
+        elif not lacking:
             self.fine.append(f"classes are even within a factor of {UNEVEN:g} in every split and for every subject")
 
     def _order(self) -> None:

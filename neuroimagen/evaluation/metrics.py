@@ -294,23 +294,28 @@ def _similar(x: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor, mirrore
     if min(x.shape[-2:]) < 11:
         raise ValueError(f"SSIM needs pictures of at least 11 x 11 pixels, these are {tuple(x.shape[-2:])}")
 
+    if mirrored:  # of a product too, as that of mirrored pictures is mirrored
+        x, truths = (F.pad(images, (5, 5, 5, 5), mode="reflect") for images in (x, truths))
+
     def blur(maps: torch.Tensor) -> torch.Tensor:
-        if mirrored:
-            maps = F.pad(maps, (5, 5, 5, 5), mode="reflect")
         return _blur(_blur(maps, -1), -2)
 
-    c1, c2 = 0.01**2, 0.03**2
+    def moments(maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        mean, square = blur(torch.cat([maps, maps * maps])).chunk(2)
+        return mean, mean * mean, square - mean * mean
+
     few = max(1, 200_000 // x[0].numel())  # at once, so that their maps stay in the cache
-    mean, square = (torch.cat([blur(part**power) for part in x.split(few)]) for power in (1, 2))
-    found = x.new_empty(len(pairs), x.shape[1])
+    c1, c2, found = 0.01**2, 0.03**2, x.new_empty(len(pairs), x.shape[1])
+    mx, mx2, vx = (torch.cat(part) for part in zip(*map(moments, x.split(few)), strict=True))
+    mx2, vx = mx2 + c1, vx + c2
     for t, truth in enumerate(truths[:, None]):
-        my, yy = blur(truth), blur(truth * truth)
+        my, my2, vy = moments(truth)
         for mine in (pairs[:, 1] == t).nonzero()[:, 0].split(few):
             i = pairs[mine, 0]
-            mx, xy = mean[i], blur(x[i] * truth)
-            both, squares = mx * my, mx * mx + my * my
-            above = (2 * both + c1) * (2 * (xy - both) + c2)
-            found[mine] = (above / ((squares + c1) * (square[i] + yy - squares + c2))).mean((2, 3))
+            both = mx[i] * my
+            covariance = blur(x[i] * truth).sub_(both)
+            above = both.mul_(2).add_(c1).mul_(covariance.mul_(2).add_(c2))
+            found[mine] = above.div_((mx2[i] + my2).mul_(vx[i] + vy)).mean((2, 3))
     return found
 
 
@@ -358,23 +363,19 @@ def ssim_425(images: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor | N
 def pixcorr_425(images: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor | None = None) -> torch.Tensor:
     """Pearson correlation of all pixels as in the MindEye suite; arguments as `ssim` -> (p,). A blank picture has 0.
 
-    `perceptual.pixcorr` without the large pictures: resizing is linear, so sums over resized pixels are sums over the
-    pictures' own, with weights.
+    `perceptual.pixcorr` without the large pictures: resizing D is linear, and with D = QR the products of resized
+    pictures are those of R z, which are no larger than z.
     """
     h, w = images.shape[-2:]
     down, across = (_suite_resize(n).to(images).double() for n in (h, w))
     n, rows, columns = 3 * 425 * 425, down.sum(0), across.sum(0)
+    down, across = (torch.linalg.qr(z, mode="r").R.float() for z in (down, across))
 
-    def centred(z: torch.Tensor) -> torch.Tensor:  # the resize keeps a constant, so the mean goes before
-        return z.double() - (torch.einsum("bchw,h,w->b", z.double(), rows, columns) / n).view(-1, 1, 1, 1)
+    def reduced(z: torch.Tensor) -> torch.Tensor:  # the resize keeps a constant, so the mean goes before
+        mean = torch.einsum("bchw,h,w->b", z.double(), rows, columns) / n
+        return (down @ (z.double() - mean.view(-1, 1, 1, 1)).float() @ across.T).flatten(1)
 
-    def spread(z: torch.Tensor) -> torch.Tensor:  # of both resized pictures' products, the part of one
-        return down.T @ down @ z @ (across.T @ across)
-
+    x, y = reduced(images), reduced(truths)
     i, j = _pairs(images, pairs).T
-    x, y = centred(images), centred(truths)
-    sx = spread(x)
-    xx, yy = ((z * sz).sum((1, 2, 3)).clamp(min=0) for z, sz in ((x, sx), (y, spread(y))))
-    norms = (xx[i] * yy[j]).sqrt()
-    products = (sx.flatten(1) @ y.flatten(1).T)[i, j]
-    return torch.where(norms <= 1e-9 * n, 0.0, products / norms.clamp(min=1e-30)).to(images.dtype)
+    norms = x.norm(dim=1)[i] * y.norm(dim=1)[j]
+    return torch.where(norms <= 1e-9 * n, 0.0, (x @ y.T)[i, j] / norms.clamp(min=1e-30)).to(images.dtype)

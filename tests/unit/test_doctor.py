@@ -4,6 +4,7 @@ import io
 import re
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -304,6 +305,22 @@ def test_zero_shot_is_told_from_missing_classes(study):
     split["train"] = [i for i in split["train"] if dataset[i]["image"] < 12]
     torch.save({"splits": [split]}, study / "splits.pth")
     assert "classes of split train are uneven: 20 trials of sorrel, 4 of parachute" in texts(look(study).questions)
+
+
+def test_uneven_classes_are_one_question_with_the_remedy(study):
+    content = torch.load(study / "eeg.pth", weights_only=True)
+    split = make_split(content["dataset"])
+    labels = [trial["label"] for trial in content["dataset"]]
+    rare = [i for i in split["train"] if labels[i] == 1]
+    split["train"] = [i for i in split["train"] if i not in rare[3:]]
+    torch.save({"splits": [split]}, study / "splits.pth")
+    asked = [finding.text for finding in look(study).questions if "are uneven" in finding.text]
+    n = len(split["train"])
+    most = max(Counter(labels[i] for i in split["train"]).values())
+    assert len(asked) == 1 and asked[0].startswith(f"classes of split train are uneven: {most} trials of sorrel, 3 of ")
+    assert "3 of parachute (so are those of subject 1" in asked[0] and f"{100 * most / n:.1f} % right" in asked[0]
+    assert "classes_per_batch" in asked[0] and "class_weights=true" in asked[0] and "balanced accuracy" in asked[0]
+    assert not any("classes are even" in text for text in look(study).fine)
 
 
 # The parts
