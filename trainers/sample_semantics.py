@@ -5,6 +5,7 @@ directory sets their shape (77 x 768 for Stable Diffusion 1.x). Exports <run_dir
 """
 
 import dataclasses
+from collections import Counter
 from typing import Literal
 
 import torch
@@ -33,6 +34,7 @@ class SampleSemanticsConfig(EegAugmentConfig, TrainConfig):
     warmup: int = option(0, "steps of linear warm-up")
     weight_decay: float = option(0.0, "of AdamW")
     clip: float = option(0.0, "largest gradient norm; 0: no clipping")
+    class_weights: bool = option(False, "uneven classes: weigh trials so that each class counts alike in Eq. 7")
 
 
 class Targets:
@@ -41,10 +43,10 @@ class Targets:
     def __init__(self, config: SampleSemanticsConfig, manifest: Manifest, device: torch.device) -> None:
         names = {c["label"]: c["name"] for c in manifest.classes}
         written = {} if config.captions == "label" else read_captions(config.captions)
-        self.weight: dict[str, int] = {}  # train trials of each caption
         self.row: dict[str, int] = {}  # picture -> row of `embeddings`
         labels: dict[str, int] = {}  # caption -> class
         rows: dict[str, int] = {}
+        shown: Counter[tuple[str, int]] = Counter()  # train trials of each caption and class
         for split in ("train", "val"):
             lenient = split == "train" and config.max_bad_samples > 0
             trials = ShardSplit(config.shards, split, incomplete=lenient)
@@ -64,11 +66,18 @@ class Targets:
                 caption = label_caption(names[label]) if config.captions == "label" else written[image]
                 self.row[image] = rows.setdefault(caption, len(rows))
                 labels.setdefault(caption, label)
-                self.weight[caption] = self.weight.get(caption, 0) + (split == "train")
+                shown[caption, label] += split == "train"
         self.embeddings = embed_captions(config.pipeline, list(rows), device).to(device)  # (n, L, D)
         self.labels = torch.tensor([labels[caption] for caption in rows], device=device)
-        weight = torch.tensor([self.weight[caption] for caption in rows], dtype=torch.float32)
-        self.weights = (weight / weight.sum()).to(device)
+        each = torch.zeros(max(names) + 1)  # train trials of each class
+        for (_, label), n in shown.items():
+            each[label] += n
+        even = each.sum() / ((each > 0).sum() * each.clamp(min=1))  # n / (C n_c): 1 on average over the train trials
+        self.of_class = (even if config.class_weights else torch.ones_like(each)).to(device)
+        weight = torch.zeros(len(rows))
+        for (caption, label), n in shown.items():
+            weight[rows[caption]] += n * self.of_class[label].item()
+        self.weights = (weight / weight.sum()).to(device)  # each caption's share of the train trials, so weighed
 
     def of(self, batch: dict) -> torch.Tensor:
         """(B, L, D) for a batch."""
@@ -80,7 +89,7 @@ def validate(
     run: Run, model: SampleEncoder, targets: Targets, config: SampleSemanticsConfig, names: dict[int, str]
 ) -> dict[str, float]:
     """On val: Eq. 7, R² against predicting the train captions' mean, and whether the nearest train caption is of the
-    class seen. Collective: every rank."""
+    class seen, over trials and as the mean over classes. Collective: every rank."""
     model.eval()
     sums = torch.zeros(3, device=run.device, dtype=torch.float64)
     known, guesses, labels = targets.weights > 0, [], []
@@ -99,8 +108,10 @@ def validate(
     none = torch.zeros(0, dtype=torch.int64, device=run.device)
     guess, label = run.gather(torch.cat([none, *guesses])), run.gather(torch.cat([none, *labels]))
     run.class_table("val_nearest_caption", guess, label, names)
-    accuracy = (guess == label).double().mean().item()
-    return {"loss": error / max(n, 1), "r2": 1 - error / max(baseline, 1e-12), "class_accuracy": accuracy}
+    right = (guess == label).double()
+    balanced = (right / torch.bincount(label)[label]).sum() / len(label.unique())
+    found = {"loss": error / max(n, 1), "r2": 1 - error / max(baseline, 1e-12)}
+    return found | {"class_accuracy": right.mean().item(), "balanced_accuracy": balanced.item()}
 
 
 def main(config: SampleSemanticsConfig) -> int:
@@ -142,7 +153,8 @@ def main(config: SampleSemanticsConfig) -> int:
         lr = config.learning_rate * warmup_cosine(run.step, config.max_steps, config.warmup)
         set_learning_rate(optimizer, lr)
         for part in run.parts(batch):
-            loss = embedding_loss(model(part["eeg"]), targets.of(part))  # Eq. 7
+            weights = targets.of_class[part["label"]] if config.class_weights else None
+            loss = embedding_loss(model(part["eeg"]), targets.of(part), weights)  # Eq. 7
             run.backward(loss, part["key"], loss=loss)
         run.update(optimizer, model, config.clip)
         run.advance(lr=lr)

@@ -261,9 +261,9 @@ class Findings:
             also = f" (so are those of {_and([name for name, _ in others])})" if others else ""
             self.ask(
                 f"classes of {name} are uneven: {counts[most]} trials of {self.names[most]}, {counts[least]} of "
-                f"{self.names[least]}{also}; always naming the most frequent is {guess:.1f} % right: train "
-                "with classes_per_batch (pixel_features.py) and class_weights=true "
-                "(sample_semantics.py), and report balanced accuracy"
+                f"{self.names[least]}{also}; always naming the most frequent is {guess:.1f} % right: train with "
+                "classes_per_batch (pixel_features.py) and class_weights=true (sample_semantics.py), and report "
+                "balanced accuracy"
             )
         elif not lacking:
             self.fine.append(f"classes are even within a factor of {UNEVEN:g} in every split and for every subject")
@@ -362,7 +362,7 @@ class Findings:
 def _and(names: list[str], most: int = 6) -> str:
     """a, b and c"""
     shown = names[:most] + ([f"{len(names) - most} more"] if len(names) > most else [])
-    return " and ".join([", ".join(shown[:-1]), shown[-1]])
+    return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
 
 
 def line_ratio(frequencies: np.ndarray, density: np.ndarray, line: float) -> float | None:

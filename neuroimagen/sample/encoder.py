@@ -76,9 +76,13 @@ def short_embeddings(model: SampleEncoder) -> Callable[[torch.Tensor], torch.Ten
     return embed
 
 
-def embedding_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Eq. 7: |h_clip - ĥ_clip|², the squared L2 norm over all entries, mean over the batch; both (n, L, D)."""
-    return (prediction - target).square().flatten(1).sum(1).mean()
+def embedding_loss(prediction: torch.Tensor, target: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """Eq. 7: |h_clip - ĥ_clip|², the squared L2 norm over all entries, mean over the batch; both (n, L, D).
+
+    weights (n,): of the trials, 1 on average over the train split (not the batch, so that processes may share one).
+    """
+    errors = (prediction - target).square().flatten(1).sum(1)
+    return (errors if weights is None else weights * errors).mean()
 
 
 def nearest_caption(prediction: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:

@@ -1,3 +1,8 @@
+import dataclasses
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -16,6 +21,54 @@ def test_shape_of_the_prompt_embedding():
 def test_eq7_by_hand():
     prediction, target = torch.zeros(2, 2, 2), torch.tensor([[[1.0, 0], [0, 2]], [[0, 0], [3, 0]]])
     assert embedding_loss(prediction, target).item() == pytest.approx((1 + 4 + 9) / 2)
+
+
+def test_class_weights_count_each_class_alike(monkeypatch):
+    """Class 0 has 6 train trials (4 and 2 of two captions), class 1 has 2, class 2 is in val only."""
+    path = Path(__file__).parents[2] / "trainers" / "sample_semantics.py"
+    trainer = SimpleNamespace(**runpy.run_path(str(path)))
+    shown = {"train": [("a", 0)] * 4 + [("b", 0)] * 2 + [("c", 1)] * 2, "val": [("a", 0), ("d", 2)]}
+
+    class Split:
+        def __init__(self, folder, name, incomplete):
+            self.trials = shown[name]
+
+        def __len__(self):
+            return len(self.trials)
+
+        def info(self, i):
+            image, label = self.trials[i]
+            return {"image": image, "label": label, "trial": i}
+
+    generator = torch.Generator().manual_seed(0)
+    embedded = {f"says {image}": torch.randn(3, 5, generator=generator) for image in "abcd"}
+    fakes = {
+        "ShardSplit": Split,
+        "read_captions": lambda path: {image: f"says {image}" for image in "abcd"},
+        "embed_captions": lambda pipeline, captions, device: torch.stack([embedded[caption] for caption in captions]),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setitem(trainer.Targets.__init__.__globals__, name, fake)
+    manifest = SimpleNamespace(classes=[{"label": label, "name": str(label)} for label in range(3)])
+    config = trainer.SampleSemanticsConfig(run_dir="", shards="", pipeline="", captions="file", class_weights=True)
+    targets = trainer.Targets(config, manifest, torch.device("cpu"))
+    assert targets.of_class[:2].tolist() == pytest.approx([8 / (2 * 6), 8 / (2 * 2)])
+    labels = torch.tensor([label for _, label in shown["train"]])
+    assert targets.of_class[labels].mean().item() == pytest.approx(1)
+    # Centre and scale of the output: 1/2 for class 1, and for class 0's captions 1/2 as 4 : 2.
+    share = torch.tensor([1 / 3, 1 / 6, 1 / 2, 0])
+    assert targets.weights.tolist() == pytest.approx(share.tolist())
+    # Eq. 7 of all train trials is then the mean over classes of the mean within each; as is that of two processes.
+    prediction = torch.randn(8, 3, 5, generator=generator)
+    target = targets.of({"image_name": [image for image, _ in shown["train"]]})
+    each = (prediction - target).square().sum((1, 2))
+    wanted = (each[:6].mean() + each[6:].mean()) / 2
+    weights = targets.of_class[labels]
+    assert embedding_loss(prediction, target, weights).item() == pytest.approx(wanted.item())
+    halves = [embedding_loss(prediction[i::2], target[i::2], weights[i::2]) for i in range(2)]
+    assert torch.stack(halves).mean().item() == pytest.approx(wanted.item())
+    plain = trainer.Targets(dataclasses.replace(config, class_weights=False), manifest, torch.device("cpu"))
+    assert plain.weights.tolist() == [4 / 8, 2 / 8, 2 / 8, 0]
 
 
 def test_targets_set_centre_and_scale():
