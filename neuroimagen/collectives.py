@@ -5,7 +5,7 @@ another one wrote. So rank 0 decides (`decided_by_main`), and what it decided wa
 
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ import torch
 from torch import distributed as dist
 
 T = TypeVar("T")
+R = TypeVar("R")
 PATIENCE = 90.0  # s that a rank waits to see what rank 0 sees: NFS keeps what it knows of a directory for up to 60
 
 
@@ -117,3 +118,22 @@ def wait_for_files(paths: Iterable[Path]) -> None:
                 raise ValueError(f"{path} does not show there; all machines of a run need one shared file system")
 
     on_every_rank(look)
+
+
+def spread(work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
+    """`work` of each part, by the processes in turn; the results in the parts' order, on every process.
+
+    Collective: every rank, the same parts. A ValueError of one is raised by all.
+    """
+    world, rank = world_size(), dist.get_rank() if world_size() > 1 else 0
+    mine: list[R] = []
+    error: ValueError | None = None
+    try:
+        mine = [work(part) for part in parts[rank::world]]
+    except ValueError as fault:  # the others wait to be told
+        error = fault
+    everyone = gather_objects((mine, error))
+    for _, raised in everyone:
+        if raised is not None:
+            raise raised
+    return [everyone[i % world][0][i // world] for i in range(len(parts))]

@@ -16,13 +16,15 @@ import numpy as np
 from PIL import Image
 from scipy.special import softmax
 
+from neuroimagen.collectives import gather_objects, spread
 from neuroimagen.data.classes import UNEVEN
 from neuroimagen.evaluation import metrics as numbers
 from neuroimagen.evaluation.classifiers import Classifier
 from neuroimagen.evaluation.definitions import BEST, CONTROL_OF, METRICS, PAIRED, Facts, chosen, describe
+from neuroimagen.evaluation.intervals import FEWEST, Estimate, bootstrap_means
 from neuroimagen.evaluation.judges import load_judges, pair_measures
 from neuroimagen.evaluation.measure import Arrays, Judge, Measured, measure
-from neuroimagen.evaluation.metrics import Estimate, success_by_rank
+from neuroimagen.evaluation.metrics import success_by_rank
 from neuroimagen.evaluation.perceptual import frechet_distance, kernel_distance
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ class ScoreBook:
         self.splits, self.distractors = inception_splits, distractors
         self.wanted = chosen(metrics)
         self.unavailable: dict[str, str] = {}
-        self.units, self.groups = run.units(), run.groups()
+        self.groups = run.groups()
         trials = run.trials
         self.labels = np.array([trial["label"] for trial in trials])
         images = np.array([trial["image"] for trial in trials])
@@ -100,7 +102,13 @@ class ScoreBook:
         return any(name in self.wanted and name not in self.unavailable for name in names)
 
     def measure(self, batch_size: int = 16) -> None:
-        """All that needs the pictures. Collective: every rank."""
+        """All that needs the pictures. Collective: every rank. ValueError: not all have the same networks at hand."""
+        lacking = [set(names) for names in gather_objects(list(self.unavailable))]
+        if differ := set.union(*lacking) - set.intersection(*lacking):
+            raise ValueError(
+                f"{', '.join(sorted(differ))} can be measured by some processes only: give weights= a directory that "
+                "all machines see, or leave these metrics out"
+            )
         run, samples = self.run, range(self.run.samples)
         keys = [trial["key"] for trial in run.trials]
         compare = (
@@ -120,6 +128,10 @@ class ScoreBook:
             batch_size,
             self.classifier.device,
         )
+        first: dict[int, str] = {}  # two files of equal pixels are one picture
+        shown = zip(self.measured.numbers["truth"][:, 0].tolist(), run.trials, strict=True)
+        self.images = np.array([first.setdefault(number, trial["image"]) for number, trial in shown])
+        self.units = self.images if run.pictures_known else run.units()
         if self.deals and self.measured.gallery <= 5:
             few = f"not available: {self.measured.gallery} different ground-truth pictures, top-5 needs more"
             self.unavailable |= {name: few for name in RANKED if name.endswith("top5")}
@@ -176,77 +188,92 @@ class ScoreBook:
         found = self.measured.compared(layer, row, deal).astype(np.float64)
         return 1 - found if name in DISTANCES else found
 
-    def _sets(self, row: str, masks: dict[str, np.ndarray]) -> dict[str, dict[str, Estimate]]:
-        """Of each group the metrics of a whole set of pictures."""
-        samples = self.measured.numbers[row].shape[1]
-        probabilities = self.measured.of("probabilities", row)
-        classes, which = np.unique(self.seen, return_inverse=True)  # only these can be dealt out
-        table = success_by_rank(self.judged, self.n_way, self.top_k)
-        success = table[numbers.ranks_of(self.among(probabilities), classes)] if self.wants("shuffled") else None
-        odds = np.zeros(0)
-        if (
-            self.known is not None and len(self.known) == 2
-        ):  # of the second class; their logarithm, as they may be 1e-40
-            odds = np.subtract(*np.log(np.maximum(probabilities[:, self.known[::-1]].T.astype(np.float64), 1e-300)))
-        found: dict[str, dict[str, Estimate]] = {}
-        for group, mask in masks.items():
-            inside, units = mask.repeat(samples), self.units[mask].repeat(samples)
-            found[group] = {}
-            if self.wants("is") and len(units) >= self.splits:
-                found[group]["is"] = numbers.inception_estimate(probabilities[inside], units, self.splits)
-            if self.wants("is_inception") and len(units) >= self.splits:
-                theirs = softmax(self.measured.of("logits", row)[inside].astype(np.float64), 1)
-                found[group]["is_inception"] = numbers.inception_estimate(theirs, units, self.splits)
-            own = np.unique(self.measured.numbers["truth"][mask])  # different ground-truth pictures
-            for name, layer in (FRECHET | KERNEL).items():
-                if self.wants(name) and min(len(own), len(units)) >= 4:
-                    ours, theirs = self.measured.of(layer, row)[inside], self.measured.outputs[layer][own]
-                    distance = (
-                        frechet_distance(ours, theirs) if name in FRECHET else kernel_distance(ours, theirs, 1)[0]
-                    )
-                    found[group][name] = Estimate(distance, None, None, len(set(units)))
-            labels = self.labels[mask].repeat(samples)
-            if self.wants("acc_balanced"):
-                values = self.values[row]["acc"][mask].ravel()
-                found[group]["acc_balanced"] = numbers.balanced_estimate(values, labels, units)
-            if self.wants("auc") and len(odds) and len(set(labels)) == 2:
-                positive = labels == self.labels.max()
-                found[group]["auc"] = numbers.auc_estimate(odds[inside], positive, units)
-            if group not in self.deals:
-                continue
-            if success is not None:
-                truths = which[mask].repeat(samples)
-                found[group]["shuffled"] = numbers.shuffled_estimate(success[inside], truths, units)
-            for name in PAIRED:
-                if (dealt := self._paired(name, row, group)) is not None and self.wants(f"{name}_gain"):
-                    own, whose = self.values[row][name][mask], self.deals[group].trials[:, :samples]
-                    better = METRICS[name].better or ""
-                    other, gain = numbers.dealt_estimates(own, dealt, whose, self.units[mask], better)
-                    found[group] |= {f"{name}_other": other, f"{name}_gain": gain}
+    def _means(self, group: str, best: bool = False) -> dict[tuple[str, str], Estimate]:
+        """(row, metric) -> mean over a group's trials, of all their samples or of each one's best."""
+        mask, rows = self.groups[group], self.run.rows
+        columns = [(row, name) for row in rows for name in self.values[row] if name in BEST or not best]
+        values = [self.values[row][name][mask] for row, name in columns]
+        if best:
+            pairs = zip(values, columns, strict=True)
+            values = [numbers.best_of(found, METRICS[name].better or "")[:, None] for found, (_, name) in pairs]
+        units = self.units[mask].repeat(values[0].shape[1])
+        shares = [METRICS[name].scale == 100 for _, name in columns]
+        estimates = bootstrap_means(np.stack([found.ravel() for found in values], 1), units, shares)
+        return dict(zip(columns, estimates, strict=True))
+
+    def _inside(self, row: str, group: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Which pictures of a row are in a group, a mask; of these the units, and the numbers of the truths."""
+        samples, mask = self.measured.numbers[row].shape[1], self.wide[group]
+        truths = self.measured.numbers["truth"][mask, 0]
+        return mask.repeat(samples), self.units[mask].repeat(samples), truths.repeat(samples)
+
+    def _sets(self, place: tuple[str, str]) -> dict[str, Estimate]:
+        """Of a row and group the metrics of a whole set of pictures, but for KID."""
+        (row, group), found = place, {}
+        samples, mask = self.measured.numbers[row].shape[1], self.wide[group]
+        inside, units, truths = self._inside(row, group)
+        probabilities = self.measured.of("probabilities", row)[inside]
+        if self.wants("is") and len(units) >= self.splits:
+            found["is"] = numbers.inception_estimate(probabilities, units, self.splits)
+        if self.wants("is_inception") and len(units) >= self.splits:
+            theirs = softmax(self.measured.of("logits", row)[inside].astype(np.float64), 1)
+            found["is_inception"] = numbers.inception_estimate(theirs, units, self.splits)
+        own = np.unique(truths)  # different ground-truth pictures
+        for name, layer in FRECHET.items():
+            if self.wants(name) and len(own) >= 4:
+                distance = frechet_distance(self.measured.of(layer, row)[inside], self.measured.outputs[layer][own])
+                found[name] = Estimate(distance, None, None, len(set(units)))
+        labels = self.labels[mask].repeat(samples)
+        if self.wants("acc_balanced"):
+            values = self.values[row]["acc"][mask].ravel()
+            found["acc_balanced"] = numbers.balanced_estimate(values, labels, units)
+        if self.wants("auc") and self.known is not None and len(self.known) == 2 and len(set(labels)) == 2:
+            logs = np.log(np.maximum(probabilities[:, self.known].astype(np.float64), 1e-300))  # they may be 1e-40
+            found["auc"] = numbers.auc_estimate(logs[:, 1] - logs[:, 0], labels == self.labels.max(), units)
+        if group not in self.deals:
+            return found
+        if self.wants("shuffled"):
+            seen = self.among(self.measured.outputs["probabilities"][truths]).argmax(1)
+            classes, which = np.unique(seen, return_inverse=True)  # only these can be dealt out
+            table = success_by_rank(self.judged, self.n_way, self.top_k)
+            success = table[numbers.ranks_of(self.among(probabilities), classes)]
+            found["shuffled"] = numbers.shuffled_estimate(success, which, units)
+        for name in PAIRED:
+            if (dealt := self._paired(name, row, group)) is not None and self.wants(f"{name}_gain"):
+                whose, better = self.deals[group].trials[:, :samples], METRICS[name].better or ""
+                both = numbers.dealt_estimates(self.values[row][name][mask], dealt, whose, self.units[mask], better)
+                found[f"{name}_other"], found[f"{name}_gain"] = both
+        return found
+
+    def _kernel(self, place: tuple[str, str]) -> dict[str, Estimate]:
+        """KID of a row and group. Collective: every rank; of a large set it is longer than all other metrics."""
+        inside, units, truths = self._inside(*place)
+        own, which = np.unique(truths, return_inverse=True)
+        found = {}
+        for name, layer in KERNEL.items():
+            if self.wants(name) and len(own) >= 4:
+                ours, theirs = self.measured.of(layer, place[0])[inside], self.measured.outputs[layer][own]
+                found[name] = Estimate(kernel_distance(ours, theirs, which), None, None, len(set(units)))
         return found
 
     def scores(self) -> dict[str, Any]:
-        """What scores.json holds (version 4), but for the command's config."""
+        """What scores.json holds (version 4), but for the command's config. Collective: every rank."""
         run, rows = self.run, self.run.rows
         found: dict[str, dict[str, dict[str, Any]]] = {row: {group: {} for group in self.groups} for row in rows}
-        best: dict[str, dict[str, dict[str, Any]]] = {}
-        for group, mask in self.groups.items():
-            columns = [(row, name) for row in rows for name in self.values[row]]
-            block = np.stack([self.values[row][name][mask].ravel() for row, name in columns], 1)
-            estimates = numbers.bootstrap_means(block, self.units[mask].repeat(run.samples))
-            for (row, name), estimate in zip(columns, estimates, strict=True):
+        best: dict[str, dict[str, dict[str, Any]]] = {row: {"all": {}} for row in rows} if run.samples > 1 else {}
+        for group, estimates in zip(self.groups, spread(self._means, list(self.groups)), strict=True):
+            for (row, name), estimate in estimates.items():
                 found[row][group][name] = estimate._asdict()
-        if run.samples > 1:
-            columns = [(row, name) for row in rows for name in self.values[row] if name in BEST]
-            block = np.stack([numbers.best_of(self.values[r][m], METRICS[m].better or "") for r, m in columns], 1)
-            best = {row: {"all": {}} for row in rows}
-            for (row, name), estimate in zip(columns, numbers.bootstrap_means(block, self.units), strict=True):
-                best[row]["all"][name] = estimate._asdict()
-        for row in rows:
-            for group, estimates_of in self._sets(row, self.wide).items():
-                found[row][group] |= {name: estimate._asdict() for name, estimate in estimates_of.items()}
+        for (row, name), estimate in (self._means("all", best=True) if best else {}).items():
+            best[row]["all"][name] = estimate._asdict()
         ceilings = {name: float(value.mean()) for name, value in self.values["truth"].items()}
-        ceilings |= {name: e.value for name, e in self._sets("truth", {"all": self.wide["all"]})["all"].items()}
+        places = [("truth", "all"), *((row, group) for group in self.wide for row in rows)]
+        for (row, group), sets in zip(places, spread(self._sets, places), strict=True):
+            sets |= self._kernel((row, group))
+            if row == "truth":
+                ceilings |= {name: estimate.value for name, estimate in sets.items()}
+            else:
+                found[row][group] |= {name: estimate._asdict() for name, estimate in sets.items()}
         measured = [name for name in self.wanted if any(name in found[row]["all"] for row in rows)]
         seen = self.measured.of("probabilities", "truth").argmax(1)
         truth: dict[str, Any] = {"is": ceilings["is"]} if "is" in ceilings else {}
@@ -257,7 +284,7 @@ class ScoreBook:
             truth["named_rightly"] = float((seen == right).mean())
         return {
             "trials": len(run.trials),
-            "pictures": len({trial["image"] for trial in run.trials}),
+            "pictures": len(set(self.images)),
             "subjects": len({trial["subject"] for trial in run.trials}),
             "samples": run.samples,
             "classifier": self.classifier.describe,
@@ -271,8 +298,9 @@ class ScoreBook:
             "gallery": self.measured.gallery,
             "ssim_settings": numbers.SSIM_SETTINGS + "; ssim: mean of the colour channels, ssim_grey: luma",
             "inception_splits": self.splits,
-            "interval": f"95 % percentile bootstrap over {run.unit}, 2000 resamples (sets of pictures, such as IS and "
-            f"shuffled, and what is gained over such: jackknife over the same); n counts them",
+            "interval": f"95 % percentile bootstrap over {run.unit}, 2000 resamples, levels widened for few (all 0 or "
+            "all 1: Clopper-Pearson; sets of pictures, such as IS and shuffled, and what is gained over such: a "
+            f"jackknife over the same), none below {FEWEST}; n counts them",
             "truth": truth,
             "metrics": self._described(measured, ceilings),
             "unavailable": {name: self.unavailable[name] for name in self.wanted if name in self.unavailable},
@@ -287,7 +315,7 @@ class ScoreBook:
         _, place, each = np.unique(self.labels, return_inverse=True, return_counts=True)
         balanced = numbers.best_guess(self.seen, table, 1 / each[place])
         return {
-            "acc": numbers.bootstrap_means(numbers.best_guess(self.seen, table)[:, None], self.units)[0],
+            "acc": bootstrap_means(numbers.best_guess(self.seen, table)[:, None], self.units, [True])[0],
             "acc_balanced": numbers.balanced_estimate(balanced, self.labels, self.units),
         }
 
@@ -320,15 +348,18 @@ class ScoreBook:
         return {"classes": list(self.class_names.values()), "counts": counts.tolist()}
 
     def pictures_csv(self) -> str:
-        """picture_scores.csv: one line a picture; seen and guess: what the classifier sees in truth and picture."""
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
+        """picture_scores.csv: one line a picture; seen and guess: what the classifier sees in truth and picture.
+
+        Collective: every rank.
+        """
         per_picture = [name for name in self.wanted if any(name in self.values[row] for row in self.run.rows)]
         about = ("key", "sample", "subject", "label", "class_name", "image")
-        table.writerow(["row", *about, "seen", "guess", *per_picture])
         names = np.array(self.classifier.classes, dtype=object)
         names = names[self.known] if self.distractors == "study" else names
-        for row in self.run.rows:
+
+        def lines(row: str) -> str:
+            text = io.StringIO()
+            table = csv.writer(text, lineterminator="\n")
             guesses = self.among(self.measured.of("probabilities", row)).argmax(1).reshape(-1, self.run.samples)
             for t, trial in enumerate(self.run.trials):
                 for sample in range(self.run.samples):
@@ -340,4 +371,6 @@ class ScoreBook:
                     values = (self.values[row].get(name) for name in per_picture)
                     measured = ["" if v is None else f"{v[t, sample]:.7g}" for v in values]
                     table.writerow([row, *line, names[self.seen[t]], names[guesses[t, sample]], *measured])
-        return text.getvalue()
+            return text.getvalue()
+
+        return ",".join(["row", *about, "seen", "guess", *per_picture]) + "\n" + "".join(spread(lines, self.run.rows))

@@ -264,18 +264,22 @@ def _transformers(name: str, device: torch.device) -> Classifier:
     return Classifier(name, what, names, wnids, device, lambda images: both(images)[0], both)
 
 
+def read_pixels(path: Path) -> np.ndarray:
+    """A picture file -> (H, W, 3) bytes. ValueError: missing or broken."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except OSError as error:
+        raise ValueError(f"picture {path} cannot be read ({str(error).splitlines()[0]})") from None
+
+
 def read_pictures(paths: list[Path]) -> torch.Tensor:
     """Pictures of one size -> float (B, 3, H, W) in [0, 1]. ValueError: a missing, broken or differently sized file."""
-    arrays: list[np.ndarray] = []
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                arrays.append(np.asarray(image.convert("RGB")))
-        except OSError as error:
-            raise ValueError(f"picture {path} cannot be read ({str(error).splitlines()[0]})") from None
-        if arrays[-1].shape != arrays[0].shape:
+    arrays = [read_pixels(path) for path in paths]
+    for path, array in zip(paths, arrays, strict=True):
+        if array.shape != arrays[0].shape:
             raise ValueError(
-                f"picture {path} is {arrays[-1].shape[1]} x {arrays[-1].shape[0]} px, "
+                f"picture {path} is {array.shape[1]} x {array.shape[0]} px, "
                 f"{paths[0].name} is {arrays[0].shape[1]} x {arrays[0].shape[0]}: they must have one size"
             )
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255

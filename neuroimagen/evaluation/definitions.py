@@ -15,7 +15,10 @@ TWO_WAY = (
     "with those of the reconstruction than the picture seen does."
 )
 DISTANCE = "1 - Pearson correlation of {0} features of the reconstruction and of the picture seen."
-SAME_WAY = ", as Inception Scores are not comparable between classifiers, numbers of pictures or splits"
+SAME_WAY = (
+    ", as Inception Scores are not comparable between classifiers, numbers of pictures or splits. The interval is "
+    "about the score of this number of pictures; many have a higher one"
+)
 SMALL = (
     "biased upwards for few pictures (here {{n_pictures}}, customary are 10,000 or more): compare rows of this run only"
 )
@@ -61,7 +64,8 @@ _FID = (
     "Fréchet distance between the features ({0}) of a row's pictures and of the ground-truth pictures; " + SMALL + "."
 )
 _KID = (
-    "Squared maximum mean discrepancy, cubic kernel, between the same features as FID's; unbiased, but noisy for few."
+    "Squared maximum mean discrepancy, cubic kernel, between the same features as FID's, over all pairs but those of "
+    "one picture seen, which are not independent: unbiased, so it may be below 0, but noisy for few."
 )
 _RETRIEVAL = "The picture seen is among the {0} of the test set's {{gallery}} pictures that correlate most with the "
 

@@ -2,7 +2,7 @@
 
 A reconstruction is compared with its own ground truth and with those that it is dealt (metrics.deal).
 
-Pictures are told apart by their bytes, so the ground truth of several subjects' trials, or a training picture that the
+Pictures are told apart by their pixels, so the ground truth of several subjects' trials, or a training picture that the
 retrieval row returns many times, is judged once. Work is cut in fixed batches that the processes take in turn: a
 picture meets the same company on any number of processes, and so the same bits come out.
 """
@@ -10,20 +10,18 @@ picture meets the same company on any number of processes, and so the same bits 
 import dataclasses
 import functools
 import hashlib
-import io
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch import distributed as dist
 from tqdm import tqdm
 
-from neuroimagen.collectives import gather_objects, world_size
-from neuroimagen.evaluation.classifiers import read_pictures
+from neuroimagen.collectives import spread, world_size
+from neuroimagen.evaluation.classifiers import read_pictures, read_pixels
 
 TRUTH_CACHE = 256 << 20  # bytes of ground-truth pictures kept by each process
 Arrays = dict[str, np.ndarray]
@@ -67,22 +65,14 @@ class Measured:
 
 def _spread(parts: Sequence[T], work: Callable[[T], Arrays], weigh: Callable[[T], int], bar: Any) -> Arrays:
     """`work` of each part, by the processes in turn; results concatenated in the parts' order, on every process."""
-    world, rank = world_size(), dist.get_rank() if world_size() > 1 else 0
-    mine: dict[int, Arrays] = {}
-    error: ValueError | None = None
-    try:
-        for i in range(rank, len(parts), world):
-            mine[i] = work(parts[i])
-            bar.update(sum(weigh(part) for part in parts[i - rank : i - rank + world]))
-    except ValueError as fault:  # the others wait to be told
-        error = fault
-    everyone = gather_objects((mine, error))
-    for _, raised in everyone:
-        if raised is not None:
-            raise raised
-    found = {i: arrays for part, _ in everyone for i, arrays in part.items()}
-    names = found[0] if found else {}
-    return {name: np.concatenate([found[i][name] for i in range(len(parts))]) for name in names}
+
+    def counted(part: T) -> Arrays:
+        found = work(part)
+        bar.update(min(weigh(part) * world_size(), bar.total - bar.n))
+        return found
+
+    found = spread(counted, parts)
+    return {name: np.concatenate([arrays[name] for arrays in found]) for name in (found[0] if found else ())}
 
 
 def _cut(items: Sequence[T], size: int) -> list[Sequence[T]]:
@@ -90,21 +80,14 @@ def _cut(items: Sequence[T], size: int) -> list[Sequence[T]]:
 
 
 def _identify(paths: Sequence[Path], bar: Any) -> Arrays:
-    """Of each picture a digest of its bytes, and its "size" (height, width)."""
-
-    def look(path: Path) -> tuple[str, tuple[int, int]]:
-        content = path.read_bytes()
-        try:
-            with Image.open(io.BytesIO(content)) as image:
-                return hashlib.blake2b(content, digest_size=16).hexdigest(), (image.height, image.width)
-        except OSError as error:
-            raise ValueError(f"picture {path} cannot be read ({str(error).splitlines()[0]})") from None
+    """Of each picture a "digest" of its pixels, and its "size" (height, width)."""
 
     def work(part: Sequence[Path]) -> Arrays:
-        digests, sizes = zip(*map(look, part), strict=True)
-        return {"digest": np.array(digests), "size": np.array(sizes)}
+        pixels = [read_pixels(path) for path in part]
+        digests = [hashlib.blake2b(picture.tobytes(), digest_size=16).hexdigest() for picture in pixels]
+        return {"digest": np.array(digests), "size": np.array([picture.shape[:2] for picture in pixels])}
 
-    return _spread(_cut(paths, 256), work, lambda part: 0, bar)
+    return _spread(_cut(paths, 64), work, lambda part: 0, bar)
 
 
 def standardise(features: Tensor) -> Tensor:
@@ -197,7 +180,8 @@ def measure(
                 found |= {name: layers[name].float().cpu().numpy() for name in judge.keep}
                 for name in judge.compare:
                     match = standardise(layers[name].to(device)) @ compared[name].T  # (B, gallery)
-                    match = match.mul(1e6).round() / 1e6  # the digits after these depend on a picture's company
+                    # The digits after the sixth depend on a picture's company; rounding may leave [-1, 1].
+                    match = match.mul(1e6).round().div(1e6).clamp(-1, 1)
                     same = match[at, target]
                     found[f"own {name}"] = same.cpu().numpy()
                     found[f"rank {name}"] = ((match[at] >= same[:, None]).sum(1) - 1).cpu().numpy()

@@ -13,6 +13,7 @@ import scipy.stats
 import torch
 import torch.nn.functional as F
 
+from neuroimagen.evaluation.intervals import FEWEST, Estimate, jackknife, share
 from neuroimagen.evaluation.networks import SUITE_SIDE, resize
 
 SSIM_SETTINGS = "SSIM: Gaussian window 11 x 11, sigma 1.5, k1 0.01, k2 0.03, data range 1, borders mirrored"
@@ -100,7 +101,7 @@ def shuffled_accuracy(probabilities: np.ndarray, truth: np.ndarray, n_way: int =
     return float(success.mean(0) @ np.bincount(which) / len(truth))
 
 
-def shuffled_estimate(success: np.ndarray, which: np.ndarray, units: np.ndarray) -> "Estimate":
+def shuffled_estimate(success: np.ndarray, which: np.ndarray, units: np.ndarray) -> Estimate:
     """`shuffled_accuracy` with its interval, from success (n, T) of n pictures at each of T truths; which (n,): theirs.
 
     The interval is a jackknife over units (n,): a bootstrap would repeat a unit and pair its pictures as if different.
@@ -112,10 +113,8 @@ def shuffled_estimate(success: np.ndarray, which: np.ndarray, units: np.ndarray)
     counts = truths.sum(1)
     total_s, total_t, total = sums.sum(0), truths.sum(0), counts.sum()
     value = float(total_s @ total_t / total**2)
-    if len(names) < 2:
-        return Estimate(value, None, None, len(names))
-    without = ((total_s - sums) * (total_t - truths)).sum(1) / (total - counts) ** 2
-    return within(jackknife(value, without))
+    without = ((total_s - sums) * (total_t - truths)).sum(1) / np.maximum(total - counts, 1) ** 2
+    return share(jackknife(value, without))
 
 
 class Dealings(NamedTuple):
@@ -139,7 +138,7 @@ def deal(n: int, samples: int, least: int = 2000, seed: int = 0) -> Dealings:
 
 def dealt_estimates(
     own: np.ndarray, dealt: np.ndarray, trials: np.ndarray, units: np.ndarray, better: str = "higher"
-) -> tuple["Estimate", "Estimate"]:
+) -> tuple[Estimate, Estimate]:
     """What reconstructions would get if the truths were dealt out to them at random, and what they gain over that.
 
     own (n, samples): of each with its own truth; dealt (n, samples, k): with those of `trials`, see `deal`; units (n,).
@@ -164,8 +163,6 @@ def dealt_estimates(
     other = without(weights * values) / np.maximum(without(weights), 1e-300)
     sums, counts = (np.append(np.bincount(unit, x), 0) for x in (own.mean(1), np.ones(n)))
     gain = ((sums.sum() - sums) / np.maximum(n - counts, 1e-300) - other) * (1 if better == "higher" else -1)
-    if len(names) < 2:
-        return Estimate(float(other[-1]), None, None, 1), Estimate(float(gain[-1]), None, None, 1)
     return jackknife(float(other[-1]), other[:-1]), jackknife(float(gain[-1]), gain[:-1])
 
 
@@ -180,7 +177,7 @@ def best_guess(truth: np.ndarray, by_rank: np.ndarray, weights: np.ndarray | Non
     return by_rank[rank[which]]
 
 
-def balanced_estimate(values: np.ndarray, labels: np.ndarray, units: np.ndarray) -> "Estimate":
+def balanced_estimate(values: np.ndarray, labels: np.ndarray, units: np.ndarray) -> Estimate:
     """Mean over classes of the mean of values (n,) within each, labels (n,); its interval a jackknife over units."""
     (classes, label), (names, unit) = (np.unique(x, return_inverse=True) for x in (labels, units))
 
@@ -191,12 +188,13 @@ def balanced_estimate(values: np.ndarray, labels: np.ndarray, units: np.ndarray)
     counts = without(np.ones(len(values)))
     means = np.where(counts > 0.5, without(values) / np.maximum(counts, 1), np.nan)
     value = float(np.mean([values[label == c].mean() for c in range(len(classes))]))
-    if len(names) < 2:
+    if len(names) < FEWEST:
         return Estimate(value, None, None, len(names))
-    return within(jackknife(value, np.nanmean(means, 1)))
+    rarest = min(len(set(unit[label == c])) for c in range(len(classes)))
+    return share(jackknife(value, np.nanmean(means, 1)), len(classes) * rarest)
 
 
-def auc_estimate(scores: np.ndarray, positive: np.ndarray, units: np.ndarray) -> "Estimate":
+def auc_estimate(scores: np.ndarray, positive: np.ndarray, units: np.ndarray) -> Estimate:
     """Area under the ROC curve: the share of pairs of a positive and a negative in which the positive has the higher
     score, ties half. scores (n,), positive (n,) bool, of either kind one or more; interval: jackknife over units.
     """
@@ -212,22 +210,24 @@ def auc_estimate(scores: np.ndarray, positive: np.ndarray, units: np.ndarray) ->
     for u in range(len(names)):
         left = (positive == positive[unit == u][0]) & (unit != u)  # the other kind's shares have the same mean
         without.append(shares[left].mean() if left.any() else np.nan)
-    if len(names) < 2 or np.isnan(without).any():
+    if np.isnan(without).any():
         return Estimate(value, None, None, len(names))
-    return within(jackknife(value, np.array(without)))
+    return share(jackknife(value, np.array(without)), min(len(set(unit[kind])) for kind in (positive, ~positive)))
 
 
 def inception_score(probabilities: np.ndarray, splits: int = 1) -> float:
     """exp of the mean KL(p(y|x) || p(y)) (Salimans et al. 2016, Eq. 1): 1 = no diversity or no confidence, at most K.
 
-    probabilities: (n, K). With splits > 1: the mean over that many consecutive parts, as published code often does. Not
-    comparable between classifiers, numbers of pictures, or splits.
+    probabilities: (n, K). With splits > 1: the mean over that many parts, as published code often does, dealt out at
+    random by a fixed seed: pictures may come sorted by class. Not comparable between classifiers, numbers of pictures,
+    or splits.
     """
     p = np.asarray(probabilities, dtype=np.float64)
     if not 1 <= splits <= len(p):
         raise ValueError(f"an Inception Score in {splits} splits needs at least as many pictures, there are {len(p)}")
+    p = p[np.random.default_rng(0).permutation(len(p))] if splits > 1 else p
     scores = [math.exp(_plogp(part).mean() - _plogp(part.mean(0))) for part in np.array_split(p, splits)]
-    return float(np.mean(scores))
+    return max(1.0, float(np.mean(scores)))  # but for rounding it is at least 1
 
 
 def _plogp(p: np.ndarray) -> np.ndarray:
@@ -235,13 +235,14 @@ def _plogp(p: np.ndarray) -> np.ndarray:
     return (p * np.log(np.where(p > 0, p, 1))).sum(-1)
 
 
-def inception_estimate(probabilities: np.ndarray, units: np.ndarray, splits: int = 1) -> "Estimate":
+def inception_estimate(probabilities: np.ndarray, units: np.ndarray, splits: int = 1) -> Estimate:
     """`inception_score` of (n, K) with its interval, a jackknife of its logarithm over units (n,); with 1 split only.
 
-    No bootstrap: that leaves a third of the pictures out, and fewer different pictures have a lower score.
+    No bootstrap: that leaves a third of the pictures out, and fewer different pictures have a lower score. The interval
+    is about the score of this number of pictures: many have a higher one.
     """
     value, (names, unit) = inception_score(probabilities, splits), np.unique(units, return_inverse=True)
-    if splits > 1 or len(names) < 2:
+    if splits > 1 or len(names) < FEWEST:
         return Estimate(value, None, None, len(names))
     p = np.asarray(probabilities, dtype=np.float64)
     order = np.argsort(unit, kind="stable")
@@ -250,9 +251,9 @@ def inception_estimate(probabilities: np.ndarray, units: np.ndarray, splits: int
     counts = np.bincount(unit)
     left = (len(p) - counts)[:, None]
     without = (certain.sum() - certain) / left[:, 0] - _plogp(np.maximum(sums.sum(0) - sums, 0) / left)
-    low, high = jackknife(math.log(value), without)[1:3]
+    _, low, high, _ = jackknife(math.log(value), without)
     assert low is not None and high is not None
-    return Estimate(value, math.exp(low), math.exp(high), len(names))
+    return Estimate(value, max(1.0, math.exp(low)), math.exp(high), len(names))
 
 
 def best_of(values: np.ndarray, better: str) -> np.ndarray:
@@ -378,50 +379,3 @@ def pixcorr_425(images: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor 
     i, j = _pairs(images, pairs).T
     norms = x.norm(dim=1)[i] * y.norm(dim=1)[j]
     return torch.where(norms <= 1e-9 * n, 0.0, (x @ y.T)[i, j] / norms.clamp(min=1e-30)).to(images.dtype)
-
-
-class Estimate(NamedTuple):
-    """A mean with its 95 % interval; low and high are None where no interval can be given."""
-
-    value: float
-    low: float | None
-    high: float | None
-    n: int  # independent units (ground-truth pictures)
-
-
-def jackknife(value: float, without: np.ndarray) -> Estimate:
-    """`value` with its 95 % interval, 1.96 jackknife errors; without (u,): it with each unit left out."""
-    n = len(without)
-    error = math.sqrt((n - 1) / n * np.square(without - without.mean()).sum())
-    return Estimate(value, value - 1.96 * error, value + 1.96 * error, n)
-
-
-def within(estimate: Estimate, least: float = 0.0, most: float = 1.0) -> Estimate:
-    """The interval cut to the values that are possible."""
-    assert estimate.low is not None and estimate.high is not None
-    return estimate._replace(low=max(least, estimate.low), high=min(most, estimate.high))
-
-
-def bootstrap_means(values: np.ndarray, units: np.ndarray, resamples: int = 2000, seed: int = 0) -> list[Estimate]:
-    """Means of the columns of values (n, m) and their 95 % percentile bootstrap intervals, resampling units (n,).
-
-    Several samples of one trial, and several people's trials of one picture, stand or fall together: so ground-truth
-    pictures are resampled, never single reconstructions. All columns see the same resamples, as one matrix product.
-    With fewer than two units there is no interval.
-    """
-    values, (names, unit) = np.asarray(values, dtype=np.float64), np.unique(units, return_inverse=True)
-    assert values.ndim == 2 and len(values) == len(unit) > 0, values.shape
-    means, n = values.mean(0), len(names)
-    if n < 2:
-        return [Estimate(float(mean), None, None, n) for mean in means]
-    sums = np.stack([np.bincount(unit, column) for column in values.T], 1)
-    counts = np.bincount(unit).astype(np.float64)
-    rng, found = np.random.default_rng(seed), []
-    step = max(1, 4_000_000 // n)  # rows of weights in memory at once
-    for start in range(0, resamples, step):
-        rows = min(step, resamples - start)
-        drawn = rng.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
-        weights = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
-        found.append(weights @ sums / (weights @ counts)[:, None])
-    low, high = np.quantile(np.concatenate(found), (0.025, 0.975), axis=0)
-    return [Estimate(float(m), float(a), float(b), n) for m, a, b in zip(means, low, high, strict=True)]

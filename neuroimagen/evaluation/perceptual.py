@@ -12,8 +12,8 @@ import numpy as np
 import scipy.linalg
 import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
-from torchmetrics.image.kid import maximum_mean_discrepancy, poly_kernel
 
+from neuroimagen.collectives import spread
 from neuroimagen.evaluation.networks import Lpips, suite_pictures
 
 SUITE_PIXELS = 425
@@ -28,7 +28,7 @@ SUITE_SSIM = (
 )
 _GREY = (0.2125, 0.7154, 0.0721)  # scikit-image's rgb2gray
 FID_FEATURES = 2048
-KID_POOL = 4000
+KID_ROWS = 256  # of the kernel matrix at once
 
 
 def _sized(images: torch.Tensor, truths: torch.Tensor, setting: Setting) -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,7 +104,7 @@ def correlation_distance(features: torch.Tensor, truths: torch.Tensor) -> torch.
     (x_mean, x_norm), (_, y_norm) = _norms(x), _norms(y)
     norms = x_norm * y_norm
     products = ((x - x_mean[:, None]) * y).sum(1)  # a centred row is blind to the mean of the other
-    return (1 - torch.where(norms > 0, products / norms.clamp_min(1e-300), 0.0)).to(features.dtype)
+    return (1 - torch.where(norms > 0, products / norms.clamp_min(1e-300), 0.0).clamp(-1, 1)).to(features.dtype)
 
 
 class Gallery(NamedTuple):
@@ -181,48 +181,34 @@ def frechet_distance(features: np.ndarray | torch.Tensor, truths: np.ndarray | t
     traces = np.square(a).sum() + np.square(b).sum()
     a, b = (scipy.linalg.qr(z, mode="r")[0][: z.shape[1]] if len(z) > z.shape[1] else z for z in (a, b))  # keeps Z'Z
     root = scipy.linalg.svdvals(a @ b.T).sum()
-    return float(np.square(x.mean(0) - y.mean(0)).sum() + traces - 2 * root)
-
-
-class KernelDistance(NamedTuple):
-    value: float
-    sd: float  # of the same estimate from `subset_size` pictures of each side; wider than that of `value`
-    subset_size: int
+    return max(0.0, float(np.square(x.mean(0) - y.mean(0)).sum() + traces - 2 * root))  # rounding may go below
 
 
 def kernel_distance(
-    features: np.ndarray | torch.Tensor,
-    truths: np.ndarray | torch.Tensor,
-    subsets: int = 100,
-    subset_size: int | None = None,
-    seed: int = 0,
-) -> KernelDistance:
-    """KID (Binkowski et al. 2018): unbiased squared MMD of (n, D) and (m, D), kernel (x.y / D + 1)^3. May be below 0.
+    features: np.ndarray | torch.Tensor, truths: np.ndarray | torch.Tensor, which: np.ndarray | torch.Tensor
+) -> float:
+    """KID (Binkowski et al. 2018): squared MMD, kernel k(x, y) = (x.y / D + 1)^3, of reconstructions and their truths.
 
-    value: exact, from all pairs; published code draws subsets, whose mean tends to it. sd: over `subsets` random ones
-    of `subset_size` (None: half of the smaller side, at most 1,000), drawn without replacement by `seed` from at most
-    4,000 pictures a side, which bounds the memory. ValueError: fewer than four pictures, or too large subsets.
+    features: (n, D), of reconstructions x. truths: (m, D), of the DIFFERENT ground-truth pictures. which: (n,), the row
+    of each one's own truth y. The mean of k(x, x') + k(y, y') - k(x, y') - k(x', y) over all pairs x, x' of
+    different pictures: a reconstruction and its own truth, or two of one picture, are not independent. So it is
+    unbiased, may be below 0, and is 0 of the truths themselves. Float64. Collective: every rank; they share blocks of
+    pairs, and any number of processes finds the same bits. ValueError: reconstructions of fewer than two pictures.
     """
-    x, y = (torch.as_tensor(z).double() for z in (features, truths))
-    n, m = len(x), len(y)
-    size = min(1000, min(n, m) // 2) if subset_size is None else subset_size
-    if not 2 <= size <= min(n, m, KID_POOL):
-        raise ValueError(
-            f"KID of {n} and {m} pictures cannot be taken over subsets of {size}: give 2 to {min(n, m, KID_POOL)}"
-        )
+    of = torch.as_tensor(which)
+    times = torch.bincount(of, minlength=len(truths)).double()
+    if int((times > 0).sum()) < 2:
+        raise ValueError("KID needs reconstructions of at least two ground-truth pictures")
+    z = torch.cat([torch.as_tensor(part).double() for part in (features, truths)])
+    of = torch.cat([of, torch.arange(len(truths))])
+    weights = torch.cat([torch.ones(len(features)).double(), -times])  # so that the four are one sum over all of z
 
-    def total(a: torch.Tensor, b: torch.Tensor) -> float:
-        return sum(float(poly_kernel(part, b).sum()) for part in a.split(512))
+    def block(start: int) -> float:
+        """Of some rows with all from there on; what lies beyond the diagonal counts twice."""
+        rows, rest = slice(start, start + KID_ROWS), weights[start:].clone()
+        rest[KID_ROWS:] *= 2
+        kernel = (z[rows] @ z[start:].T).div_(z.shape[1]).add_(1).pow_(3)
+        kernel.masked_fill_(of[rows, None] == of[start:], 0)
+        return float(weights[rows] @ (kernel @ rest))
 
-    def own(a: torch.Tensor) -> float:  # without each one's kernel with itself
-        return total(a, a) - float((a.square().sum(1) / a.shape[1] + 1).pow(3).sum())
-
-    value = own(x) / (n * (n - 1)) + own(y) / (m * (m - 1)) - 2 * total(x, y) / (n * m)
-    rng = np.random.default_rng(seed)
-    x, y = (z[rng.permutation(len(z))[:KID_POOL]] for z in (x, y))
-    xx, xy, yy = poly_kernel(x, x), poly_kernel(x, y), poly_kernel(y, y)
-    found = []
-    for _ in range(subsets):
-        i, j = (torch.from_numpy(rng.choice(len(z), size, replace=False)) for z in (x, y))
-        found.append(float(maximum_mean_discrepancy(xx[i][:, i], xy[i][:, j], yy[j][:, j])))
-    return KernelDistance(value, float(np.std(found)), size)
+    return sum(spread(block, range(0, len(z), KID_ROWS))) / float(times.sum() ** 2 - times.square().sum())

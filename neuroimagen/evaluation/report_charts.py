@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from neuroimagen.evaluation.intervals import FEWEST
 from neuroimagen.evaluation.report_gallery import Metric, text
 
 MOST_CELLS = 20_000  # of all confusion tables together; the others stay in scores.json
@@ -42,7 +43,7 @@ def bars(metric: Metric, groups: dict[str, dict[str, Any]], best_first: bool) ->
 
 def legend(metric: Metric) -> str:
     """What the marks of `bars` mean, with the numbers."""
-    parts = ["thin line: 95&nbsp;% interval"]
+    parts = [f"thin line: 95&nbsp;% interval, from {FEWEST} pictures on"]
     for name, css, value, of in (
         ("chance", "chance", metric.chance, metric.chance_of),
         ("ceiling", "ceiling", metric.ceiling, metric.ceiling_of),

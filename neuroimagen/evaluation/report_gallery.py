@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from neuroimagen.evaluation.scores import ReconstructRun
+from neuroimagen.evaluation.table_formats import decimal
 from neuroimagen.evaluation.tables import kind_of_row, rows_of_kind
 
 FIXED = ("row", "key", "sample", "subject", "label", "class_name", "image", "seen", "guess")  # of picture_scores.csv
@@ -57,7 +58,7 @@ class Metric(NamedTuple):
     def __call__(self, value: float | None, unit: bool = True) -> str:
         if value is None or not math.isfinite(value):
             return "&ndash;"
-        return f"{self.scale * value:.{self.digits}f}" + "&nbsp;%" * (unit and self.scale == 100)
+        return decimal(self.scale * value, self.digits) + "&nbsp;%" * (unit and self.scale == 100)
 
     @property
     def title(self) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from neuroimagen.collectives import decided_by_main, on_every_rank
 from neuroimagen.config import option
 from neuroimagen.evaluation.book import ScoreBook
 from neuroimagen.evaluation.classifiers import Classifier, load_classifier, pick_device
@@ -21,6 +22,7 @@ from neuroimagen.processes import leave_process_group, make_accelerator
 
 PAPER_ROWS = ("I", "L", "B", "B+I", "L+I")  # models 1 to 5 of the paper's Table 3
 FULL = "L+I"
+RESERVED = ("truth", "other", "maps")  # what evaluate and report call pictures that are no row's
 VERSION = 4  # of scores.json; 4 brought controls of every paired metric, balanced accuracy, the best constant guess
 
 
@@ -60,6 +62,13 @@ class ReconstructRun:
     samples: int
     about: dict[str, Any]  # rows.json
 
+    def __post_init__(self) -> None:
+        """ValueError: a name that means something else here."""
+        for row in self.rows:
+            if row in RESERVED or self.rows.count(row) > 1:
+                why = "evaluate uses this name itself" if row in RESERVED else "two rows have this name"
+                raise ValueError(f"{self.path} has a row {row!r}, but {why}: rename it in rows.json and in images/")
+
     def truth(self, key: str) -> Path:
         return self.path / "truth" / f"{key}.png"
 
@@ -87,6 +96,7 @@ class ReconstructRun:
         subjects = np.array([trial["subject"] for trial in self.trials])
         labels = np.array([trial["label"] for trial in self.trials])
         names = {trial["label"]: trial["class_name"] for trial in self.trials}
+        names |= {n: f"{name} ({n})" for n, name in names.items() if list(names.values()).count(name) > 1}
         groups = {"all": np.ones(len(self.trials), bool)}
         groups |= {f"subject {s}": subjects == s for s in sorted(set(subjects.tolist()))}
         return groups | {f"class {names[label]}": labels == label for label in sorted(names)}
@@ -117,7 +127,9 @@ def read_run(path: str | Path) -> ReconstructRun:
     keys = [trial["key"] for trial in trials]
     wanted = [run.truth(key) for key in keys]
     wanted += [run.image(row, key, sample) for row in rows for key in keys for sample in range(samples)]
-    missing = [file for file in wanted if not file.exists()]
+    folders = {file.parent for file in wanted}  # listed, as asking for each of a million files takes minutes
+    there = {file for folder in folders if folder.is_dir() for file in folder.iterdir()}
+    missing = [file for file in wanted if file not in there]
     if missing:
         raise ValueError(
             f"{len(missing)} of {len(wanted)} pictures are missing in {path} (first: {missing[0].relative_to(path)}); "
@@ -136,14 +148,14 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def score(
     run: ReconstructRun, classifier: Classifier, n_way: int, top_k: int, batch_size: int = 16, **choices: Any
 ) -> dict[str, Any]:
-    """Everything that scores.json holds, by one process; choices: as of ScoreBook."""
+    """Everything that scores.json holds; choices: as of ScoreBook. Collective: every rank."""
     book = ScoreBook(run, classifier, n_way, top_k, **choices)
     book.measure(batch_size)
     return whole(book)
 
 
 def whole(book: ScoreBook) -> dict[str, Any]:
-    """scores.json: what the book found, and what its readers want to know of the run."""
+    """scores.json: what the book found, and what its readers want to know of the run. Collective: every rank."""
     about = book.run.about
     return {
         "format": "neuroimagen-scores",
@@ -172,7 +184,7 @@ def to_csv(scores: dict[str, Any]) -> str:
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """The command `neuroimagen evaluate RUN`. Under `accelerate launch` the processes share the work; the first writes.
 
-    Collective: every rank. Returns what scores.json holds; on ranks other than the first, nothing.
+    Collective: every rank. Returns what scores.json holds.
     """
     from neuroimagen.evaluation import tables  # which imports this module
 
@@ -182,19 +194,19 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     accelerator = None if alone else make_accelerator("fp32")
     if accelerator and config.device == "auto":
         device = accelerator.device
-    run = read_run(config.run)
-    classifier = load_classifier(config.classifier, device, config.weights)
+    run = decided_by_main(lambda: read_run(config.run))
+    classifier = on_every_rank(lambda: load_classifier(config.classifier, device, config.weights))
     book = ScoreBook(
         run, classifier, config.n_way, config.top_k, config.metrics, config.distractors, config.inception_splits,
         config.weights, config.download,
     )  # fmt: skip
     book.measure(config.batch_size)
-    scores: dict[str, Any] = {}
+    scores = whole(book) | {"config": dataclasses.asdict(config)}
+    pictures = book.pictures_csv()
     if accelerator is None or accelerator.is_main_process:
-        scores = whole(book) | {"config": dataclasses.asdict(config)}
         write_atomic(run.path / "scores.json", json.dumps(scores, indent=1) + "\n")
         write_atomic(run.path / "scores.csv", to_csv(scores))
-        write_atomic(run.path / "picture_scores.csv", book.pictures_csv())
+        write_atomic(run.path / "picture_scores.csv", pictures)
         print(tables.format_tables(run, scores))
     if accelerator:
         leave_process_group()

@@ -10,6 +10,11 @@ TICK = "✓"
 ASCII = str.maketrans({"–": "-", "✓": "x", "±": "+-", "σ": "sigma", "×": "x"})
 
 
+def decimal(value: float, digits: int) -> str:
+    """As f"{value:.{digits}f}", but no minus before zeros."""
+    return f"{round(value, digits) + 0.0:.{digits}f}"
+
+
 class Cell(NamedTuple):
     """What a cell says, and in smaller print the 95 % interval: Cell("54.2", "[47.6, 60.4]")."""
 

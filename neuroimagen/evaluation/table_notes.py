@@ -96,5 +96,8 @@ def notes(run: ReconstructRun, scores: dict[str, Any], metrics: dict[str, dict[s
         )
     if scores["pictures"] == 1:
         lines.append("shuffled, all that is other or gain: not available, as all trials show one and the same picture.")
-    lines.append(f"Ranges: {scores['interval'].partition('; ')[0]}.")
+    lines.append(
+        f"Ranges: {scores['interval'].removesuffix('; n counts them')}. People are not resampled: a range is about "
+        "other pictures for the same people, not about other people."
+    )
     return lines

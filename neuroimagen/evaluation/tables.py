@@ -12,7 +12,7 @@ from typing import Any
 from neuroimagen.evaluation import published
 from neuroimagen.evaluation.definitions import METRICS
 from neuroimagen.evaluation.scores import FULL, PAPER_ROWS, ReconstructRun, write_atomic
-from neuroimagen.evaluation.table_formats import ABSENT, TICK, Cell, Column, Row, Table
+from neuroimagen.evaluation.table_formats import ABSENT, TICK, Cell, Column, Row, Table, decimal
 from neuroimagen.evaluation.table_notes import kind_of_eeg, notes, protocol, split_of, uses
 
 NAMES = ("table1", "table2", "table3", "metrics", "published", "protocol")
@@ -78,11 +78,10 @@ def shown(estimate: dict[str, Any] | None, metric: dict[str, Any], ranged: bool 
     """An estimate with its interval, for a table cell."""
     if estimate is None or estimate.get("value") is None:
         return Cell(ABSENT)
-    scale, digits = metric["scale"], metric["digits"]
-    text = f"{scale * estimate['value']:.{digits}f}"
-    if not ranged or estimate.get("low") is None:
-        return Cell(text)
-    return Cell(text, f"[{scale * estimate['low']:.{digits}f}, {scale * estimate['high']:.{digits}f}]")
+    ranged = ranged and estimate.get("low") is not None
+    ends = [estimate[name] for name in ("value", *(("low", "high") if ranged else ()))]
+    text, *interval = (decimal(metric["scale"] * end, metric["digits"]) for end in ends)
+    return Cell(text, f"[{', '.join(interval)}]" if interval else "")
 
 
 class _Book:

@@ -174,3 +174,40 @@ def test_mistakes(run):
         score(run, by_strongest(), 3, 1, metrics=["pixcor"])
     with pytest.raises(ValueError, match="inception_splits=7 must be 1 to the number of trials, 6"):
         score(run, by_strongest(), 3, 1, inception_splits=7)
+
+
+def test_every_process_must_have_the_same_networks(run, monkeypatch):
+    monkeypatch.setattr("neuroimagen.evaluation.book.gather_objects", lambda mine: [mine, [*mine, "swav", "clip"]])
+    with pytest.raises(
+        ValueError, match="clip, swav can be measured by some processes only: give weights= a directory"
+    ):
+        ScoreBook(run, by_strongest(), 3, 1).measure()
+
+
+def test_kid_of_the_pictures_themselves_is_0(tmp_path):
+    """Two subjects and a row that returns other pictures of the truths' own colours: the ceiling stays 0."""
+    path = make_run(tmp_path / "run", classes=3, pictures=3, rows={"L": ROWS["L"]})
+    found = score(read_run(path), by_strongest(), 3, 1, metrics=["kid_classifier", "fid_classifier"])
+    assert found["metrics"]["kid_classifier"]["ceiling"] == pytest.approx(0, abs=1e-12)
+    assert found["metrics"]["fid_classifier"]["ceiling"] >= 0
+    assert "unbiased" in found["metrics"]["kid_classifier"]["definition"]
+
+
+def test_equal_pixels_are_one_picture(tmp_path):
+    """However a file was compressed and whatever it is called: 3 classes, each with one picture under two names."""
+
+    def draw(what, trial, sample):
+        return Image.new("RGB", (16, 16), PURE[trial["label"]])
+
+    run = read_run(make_run(tmp_path / "run", classes=3, pictures=2, subjects=2, rows={"L": ROWS["L"]}, draw=draw))
+    before = score(run, by_strongest(), 3, 1, metrics=OFFLINE)
+    for n, trial in enumerate(run.trials):
+        path = run.truth(trial["key"])
+        with Image.open(path) as picture:
+            picture.load()
+        picture.save(path, **({"format": "BMP"} if n % 2 else {"format": "PNG", "compress_level": 0}))
+    assert len({run.truth(trial["key"]).read_bytes() for trial in run.trials}) == 6
+    found = score(run, by_strongest(), 3, 1, metrics=OFFLINE)
+    assert found == before and (found["gallery"], found["pictures"]) == (3, 3)
+    row = found["rows"]["L"]["all"]
+    assert row["retrieval_top1"]["value"] == row["two_way"]["value"] == 1 and row["acc"]["n"] == 3

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neuroimagen.evaluation import perceptual
+from neuroimagen.evaluation.intervals import bootstrap_means
 from neuroimagen.evaluation.metrics import (
     auc_estimate,
     balanced_estimate,
     best_guess,
     best_of,
-    bootstrap_means,
     chance_best_of,
     confusion,
     deal,
@@ -132,6 +132,8 @@ def test_inception_score_by_hand():
     expected = math.exp(0.9 * math.log(1.8) + 0.1 * math.log(0.2))
     assert inception_score(np.array([[0.9, 0.1], [0.1, 0.9]])) == pytest.approx(expected)
     assert inception_score(np.eye(4)[[0, 1, 2, 3]], splits=2) == pytest.approx(2)
+    by_class = np.eye(10).repeat(2000, 0)  # 10 perfect classes, one after the other: of every part the score is 10
+    assert inception_score(by_class, splits=10) == pytest.approx(10, rel=0.005)
     with pytest.raises(ValueError, match="3 splits"):
         inception_score(np.eye(2), splits=3)
 
@@ -187,11 +189,43 @@ def test_bootstrap_resamples_pictures_not_reconstructions():
 
 
 def test_bootstrap_edges():
-    constant = bootstrap_mean(np.ones(6), np.array(list("aabbcc")))
-    assert tuple(constant) == (1, 1, 1, 3)
-    assert tuple(bootstrap_mean(np.array([0.0, 1.0]), np.array(["a", "a"]))) == (0.5, None, None, 1)
-    uneven = bootstrap_mean(np.array([1.0, 1, 1, 0]), np.array(["a", "a", "a", "b"]))
-    assert uneven.value == 0.75 and (uneven.low, uneven.high) == (0, 1)
+    assert tuple(bootstrap_mean(np.full(10, 0.5), np.arange(10) % 5)) == (0.5, 0.5, 0.5, 5)
+    assert tuple(bootstrap_mean([0.0, 1, 1, 1, 1], list("abcdd"))) == (0.8, None, None, 4)  # too few
+    uneven = bootstrap_mean([1.0, 1, 1, 1, 1, 1, 0], list("aaabcde"))  # of 3,125 resamples one is all e, 15 all but one
+    assert uneven.value == pytest.approx(6 / 7) and (uneven.low, uneven.high) == (0.2, 1)
+
+
+@pytest.mark.parametrize("n, level", [(5, 0.000954), (10, 0.008551), (20, 0.015881), (80, 0.022588)])
+def test_levels_are_wider_for_few(n, level):
+    """All resamples of 5, or very many of more, in numpy; levels by scipy.stats from Hesterberg's formula."""
+    wanted = scipy.stats.norm.cdf(-math.sqrt(n / (n - 1)) * scipy.stats.t.ppf(0.975, n - 1))
+    assert wanted == pytest.approx(level, abs=1e-6)
+    values = np.random.default_rng(n).random(n)
+    if n == 5:
+        drawn = np.array(list(itertools.product(range(5), repeat=5)))
+    else:
+        drawn = np.random.default_rng(99).integers(n, size=(50_000, n))
+    low, high = np.quantile(values[drawn].mean(1), (wanted, 1 - wanted))
+    found = bootstrap_means(values[:, None], np.arange(n), resamples=50_000)[0]
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.02 * (high - low))
+
+
+@pytest.mark.parametrize("n", [5, 40, 200])
+def test_a_share_without_spread_is_clopper_pearsons(n):
+    values = np.stack([np.zeros(2 * n), np.ones(2 * n), np.arange(2 * n) // 2 == 1, np.zeros(2 * n)], 1)
+    none, all_, one, blank = bootstrap_means(values, np.arange(2 * n) // 2, [True, True, True, False])
+    for found, successes in ((none, 0), (all_, n)):  # two samples of a picture are no two pictures
+        exact = scipy.stats.binomtest(successes, n).proportion_ci(method="exact")
+        assert (found.low, found.high) == pytest.approx((exact.low, exact.high))
+    assert one.low == 0 < one.high < 1
+    # Of uneven classes the rarest counts: no rates of 20 and 5 pictures that give this in 2.5 % have a lower mean.
+    labels, units = np.repeat([0, 1], [20, 5]), np.arange(25)
+    balanced = balanced_estimate(np.ones(25), labels, units)
+    a, b = np.meshgrid(np.linspace(0, 1, 1001), np.linspace(0, 1, 1001))
+    assert balanced.low == 0.025 ** (1 / 10) < ((a + b) / 2)[a**20 * b**5 >= 0.025].min() and balanced.high == 1
+    assert auc_estimate(labels + 0.0, labels > 0, units)[:3] == (1, 0.025 ** (1 / 5), 1)
+    assert shuffled_estimate(np.zeros((25, 2)), labels, units)[:3] == (0, 0, 1 - 0.025 ** (1 / 25))
+    assert (blank.low, blank.high) == (0, 0)  # no share: a correlation that is 0, say
 
 
 @pytest.mark.parametrize("n_way, top_k, classes", [(2, 1, 10), (5, 2, 10), (10, 3, 10), (50, 1, 60), (20, 5, 60)])
@@ -240,7 +274,7 @@ def test_inception_score_equals_torchmetrics():
         theirs = metrics.InceptionScore(feature=torch.nn.Identity(), splits=splits)
         theirs.features = [logits]  # the score of given outputs: no pictures, no network
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch, "randperm", lambda n: torch.arange(n))
+            patch.setattr(torch, "randperm", lambda n: torch.from_numpy(np.random.default_rng(0).permutation(n)))
             mean, _ = theirs.compute()
         assert inception_score(logits.double().softmax(1).numpy(), splits) == pytest.approx(float(mean), rel=1e-5)
 
@@ -250,17 +284,21 @@ def test_jackknife_intervals():
     p, units = rng.dirichlet(np.full(5, 0.3), 40), np.repeat(np.arange(20), 2)
     found = inception_estimate(p, units)
     without = np.log([inception_score(p[units != u]) for u in range(20)])
-    error = 1.96 * np.sqrt(19 / 20 * ((without - without.mean()) ** 2).sum())
+    error = 2.093024 * np.sqrt(19 / 20 * ((without - without.mean()) ** 2).sum())  # t of 19 degrees of freedom
     assert found.value == pytest.approx(inception_score(p)) and found.n == 20
     assert (found.low, found.high) == pytest.approx((found.value * np.exp(-error), found.value * np.exp(error)))
     assert inception_estimate(p, units, splits=2).low is None
+    assert inception_estimate(p[:8], units[:8]).low is None and inception_estimate(p[:10], units[:10]).low is not None
+    alike = np.full((5, 4), 0.25)
+    alike[0] = (0.7, 0.1, 0.1, 0.1)
+    assert inception_estimate(alike, np.arange(5)).low == 1  # no score is lower
     truth = rng.integers(5, size=40)
     classes, which = np.unique(truth, return_inverse=True)
     success = success_by_rank(5, 3, 1)[ranks_of(p, classes)]
     found = shuffled_estimate(success, which, units)
     assert found.value == pytest.approx(shuffled_accuracy(p, truth, 3))
     without = np.array([shuffled_accuracy(p[units != u], truth[units != u], 3) for u in range(20)])
-    error = 1.96 * np.sqrt(19 / 20 * ((without - without.mean()) ** 2).sum())
+    error = 2.093024 * np.sqrt(19 / 20 * ((without - without.mean()) ** 2).sum())
     assert found.high - found.value == pytest.approx(error)
 
 
@@ -270,10 +308,11 @@ def test_bootstrap_is_scipys():
     units = rng.integers(40, size=200)
     values = rng.random(200) + units / 40
     which = np.unique(units, return_inverse=True)[1]
+    level = scipy.stats.norm.cdf(-math.sqrt(40 / 39) * scipy.stats.t.ppf(0.975, 39))
     sums, counts = np.bincount(which, values), np.bincount(which).astype(float)
     theirs = scipy.stats.bootstrap(
         (sums, counts), lambda s, c, axis=-1: s.sum(axis) / c.sum(axis), paired=True, vectorized=True,
-        method="percentile", n_resamples=2000, rng=np.random.default_rng(0),
+        method="percentile", n_resamples=2000, confidence_level=1 - 2 * level, rng=np.random.default_rng(0),
     ).confidence_interval  # fmt: skip
     ours = bootstrap_means(np.stack([values, 2 * values], 1), units)
     width = theirs.high - theirs.low
@@ -306,22 +345,22 @@ def by_permutations(values, mine):
 @pytest.mark.parametrize("better, sign", [("higher", 1), ("lower", -1)])
 def test_dealt_is_the_mean_over_all_permutations(better, sign):
     rng = np.random.default_rng(0)
-    values, units = rng.random((6, 2, 6)), np.array(list("aabbcd"))
+    values, units = rng.random((6, 2, 6)), np.array(list("aabcde"))
     dealings = deal(6, 2)
     assert dealings.exact and dealings.trials.shape == (6, 2, 5)
     i, s = np.arange(6)[:, None, None], np.arange(2)[:, None]
     own = values[np.arange(6), :, np.arange(6)]
     found = dealt_estimates(own, values[i, s, dealings.trials], dealings.trials, units, better)
-    left = [np.flatnonzero(units != unit).tolist() for unit in "abcd"]
+    left = [np.flatnonzero(units != unit).tolist() for unit in "abcde"]
 
     def gain(mine):
         return sign * (own[mine].mean() - by_permutations(values, mine))
 
     for estimate, wanted in zip(found, (lambda mine: by_permutations(values, mine), gain), strict=True):
         without = np.array([wanted(mine) for mine in left])
-        error = 1.96 * np.sqrt(3 / 4 * ((without - without.mean()) ** 2).sum())
+        error = scipy.stats.t.ppf(0.975, 4) * np.sqrt(4 / 5 * ((without - without.mean()) ** 2).sum())
         whole = wanted(list(range(6)))
-        assert estimate == pytest.approx((whole, whole - error, whole + error, 4), abs=1e-12)
+        assert estimate == pytest.approx((whole, whole - error, whole + error, 5), abs=1e-12)
 
 
 def test_few_dealings_are_fair_and_all_of_them_permutations():
@@ -387,8 +426,9 @@ def test_balanced_accuracy_by_hand_and_its_jackknife():
 
     found = balanced_estimate(values, labels, units)
     without = np.array([by_hand(units != u) for u in np.unique(units)])
-    error = 1.96 * np.sqrt((len(without) - 1) / len(without) * ((without - without.mean()) ** 2).sum())
-    assert found == pytest.approx((by_hand(units >= 0), found.value - error, found.value + error, len(without)))
+    n = len(without)
+    error = scipy.stats.t.ppf(0.975, n - 1) * np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())
+    assert found == pytest.approx((by_hand(units >= 0), found.value - error, found.value + error, n))
     always = np.repeat([1.0, 0.0], [386, 78])  # the frequent class for every trial
     assert balanced_estimate(always, 1 - always, np.arange(464))[:3] == (0.5, 0.5, 0.5)
 
@@ -407,7 +447,7 @@ def test_auc_is_mann_whitneys_u():
     u = scipy.stats.mannwhitneyu(scores[positive], scores[~positive]).statistic
     assert found.value == pytest.approx(u / (30 * 10)) and found.value == pytest.approx(by_hand(positive | True))
     without = np.array([by_hand(units != unit) for unit in np.unique(units)])
-    error = 1.96 * np.sqrt(9 / 10 * ((without - without.mean()) ** 2).sum())
+    error = scipy.stats.t.ppf(0.975, 9) * np.sqrt(9 / 10 * ((without - without.mean()) ** 2).sum())
     assert (found.low, found.high) == pytest.approx((found.value - error, min(1, found.value + error)))
     assert auc_estimate(np.ones(6), np.arange(6) > 3, np.arange(6))[:3] == (0.5, 0.5, 0.5)
     assert auc_estimate(np.array([1.0, 2]), np.array([False, True]), np.arange(2))[:3] == (1, None, None)

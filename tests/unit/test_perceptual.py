@@ -9,7 +9,7 @@ import torch
 from skimage.color import rgb2gray
 from skimage.metrics import structural_similarity
 from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
+from torchmetrics.image.kid import maximum_mean_discrepancy, poly_kernel
 
 from neuroimagen.evaluation import perceptual
 from neuroimagen.evaluation.metrics import success_by_rank
@@ -172,37 +172,61 @@ def test_small_samples_are_warned_of():
     assert perceptual.fid_warning(5000, 2049) is None
 
 
-def test_kernel_distance_is_that_of_torchmetrics_and_of_a_loop():
-    x, y = random(12, 6), 0.2 + random(12, 6, seed=1)
-    found = perceptual.kernel_distance(x, y)
-    metric = KernelInceptionDistance(feature=AsIs(6), subsets=1, subset_size=12)
-    metric.update(y, real=True)
-    metric.update(x, real=False)
-    assert found.value == pytest.approx(float(metric.compute()[0]), rel=1e-3)  # float32 there
-
-    y = y[:7]  # unequal sides, as torchmetrics cannot
-
-    def kernel(a, b):
-        return (float(a.double() @ b.double()) / 6 + 1) ** 3
-
-    wanted = np.mean([kernel(x[i], x[j]) for i in range(12) for j in range(12) if i != j])
-    wanted += np.mean([kernel(y[i], y[j]) for i in range(7) for j in range(7) if i != j])
-    wanted -= 2 * np.mean([kernel(a, b) for a in x for b in y])
-    assert perceptual.kernel_distance(x, y).value == pytest.approx(wanted, rel=1e-9)
+def test_no_distance_is_negative():
+    """Of pictures from themselves; without the guard against rounding about every third of them would be."""
+    alike = [random(30, 20, seed=seed) + 5 for seed in range(20)]
+    assert min(perceptual.frechet_distance(x, x) for x in alike) >= 0
+    distances = torch.cat([perceptual.correlation_distance(x.double(), 3 * x.double()) for x in alike])
+    assert distances.min() >= 0 and distances.max() < 1e-12
 
 
-def test_kernel_distance_is_what_its_subsets_tend_to():
-    x, y = random(40, 5), 0.1 + random(30, 5, seed=1)
-    value, sd, size = perceptual.kernel_distance(x, y, subsets=400)
-    assert size == 15 and perceptual.kernel_distance(x, y, subsets=400) == (value, sd, size)  # its own seed
-    torch.manual_seed(0)
-    metric = KernelInceptionDistance(feature=AsIs(5), subsets=400, subset_size=15)
-    metric.update(y, real=True)
-    metric.update(x, real=False)
-    mean, theirs = map(float, metric.compute())
-    assert abs(mean - value) < 4 * sd / 20
-    assert sd == pytest.approx(theirs, rel=0.25)
-    with pytest.raises(ValueError, match="subsets of 31"):
-        perceptual.kernel_distance(x, y, subset_size=31)
-    with pytest.raises(ValueError, match="subsets of 1:"):
-        perceptual.kernel_distance(x[:3], y)
+def kernel_by_loops(x: np.ndarray, y: np.ndarray, which: np.ndarray) -> float:
+    """Mean over all pairs of reconstructions of different pictures, one by one."""
+
+    def k(a: np.ndarray, b: np.ndarray) -> float:
+        return (float(a @ b) / len(a) + 1) ** 3
+
+    found = []
+    for i, a in enumerate(which):
+        for j, b in enumerate(which):
+            if a != b:
+                found.append(k(x[i], x[j]) + k(y[a], y[b]) - k(x[i], y[b]) - k(x[j], y[a]))
+    return float(np.mean(found))
+
+
+@pytest.mark.parametrize("rows", [3, 5, 256])
+def test_kernel_distance_is_a_loop_over_pairs_of_different_pictures(rows, monkeypatch):
+    monkeypatch.setattr(perceptual, "KID_ROWS", rows)
+    y, which = random(5, 6).double().numpy(), np.array([0, 0, 3, 2, 2, 2, 0, 4, 3])  # of picture 1 there is none
+    x = 0.5 * y[which] + 0.6 * random(9, 6, seed=1).double().numpy()
+    wanted = kernel_by_loops(x, y, which)
+    assert perceptual.kernel_distance(x, y, which) == pytest.approx(wanted, rel=1e-9)
+    order = np.random.default_rng(0).permutation(9)
+    assert perceptual.kernel_distance(x[order], y, which[order]) == pytest.approx(wanted, rel=1e-9)
+    assert perceptual.kernel_distance(y[which], y, which) == pytest.approx(0, abs=1e-14)  # the truths themselves
+    with pytest.raises(ValueError, match="at least two ground-truth pictures"):
+        perceptual.kernel_distance(x[:2], y, which[:2])
+
+
+def test_kernel_distance_is_that_of_torchmetrics_from_independent_halves():
+    """Reconstructions of some pictures against the truths of others, whose mean over random halves it is."""
+    y = random(40, 16)
+    x = 0.1 + 0.7 * y + 0.3 * random(40, 16, seed=1)
+    halves, rng = [], np.random.default_rng(0)
+    for _ in range(600):
+        a, b = torch.from_numpy(rng.permutation(40)).chunk(2)
+        kernels = (poly_kernel(x[a], x[a]), poly_kernel(x[a], y[b]), poly_kernel(y[b], y[b]))
+        halves.append(float(maximum_mean_discrepancy(*kernels)))
+    value = perceptual.kernel_distance(x, y, np.arange(40))
+    assert abs(np.mean(halves) - value) < 3.5 * np.std(halves) / 600**0.5 < 0.15 * value
+
+
+@pytest.mark.parametrize("likeness", [0.0, 0.9])
+def test_kernel_distance_of_one_distribution_is_0_on_average(likeness):
+    """Three reconstructions of each of 20 pictures, distributed as the pictures are, like their own one or not."""
+    rng, which, found = np.random.default_rng(0), np.arange(20).repeat(3), []
+    for _ in range(200):
+        y = rng.standard_normal((20, 8))
+        x = likeness * y[which] + (1 - likeness**2) ** 0.5 * rng.standard_normal((60, 8))
+        found.append(perceptual.kernel_distance(x, y, which))
+    assert abs(np.mean(found)) < 3.5 * np.std(found) / 200**0.5

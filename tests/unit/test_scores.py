@@ -45,7 +45,7 @@ def test_right_and_wrong_rows(run):
     assert (found["trials"], found["pictures"], found["subjects"], found["samples"]) == (24, 12, 2, 2)
     assert list(found["rows"]) == ["I", "L", "B", "B+I", "L+I"]
     right = found["rows"]["L+I"]["all"]
-    assert right["acc"] == {"value": 1, "low": 1, "high": 1, "n": 12}
+    assert right["acc"] == {"value": 1, "low": pytest.approx(0.025 ** (1 / 12)), "high": 1, "n": 12}  # all 12 are right
     assert right["acc_label"]["value"] == 1 and right["is"]["value"] == pytest.approx(4, rel=1e-6)
     # Row I is dark noise, always class 0 here: right for that class alone.
     assert found["rows"]["I"]["all"]["acc"]["value"] == 0.25
@@ -282,6 +282,28 @@ def test_unfinished_or_damaged_runs(fresh):
         read_run(fresh / "images")
     (fresh / "rows.json").touch()
     assert sorted(path.name for path in fresh.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["truth", "other", "maps"])
+def test_rows_have_names_of_their_own(run, fresh, name, capsys):
+    about = json.loads((fresh / "rows.json").read_text())
+    about["rows"][1]["name"] = name
+    (fresh / "rows.json").write_text(json.dumps(about))
+    (fresh / "images" / "L").rename(fresh / "images" / name)
+    code = run_command(evaluate, EvaluateConfig, [f"run={fresh}", "device=cpu"], "evaluate", "")
+    assert code == 2 and f"has a row {name!r}, but evaluate uses this name itself: rename it" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=f"has a row {name!r}"):
+        dataclasses.replace(read_run(run), rows=["L", name])
+    with pytest.raises(ValueError, match="has a row 'L', but two rows have this name"):
+        dataclasses.replace(read_run(run), rows=["L", "I", "L"])
+
+
+def test_classes_of_one_name_stay_two_groups(run):
+    whole = read_run(run)
+    trials = [trial | {"class_name": "crane"} if trial["label"] > 1 else trial for trial in whole.trials]
+    groups = dataclasses.replace(whole, trials=trials).groups()
+    assert [group for group in groups if "crane" in group] == ["class crane (2)", "class crane (3)"]
+    assert sum(mask.sum() for group, mask in groups.items() if group.startswith("class ")) == 24
 
 
 def test_mixed_sizes_and_broken_pictures(fresh):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from reconstruct_run import ABOUT, EXTRA, ROWS, make_run
 
 from neuroimagen.evaluation import published, tables
+from neuroimagen.evaluation.report_gallery import Metric
 from neuroimagen.evaluation.scores import read_run
 from neuroimagen.evaluation.table_formats import Cell, Column, Row, Table
 
@@ -91,6 +92,20 @@ def named(found):
 
 def texts(row):
     return [str(cell) for cell in row.cells]
+
+
+def test_no_minus_before_zeros():
+    estimate = {"value": -1e-14, "low": -0.00004, "high": 0.2, "n": 9}
+    metric = {"scale": 1, "digits": 3}
+    assert tables.shown(estimate, metric) == Cell("0.000", "[0.000, 0.200]")
+    assert tables.shown(estimate | {"low": -0.0006}, metric).range == "[-0.001, 0.200]"
+    assert Metric("kid", "KID", digits=4)(-0.00004) == "0.0000" and Metric("kid", "KID", digits=4)(-0.0033) == "-0.0033"
+
+
+def test_ranges_say_what_they_are_about(run):
+    for table in tables.build(run, by_hand(run))[:3]:
+        (said,) = [note for note in table.notes if note.startswith("Ranges")]
+        assert "2000 resamples. People are not resampled" in said and "not about other people" in said
 
 
 def test_table_1(run):
