@@ -56,7 +56,7 @@ class Forked:
         command = [sys.executable, __file__, *COMMANDS]
         if deepspeed:
             environment["DS_ACCELERATOR"] = "cpu"
-            command.append("deepspeed")
+            command.append("deepspeed.runtime.zero.muon.muon_optimizer")  # what its engine imports, with inductor
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         origin = subprocess.Popen(command, cwd=REPO, env=environment, **pipes)  # type: ignore[call-overload]
 
