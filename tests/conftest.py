@@ -11,9 +11,20 @@ from pathlib import Path
 
 import pytest
 from forked import Forked
+from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
 
 REPO = Path(__file__).parents[1]
 PATIENCE = 600  # seconds until a test calls it a hang, on however busy a machine
+
+# Property tests: `fixed` draws the same examples on every machine, `make test-random` others each time. Neither keeps
+# examples, nor minds a busy machine; no test sets anything of this for itself.
+calm = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("fixed", max_examples=60, derandomize=True, **calm)
+settings.register_profile("random", max_examples=3000, print_blob=True, **calm)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+if settings.get_current_profile_name() == "fixed":  # or it draws constants of those of our modules imported by then
+    providers.is_local_module_file = lambda path: False  # type: ignore[attr-defined]
 
 
 def pytest_addoption(parser):

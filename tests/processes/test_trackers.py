@@ -13,7 +13,7 @@ from test_faults import command
 
 def records(folder: Path, kind: str) -> list[dict]:
     leet = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
-    done = subprocess.run(leet, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(leet, capture_output=True, text=True, check=True, timeout=300)
     found = [json.loads(line) for line in done.stdout.splitlines()]
     return [record[kind] for record in found if record["type"] == kind]
 
@@ -70,7 +70,7 @@ def test_the_sweep_file_starts_a_run_of_its_sweep(study, monkeypatch, tmp_path):
     assert set(values) == set(sweep["parameters"])
     answer = agent._process_command({"type": "run", "run_id": "abc123", "program": "", "args": values})
     assert "exception" not in answer, answer
-    agent._run_processes["abc123"].wait(timeout=100)
+    agent._run_processes["abc123"].wait(timeout=300)
     run_dir = tmp_path / "runs/7_1"
     config = yaml.safe_load((run_dir / "config.yaml").read_text())
     assert (config["margin"], config["mining"]) == (0.25, "hard") and (run_dir / "DONE").exists()

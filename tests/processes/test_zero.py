@@ -15,7 +15,6 @@ from test_worlds import TIMINGS
 
 pytest.importorskip("deepspeed", reason='needs pip install "neuroimagen[deepspeed]"')
 
-pytestmark = pytest.mark.timeout(600)
 STEPS = 6
 REPO = Path(__file__).parents[2]
 

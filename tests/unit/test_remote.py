@@ -199,7 +199,7 @@ def test_many_processes_one_fetch(made):
             process.stdin.write("\n")
             process.stdin.flush()
         for process in processes:
-            _, error = process.communicate(timeout=120)
+            _, error = process.communicate(timeout=300)
             assert process.returncode == 0, error
         tars = [name for name in server.requests if name != "manifest.json"]
         assert sorted(tars) == sorted(path.name for path in made.iterdir() if path.name != "manifest.json")

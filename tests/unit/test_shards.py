@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset as wds
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from perceivelab_files import jpeg, write_study
 from PIL import Image
@@ -187,7 +187,6 @@ def pack(study, out: Path, **kwargs) -> Path:
 text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     st.tuples(st.integers(1, 5), st.integers(20, 30), st.integers(3, 7)),
     st.sampled_from(["float16", "float32"]),
