@@ -31,6 +31,10 @@ def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=3, help="random moments at which test_random_kills cuts a run")
 
 
+def pytest_sessionfinish():
+    Forked.end()
+
+
 @pytest.fixture
 def one_thread():
     """Bits of a sum depend on how many threads share it: one, as in the processes that the tests start."""

@@ -1,5 +1,6 @@
 """What a dashboard gets to see, read back from what the trackers wrote; no network, no account."""
 
+import functools
 import json
 import signal
 import subprocess
@@ -11,11 +12,15 @@ import yaml
 from test_faults import command
 
 
-def records(folder: Path, kind: str) -> list[dict]:
+@functools.cache
+def inspected(folder: Path) -> list[dict]:
     leet = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
     done = subprocess.run(leet, capture_output=True, text=True, check=True, timeout=300)
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    return [record[kind] for record in found if record["type"] == kind]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def records(folder: Path, kind: str) -> list[dict]:
+    return [record[kind] for record in inspected(folder) if record["type"] == kind]
 
 
 def test_wandb_offline_stopped_and_continued_is_one_run(start, tmp_path):

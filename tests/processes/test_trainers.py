@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-STEPS = 6
+STEPS = 8
 
 
 def command(stage: str, study, run_dir, finished) -> list[str]:

@@ -74,7 +74,7 @@ def made(study, tmp_path_factory):
             arguments, environment = command(stage, study, run_dir, *more), {}
             if zero:
                 arguments, environment = under(zero, arguments)
-            if zero == 2:  # as a user starts it; the launcher starts two
+            if zero == 1:  # as a user starts it; the launcher starts two
                 launcher = ["-m", "accelerate.commands.launch", "--config_file", f"launch/zero{zero}.yaml"]
                 processes = start([*launcher, *arguments], world=1, fresh=True)
             else:

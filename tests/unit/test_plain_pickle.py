@@ -92,6 +92,7 @@ ARRAYS = hnp.arrays(
 )
 
 
+@example({"": b""}, np.empty(0, bool), ("save", "_core", 5))
 @given(value=VALUES, array=ARRAYS, kind=st.sampled_from(KINDS))
 def test_any_plain_value_comes_back(tmp_path_factory, value, array, kind):
     path = tmp_path_factory.getbasetemp() / "any.npy"
