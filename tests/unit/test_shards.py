@@ -390,6 +390,11 @@ def test_an_index_is_made_again_and_a_wrong_one_refused(copy):
     np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)  # a pickle in npy dress
     with pytest.raises(ValueError, match=r"train\.index\.npy is damaged"):
         ShardSplit(copy, "train")
+    for header in (b"{'descr': [(\n", b"  1\n 2\n", b"[" * 5000):  # numpy lets out what Python's tokenizer raises
+        path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+        for read in (check_shards, lambda folder: ShardSplit(folder, "train")):
+            with pytest.raises(ValueError, match=r"train\.index\.npy is damaged"):
+                read(copy)
 
 
 @pytest.mark.parametrize(
