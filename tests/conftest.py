@@ -11,12 +11,28 @@ from pathlib import Path
 
 import pytest
 from forked import Forked
+from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
 
 REPO = Path(__file__).parents[1]
+PATIENCE = 600  # seconds until a test calls it a hang, on however busy a machine
+
+# Property tests: `fixed` draws the same examples on every machine, `make test-random` others each time. Neither keeps
+# examples, nor minds a busy machine; no test sets anything of this for itself.
+calm = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("fixed", max_examples=60, derandomize=True, **calm)
+settings.register_profile("random", max_examples=3000, print_blob=True, **calm)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+if settings.get_current_profile_name() == "fixed":  # or it draws constants of those of our modules imported by then
+    providers.is_local_module_file = lambda path: False  # type: ignore[attr-defined]
 
 
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=3, help="random moments at which test_random_kills cuts a run")
+
+
+def pytest_sessionfinish():
+    Forked.end()
 
 
 @pytest.fixture
@@ -74,11 +90,13 @@ def study(tmp_path_factory) -> Study:
 class Processes:
     """`world` real processes of one trainer over gloo on this machine's CPU; started directly, to save the launcher.
 
-    They begin after the imports (forked.py), unless `fresh`.
+    They begin after the imports (forked.py), unless `fresh`. hold="module:function:N" makes the last rank wait there,
+    and so its peers, which exchange something at each step: see forked.hold_where_told.
     """
 
-    def __init__(self, arguments: list[str], world: int, log: Path, fresh: bool = False, **environment: str) -> None:
-        fresh = fresh or arguments[0] in ("-m", "-c")
+    def __init__(
+        self, arguments: list[str], world: int, log: Path, fresh: bool = False, hold: str = "", **environment: str
+    ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
@@ -99,6 +117,8 @@ class Processes:
         self.all: list[Forked | subprocess.Popen] = []
         for rank in range(world):
             ranked = {**shared, **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {})}
+            if hold and rank == world - 1:
+                ranked["HOLD"] = hold
             if not fresh:
                 self.all.append(Forked(arguments, ranked, log))
                 continue
@@ -106,7 +126,7 @@ class Processes:
                 command = [sys.executable, *arguments]
                 self.all.append(subprocess.Popen(command, cwd=REPO, env=ranked, stdout=out, stderr=out))
 
-    def wait(self, timeout: float = 150) -> list[int]:
+    def wait(self, timeout: float = PATIENCE) -> list[int]:
         deadline = time.monotonic() + timeout
         try:
             return [p.wait(max(1, deadline - time.monotonic())) for p in self.all]
@@ -131,7 +151,7 @@ class Processes:
             if process.poll() is None:
                 process.send_signal(number)
 
-    def wait_for_step(self, run_dir: Path, step: int, timeout: float = 120) -> None:
+    def wait_for_step(self, run_dir: Path, step: int, timeout: float = PATIENCE) -> None:
         """Until stats.jsonl shows `step`; the trainer must still be running then."""
         deadline = time.monotonic() + timeout
         stats = run_dir / "stats.jsonl"
@@ -149,8 +169,8 @@ def start(tmp_path):
     """start(arguments, world) -> Processes; whatever is left is killed at the end."""
     started = []
 
-    def begin(arguments: list[str], world: int = 2, fresh: bool = False, **environment: str) -> Processes:
-        started.append(Processes(arguments, world, tmp_path / f"log-{len(started)}.txt", fresh, **environment))
+    def begin(arguments: list[str], world: int = 2, **options) -> Processes:
+        started.append(Processes(arguments, world, tmp_path / f"log-{len(started)}.txt", **options))
         return started[-1]
 
     yield begin

@@ -5,10 +5,14 @@ after. Such a rank is a process like any other, with its own signals, exit code 
 shared.
 
 Run as a script this file is the process they are forked off: it reads {"arguments", "environment", "log"} as lines of
-JSON and writes "started PID" and "ended PID STATUS".
+JSON and writes "started PID" and "ended PID STATUS". Those under DeepSpeed have one of their own, which imports it too.
 """
 
+import atexit
+import functools
 import gc
+import importlib
+import itertools
 import json
 import os
 import runpy
@@ -17,36 +21,46 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 REPO = Path(__file__).parents[1]
 TRAINERS = sorted(REPO.glob("trainers/*.py"))
+COMMANDS = ["neuroimagen.evaluation.scores", "neuroimagen.sample.captions"]  # those that run on several processes
 
 
 class Forked:
-    """What the tests use of subprocess.Popen(["python", *arguments]), where the first argument is a script."""
+    """What the tests use of subprocess.Popen(["python", *arguments]), for a script or `-m` module."""
 
-    origin: subprocess.Popen | None = None
+    origins: dict[bool, subprocess.Popen] = {}  # with DeepSpeed or without
     codes: dict[int, int | None] = {}
     changed = threading.Condition()
     starting = threading.Lock()
 
     def __init__(self, arguments: list[str], environment: dict[str, str], log: Path) -> None:
         with Forked.starting:
-            origin = Forked.origin = Forked.origin or Forked._start_origin()
+            deepspeed = "ACCELERATE_USE_DEEPSPEED" in environment
+            if deepspeed not in Forked.origins:
+                Forked.origins[deepspeed] = Forked._start_origin(deepspeed)
+            origin = Forked.origins[deepspeed]
             assert origin.stdin
             known = set(Forked.codes)
             origin.stdin.write(json.dumps({"arguments": arguments, "environment": environment, "log": str(log)}) + "\n")
             origin.stdin.flush()
             with Forked.changed:
-                assert Forked.changed.wait_for(lambda: set(Forked.codes) - known, timeout=60), "nothing was forked"
+                assert Forked.changed.wait_for(lambda: set(Forked.codes) - known, timeout=200), "nothing was forked"
             (self.pid,) = set(Forked.codes) - known
 
     @staticmethod
-    def _start_origin() -> subprocess.Popen:
+    def _start_origin(deepspeed: bool) -> subprocess.Popen:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "yes", "PYTHONPATH": str(REPO)}
+        command = [sys.executable, __file__, *COMMANDS]
+        if deepspeed:
+            environment["DS_ACCELERATOR"] = "cpu"
+            command.append("deepspeed.runtime.zero.muon.muon_optimizer")  # what its engine imports, with inductor
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        origin = subprocess.Popen([sys.executable, __file__], cwd=REPO, env=environment, **pipes)  # type: ignore[call-overload]
+        origin = subprocess.Popen(command, cwd=REPO, env=environment, **pipes)  # type: ignore[call-overload]
 
         def listen() -> None:
             for line in origin.stdout:
@@ -61,6 +75,13 @@ class Forked:
     @property
     def returncode(self) -> int | None:
         return Forked.codes[self.pid]
+
+    @staticmethod
+    def end() -> None:
+        for origin in Forked.origins.values():
+            assert origin.stdin
+            origin.stdin.close()
+            origin.wait(60)
 
     def poll(self) -> int | None:
         return self.returncode
@@ -83,6 +104,8 @@ class Forked:
 def main() -> None:
     for trainer in TRAINERS:
         runpy.run_path(str(trainer), run_name="imported")  # up to its `if __name__ == "__main__"`
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
     gc.freeze()  # or each rank walks, and so copies, all of it
     living = 0
     while True:
@@ -97,7 +120,7 @@ def main() -> None:
             for request in line.splitlines():
                 pid = os.fork()
                 if pid == 0:
-                    return become(**json.loads(request))
+                    return end_after(functools.partial(become, **json.loads(request)))
                 living += 1
                 print("started", pid, flush=True)
         while living and (ended := os.waitpid(-1, os.WNOHANG))[0]:
@@ -114,9 +137,59 @@ def become(arguments: list[str], environment: dict[str, str], log: str) -> None:
         os.dup2(opened, stream)
         os.close(opened)
     os.dup2(1, 2)
-    sys.argv = arguments
-    sys.path[0] = str(Path(arguments[0]).resolve().parent)
-    runpy.run_path(arguments[0], run_name="__main__")
+    hold_where_told()
+    module = arguments[0] == "-m"
+    sys.argv = arguments[module:]
+    sys.path[0] = os.getcwd() if module else str(Path(arguments[0]).resolve().parent)
+    if module:
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(arguments[0], run_name="__main__")
+
+
+def end_after(task: Callable[[], None]) -> None:
+    """The end of a process whose `task` ends well: all but taking apart what was imported, the work of 0.3 s.
+
+    One that ends otherwise, or in a process group, ends by the interpreter.
+    """
+    code = 0
+    try:
+        task()
+    except SystemExit as stop:
+        code = stop.code or 0
+    distributed = sys.modules["torch.distributed"]
+    if not isinstance(code, int) or distributed.is_initialized():
+        sys.exit(code)
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def hold_where_told() -> None:
+    """With HOLD=module:function:N in the environment, wait after call N of that function for SIGTERM or SIGUSR1.
+
+    So a test has all the time it needs between what it sees and what it does, on however busy a machine.
+    """
+    if not (told := os.environ.pop("HOLD", "")):
+        return
+    from neuroimagen.run import stop_requested
+
+    module, path, calls = told.split(":")
+    *owners, name = path.split(".")
+    owner = functools.reduce(getattr, owners, importlib.import_module(module))
+    function, count, released = getattr(owner, name), itertools.count(1), threading.Event()
+    signal.signal(signal.SIGUSR1, lambda *_: released.set())
+
+    @functools.wraps(function)
+    def held(*args, **kwargs):
+        result = function(*args, **kwargs)
+        if next(count) == int(calls):
+            while not (released.is_set() or stop_requested()):
+                time.sleep(0.01)
+        return result
+
+    setattr(owner, name, held)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.signal
+import scipy  # whose parts are imported when first used
 from PIL import Image
 from tqdm import tqdm
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import scipy.signal
+import scipy  # whose parts are imported when first used
 
 from neuroimagen.data.doctor_findings import LINES, Findings
 

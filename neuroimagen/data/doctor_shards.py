@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from neuroimagen.data.shard_files import INDEX, SPLITS, ShardSplit, read_manifest, scan_tar, sha256
+from neuroimagen.data.shard_files import INDEX, SPLITS, ShardSplit, load_index, read_manifest, scan_tar, sha256
 from neuroimagen.data.study import Faults, Trial
 
 LARGEST = {"eeg": 1 << 30, "picture": 64 << 20, "json": 1 << 20}  # bytes; more is refused before it is read
@@ -81,13 +81,12 @@ class ShardStudy:
         if not whole:
             return  # what the index should be is not known
         index = self.folder / f"{split}.index.npy"
-        try:
-            if index.is_file() and index.stat().st_size > 4096 + len(rows) * INDEX.itemsize:
-                raise ValueError("a header may claim any number of rows")
-            if index.is_file() and not np.array_equal(np.load(index, allow_pickle=False), np.array(rows, INDEX)):
+        if index.is_file():
+            read = load_index(index, len(rows))
+            if read.dtype != INDEX:
+                self.fault(f"{index} is damaged: remove it, and it is made again from the tars on each start")
+            elif not np.array_equal(read, np.array(rows, INDEX)):
                 self.fault(f"{index} does not fit the tars: remove it, and it is made again from them on each start")
-        except (ValueError, EOFError, OSError):
-            self.fault(f"{index} is damaged: remove it, and it is made again from the tars on each start")
         try:
             ShardSplit(self.folder, split)  # what the trainers do
         except ValueError as error:

@@ -16,6 +16,7 @@ import os
 import re
 import resource
 import tarfile
+import tokenize
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -230,13 +231,13 @@ def _index_bytes(trials: int) -> int:
     return 4096 + trials * INDEX.itemsize
 
 
-def _load_index(path: Path, trials: int) -> np.ndarray:
+def load_index(path: Path, trials: int) -> np.ndarray:
     """An index file, or an empty array of another dtype for anything else."""
     try:
         if path.stat().st_size <= _index_bytes(trials):
             return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError, MemoryError):
-        pass
+    except (ValueError, EOFError, OSError, MemoryError, SyntaxError, tokenize.TokenError):
+        pass  # the last two are the tokenizer's, through which numpy puts a header that it cannot read
     return np.zeros(0)
 
 
@@ -271,7 +272,7 @@ class ShardSplit:
                     "or was changed; copy it again, or make the shards again"
                 )
         if index.is_file():
-            self.index = _load_index(index, sum(tar["trials"] for tar in tars))
+            self.index = load_index(index, sum(tar["trials"] for tar in tars))
         else:
             self.index = np.concatenate([scan_tar(path, number) for number, path in enumerate(self.paths)])
         self._check_index(index, tars)

@@ -15,7 +15,7 @@ from fractions import Fraction
 from typing import Literal
 
 import numpy as np
-from scipy import signal
+import scipy  # whose parts are imported when first used
 from tqdm import tqdm
 
 from neuroimagen.config import option
@@ -219,9 +219,9 @@ class Prepared:
             eeg = eeg - (eeg @ fit) @ wave
         for sos in self.filters:
             # Mirrored ends: of the paddings that scipy has it comes closest to filtering the recording as a whole.
-            eeg = signal.sosfiltfilt(sos, eeg, axis=1, padtype="even", padlen=eeg.shape[1] - 1)
+            eeg = scipy.signal.sosfiltfilt(sos, eeg, axis=1, padtype="even", padlen=eeg.shape[1] - 1)
         if self.ratio != 1:
-            eeg = signal.resample_poly(eeg, self.ratio.numerator, self.ratio.denominator, axis=1, padtype="line")
+            eeg = scipy.signal.resample_poly(eeg, self.ratio.numerator, self.ratio.denominator, axis=1, padtype="line")
         if self.baseline:
             eeg = eeg - eeg[:, self.baseline].mean(axis=1, keepdims=True)
         return eeg[:, self.window] if self.window else eeg
@@ -250,7 +250,7 @@ class Prepared:
         trials = f"trials of {length:.3g} s"
         filters = []
         time = np.arange(self.n_times) / rate
-        taper = signal.windows.hann(self.n_times)
+        taper = scipy.signal.windows.hann(self.n_times)
         for hertz in notch:
             width = max(NOTCH_WIDTH, 2 / length)
             if not 2 * width <= hertz < rate / 2:
@@ -262,7 +262,7 @@ class Prepared:
             # fitted to the trial, tapered so that other frequencies hardly enter the fit.
             wave = np.stack([np.sin(2 * np.pi * hertz * time), np.cos(2 * np.pi * hertz * time)])
             self.lines.append((wave, (wave * taper).T @ np.linalg.inv((wave * taper) @ wave.T)))
-            filters.append(signal.tf2sos(*signal.iirnotch(hertz, hertz / width, rate)))
+            filters.append(scipy.signal.tf2sos(*scipy.signal.iirnotch(hertz, hertz / width, rate)))
             self.done.append(f"notch {hertz:g} Hz ({width:.2g} Hz wide)")
         if not band:
             return filters
@@ -275,7 +275,7 @@ class Prepared:
             )
         kind = "bandpass" if low and high else "highpass" if low else "lowpass"
         edges = [low, high] if low and high else low or high
-        filters.append(signal.butter(FILTER_ORDER, edges, kind, fs=rate, output="sos"))
+        filters.append(scipy.signal.butter(FILTER_ORDER, edges, kind, fs=rate, output="sos"))
         self.done.append(f"{kind} {low:g} to {high or rate / 2:g} Hz")
         return filters
 

@@ -1,5 +1,6 @@
 """Library behaviour that the product leans on: an upgrade that changes it must say so here, not in a result."""
 
+import importlib
 import io
 import pickle
 import sys
@@ -81,6 +82,28 @@ def test_omegaconf_answers_typos_with_the_nearest_name():
 
     with pytest.raises(OmegaConfBaseException, match="Did you mean"):
         OmegaConf.merge(OmegaConf.structured(Config), {"guidance_scal": 1.0})
+
+
+def test_property_tests_draw_the_same_examples_whatever_is_imported(tmp_path, monkeypatch):
+    """Hypothesis draws constants of our modules, too, where tests/conftest.py does not tell it otherwise."""
+    import hypothesis
+    from hypothesis import strategies as st
+
+    if hypothesis.settings.get_current_profile_name() != "fixed":
+        pytest.skip("make test-random is to draw others")
+    drawn: list[list[int]] = [[]]
+
+    @hypothesis.given(st.integers())
+    def draw(number):
+        drawn[-1].append(number)
+
+    draw()
+    drawn.append([])
+    (tmp_path / "a_module_of_ours.py").write_text("\n".join(f"x{i} = {i}" for i in range(1000, 1200)))
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("a_module_of_ours")
+    draw()
+    assert drawn[-2] == drawn[-1] and len(set(drawn[-1])) > 30
 
 
 def test_a_launch_file_cannot_choose_the_rendezvous(tmp_path):

@@ -1,11 +1,15 @@
 """A trainer like those in trainers/, small enough to be started many times, that fails when it is told to."""
 
 import dataclasses
+import sys
 import time
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_model
+
+sys.path.append(str(Path(__file__).parents[1]))
+from forked import hold_where_told
 
 from neuroimagen.config import TrainConfig, option, run_trainer
 from neuroimagen.run import Run, set_learning_rate, warmup_cosine
@@ -14,7 +18,6 @@ from neuroimagen.run import Run, set_learning_rate, warmup_cosine
 @dataclasses.dataclass
 class SmallConfig(TrainConfig):
     width: int = option(8, "units")
-    seconds: float = option(0.0, "each step takes at least this long")
     hang_at: int = option(-1, "step at which rank 1 waits for ever")
     nan_at: list[int] = option([], "steps at which rank 1 (or the only one) has a loss that is not a number")
 
@@ -38,7 +41,6 @@ def main(config: SmallConfig) -> int:
         batch = {"x": x, "key": [f"sample-{run.step}-{run.rank}-{i}" for i in range(len(x))]}
         if run.rank == 1 and run.step == config.hang_at:
             time.sleep(3600)
-        time.sleep(config.seconds)
         for part in run.parts(batch):
             loss = (model(part["x"])[:, 0] - part["x"].sin().sum(1)).square().mean()
             if run.step in config.nan_at and run.rank == run.world - 1:
@@ -54,4 +56,5 @@ def main(config: SmallConfig) -> int:
 
 
 if __name__ == "__main__":
+    hold_where_told()
     run_trainer(main, SmallConfig)

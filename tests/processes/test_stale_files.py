@@ -41,7 +41,7 @@ def stale(start, tmp_path):
         told["patience"] = 10 if seconds else 0.5
         arguments = [str(HERE / "stale.py"), *command(tmp_path / "run"), "nonfinite=skip"]
         processes = start(arguments, world, STALE=json.dumps(told))
-        codes = processes.wait(60)
+        codes = processes.wait()
         return codes, processes.log.read_text()
 
     return go

@@ -1,5 +1,6 @@
 """What a dashboard gets to see, read back from what the trackers wrote; no network, no account."""
 
+import functools
 import json
 import signal
 import subprocess
@@ -11,19 +12,23 @@ import yaml
 from test_faults import command
 
 
-def records(folder: Path, kind: str) -> list[dict]:
+@functools.cache
+def inspected(folder: Path) -> list[dict]:
     leet = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
-    done = subprocess.run(leet, capture_output=True, text=True, check=True, timeout=60)
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    return [record[kind] for record in found if record["type"] == kind]
+    done = subprocess.run(leet, capture_output=True, text=True, check=True, timeout=300)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def records(folder: Path, kind: str) -> list[dict]:
+    return [record[kind] for record in inspected(folder) if record["type"] == kind]
 
 
 def test_wandb_offline_stopped_and_continued_is_one_run(start, tmp_path):
     pytest.importorskip("wandb")
     run_dir = tmp_path / "run"
-    options = {"trackers": "wandb", "project": "brains", "validate_every": 10, "seconds": 0.05}
+    options = {"trackers": "wandb", "project": "brains", "validate_every": 10}
     environment = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
-    processes = start(command(run_dir, **options), 2, **environment)
+    processes = start(command(run_dir, **options), 2, hold="neuroimagen.run:Run.advance:12", **environment)
     processes.wait_for_step(run_dir, 12)
     processes.signal(signal.SIGTERM)
     assert processes.wait() == [143, 143], processes.log.read_text()
@@ -70,7 +75,7 @@ def test_the_sweep_file_starts_a_run_of_its_sweep(study, monkeypatch, tmp_path):
     assert set(values) == set(sweep["parameters"])
     answer = agent._process_command({"type": "run", "run_id": "abc123", "program": "", "args": values})
     assert "exception" not in answer, answer
-    agent._run_processes["abc123"].wait(timeout=100)
+    agent._run_processes["abc123"].wait(timeout=300)
     run_dir = tmp_path / "runs/7_1"
     config = yaml.safe_load((run_dir / "config.yaml").read_text())
     assert (config["margin"], config["mining"]) == (0.25, "hard") and (run_dir / "DONE").exists()

@@ -1,8 +1,6 @@
 """What attention needs in memory at the largest size of Stable Diffusion 1.5 at 512 px: 4096 tokens, 8 heads of 40."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -29,10 +27,11 @@ for processor in (AttnProcessor2_0(), AttnProcessor()):
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads the peak from /proc")
-def test_sdpa_needs_a_fraction_of_the_memory_of_eager_attention():
-    done = subprocess.run([sys.executable, "-c", ON_CPU], capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    sdpa, eager = map(float, done.stdout.splitlines()[-2:])
+def test_sdpa_needs_a_fraction_of_the_memory_of_eager_attention(start, tmp_path):
+    (tmp_path / "on_cpu.py").write_text(ON_CPU)
+    process = start([str(tmp_path / "on_cpu.py")], 1)
+    assert process.wait() == [0], process.log.read_text()
+    sdpa, eager = map(float, process.log.read_text().splitlines()[-2:])
     assert eager > SCORES and sdpa < SCORES / 4, (sdpa, eager)
 
 

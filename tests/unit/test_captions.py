@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from tiny_models import TEXT_LENGTH, TEXT_WIDTH, tiny_blip, tiny_blip2, tiny_pipeline, tiny_xl
@@ -60,7 +60,6 @@ def test_label_caption_is_the_papers():
 text = st.text(st.characters(codec="utf-8"), max_size=30)
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.dictionaries(text, text), text)
 def test_a_captions_file_comes_back_as_it_was(tmp_path_factory, entries, source):
     path = tmp_path_factory.mktemp("captions") / "captions.jsonl"

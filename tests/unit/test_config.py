@@ -88,5 +88,5 @@ def test_a_reader_that_leaves_early_is_no_error():
         [sys.executable, "-m", "neuroimagen.cli", "simulate", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     process.stdout.close()  # as `| head` does
-    assert process.wait(60) == 128 + signal.SIGPIPE and process.stderr.read() == b""
+    assert process.wait(300) == 128 + signal.SIGPIPE and process.stderr.read() == b""
     process.stderr.close()

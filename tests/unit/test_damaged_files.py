@@ -1,6 +1,7 @@
 """Whatever befalls a file, `shards` and `check` answer with one sentence or with sound shards, and harm nothing."""
 
 import hashlib
+import os
 import random
 import shutil
 from pathlib import Path
@@ -14,7 +15,8 @@ import things_files
 from neuroimagen.cli import main
 from neuroimagen.data.check import check_shards
 
-EACH = 40  # damaged copies of each study
+RANDOM = os.environ.get("HYPOTHESIS_PROFILE") == "random"  # make test-random
+EACH, FIRST = (300, random.randrange(10**9)) if RANDOM else (16, 0)  # damaged copies of each study; the first's seed
 
 
 def perceivelab(folder: Path) -> list[str]:
@@ -78,6 +80,7 @@ def digest(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.hypothesis  # make test-random runs it too
 @pytest.mark.parametrize("make", [perceivelab, things, eeg_imagenet, epochs, shards])
 def test_damage_is_answered_with_one_sentence(make, tmp_path, capsys):
     """Mostly files that hold many trials are hit, as a picture is one of many that each has the same reader."""
@@ -89,7 +92,7 @@ def test_damage_is_answered_with_one_sentence(make, tmp_path, capsys):
     files = sorted(p for p in whole.rglob("*") if p.is_file())
     large = [p for p in files if p.suffix.lower() not in (".jpeg", ".jpg", ".png")]
     codes = []
-    for seed in range(EACH):
+    for seed in range(FIRST, FIRST + EACH):
         rng = random.Random(f"{make.__name__}{seed}")
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(whole, copy)

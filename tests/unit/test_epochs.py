@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 pytest.importorskip("mne_bids", reason="a lab's own epochs are read by mne and mne-bids (extras)")
@@ -186,7 +186,6 @@ def test_runs_are_split_without_overlap():
     assert split_runs([[0, 1, 2, 3], [0, 1]], [-2], 0.5, 0.5, "subject 1", "x") == [["test"] * 4, ["train", "val"]]
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.dictionaries(st.integers(0, 5), st.sets(st.text(max_size=3), min_size=3, max_size=40)), st.integers(0, 9))
 def test_images_are_split_80_10_10(images, seed):
     images = {label: {f"{label}/{name}" for name in names} for label, names in images.items()}
@@ -231,7 +230,7 @@ def test_processes_do_not_disturb_each_other(lab):
         queues.append(context.Queue())
         context.Process(target=read_some, args=(study, order, expected, queues[-1]), daemon=True).start()
     for queue in queues:
-        assert queue.get(timeout=60) == []
+        assert queue.get(timeout=300) == []
     again = pickle.loads(pickle.dumps(study))
     assert again.trial(7).eeg.tobytes() == expected[7]
 
@@ -380,7 +379,6 @@ def test_subjects_with_names_are_numbered_and_decomposed_unicode_is_found(lab):
     assert len({study.shown(i)[1] for i in range(60)}) == 2 * IMAGES
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     names=st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=8), unique=True),
     data=st.data(),
@@ -405,7 +403,7 @@ def test_tables_of_any_names(names, data, tmp_path_factory):
     for i, name in enumerate(names):
         row = table.find(["x.fif"], "1", [name])
         assert row.line == i + 2 and (row.picture is None) == (i > 0)
-    assert not table.missing and table.find(["x.fif"], "1", ["\t nobody"]) is None
+    assert not table.missing and table.find(["x.fif"], "1", ["\t longer than any"]) is None
 
 
 def test_without_the_libraries(lab, monkeypatch):
@@ -436,6 +434,6 @@ def test_memory_stays_that_of_a_trial(tmp_path):
     path = tmp_path / "eeg" / "sub-01-epo.fif"
     write_epochs_file(path, 0, NAMES * 10, channels=channels, rate=1000.0)
     files = [str(path), str(tmp_path / "images"), str(tmp_path / "trials.csv")]
-    run = subprocess.run([sys.executable, "-c", PEAK, *files], capture_output=True, text=True, timeout=120, check=True)
+    run = subprocess.run([sys.executable, "-c", PEAK, *files], capture_output=True, text=True, timeout=300, check=True)
     count, grown = map(int, run.stdout.split())
     assert count == 200 and path.stat().st_size > 20e6 and grown < 4e6

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -279,7 +279,6 @@ def test_markers_are_compared_as_written() -> None:
     ]
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     values=st.lists(st.floats(-1e6, 1e6), min_size=200, max_size=260),
     onsets=st.sets(st.integers(0, 199), max_size=20),

@@ -3,8 +3,6 @@
 import contextlib
 import http.server
 import os
-import subprocess
-import sys
 import threading
 import time
 import urllib.parse
@@ -184,23 +182,16 @@ def test_made_again_under_the_same_url_nothing_is_mixed(made, tmp_path):
         same(server.url, tmp_path / "new")
 
 
-def test_many_processes_one_fetch(made):
-    code = (
-        "import sys; from neuroimagen.data.shard_files import ShardSplit\n"
-        "print(flush=True); input()\n"
+def test_many_processes_one_fetch(made, start, tmp_path):
+    (tmp_path / "reader.py").write_text(
+        "import os, sys, time; from pathlib import Path; from neuroimagen.data.shard_files import ShardSplit\n"
+        "here = Path(__file__).parent; (here / f'up-{os.getpid()}').touch()\n"
+        "while len(list(here.glob('up-*'))) < 2: time.sleep(0.005)  # they begin together\n"
         "for name in ('train', 'val', 'test'): ShardSplit(sys.argv[1], name).eeg(0)"
     )
     with Server(made, lambda name, n: time.sleep(0.2)) as server:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        processes = [subprocess.Popen([sys.executable, "-c", code, server.url], **pipes) for _ in range(2)]
-        for process in processes:
-            process.stdout.readline()  # both begin together
-        for process in processes:
-            process.stdin.write("\n")
-            process.stdin.flush()
-        for process in processes:
-            _, error = process.communicate(timeout=120)
-            assert process.returncode == 0, error
+        processes = start([str(tmp_path / "reader.py"), server.url], 2)
+        assert processes.wait() == [0, 0], processes.log.read_text()
         tars = [name for name in server.requests if name != "manifest.json"]
         assert sorted(tars) == sorted(path.name for path in made.iterdir() if path.name != "manifest.json")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from perceivelab_files import jpeg, write_study
 
@@ -57,7 +57,6 @@ def sine(hertz, n=440, sfreq=1000.0, phase=0.4):
     return np.sin(2 * np.pi * hertz * np.arange(n) / sfreq + phase)
 
 
-@settings(max_examples=20, deadline=None)
 @given(st.integers(1, 3), st.integers(1, 30), st.integers(0, 2**31))
 def test_without_options_the_study_is_unchanged_bit_for_bit(channels, times, seed):
     eeg = np.random.default_rng(seed).standard_normal((4, channels, times), dtype=np.float32) * 1e6
@@ -151,7 +150,6 @@ def test_windows_and_baselines_are_exact():
     assert study.trial(0).eeg.shape == (1, 100)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_any_window_is_cut_where_it_says(data):
     n, rate = data.draw(st.integers(1, 300)), data.draw(st.sampled_from([100.0, 128.0, 250.0, 512.0, 1000.0, 1024.0]))

@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from perceivelab_files import jpeg
 from test_plain_pickle import Attack
@@ -143,7 +143,6 @@ def test_a_trial_reads_nothing_but_its_own_samples(truth):
     assert (study.trial(index).eeg == 5.0).all() and study.trial(index).key == "s02_test_c00001_r02"
 
 
-@settings(deadline=None, max_examples=15)
 @given(
     st.integers(2, 40),
     st.integers(1, 7),
@@ -183,7 +182,6 @@ def shared(tmp_path_factory):
     return write_study(tmp_path_factory.mktemp("shared") / "study")
 
 
-@settings(deadline=None, max_examples=40)
 @given(st.dictionaries(st.sampled_from([*things_eeg2.FIELDS, "other"]), JUNK, min_size=1), st.booleans())
 def test_fields_of_any_type_are_refused_in_one_sentence(shared, fields, missing):
     truth, content = shared, fields if missing else shared.content(1, "test") | fields

@@ -33,6 +33,10 @@ class NumpyNames(pickle._Pickler):
             self.write(pickle.GLOBAL + f"{module}\n{name}\n".encode())
         self.memoize(obj)
 
+    def memoize(self, obj: Any) -> None:
+        if id(obj) not in self.memo:  # Python's own asserts it, and fails on an empty array after b"" (one object)
+            super().memoize(obj)
+
 
 def pickled(content: Any, protocol: int = 4, core: str = "_core") -> bytes:
     buffer = io.BytesIO()
