@@ -11,6 +11,7 @@ from typing import Literal, cast
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from neuroimagen.config import EegAugmentConfig, TrainConfig, option, run_trainer
@@ -39,9 +40,11 @@ class PixelSaliencyConfig(EegAugmentConfig, TrainConfig):
     adversarial_weight: float = option(1.0, "α1 of Eq. 6")
     mode_seeking_weight: float = option(1.0, "α2 of Eq. 6")
     ssim_weight: float = option(10.0, "α3 of Eq. 6")
+    pixel_weight: float = option(0.0, "of the pixels' mean squared error, beside Eq. 6, which has none (docs/paper.md)")
     learning_rate: float = option(2e-4, "of G's Adam")
     discriminator_learning_rate: float = option(2e-4, "of D's Adam")
     features_learning_rate: float = option(2e-4, "of f_θ, if it is trained along")
+    weight_decay: float = option(0.0, "of G and of f_θ, if it is trained along")
     beta1: float = option(0.5, "of both Adams")
     beta2: float = option(0.999, "of both Adams")
     schedule: Literal["constant", "cosine"] = option("constant", "of all learning rates")
@@ -75,18 +78,18 @@ def validate(run: Run, networks: nn.ModuleDict, config: PixelSaliencyConfig) -> 
         seeds = [seed_from(config.seed, "validation", i) for i in batch["index"].tolist()]
         z = torch.stack([torch.randn(config.z_dim, generator=torch.Generator().manual_seed(s)) for s in seeds])
         maps = networks["generator"](z.to(run.device), networks["features"](batch["eeg"])).float()
-        truth = batch["image"]
+        maps, truth = maps.add(1).div(2), batch["image"].add(1).div(2)
         half_way_round = (batch["index"].cpu().numpy() + len(split) // 2) % len(split)
-        others = pictures(half_way_round)["image"].to(run.device)
+        others = pictures(half_way_round)["image"].to(run.device).add(1).div(2)
         similarity, other = losses.ssim(maps, truth), losses.ssim(maps, others)
         centred = [x.flatten(1) - x.flatten(1).mean(1, keepdim=True) for x in (maps, truth)]
-        r = nn.functional.cosine_similarity(*centred)
+        r = F.cosine_similarity(*centred)
         sums += torch.stack([torch.ones_like(r), similarity, other, r]).sum(1).double()
         if number == 0:
             rows = torch.stack([truth, maps], 1)[: 8 * (len(maps) // 8) or None][:24]  # (n, 2, 3, S, S)
             n = 8 if len(rows) >= 8 else len(rows)
             grid = rows.unflatten(0, (-1, n)).permute(3, 0, 2, 4, 1, 5).flatten(4).flatten(1, 3)
-            run.image("truth_and_map", grid / 2 + 0.5)
+            run.image("truth_and_map", grid)
     networks.train(training)
     total = run.accelerator.reduce(sums, "sum")
     n_trials, *means = (total / total[0].clamp(min=1)).tolist()
@@ -114,11 +117,11 @@ def main(config: PixelSaliencyConfig) -> int:
 
     betas = (config.beta1, config.beta2)
     groups = [{"params": generator.parameters()}, {"params": features.parameters()}]  # G and f_θ, each at its own rate
-    optimizer_g = torch.optim.Adam(groups, config.learning_rate, betas, fused=True)
+    optimizer_g = torch.optim.AdamW(groups, config.learning_rate, betas, weight_decay=config.weight_decay, fused=True)
     optimizer_d = torch.optim.Adam(discriminator.parameters(), config.discriminator_learning_rate, betas, fused=True)
     generator, discriminator, optimizer_g, optimizer_d = run.prepare(generator, discriminator, optimizer_g, optimizer_d)
     if config.finetune_features:
-        features = run.prepare(features)
+        features = run.prepare(features.train())
     else:
         features.requires_grad_(False).eval()
     judge = run.unwrap(discriminator)  # D as G sees it: its weights get no gradient
@@ -177,6 +180,7 @@ def main(config: PixelSaliencyConfig) -> int:
             similarity = losses.ssim_loss(maps, torch.cat([y, y]))  # Eq. 5
             alphas = (config.adversarial_weight, config.mode_seeking_weight, config.ssim_weight)
             loss_g = losses.generator_total(adversarial, modes, similarity, alphas)  # Eq. 6
+            loss_g = loss_g + config.pixel_weight * F.mse_loss(maps, torch.cat([y, y]))
             terms = {"loss_g": loss_g, "adversarial": adversarial, "mode_seeking": modes, "ssim": 1 - similarity}
             run.backward(loss_g, part["key"], **terms)
         run.update(optimizer_g, networks, name="grad_norm_g")

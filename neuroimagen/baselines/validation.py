@@ -47,7 +47,7 @@ def validate(
         others = pictures(half_way_round)["image"].to(run.device).add(1).div(2)
         centred = [x.flatten(1) - x.flatten(1).mean(1, keepdim=True) for x in (drawn, truth)]
         r = F.cosine_similarity(centred[0], centred[1])
-        similarity = [ssim(drawn, x, data_range=1.0) for x in (truth, others)]
+        similarity = [ssim(drawn, x) for x in (truth, others)]
         sums += torch.stack([torch.ones_like(r), *similarity, r]).sum(1).double()
         if number == 0:
             rows = torch.stack([truth, drawn], 1)[: 8 * (len(drawn) // 8) or None][:24]  # (n, 2, 3, S, S)

@@ -1,7 +1,8 @@
 """The losses of the pixel-level stage, Equations 1 to 6 of the paper.
 
 Every function returns the mean over this process's samples, arranged so that the mean over processes (what
-DistributedDataParallel does with gradients) is the loss of the global batch. Images are (batch, 3, S, S) in [-1, 1].
+DistributedDataParallel does with gradients) is the loss of the global batch. Images are (batch, 3, S, S) in [-1, 1], as
+G draws them; `ssim` alone takes pictures in [0, 1].
 """
 
 import torch
@@ -130,12 +131,15 @@ def _gaussian_blur_matrix(size: int, like: torch.Tensor) -> torch.Tensor:
     return matrix.scatter_add_(1, source, (window / window.sum()).expand(size, -1))
 
 
-def ssim(image: torch.Tensor, truth: torch.Tensor, data_range: float = 2.0) -> torch.Tensor:
-    """Structural similarity of each pair, (n,): Wang et al. 2004, Gaussian window of 11 px with σ = 1.5,
-    K1 = 0.01, K2 = 0.03, each colour channel for itself, mean over channels and pixels.
+def ssim(image: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Structural similarity of each pair of pictures in [0, 1], (n,): Wang et al. 2004, Gaussian window of 11 px with
+    σ = 1.5, K1 = 0.01, K2 = 0.03, each colour channel for itself, mean over channels and pixels.
 
-    The same numbers as torchmetrics' `structural_similarity_index_measure` (pinned by a test). Written out because two
-    matrix products blur a batch of small maps many times faster than torchmetrics' grouped convolution does.
+    Pixels must not be negative: the luminance term 2 μ_x μ_y / (μ_x² + μ_y²) compares amounts of light. On [-1, 1] it
+    would change sign at mid grey and, with the structure term, call a photographic negative similar.
+
+    Written out because two matrix products blur a batch of small maps many times faster than torchmetrics' grouped
+    convolution does.
     """
     height, width = image.shape[-2:]
     if min(height, width) < 11:
@@ -143,7 +147,7 @@ def ssim(image: torch.Tensor, truth: torch.Tensor, data_range: float = 2.0) -> t
     rows, columns = _gaussian_blur_matrix(height, image), _gaussian_blur_matrix(width, image)
     maps = torch.stack([image, truth, image * image, truth * truth, image * truth])
     mu_x, mu_y, xx, yy, xy = rows @ maps @ columns.T
-    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    c1, c2 = 0.01**2, 0.03**2
     luminance = (2 * mu_x * mu_y + c1) / (mu_x.square() + mu_y.square() + c1)
     var_x, var_y = (xx - mu_x.square()).clamp(min=0), (yy - mu_y.square()).clamp(min=0)
     structure = (2 * (xy - mu_x * mu_y) + c2) / (var_x + var_y + c2)
@@ -151,9 +155,9 @@ def ssim(image: torch.Tensor, truth: torch.Tensor, data_range: float = 2.0) -> t
 
 
 def ssim_loss(image: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Eq. 5: 1 - SSIM. The equation prints σ_x σ_M where SSIM has the covariance σ_xM; without it the loss would not
-    see structure at all, so SSIM proper is used (docs/paper.md)."""
-    return 1 - ssim(image, truth).mean()
+    """Eq. 5: 1 - SSIM, of images in [-1, 1] taken to [0, 1]. The equation prints σ_x σ_M where SSIM has the covariance
+    σ_xM; without it the loss would not see structure at all, so SSIM proper is used (docs/paper.md)."""
+    return 1 - ssim(image.add(1).div(2), truth.add(1).div(2)).mean()
 
 
 def generator_total(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage.metrics
 import torch
 import yaml
 from torchmetrics.functional.image import structural_similarity_index_measure
@@ -160,20 +161,49 @@ def test_eq4_wants_maps_that_differ():
 
 
 def test_eq5_of_flat_images_by_hand():
-    # no variance: SSIM = (2 μx μy + C1) / (μx² + μy² + C1), C1 = (0.01 * 2)²
-    x, y = torch.full((1, 3, 16, 16), 0.5), torch.full((1, 3, 16, 16), 0.25)
-    assert losses.ssim(x, y).item() == pytest.approx((2 * 0.125 + 4e-4) / (0.3125 + 4e-4), rel=1e-4)
+    # no variance: SSIM = (2 μx μy + C1) / (μx² + μy² + C1), C1 = 0.01², of pictures in [0, 1]
+    x, y = (torch.full((1, 3, 16, 16), v, dtype=torch.float64) for v in (0.5, -0.5))
+    by_hand = (2 * 0.75 * 0.25 + 1e-4) / (0.75**2 + 0.25**2 + 1e-4)
+    assert losses.ssim(x.add(1).div(2), y.add(1).div(2)).item() == pytest.approx(by_hand, rel=1e-4)
+    assert losses.ssim_loss(x, y).item() == pytest.approx(1 - by_hand, rel=1e-4)
     assert losses.ssim_loss(x, x).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_eq5_of_a_negative_and_of_a_mean_colour():
+    """A photographic negative is unlike its picture wherever there is structure, and less like it than its mean
+    colour; scikit-image on [0, 1] says how much."""
+    rng = np.random.default_rng(0)
+    smooth = torch.from_numpy(rng.uniform(-0.9, 0.9, (1, 3, 4, 4))).float()
+    picture = torch.nn.functional.interpolate(smooth, (32, 32), mode="bicubic").clamp(-1, 1)
+    flat = picture.mean((2, 3), keepdim=True).expand_as(picture)
+    similar = []
+    for image in (-picture, flat):
+        ours = 1 - losses.ssim_loss(image, picture).item()
+        x, y = (np.pad(t[0].numpy() / 2 + 0.5, ((0, 0), (5, 5), (5, 5)), mode="reflect") for t in (image, picture))
+        _, full = skimage.metrics.structural_similarity(
+            x,
+            y,
+            channel_axis=0,
+            data_range=1.0,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+            full=True,
+        )
+        assert ours == pytest.approx(full[:, 5:-5, 5:-5].mean(), abs=1e-4)
+        similar.append(ours)
+    negative, mean_colour = similar
+    assert negative < 0 < mean_colour
 
 
 @pytest.mark.parametrize("size", [(16, 16), (32, 64)])
 def test_eq5_equals_torchmetrics(size):
     generator = torch.Generator().manual_seed(0)
-    truth = torch.rand(3, 3, *size, generator=generator) * 2 - 1
-    image = (truth + 0.5 * torch.randn(3, 3, *size, generator=generator)).clamp(-1, 1).requires_grad_()
+    truth = torch.rand(3, 3, *size, generator=generator)
+    image = (truth + 0.25 * torch.randn(3, 3, *size, generator=generator)).clamp(0, 1).requires_grad_()
     ours, theirs = (
         losses.ssim(image, truth),
-        structural_similarity_index_measure(image, truth, data_range=2.0, reduction="none"),
+        structural_similarity_index_measure(image, truth, data_range=1.0, reduction="none"),
     )
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(

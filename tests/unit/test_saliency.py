@@ -1,6 +1,14 @@
+import importlib.util
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
+import skimage.metrics
 import torch
 
+from neuroimagen.data.shards import ShardSplit
+from neuroimagen.data.stream import Batcher
 from neuroimagen.pixel.features import (
     ROWS,
     FeatureExtractor,
@@ -118,3 +126,39 @@ def test_more_rows_than_are_compared_at_once():
     assert torch.equal(knn_labels(features, labels, features, k=9), votes.argmax(1))
     distance.fill_diagonal_(float("inf"))
     assert retrieval_at_1(features, labels) == (labels[distance.argmin(1)] == labels).double().mean()
+
+
+class _Told(torch.nn.Module):
+    """In place of G: paints the same number everywhere."""
+
+    def forward(self, z: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(z), 3, 16, 16), -0.5)
+
+
+def test_validation_compares_pictures_in_0_to_1(study):
+    """Maps of one grey, a quarter of the full light: SSIM of the val pictures in [0, 1] by scikit-image."""
+    path = Path(__file__).parents[2] / "trainers/pixel_saliency.py"
+    spec = importlib.util.spec_from_file_location("pixel_saliency", path)
+    trainer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(trainer)
+    config = trainer.PixelSaliencyConfig(run_dir="", shards=str(study.shards), features="", image_size=16, z_dim=2)
+    saved = {}
+    run = SimpleNamespace(
+        device="cpu", rank=0, world=1, to_device=lambda batch: batch,
+        image=lambda name, grid: saved.update({name: grid}),
+        accelerator=SimpleNamespace(reduce=lambda values, how: values),
+    )  # fmt: skip
+    networks = torch.nn.ModuleDict({"generator": _Told(), "features": torch.nn.Identity()})
+    found = trainer.validate(run, networks, config)
+
+    split = ShardSplit(study.shards, "val")
+    pictures = Batcher(split, 16)(np.arange(len(split)))["image"].double().add(1).div(2).numpy()
+    kind = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}
+    similar = []
+    for picture in pictures:
+        x, y = (np.pad(p, ((0, 0), (5, 5), (5, 5)), mode="reflect") for p in (np.full_like(picture, 0.25), picture))
+        _, full = skimage.metrics.structural_similarity(x, y, channel_axis=0, full=True, **kind)
+        similar.append(full[:, 5:-5, 5:-5].mean())
+    assert found["ssim"] == pytest.approx(np.mean(similar), abs=1e-3)
+    assert found["ssim_other"] == pytest.approx(found["ssim"], abs=1e-3)  # a flat map knows no picture
+    assert saved["truth_and_map"].min() >= 0 and saved["truth_and_map"].max() <= 1
