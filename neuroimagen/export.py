@@ -32,6 +32,7 @@ SETTINGS: dict[str, Any] = {
     "strength": 0.8,
     "guidance_scale": 7.5,
     "num_inference_steps": 50,
+    "rescale_embeddings": False,
     "image_size": None,
     "chunk": 4,
     "precision": "fp32",

@@ -249,8 +249,9 @@ class NeuroImagen(
         keys: names of the trials; with `seed` they fix the noise, so the same key and EEG give the same picture.
             None: "0", "1", ...
         row: what to draw from, one of `model.rows`; None: the first of them
-        settings: samples, seed, strength, guidance_scale, num_inference_steps, image_size, chunk (trials drawn
-            together; another value may change the last bit of a picture; 0: found by trial); others as in the run
+        settings: samples, seed, strength, guidance_scale, num_inference_steps, rescale_embeddings (as far from
+            the train captions' mean as captions are), image_size, chunk (trials drawn together; another value may
+            change the last bit of a picture; 0: found by trial); others as in the run
 
         Raises ValueError, in a sentence, for EEG that is not what the model takes, or settings that cannot be.
         """
@@ -265,7 +266,7 @@ class NeuroImagen(
         size = asked.pop("image_size")
         asked |= {"height": size, "width": size}
         diffusion, semantics = self.diffusion, ROWS[row].semantics
-        chunk = asked.pop("chunk")
+        chunk, rescale = asked.pop("chunk"), asked.pop("rescale_embeddings", False)
         chunk = chunk or find_chunk(diffusion, len(x), asked)
         result = Reconstruction([], [], None, keys, row)
         embedded = []
@@ -273,7 +274,7 @@ class NeuroImagen(
             for start in range(0, len(x), chunk):
                 some = keys[start : start + chunk]
                 standardised = x[start : start + chunk].sub(self.mean).div(self.std).to(self.device)
-                maps, embeddings = decode(standardised, some, self.f_theta, self.g, self.m_s, asked["seed"])
+                maps, embeddings = decode(standardised, some, self.f_theta, self.g, self.m_s, asked["seed"], rescale)
                 embedding = embeddings[semantics] if semantics else None
                 given = maps if ROWS[row].map else None
                 with saying_what_fits(chunk):

@@ -58,6 +58,9 @@ class ReconstructConfig:
     strength: float = option(0.8, "share of the noise schedule that a map goes through, in (0, 1]")
     guidance_scale: float = option(7.5, "classifier-free guidance; 1 is none")
     num_inference_steps: int = option(50, "steps of the whole noise schedule")
+    rescale_embeddings: bool = option(
+        False, "move each decoded embedding as far from the train captions' mean as captions are (docs/paper.md)"
+    )
     scheduler: Scheduler = option("default", "how the noise is removed; default: as the pipeline comes")
     image_size: int | None = option(None, "side of the pictures in px; none: what the pipeline was made for")
     attention: str = option("auto", "auto | xformers | sdpa | sliced")
@@ -124,7 +127,9 @@ def main(config: ReconstructConfig) -> int:
             if decided_by_main(lambda: still_whole(run_dir)):
                 raise
     split = on_every_rank(lambda: ShardSplit(config.shards, config.split))
-    decode = on_every_rank(lambda: Decoders(rows, runs, split, accelerator.device, config.seed))
+    decode = on_every_rank(
+        lambda: Decoders(rows, runs, split, accelerator.device, config.seed, config.rescale_embeddings)
+    )
     diffusion = on_every_rank(
         lambda: Reconstructor(
             config.pipeline,

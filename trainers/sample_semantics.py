@@ -112,7 +112,8 @@ def validate(
     guess, label = run.gather(torch.cat([none, *guesses])), run.gather(torch.cat([none, *labels]))
     run.class_table("val_nearest_caption", guess, label, names)
     right = (guess == label).double()
-    balanced = (right / torch.bincount(label)[label]).sum() / len(label.unique())
+    _, place, counts = label.unique(return_inverse=True, return_counts=True)
+    balanced = (right / counts[place]).sum() / len(counts)
     found = {"loss": error / max(n, 1), "r2": 1 - error / max(baseline, 1e-12)}
     return found | {"class_accuracy": right.mean().item(), "balanced_accuracy": balanced.item()}
 

@@ -58,6 +58,16 @@ class SampleEncoder(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen",
         offset = self.output(self.hidden(self.encoder(eeg))).unflatten(1, (self.n_tokens, self.width))
         return self.mean + self.std * offset
 
+    def rescaled(self, embedding: torch.Tensor) -> torch.Tensor:
+        """h_clip (n, n_tokens, width) at the train captions' root mean square distance from their mean, direction kept.
+
+        The best answer to Eq. 7 is a mean over the captions that are still possible, which lies nearer to the mean of
+        all captions than any caption does: the diffusion model would read it as a weaker one.
+        """
+        offset = embedding - self.mean
+        length = offset.flatten(1).norm(dim=1).clamp(min=1e-12)
+        return self.mean + offset * (self.std.norm() / length)[:, None, None]
+
 
 def short_embeddings(model: SampleEncoder) -> Callable[[torch.Tensor], torch.Tensor]:
     """EEG (B, n_chans, n_times) -> (B, n_features + 1) with the very lengths and angles of h_clip - mean, (B, L x D_s).

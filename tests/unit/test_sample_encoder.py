@@ -42,16 +42,16 @@ def test_class_weights_count_each_class_alike(monkeypatch):
 
     generator = torch.Generator().manual_seed(0)
     embedded = {f"says {image}": torch.randn(3, 5, generator=generator) for image in "abcd"}
+    written = {image: f"says {image}" for image in "abcd"}
     fakes = {
         "ShardSplit": Split,
-        "read_captions": lambda path: {image: f"says {image}" for image in "abcd"},
         "embed_captions": lambda pipeline, captions, device: torch.stack([embedded[caption] for caption in captions]),
     }
     for name, fake in fakes.items():
         monkeypatch.setitem(trainer.Targets.__init__.__globals__, name, fake)
     manifest = SimpleNamespace(classes=[{"label": label, "name": str(label)} for label in range(3)])
     config = trainer.SampleSemanticsConfig(run_dir="", shards="", pipeline="", captions="file", class_weights=True)
-    targets = trainer.Targets(config, manifest, torch.device("cpu"))
+    targets = trainer.Targets(config, manifest, written, torch.device("cpu"))
     assert targets.of_class[:2].tolist() == pytest.approx([8 / (2 * 6), 8 / (2 * 2)])
     labels = torch.tensor([label for _, label in shown["train"]])
     assert targets.of_class[labels].mean().item() == pytest.approx(1)
@@ -67,7 +67,7 @@ def test_class_weights_count_each_class_alike(monkeypatch):
     assert embedding_loss(prediction, target, weights).item() == pytest.approx(wanted.item())
     halves = [embedding_loss(prediction[i::2], target[i::2], weights[i::2]) for i in range(2)]
     assert torch.stack(halves).mean().item() == pytest.approx(wanted.item())
-    plain = trainer.Targets(dataclasses.replace(config, class_weights=False), manifest, torch.device("cpu"))
+    plain = trainer.Targets(dataclasses.replace(config, class_weights=False), manifest, written, torch.device("cpu"))
     assert plain.weights.tolist() == [4 / 8, 2 / 8, 2 / 8, 0]
 
 
@@ -114,3 +114,15 @@ def test_it_learns_a_linear_code():
     baseline = embedding_loss(model.mean.expand(64, 3, 5), captions[seen])
     assert loss < 0.1 * baseline
     assert (nearest_caption(model(eeg), captions) == seen).float().mean() > 0.95
+
+
+def test_a_rescaled_embedding_keeps_its_direction_and_has_the_captions_length():
+    """Captions at 1, -1 along one entry and 3, -3 along another: their mean is 0, their RMS length sqrt(5)."""
+    model = SampleEncoder(2, 64, 1, 2, encoder="lstm", n_features=4)
+    captions = torch.tensor([[[1.0, 0.0]], [[-1.0, 0.0]], [[0.0, 3.0]], [[0.0, -3.0]]])
+    model.set_targets(captions + 10, torch.full((4,), 0.25))
+    shrunk = torch.tensor([[[10.3, 10.4]], [[10.0, 9.9]]])
+    found = model.rescaled(shrunk) - 10
+    expected = 5**0.5 * torch.tensor([[[0.6, 0.8]], [[0.0, -1.0]]])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert model.rescaled(torch.full((1, 1, 2), 10.0)).tolist() == [[[10.0, 10.0]]]  # it says nothing: no direction
