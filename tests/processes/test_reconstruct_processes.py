@@ -246,6 +246,7 @@ def test_rows_change_nothing_but_their_own_pictures(made, here):
         (["pipeline={root}/other"], "was trained for the text encoder of"),
         (["shards=/no/such/shards"], "shard"),
         (["image_size=60"], "multiples of 8"),
+        (["rows=[I]", "rescale_embeddings=true"], "no row of I has a decoded embedding"),
     ],
 )
 def test_mistakes_are_named_and_make_no_run(made, here, tmp_path, change, message):

@@ -67,7 +67,7 @@ def runs(tmp_path_factory):
         config = yaml.safe_load((root / folder / "config.yaml").read_text())
         (root / folder / "config.yaml").write_text(yaml.safe_dump(config | {"shards": str(shards)}))
     fields = {"shards": shards, "pipeline": pipeline, "run_dir": root / "reconstruct", "samples": 2, "chunk": 2}
-    fields |= {"num_inference_steps": 4, "rows": f"[{','.join(ROWS)}]", "seed": 3}
+    fields |= {"num_inference_steps": 4, "rescale_embeddings": True, "rows": f"[{','.join(ROWS)}]", "seed": 3}
     fields |= {field: root / folder for field, folder in stages.items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_CPU", "yes")
@@ -116,6 +116,10 @@ def test_pictures_are_those_of_the_run_byte_for_byte(runs, model, trials):
             assert png(map_) == (runs / "reconstruct" / "maps" / f"{key}.png").read_bytes()
         shape = None if result.embeddings is None else tuple(result.embeddings.shape)
         assert shape == (None if row == "I" else (6, TEXT_LENGTH, TEXT_WIDTH))
+    m_s = model.m_s["label"]
+    decoded, asked = (model.reconstruct(eeg, keys, row="L", **how) for how in ({"rescale_embeddings": False}, {}))
+    torch.testing.assert_close(asked.embeddings, m_s.rescaled(decoded.embeddings))
+    assert (asked.embeddings - decoded.embeddings).abs().max() > 0.1
 
 
 def test_a_picture_follows_its_key(model, trials):
