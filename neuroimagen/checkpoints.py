@@ -5,7 +5,6 @@ answer each rank differently, so rank 0 says which checkpoint there is, and a fa
 """
 
 import os
-import pickle
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,15 +12,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
 from torch import nn
 
 from neuroimagen import zero
-from neuroimagen.collectives import decided_by_main, gather_objects, wait_for_files
+from neuroimagen.collectives import ERRORS, decided_by_main, gather_objects, wait_for_files
 from neuroimagen.run_dir import write_atomic
-
-# How torch, safetensors and accelerate say that a file cannot be written or read.
-ERRORS = (OSError, ValueError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError, SafetensorError)
 
 
 def failure(work: Callable[[], Any]) -> str | None:

@@ -3,6 +3,7 @@ the file system says, which each of them may see differently: a network file sys
 another one wrote. So rank 0 decides (`decided_by_main`), and what it decided waits for the others to see it.
 """
 
+import pickle
 import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -10,8 +11,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import yaml
+from safetensors import SafetensorError
 from torch import distributed as dist
 
+# How torch, safetensors, accelerate and yaml say that a file cannot be written or read.
+ERRORS = (
+    *(OSError, ValueError, RuntimeError, EOFError, KeyError),
+    *(pickle.UnpicklingError, SafetensorError, yaml.YAMLError),
+)
 T = TypeVar("T")
 R = TypeVar("R")
 PATIENCE = 90.0  # s that a rank waits to see what rank 0 sees: NFS keeps what it knows of a directory for up to 60
@@ -58,10 +66,15 @@ def gather_objects(item: Any) -> list[Any]:
     return items
 
 
+def _told(error: Exception) -> Exception:
+    """The error as the command line makes a sentence of it."""
+    return error if isinstance(error, (ValueError, OSError)) else ValueError(str(error) or type(error).__name__)
+
+
 def decided_by_main(look: Callable[[], T]) -> T:
     """What `look()` gives on rank 0, on every rank; it must hold no collective. Collective: every rank.
 
-    ValueError and OSError of it are raised on every rank.
+    Where it fails because of what it read (ERRORS), every rank raises a ValueError, or the OSError, that says so.
     """
     if world_size() == 1:
         return look()
@@ -69,8 +82,8 @@ def decided_by_main(look: Callable[[], T]) -> T:
     if dist.get_rank() == 0:
         try:
             answer[0] = look()
-        except (ValueError, OSError) as error:  # the others wait to be told
-            answer[1] = error
+        except ERRORS as error:  # the others wait to be told
+            answer[1] = _told(error)
     dist.broadcast_object_list(answer)
     if answer[1] is not None:
         raise answer[1]
@@ -80,7 +93,7 @@ def decided_by_main(look: Callable[[], T]) -> T:
 def on_every_rank(work: Callable[[], T]) -> T:
     """`work()`, which must hold no collective, of each rank. Collective: every rank.
 
-    ValueError or OSError on one rank is an error on all. What rank 0 could do, the others try again for PATIENCE
+    An error of reading (ERRORS) on one rank is one on all. What rank 0 could do, the others try again for PATIENCE
     seconds before they give up.
     """
     if world_size() == 1:
@@ -91,7 +104,7 @@ def on_every_rank(work: Callable[[], T]) -> T:
         if todo:
             try:
                 result, todo = [work()], False
-            except (ValueError, OSError) as fault:
+            except ERRORS as fault:
                 error = fault
         about = f"{error or ''}" or type(error).__name__
         everyone = gather_objects((about if error else None, platform.node(), time.monotonic() > deadline))
@@ -100,7 +113,7 @@ def on_every_rank(work: Callable[[], T]) -> T:
             return result[0]
         said, node, _ = everyone[failed[0]]
         if failed[0] == 0:
-            raise error or ValueError(said)
+            raise _told(error) if error else ValueError(said)
         if everyone[0][2]:
             raise ValueError(f"rank {failed[0]} on {node} cannot do what rank 0 can: {said}")
         time.sleep(0.1)
@@ -123,15 +136,15 @@ def wait_for_files(paths: Iterable[Path]) -> None:
 def spread(work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
     """`work` of each part, by the processes in turn; the results in the parts' order, on every process.
 
-    Collective: every rank, the same parts. A ValueError of one is raised by all.
+    Collective: every rank, the same parts. An error of one (ERRORS) is raised by all.
     """
     world, rank = world_size(), dist.get_rank() if world_size() > 1 else 0
     mine: list[R] = []
-    error: ValueError | None = None
+    error: Exception | None = None
     try:
         mine = [work(part) for part in parts[rank::world]]
-    except ValueError as fault:  # the others wait to be told
-        error = fault
+    except ERRORS as fault:  # the others wait to be told
+        error = _told(fault)
     everyone = gather_objects((mine, error))
     for _, raised in everyone:
         if raised is not None:

@@ -115,7 +115,8 @@ class NeuroImagen(
         about: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.eeg, self.pipeline, self.settings, self.about = eeg, pipeline, dict(settings), about or {}
+        self.eeg, self.pipeline, self.about = eeg, pipeline, about or {}
+        self.settings = {"rescale_embeddings": False} | settings
         self.f_theta = FeatureExtractor(**features) if features else None
         self.g = Generator(**generator) if generator else None
         self.m_s: Any = nn.ModuleDict({kind: SampleEncoder(**given) for kind, given in (semantics or {}).items()})
@@ -259,6 +260,8 @@ class NeuroImagen(
         row = self.rows[0] if row is None else row
         if row not in self.rows:
             raise ValueError(f"row={row!r}: this model has {', '.join(self.rows)}")
+        if settings.get("rescale_embeddings") and ROWS[row].semantics is None:
+            raise ValueError(f"rescale_embeddings=True: row {row} has no decoded embedding; leave it out")
         x = take(self.eeg, eeg, sfreq, tmin, channels)
         keys = [str(i) for i in range(len(x))] if keys is None else [str(key) for key in keys]
         if len(keys) != len(x):
@@ -266,7 +269,7 @@ class NeuroImagen(
         size = asked.pop("image_size")
         asked |= {"height": size, "width": size}
         diffusion, semantics = self.diffusion, ROWS[row].semantics
-        chunk, rescale = asked.pop("chunk"), asked.pop("rescale_embeddings", False)
+        chunk, rescale = asked.pop("chunk"), asked.pop("rescale_embeddings")
         chunk = chunk or find_chunk(diffusion, len(x), asked)
         result = Reconstruction([], [], None, keys, row)
         embedded = []

@@ -169,6 +169,8 @@ def main(config: PixelSaliencyConfig) -> int:
 
         # G, Eqs. 3-6
         judge.requires_grad_(False)
+        if config.accumulate > 1:
+            run.reseed()  # f_θ drops out what it dropped when D saw it
         for number, part in enumerate(run.parts(batch)):
             if config.accumulate > 1:
                 f, maps = paint(part)

@@ -87,6 +87,7 @@ def load_classifier(name: str, device: str | torch.device = "cpu", weights: str 
     weights: where those of torchvision: and timm: classifiers are, as in networks.py
     """
     device = torch.device(device)
+    set_tf32(False)
     if name == BACKBONE:
         return _imagenet(device)
     directory = EMBEDDED if name == "embedded" else Path(name)

@@ -178,7 +178,11 @@ def best_guess(truth: np.ndarray, by_rank: np.ndarray, weights: np.ndarray | Non
 
 
 def balanced_estimate(values: np.ndarray, labels: np.ndarray, units: np.ndarray) -> Estimate:
-    """Mean over classes of the mean of values (n,) within each, labels (n,); its interval a jackknife over units."""
+    """Mean over classes of the mean of values (n,) within each, labels (n,); its interval a jackknife over units.
+
+    A class whose values are all 0, or all 1, has no spread there: the end of Clopper and Pearson's interval over its
+    units takes its place, added in squares as independent errors are.
+    """
     (classes, label), (names, unit) = (np.unique(x, return_inverse=True) for x in (labels, units))
 
     def without(x: np.ndarray) -> np.ndarray:  # (units, classes)
@@ -190,8 +194,17 @@ def balanced_estimate(values: np.ndarray, labels: np.ndarray, units: np.ndarray)
     value = float(np.mean([values[label == c].mean() for c in range(len(classes))]))
     if len(names) < FEWEST:
         return Estimate(value, None, None, len(names))
-    rarest = min(len(set(unit[label == c])) for c in range(len(classes)))
-    return share(jackknife(value, np.nanmean(means, 1)), len(classes) * rarest)
+    _, low, high, n = jackknife(value, np.nanmean(means, 1))
+    assert low is not None and high is not None
+    below, above = value - low, high - value
+    for c in range(len(classes)):
+        mine = label == c
+        unseen = (1 - 0.025 ** (1 / len(set(unit[mine])))) / len(classes)
+        if (values[mine] == 0).all():
+            above = math.hypot(above, unseen)
+        elif (values[mine] == 1).all():
+            below = math.hypot(below, unseen)
+    return Estimate(value, max(0.0, value - below), min(1.0, value + above), n)
 
 
 def auc_estimate(scores: np.ndarray, positive: np.ndarray, units: np.ndarray) -> Estimate:

@@ -30,6 +30,7 @@ from torch import nn
 
 from neuroimagen.data.classes import CLASSES
 from neuroimagen.evaluation.backbones import AlexNet, EfficientNetB1, InceptionV3, ResNet50, ViT
+from neuroimagen.processes import set_tf32
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -255,6 +256,7 @@ def load_network(name: str, device: str | torch.device = "cpu", weights: str | P
     weights: module docstring. NotAvailable: not at hand; ValueError: a file that is not what its name says.
     """
     device = torch.device(device)
+    set_tf32(False)
     if name not in NETWORKS or name == "lpips" or ":" in name:
         raise ValueError(f"network {name!r} is unknown; there are alexnet, inception, fid, clip, effnet and swav")
     if name == "clip":

@@ -184,7 +184,8 @@ class Page:
         for name in names:
             found = {group: values[name] for group, values in groups.items() if name in values}
             metric = self.metrics[name]
-            if guess := self.guessing(name):  # the chance to beat is that within the study
+            # The chance to beat is that within the study; within one class a constant guess gets all or nothing.
+            if (guess := self.guessing(name)) and prefix != "class ":
                 metric = metric._replace(chance=guess, chance_of="guessing in the study")
             head = f'<p class="legend">{legend(metric)}</p>'
             charts.append((metric, head + bars(metric, found, best_first=prefix == "class ")))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import distributed as dist
 
 from neuroimagen import collectives
@@ -34,10 +35,13 @@ def on_each_rank():
         decided_by_main(fails_on([0]))
     with pytest.raises(OSError, match="^rank 0 fails$"):
         decided_by_main(fails_on([0], kind=OSError))
+    with pytest.raises(ValueError, match="^rank 0 fails$"):  # half a file of weights
+        decided_by_main(fails_on([0], kind=SafetensorError))
 
     collectives.PATIENCE = 20.0
     assert on_every_rank(fails_on([])) == (rank, 1)
     assert on_every_rank(fails_on([last], calls=2)) == (rank, 3 if rank == last else 1)
+    assert on_every_rank(fails_on([last], calls=1, kind=SafetensorError)) == (rank, 2 if rank == last else 1)
     mistake = fails_on([0, last])  # of the user: no use in trying again
     with pytest.raises(ValueError, match=f"^rank {0 if rank < last else last} fails$"):
         on_every_rank(mistake)

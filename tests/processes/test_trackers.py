@@ -75,7 +75,7 @@ def test_the_sweep_file_starts_a_run_of_its_sweep(study, monkeypatch, tmp_path):
     assert set(values) == set(sweep["parameters"])
     answer = agent._process_command({"type": "run", "run_id": "abc123", "program": "", "args": values})
     assert "exception" not in answer, answer
-    agent._run_processes["abc123"].wait(timeout=300)
+    agent._run_processes["abc123"].wait(timeout=900)
     run_dir = tmp_path / "runs/7_1"
     config = yaml.safe_load((run_dir / "config.yaml").read_text())
     assert (config["margin"], config["mining"]) == (0.25, "hard") and (run_dir / "DONE").exists()

@@ -451,3 +451,23 @@ def test_auc_is_mann_whitneys_u():
     assert (found.low, found.high) == pytest.approx((found.value - error, min(1, found.value + error)))
     assert auc_estimate(np.ones(6), np.arange(6) > 3, np.arange(6))[:3] == (0.5, 0.5, 0.5)
     assert auc_estimate(np.array([1.0, 2]), np.array([False, True]), np.arange(2))[:3] == (1, None, None)
+
+
+@pytest.mark.parametrize("frequent, rare", [(386, 78), (10, 3)])
+def test_balanced_accuracy_of_always_the_frequent_class_has_an_interval(frequent, rare):
+    """.5, but neither class has spread: what binomial tests leave open for each class, a half of it each."""
+    values, labels = np.r_[np.ones(frequent), np.zeros(rare)], np.r_[np.zeros(frequent, int), np.ones(rare, int)]
+    found = balanced_estimate(values, labels, np.arange(frequent + rare))
+    lowest = scipy.stats.binomtest(frequent, frequent).proportion_ci(0.95, "exact").low
+    highest = scipy.stats.binomtest(0, rare).proportion_ci(0.95, "exact").high
+    assert found == pytest.approx((0.5, 0.5 - (1 - lowest) / 2, 0.5 + highest / 2, frequent + rare))
+
+
+def test_balanced_accuracy_covers_where_one_class_hardly_varies():
+    """60 frequent trials named right in 95 %, 10 rare ones in 10 %: the interval holds .525 in nine studies of ten."""
+    rng, labels, held = np.random.default_rng(0), np.repeat([0, 1], [60, 10]), 0
+    for _ in range(300):
+        values = np.r_[rng.random(60) < 0.95, rng.random(10) < 0.1].astype(float)
+        _, low, high, _ = balanced_estimate(values, labels, np.arange(70))
+        held += low <= 0.525 <= high
+    assert held >= 270
