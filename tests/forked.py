@@ -49,7 +49,7 @@ class Forked:
             origin.stdin.write(json.dumps({"arguments": arguments, "environment": environment, "log": str(log)}) + "\n")
             origin.stdin.flush()
             with Forked.changed:
-                assert Forked.changed.wait_for(lambda: set(Forked.codes) - known, timeout=200), "nothing was forked"
+                assert Forked.changed.wait_for(lambda: set(Forked.codes) - known, timeout=900), "nothing was forked"
             (self.pid,) = set(Forked.codes) - known
 
     @staticmethod

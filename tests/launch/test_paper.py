@@ -13,7 +13,7 @@ def paper(tmp_path, *arguments, **environment):
     command.chmod(0o755)
     variables = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "CAPTIONS": "none", **environment}
     return subprocess.run(
-        ["bash", "launch/paper.sh", *arguments], cwd=REPO, env=variables, capture_output=True, text=True, timeout=300
+        ["bash", "launch/paper.sh", *arguments], cwd=REPO, env=variables, capture_output=True, text=True, timeout=900
     )
 
 

@@ -44,7 +44,7 @@ def test_two_processes_stopped_and_continued_by_one(tmp_path, start, monkeypatch
 
     command = ["-m", "neuroimagen.cli", "captions", *(f"{k}={v}" for k, v in fields.items()), f"out={out}"]
     processes = start(command, 2, hold="neuroimagen.sample.captions:_open_rgb:3")
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while not all(part.exists() and part.read_text().count("\n") >= 2 for part in parts):
         assert all(p.poll() is None for p in processes.all), processes.log.read_text()
         assert time.monotonic() < deadline, processes.log.read_text()

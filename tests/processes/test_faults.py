@@ -58,7 +58,7 @@ def test_a_killed_rank_is_noticed_and_the_run_can_go_on(start, uncut, tmp_path):
 
 def test_a_hung_rank_shows_where_it_is_and_the_others_give_up(start, tmp_path):
     processes = start(command(tmp_path / "run", hang_at=3, timeout_minutes=0.3), 2)
-    deadline = time.monotonic() + 250
+    deadline = time.monotonic() + 900
     while processes.all[0].poll() is None:
         assert time.monotonic() < deadline, processes.log.read_text()[-3000:]
         time.sleep(0.1)
@@ -157,7 +157,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(start, small_disk):
     options = {"width": 16000}
     processes = start(command(run_dir, **options), 2, hold=STEP.format(5))
     processes.wait_for_step(run_dir, 5)
-    deadline = time.monotonic() + 250
+    deadline = time.monotonic() + 900
     while not (run_dir / "checkpoints/step-00000005").exists():
         assert time.monotonic() < deadline, processes.log.read_text()
         time.sleep(0.02)

@@ -107,7 +107,7 @@ def test_two_processes_stopped_and_continued_by_one_equal_one(made, start, here)
     run = root / "two"
     hold = "neuroimagen.reconstruction.pictures:Pictures.save:4"  # truth, maps, I, L
     processes = start([str(TRAINER), *arguments, f"run_dir={run}"], 2, hold=hold)
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while not list((run / "images" / "L").glob("*.png")):
         assert all(p.poll() is None for p in processes.all), processes.log.read_text()
         assert time.monotonic() < deadline, processes.log.read_text()
@@ -129,7 +129,7 @@ def test_three_processes_killed_three_times_equal_one(made, start):
     command = [str(TRAINER), *arguments, f"run_dir={run}"]
     for world in (3, 2, 1):
         processes = start(command, world, hold="neuroimagen.reconstruction.pictures:Pictures.save:4")
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 900
         while len(drawn := list((run / "images").rglob("*.png"))) < seen + 7:
             assert time.monotonic() < deadline, processes.log.read_text()
             time.sleep(0.02)

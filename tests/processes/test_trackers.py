@@ -15,7 +15,7 @@ from test_faults import command
 @functools.cache
 def inspected(folder: Path) -> list[dict]:
     leet = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
-    done = subprocess.run(leet, capture_output=True, text=True, check=True, timeout=300)
+    done = subprocess.run(leet, capture_output=True, text=True, check=True, timeout=900)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 

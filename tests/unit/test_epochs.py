@@ -230,7 +230,7 @@ def test_processes_do_not_disturb_each_other(lab):
         queues.append(context.Queue())
         context.Process(target=read_some, args=(study, order, expected, queues[-1]), daemon=True).start()
     for queue in queues:
-        assert queue.get(timeout=300) == []
+        assert queue.get(timeout=900) == []
     again = pickle.loads(pickle.dumps(study))
     assert again.trial(7).eeg.tobytes() == expected[7]
 
@@ -434,6 +434,6 @@ def test_memory_stays_that_of_a_trial(tmp_path):
     path = tmp_path / "eeg" / "sub-01-epo.fif"
     write_epochs_file(path, 0, NAMES * 10, channels=channels, rate=1000.0)
     files = [str(path), str(tmp_path / "images"), str(tmp_path / "trials.csv")]
-    run = subprocess.run([sys.executable, "-c", PEAK, *files], capture_output=True, text=True, timeout=300, check=True)
+    run = subprocess.run([sys.executable, "-c", PEAK, *files], capture_output=True, text=True, timeout=900, check=True)
     count, grown = map(int, run.stdout.split())
     assert count == 200 and path.stat().st_size > 20e6 and grown < 4e6

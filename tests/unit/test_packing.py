@@ -82,7 +82,7 @@ class Command:
         self.process.wait()
 
     def wait_for_tars(self, n: int) -> None:
-        end = time.monotonic() + 300
+        end = time.monotonic() + 900
         while len(list(self.partial.glob("unfinished/*.tar.json"))) < n and self.process.poll() is None:
             assert time.monotonic() < end
             time.sleep(0.002)
@@ -102,13 +102,13 @@ class Command:
 
     def ended(self) -> None:
         """Wait until none of its processes is left, as is to be once the command itself has ended."""
-        end = time.monotonic() + 300
+        end = time.monotonic() + 900
         while self.session():  # a worker that outlives its parent would write into what the next command does
             assert time.monotonic() < end, "packing processes live on without the command"
             time.sleep(0.01)
 
     def finish(self) -> str:
-        said, _ = self.process.communicate(timeout=300)
+        said, _ = self.process.communicate(timeout=900)
         return said
 
 

@@ -74,7 +74,7 @@ document.body.append(pre);
 def chromium(tmp_path, file, *options):
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
     command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", *options, file.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, check=True).stdout
 
 
 def test_script(page, tmp_path):  # noqa: F811

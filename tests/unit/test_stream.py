@@ -155,11 +155,11 @@ if sys.argv[2] == "kill":
 def test_loader_workers_outlive_sigterm_and_end_with_their_process(made):
     """They never see the signal that stops a job, yet a process that leaves its endless batches open still exits."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", SCRIPT, str(made), "exit"], capture_output=True, text=True, timeout=300
+        [sys.executable, "-W", "ignore", "-c", SCRIPT, str(made), "exit"], capture_output=True, text=True, timeout=900
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "2 went on\n", "")
     killed = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(made), "kill"], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", SCRIPT, str(made), "kill"], capture_output=True, text=True, timeout=900
     )  # returns once the workers too have let go of its output
     assert killed.returncode == -signal.SIGKILL and killed.stdout == "2 went on\n"
 
@@ -174,7 +174,7 @@ next(stream.train_batches(sys.argv[1], batch_size=4, workers=2))
 
 def test_a_fault_of_ours_in_a_worker_ends_the_process(made):
     """Its traceback keeps the loader alive until the interpreter ends, which must not wait for the workers."""
-    done = subprocess.run([sys.executable, "-c", FAILING, str(made)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", FAILING, str(made)], capture_output=True, text=True, timeout=900)
     assert done.returncode == 1 and "ZeroDivisionError" in done.stderr
 
 
