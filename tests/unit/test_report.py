@@ -254,6 +254,14 @@ def test_what_is_not_there_is_left_out(bare):
     assert "ACC (%)" in text and {"classes", "subjects", "metrics", "made"} <= set(tags.ids)
 
 
+def test_chance_within_a_class_is_not_the_best_constant_guess_of_the_study(page):
+    """One answer for all trials gets all of one class and nothing of another: no line at its mean over classes."""
+    _, text, _ = page
+    by_class, by_subject = (text.split(f'id="{ident}"')[1].split("<section>")[0] for ident in ("classes", "subjects"))
+    assert "guessing in the study" in by_subject and "guessing in the study" not in by_class
+    assert "(1/4)" in by_class or "chance 25" in by_class
+
+
 def test_a_run_of_one_picture(tmp_path):
     run = make_run(tmp_path / "run", classes=1, pictures=1)
     (run / "scores.json").write_text(json.dumps(score(read_run(run), colours(), 4, 1)))
