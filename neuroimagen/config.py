@@ -119,6 +119,7 @@ class _Texts(yaml.SafeLoader):
 
 
 _Texts.add_constructor("tag:yaml.org,2002:null", lambda loader, node: _Null(node.value))
+_Texts.add_constructor("tag:yaml.org,2002:merge", lambda loader, node: node.value)  # `<<` as a value
 
 
 def _yaml(text: str, what: str) -> Any:
@@ -185,7 +186,7 @@ def _value(kind: Any, value: Any, is_path: bool) -> Any:
     if not isinstance(value, str):
         raise ValueError(f"{value!r} is not one value; a text that means more to YAML goes in quotes")
     if kind is str:
-        return _expanded(value) if is_path else str(value)
+        return _expanded(str(value)) if is_path else str(value)
     if typing.get_origin(kind) is Literal:
         if value not in choices:
             raise ValueError(f"{value!r} is not one of {', '.join(choices)}")

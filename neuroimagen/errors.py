@@ -99,9 +99,9 @@ def _file_of(error: BaseException) -> str:
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     for frame in reversed(frames):
         for value in reversed(frame.f_locals.values()):
-            name = value if isinstance(value, (str, Path)) else getattr(value, "name", None)
-            if isinstance(name, (str, Path)) and len(str(name)) < 4096 and os.path.isfile(name):
-                return str(name)
+            name = str(value if isinstance(value, (str, Path)) else getattr(value, "name", ""))
+            if os.sep in name and len(name) < 4096 and os.path.lexists(name) and not os.path.isdir(name):
+                return name
         if frame.f_globals.get("__name__", "").startswith("neuroimagen."):
             break
     return ""

@@ -52,7 +52,7 @@ def whole(tmp_path_factory) -> Path:
         path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"shards": str(root / "runs/shards")}))
     shutil.copytree(root / "runs/saliency/model/features", root / "runs/features/model")
     make_run(root / "run", classes=2, pictures=2, subjects=1, samples=1)
-    (root / "config.yaml").write_text("precision: fp32\n")
+    (root / "config.yaml").write_text("seed: 0\n")
     return root
 
 
@@ -63,9 +63,9 @@ WORK: dict[str, tuple[list[str], list[str]]] = {
         [
             "config={root}/config.yaml",
             "classes=2",
-            "images_per_class=2",
+            "images_per_class=6",
             "n_subjects=1",
-            "picture_size=16",
+            "picture_size=32",
             "out={out}",
         ],
         ["config.yaml"],

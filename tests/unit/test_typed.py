@@ -99,7 +99,6 @@ WORDS = [
         "é",
         "日本",
         "😀",
-        "\x85",
     ),
     *(
         "./~x",
@@ -115,7 +114,7 @@ WORDS = [
         "~root/x",
     ),
 ]
-texts = st.sampled_from(WORDS) | st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=20)
+texts = st.sampled_from(WORDS) | st.text(st.characters(exclude_categories=("C", "Zl", "Zp")), min_size=1, max_size=20)
 
 
 def fields(schema: type, wanted: typing.Callable[[typing.Any], bool]) -> list[str]:
@@ -351,7 +350,7 @@ def test_home_of_config_files_and_of_what_is_made(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "home").mkdir()
-    (tmp_path / "home/small.yaml").write_text("classes: 2\nimages_per_class: 2\nn_subjects: 1\npicture_size: 16\n")
+    (tmp_path / "home/small.yaml").write_text("classes: 2\nimages_per_class: 6\nn_subjects: 1\npicture_size: 32\n")
     for out in ("~/study", "2024_01_15", "007", "1.10", "12:30", "a #b", "a=b", "null"):
         assert main(["simulate", "config=~/small.yaml", f"out={out}"]) == 0
         assert (tmp_path / out.replace("~", "home") / "eeg.pth").is_file()
