@@ -12,7 +12,7 @@ from typing import Any
 BUG = 70  # EX_SOFTWARE of sysexits.h; not python's 1, which says that a check found faults
 ELSEWHERE = "take another place, or ask its owner for the right"
 REMEDIES = {
-    errno.ENOENT: "give the path of one that is there",
+    errno.ENOENT: "name one that is there, or a place that can be written",
     errno.EACCES: ELSEWHERE,
     errno.EPERM: ELSEWHERE,
     errno.EROFS: "take a place that can be written",

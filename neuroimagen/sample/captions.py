@@ -275,11 +275,11 @@ def caption_pictures(config: CaptionsConfig) -> int:
     mine = [name for name in pictures if name not in captions][rank :: accelerator.num_processes]
     loaded = on_every_rank(lambda: _load_model(config.model, dtype, accelerator.device) if mine else None)
     found: dict[str, str] = {}
-    error: ValueError | None = None
+    error: Exception | None = None
     try:
         if loaded:
             found = _caption(mine, pictures, config, loaded, out.with_name(f"{out.name}.part-{rank:04d}"))
-    except ValueError as fault:  # the others wait to be told
+    except (ValueError, OSError) as fault:  # the others wait to be told
         error = fault
     for theirs, raised in gather_objects((found, error)):
         if raised is not None:
