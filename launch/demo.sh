@@ -9,6 +9,6 @@ export RECONSTRUCT_LAUNCH="accelerate launch --config_file launch/one_node.yaml"
 mkdir -p "$runs"
 neuroimagen simulate config=configs/demo.yaml out="$runs"/study "$@"
 cat > "$runs"/study.yaml <<YAML
-shards: {dataset: perceivelab, eeg: $runs/study/eeg.pth, images: $runs/study/images, splits: by_image}
+shards: {dataset: perceivelab, eeg: '$runs/study/eeg.pth', images: '$runs/study/images', splits: by_image}
 YAML
 CAPTIONS="$runs"/study/captions.jsonl bash launch/paper.sh "$runs" configs/demo.yaml "$runs"/study.yaml

@@ -24,9 +24,9 @@ cat > "$study"/study.yaml <<YAML
 shards: {seed: $seed$(for option in "$@"; do echo -n ", ${option%%=*}: ${option#*=}"; done)}
 pixel_features: {seed: $seed}
 pixel_saliency: {seed: $seed}
-sample_semantics: {seed: $seed, pipeline: $runs/diffusion/model}
-reconstruct: {seed: $seed, pipeline: $runs/diffusion/model}
-evaluate: {classifier: $runs/classifier}
+sample_semantics: {seed: $seed, pipeline: '$runs/diffusion/model'}
+reconstruct: {seed: $seed, pipeline: '$runs/diffusion/model'}
+evaluate: {classifier: '$runs/classifier'}
 YAML
 CAPTIONS=none BASELINES= bash launch/paper.sh "$study" configs/n170.yaml "$study"/study.yaml
 

@@ -26,7 +26,7 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-110}
 run_and_exit() { # run_and_exit COMMAND...: a trainer (*.py or -m MODULE) on all nodes, anything else once
     local nodes=1 command=("$@") argument
     for argument in "$@"; do
-        case $argument in run_dir=* | --run_dir=*) run_dir=${argument#*=} ;; esac
+        case $argument in run_dir=* | --run_dir=*) run_dir=${argument#*=}; run_dir=${run_dir/#\~\//${HOME-}/} ;; esac
     done
     case $1 in *.py | -m) nodes=$SLURM_JOB_NUM_NODES; distribute "$@" ;; esac
     local done_before preempted_before rc=0

@@ -2,11 +2,13 @@
 
 import importlib
 import os
+import re
 import signal
 import sys
 from typing import NamedTuple
 
 from neuroimagen.config import run_command
+from neuroimagen.errors import exit_code
 
 
 class Command(NamedTuple):
@@ -39,7 +41,10 @@ def usage() -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit code: 0 fine, 1 a check found faults, 2 the user has to change something."""
+    """Run one command; the exit code: 0 fine, 1 a check found faults, 2 the user has to change something.
+
+    70 is a bug of ours, 130 comes after Ctrl-C (errors.exit_code).
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
@@ -49,16 +54,23 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {name!r} is not a command\n{usage()}", file=sys.stderr)
         return 2
     command = COMMANDS[name]
-    if command.positional and rest and "=" not in rest[0] and not rest[0].startswith("-"):
+    if command.positional and rest and not re.match(r"-|\w+=", rest[0]):  # runs/lr=0.1 is a path
         rest[0] = f"{command.positional}={rest[0]}"
-    module = importlib.import_module(f"neuroimagen.{command.module}")
-    shown = f"neuroimagen {name}: {command.summary}\n\nusage: neuroimagen {name} key=value ..."
+
+    def work() -> int:
+        module = importlib.import_module(f"neuroimagen.{command.module}")
+        shown = f"neuroimagen {name}: {command.summary}\n\nusage: neuroimagen {name} key=value ..."
+        return run_command(getattr(module, command.function), getattr(module, command.schema), rest, name, shown)
+
     try:
-        code = run_command(getattr(module, command.function), getattr(module, command.schema), rest, name, shown)
-        sys.stdout.flush()
-    except BrokenPipeError:  # who reads our output, such as head, has seen enough
+        code = exit_code(work)
+        print(end="", flush=True)
+    except OSError as error:  # what is printed cannot be written
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        if isinstance(error, BrokenPipeError):  # who reads it, such as head, has seen enough
+            return 128 + signal.SIGPIPE
+        print(f"error: standard output: {error.strerror}; send it elsewhere", file=sys.stderr)
+        return 2
     if code and (distributed := sys.modules.get("torch.distributed")) and distributed.is_initialized():
         os._exit(code)  # a peer may be gone already, and gloo would abort at the end with a code of its own
     return code

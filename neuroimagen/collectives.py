@@ -15,6 +15,8 @@ import yaml
 from safetensors import SafetensorError
 from torch import distributed as dist
 
+from neuroimagen.errors import sentence
+
 # How torch, safetensors, accelerate and yaml say that a file cannot be written or read.
 ERRORS = (
     *(OSError, ValueError, RuntimeError, EOFError, KeyError),
@@ -68,7 +70,11 @@ def gather_objects(item: Any) -> list[Any]:
 
 def _told(error: Exception) -> Exception:
     """The error as the command line makes a sentence of it."""
-    return error if isinstance(error, (ValueError, OSError)) else ValueError(str(error) or type(error).__name__)
+    return (
+        error
+        if isinstance(error, (ValueError, OSError))
+        else ValueError(sentence(error) or str(error) or type(error).__name__)
+    )
 
 
 def decided_by_main(look: Callable[[], T]) -> T:

@@ -4,11 +4,13 @@ A stage declares its fields once, as a dataclass whose fields are made by `optio
 of `config=FILE.yaml` (later ones win) and `key=value` (these win over files). A YAML file holds either the fields of
 one stage, or sections named after stages (`pixel_features:`, `reconstruct:` ...), of which only the running stage's is
 read; so one overlay can carry a whole study. Misspelt keys and wrong types are errors, answered with the nearest name.
+
+Every value is text until its field says what it means (`_value`): a name or a path is what was typed, on the command
+line and in a file: 2024_01_15, 1.10 and 12:30 stay so; only a path's leading ~ or ~user is expanded.
 """
 
 import dataclasses
 import difflib
-import errno
 import os
 import sys
 import textwrap
@@ -18,10 +20,17 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+
+from neuroimagen.errors import exit_code
 
 C = TypeVar("C")
+MISSING: Any = "???"  # the default of a field that must be given
+BOOLS = dict.fromkeys(("true", "yes", "on", "y", "1"), True) | dict.fromkeys(("false", "no", "off", "n", "0"), False)
+PLAIN: dict[Any, tuple[Callable[[str], Any], str]] = {
+    bool: (lambda text: BOOLS[text.lower()], "true or false"),
+    int: (int, "an integer"),
+    float: (lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")), "a number"),  # YAML's too
+}
 
 STAGES = (
     "simulate",
@@ -41,18 +50,24 @@ STAGES = (
 )
 
 
-def option(default: Any = MISSING, help: str = "") -> Any:
+def option(default: Any = MISSING, help: str = "", path: bool = False) -> Any:
     """A config field with its meaning; without a default it must be given."""
-    if isinstance(default, (list, dict)):
-        return dataclasses.field(default_factory=lambda: type(default)(default), metadata={"help": help})
-    return dataclasses.field(default=default, metadata={"help": help})
+    meaning = {"help": help, "path": path}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=meaning)
+    return dataclasses.field(default=default, metadata=meaning)
+
+
+def path_option(default: Any = MISSING, help: str = "") -> Any:
+    """An `option` that is, or may be, a file or folder: a leading ~ or ~user stands for a home directory."""
+    return option(default, help, path=True)
 
 
 @dataclasses.dataclass
 class TrainConfig:
     """Fields that every trainer has."""
 
-    run_dir: str = option(help="directory of this run; the same command continues what it holds")
+    run_dir: str = path_option(help="directory of this run; the same command continues what it holds")
     seed: int = option(0, "all randomness is a function of (seed, step) or (seed, epoch)")
     precision: str = option("fp32", "fp32 | bf16 | fp16; what the device cannot do is refused")
     tf32: bool = option(False, "with precision=fp32 on an NVIDIA GPU: multiply with 10 bits instead of 23, faster")
@@ -85,24 +100,114 @@ class EegAugmentConfig:
     eeg_band_limit: float = option(100.0, "upper end in Hz of where that band may lie")
 
 
-def stage_section(path: str | Path, stage: str) -> dict[str, Any]:
-    """What one YAML file says about `stage`: the file's own fields, or its section of that name."""
+class _Null(str):
+    """null, ~ or nothing, as it stands there: None to a field that may be None, and text to any other."""
+
+
+class _Texts(yaml.SafeLoader):
+    """YAML whose scalars stay text: what they mean is for the field to say."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    yaml_constructors = {
+        tag: make
+        for tag, make in yaml.SafeLoader.yaml_constructors.items()
+        if not tag or tag[-4:] in (":str", ":seq", ":map")
+    }
+
+
+_Texts.add_constructor("tag:yaml.org,2002:null", lambda loader, node: _Null(node.value))
+_Texts.add_constructor("tag:yaml.org,2002:merge", lambda loader, node: node.value)  # `<<` as a value
+
+
+def _yaml(text: str, what: str) -> Any:
     try:
-        content = yaml.safe_load(Path(path).read_text()) or {}
+        return yaml.load(text, _Texts)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{what} YAML: {' '.join(str(error).split())}") from None
+
+
+def stage_section(path: str | Path, stage: str) -> dict[str, Any]:
+    """What one YAML file says about `stage`, as texts: the file's own fields, or its section of that name."""
+    try:
+        content = _yaml(Path(path).read_text(), f"config file {path} is not valid") or {}
     except FileNotFoundError:
         raise ValueError(f"config file {path} does not exist") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ValueError(f"config file {path} must hold `field: value` lines")
-    if not any(key in STAGES and (value is None or isinstance(value, dict)) for key, value in content.items()):
+    if not any(key in STAGES and isinstance(value, (_Null, dict)) for key, value in content.items()):
         return content
     unknown = [key for key in content if key not in STAGES]
     if unknown:
         near = difflib.get_close_matches(unknown[0], STAGES, 1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"config file {path}: {unknown[0]!r} is not a stage (one of {', '.join(STAGES)}).{hint}")
-    return content.get(stage) or {}
+    section = content.get(stage, {})
+    if not isinstance(section, (_Null, dict)):
+        raise ValueError(f"config file {path}: section {stage} must hold `field: value` lines")
+    return {} if isinstance(section, _Null) else section
+
+
+def typed(schema: type, content: dict[str, Any], source: str = "") -> dict[str, Any]:
+    """The fields of `schema` that `content` gives as texts, as what they are.
+
+    Raises ValueError for one that there is not, and for a value that it cannot have.
+    """
+    hints, fields = typing.get_type_hints(schema), {field.name: field for field in dataclasses.fields(schema)}
+    found = {}
+    for key, value in content.items():
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, 1)
+            hint = f" Did you mean: {near[0]!r}?" if near else ""
+            raise ValueError(f"{source}Key {key!r} not in {schema.__name__!r}.{hint}")
+        try:
+            found[key] = _value(hints[key], value, bool(fields[key].metadata.get("path")))
+        except ValueError as error:
+            raise ValueError(f"{source}{key}: {error}") from None
+    return found
+
+
+def _value(kind: Any, value: Any, is_path: bool) -> Any:
+    """A text, or a list or mapping of texts, as `kind`; ValueError if it is none."""
+    choices = typing.get_args(kind)
+    if type(None) in choices:
+        return None if isinstance(value, _Null) else _value(choices[0], value, is_path)
+    if typing.get_origin(kind) is list:
+        elements = _yaml(value, f"{value!r} is not") if isinstance(value, str) else value
+        if not isinstance(elements, list):
+            raise ValueError(f"{value!r} is not a list, which is written [a, b]")
+        return [_value(choices[0], element, is_path) for element in elements]
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict) or not set(_required(kind)) <= set(value):
+            raise ValueError(f"{value!r} needs {', '.join(_required(kind))}, each with its value")
+        return typing.cast(type, kind)(**typed(typing.cast(type, kind), value))
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not one value; a text that means more to YAML goes in quotes")
+    if kind is str:
+        return _expanded(str(value)) if is_path else str(value)
+    if typing.get_origin(kind) is Literal:
+        if value not in choices:
+            raise ValueError(f"{value!r} is not one of {', '.join(choices)}")
+        return str(value)
+    read, name = PLAIN[kind]
+    try:
+        return read(value)
+    except (KeyError, ValueError):
+        raise ValueError(f"{value!r} is not {name}") from None
+
+
+def _expanded(path: str) -> str:
+    """`path` as typed, but for a home directory in the place of a leading ~ or ~user."""
+    expanded = os.path.expanduser(path)
+    if path.startswith("~") and expanded == path:
+        raise ValueError(f"{path!r} names no home directory; a file of that name is ./{path}")
+    return expanded
+
+
+def _required(schema: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(schema) if field.default is MISSING]
 
 
 def load_config(schema: type[C], arguments: Sequence[str], stage: str) -> C:
@@ -110,30 +215,21 @@ def load_config(schema: type[C], arguments: Sequence[str], stage: str) -> C:
 
     Raises ValueError with one sentence for a misspelt key, a value of the wrong type, or a missing field.
     """
-    config = OmegaConf.structured(schema)
-    source = ""
-    try:
-        for argument in arguments:
-            key, equals, value = argument.lstrip("-").partition("=")
-            if not equals:
-                raise ValueError(f"cannot read {argument!r}: arguments are written key=value (--help lists the keys)")
-            if key == "config":
-                source = f"{value}: "
-                config = OmegaConf.merge(config, OmegaConf.create(stage_section(value, stage)))
-        source = ""
-        for override in [a.lstrip("-") for a in arguments if not a.lstrip("-").startswith("config=")]:
-            try:
-                config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
-            except yaml.YAMLError as error:
-                raise ValueError(f"the value of {override!r} is not YAML: {' '.join(str(error).split())}") from None
-        missing = sorted(OmegaConf.missing_keys(config))
-        if missing:
-            raise ValueError(f"please give {', '.join(f'{key}=...' for key in missing)} (--help says what each means)")
-        return typing.cast(C, OmegaConf.to_object(config))
-    except OmegaConfBaseException as error:
-        said, full_key = str(error).splitlines()[0], getattr(error, "full_key", None)
-        at = f" (key {full_key})" if full_key and not said.startswith(f"Key '{full_key}' ") else ""
-        raise ValueError(f"{source}{said}{at}") from None
+    files: dict[str, Any] = {}
+    given: dict[str, Any] = {}
+    for argument in arguments:
+        key, equals, text = argument.lstrip("-").partition("=")
+        if not equals:
+            raise ValueError(f"cannot read {argument!r}: arguments are written key=value (--help lists the keys)")
+        if key == "config":
+            path = _expanded(text)
+            files |= typed(schema, stage_section(path, stage), f"{path}: ")
+            continue
+        given |= typed(schema, {key: _Null(text) if text in ("", "null") else text})
+    found = files | given
+    if missing := sorted(key for key in _required(schema) if found.get(key, "") == ""):  # out=$UNSET is no folder
+        raise ValueError(f"please give {', '.join(f'{key}=...' for key in missing)} (--help says what each means)")
+    return schema(**found)
 
 
 def describe(schema: type, usage: str) -> str:
@@ -157,26 +253,11 @@ def describe(schema: type, usage: str) -> str:
 
 
 def run_command(main: Callable[[C], Any], schema: type[C], arguments: Sequence[str], stage: str, usage: str) -> int:
-    """Parse, run `main(config)`, and turn a user's mistake (ValueError) or a full disk into a sentence and code 2.
-
-    So is an operation that cannot do what deterministic=true asks for. Set NEUROIMAGEN_TRACEBACK=1 to see where such an
-    error came from.
-    """
+    """Parse and run `main(config)`; the exit code, and one sentence for an error: errors.exit_code."""
     if any(a in ("-h", "--help", "help") for a in arguments):
         print(describe(schema, usage))
         return 0
-    try:
-        code = main(load_config(schema, arguments, stage))
-    except (ValueError, OSError, RuntimeError) as error:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        what, random, _ = str(error).partition(" does not have a deterministic implementation")
-        if os.environ.get("NEUROIMAGEN_TRACEBACK") or not (full or random or isinstance(error, ValueError)):
-            raise
-        said = f"deterministic=true, but torch's {what}{random} on this device: leave it out" if random else error
-        rank = os.environ.get("RANK", "0")
-        print(f"error{'' if rank == '0' else f' (rank {rank})'}: {said}", file=sys.stderr, flush=True)
-        return 2
-    return code if isinstance(code, int) else 0
+    return exit_code(lambda: main(load_config(schema, arguments, stage)))
 
 
 def run_trainer(main: Callable[[C], Any], schema: type[C]) -> None:

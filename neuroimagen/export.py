@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
-from neuroimagen.config import option
+from neuroimagen.config import option, path_option
 from neuroimagen.data.given import Contract
 from neuroimagen.data.shards import Manifest, read_manifest, sha256
 from neuroimagen.decoders import Decoders
@@ -44,16 +44,20 @@ LOADED_WITH = ("scheduler", "channels_last", "vae_slicing", "vae_tiling")  # wha
 class ExportConfig:
     """`neuroimagen export`"""
 
-    out: str = option(help="directory to make; what is there already is never overwritten")
-    runs: str = option("", "directory that launch/paper.sh filled; the fields below name single runs instead")
-    saliency: str | None = option(None, "run of stage 1b; none: RUNS/pixel_saliency, if it is there")
-    semantics_label: str | None = option(None, "run of stage 2, label captions; none: RUNS/semantics_label, if there")
-    semantics_blip: str | None = option(None, "run of stage 2, picture captions; none: RUNS/semantics_blip, if there")
-    reconstruct: str | None = option(
+    out: str = path_option(help="directory to make; what is there already is never overwritten")
+    runs: str = path_option("", "directory that launch/paper.sh filled; the fields below name single runs instead")
+    saliency: str | None = path_option(None, "run of stage 1b; none: RUNS/pixel_saliency, if it is there")
+    semantics_label: str | None = path_option(
+        None, "run of stage 2, label captions; none: RUNS/semantics_label, if there"
+    )
+    semantics_blip: str | None = path_option(
+        None, "run of stage 2, picture captions; none: RUNS/semantics_blip, if there"
+    )
+    reconstruct: str | None = path_option(
         None, "run of stage 3: settings, pipeline, scores; none: RUNS/reconstruct, if there"
     )
-    shards: str | None = option(None, "the shards of these runs; none: RUNS/shards, or what the runs name")
-    pipeline: str | None = option(None, "latent diffusion model, directory or hub id; none: the one of the runs")
+    shards: str | None = path_option(None, "the shards of these runs; none: RUNS/shards, or what the runs name")
+    pipeline: str | None = path_option(None, "latent diffusion model, directory or hub id; none: the one of the runs")
     diffusion: Literal["copy", "name"] = option(
         "copy", "copy puts a diffusion model that is a directory into out; name keeps its name alone, as of a hub id"
     )

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from neuroimagen.baselines import losses
 from neuroimagen.baselines.brain2image import Brain2Image, Discriminator
 from neuroimagen.baselines.validation import class_means, validate
-from neuroimagen.config import EegAugmentConfig, TrainConfig, option, run_trainer
+from neuroimagen.config import EegAugmentConfig, TrainConfig, option, path_option, run_trainer
 from neuroimagen.data.eeg_augment import augment_eeg
 from neuroimagen.data.shards import read_manifest
 from neuroimagen.data.stream import train_batches
@@ -23,7 +23,7 @@ from neuroimagen.run import Run, set_learning_rate, warmup_cosine
 
 @dataclasses.dataclass
 class Brain2ImageConfig(EegAugmentConfig, TrainConfig):
-    shards: str = option(help="shard directory made by neuroimagen shards")
+    shards: str = path_option(help="shard directory made by neuroimagen shards")
     variant: Literal["gan", "vae"] = option("gan", "what draws: a conditional GAN, or a variational autoencoder")
     encoder: Literal["lstm", "conv"] = option("lstm", "EEG backbone: neuroimagen/encoders.py; the paper's is lstm")
     encoder_width: int | None = option(None, "LSTM units (none: 128) or convolution channels (none: 64)")

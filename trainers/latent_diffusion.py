@@ -13,7 +13,7 @@ from diffusers import AutoencoderTiny
 from torch.nn import functional as F
 
 from neuroimagen.collectives import decided_by_main, gather_rows, on_every_rank
-from neuroimagen.config import TrainConfig, option, run_trainer
+from neuroimagen.config import TrainConfig, option, path_option, run_trainer
 from neuroimagen.data.order import EpochOrder
 from neuroimagen.data.pictures import class_names, list_pictures, load_pictures, to_unit
 from neuroimagen.reconstruction.pipelines import load_pipeline
@@ -35,11 +35,11 @@ from neuroimagen.sample.captions import label_caption, read_captions
 
 @dataclass
 class LatentDiffusionConfig(TrainConfig):
-    images: str = option(help="folder of pictures, all below it are used; a captions file names them by file stem")
-    captions: str = option("", "captions file (JSON lines of image, caption); empty: label captions only")
+    images: str = path_option(help="folder of pictures, all below it are used; a captions file names them by file stem")
+    captions: str = path_option("", "captions file (JSON lines of image, caption); empty: label captions only")
     part: Literal["autoencoder", "denoiser"] = option("denoiser", "what this run trains")
-    init: str = option("", "pipeline directory to fine-tune; empty starts from scratch")
-    autoencoder: str = option("", "run directory of part=autoencoder; empty takes the one in init")
+    init: str = path_option("", "pipeline directory to fine-tune; empty starts from scratch")
+    autoencoder: str = path_option("", "run directory of part=autoencoder; empty takes the one in init")
     image_size: int = option(64, "px; pictures are resized and centre-cropped; a multiple of 16")
     latent_channels: int = option(16, "channels of the latent, at 1/8 of the picture's resolution")
     autoencoder_width: int = option(48, "channels of the autoencoder")

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from neuroimagen.baselines import losses
 from neuroimagen.baselines.neurovision import GROUP, Discriminator, NeuroVision, at_level, growth, n_levels
 from neuroimagen.baselines.validation import validate
-from neuroimagen.config import EegAugmentConfig, TrainConfig, option, run_trainer
+from neuroimagen.config import EegAugmentConfig, TrainConfig, option, path_option, run_trainer
 from neuroimagen.data.eeg_augment import augment_eeg
 from neuroimagen.data.shards import read_manifest
 from neuroimagen.data.stream import train_batches
@@ -22,7 +22,7 @@ from neuroimagen.run import Run, set_learning_rate, warmup_cosine
 
 @dataclasses.dataclass
 class NeuroVisionConfig(EegAugmentConfig, TrainConfig):
-    shards: str = option(help="shard directory made by neuroimagen shards")
+    shards: str = path_option(help="shard directory made by neuroimagen shards")
     encoder: Literal["lstm", "conv"] = option("lstm", "EEG backbone: neuroimagen/encoders.py")
     encoder_width: int | None = option(None, "LSTM units (none: 128) or convolution channels (none: 64)")
     n_features: int = option(128, "length of the backbone's output")

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from neuroimagen.config import EegAugmentConfig, TrainConfig, option, run_trainer
+from neuroimagen.config import EegAugmentConfig, TrainConfig, option, path_option, run_trainer
 from neuroimagen.data.eeg_augment import augment_eeg
 from neuroimagen.data.shards import read_manifest
 from neuroimagen.data.stream import eval_batches, train_batches
@@ -21,7 +21,7 @@ from neuroimagen.run import Run, set_learning_rate, warmup_cosine
 
 @dataclasses.dataclass
 class PixelFeaturesConfig(EegAugmentConfig, TrainConfig):
-    shards: str = option(help="shard directory made by neuroimagen shards")
+    shards: str = path_option(help="shard directory made by neuroimagen shards")
     encoder: Literal["lstm", "conv"] = option("lstm", "EEG backbone: neuroimagen/encoders.py")
     encoder_width: int | None = option(None, "LSTM units (none: 128) or convolution channels (none: 64)")
     n_features: int = option(128, "length of f_θ(x)")

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from neuroimagen.config import EegAugmentConfig, TrainConfig, option, run_trainer
+from neuroimagen.config import EegAugmentConfig, TrainConfig, option, path_option, run_trainer
 from neuroimagen.data.eeg_augment import augment_eeg
 from neuroimagen.data.shards import ShardSplit, read_manifest
 from neuroimagen.data.stream import Batcher, eval_batches, train_batches
@@ -28,8 +28,8 @@ from neuroimagen.seeds import seed_from
 
 @dataclasses.dataclass
 class PixelSaliencyConfig(EegAugmentConfig, TrainConfig):
-    shards: str = option(help="shard directory made by neuroimagen shards")
-    features: str = option(help="run directory of stage 1a")
+    shards: str = path_option(help="shard directory made by neuroimagen shards")
+    features: str = path_option(help="run directory of stage 1a")
     finetune_features: bool = option(False, "train f_θ along with G instead of freezing it (docs/paper.md)")
     image_size: int = option(128, "side of the map in px: a power of two of at least 16")
     z_dim: int = option(128, "length of the noise z")

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from neuroimagen import run as running
 from neuroimagen import zero
 from neuroimagen.collectives import decided_by_main, on_every_rank, wait_for_files
-from neuroimagen.config import option, run_trainer
+from neuroimagen.config import option, path_option, run_trainer
 from neuroimagen.controls import ClassCaptions, Gallery, draw_baseline
 from neuroimagen.data.shards import ShardSplit
 from neuroimagen.data.stream import Batcher
@@ -39,15 +39,19 @@ from neuroimagen.sample.captions import DTYPES, captions_source
 
 @dataclasses.dataclass
 class ReconstructConfig:
-    shards: str = option(help="shard directory; its test trials are reconstructed")
-    run_dir: str = option(help="directory of this run; the same command continues what it holds")
-    pipeline: str = option(help="latent diffusion model: hub id or directory in diffusers layout")
-    saliency: str | None = option(None, "run directory of stage 1b (G and its f_θ); for rows with I")
-    semantics_label: str | None = option(None, "run directory of stage 2 with captions=label; for rows with L")
-    semantics_blip: str | None = option(None, "run directory of stage 2 with a captions file; for rows with B")
-    brain2image: str | None = option(None, "run directory of trainers/brain2image.py, the GAN; for row Brain2Image")
-    brain2image_vae: str | None = option(None, "run directory of trainers/brain2image.py, the VAE; row Brain2Image-VAE")
-    neurovision: str | None = option(None, "run directory of trainers/neurovision.py; for row NeuroVision")
+    shards: str = path_option(help="shard directory; its test trials are reconstructed")
+    run_dir: str = path_option(help="directory of this run; the same command continues what it holds")
+    pipeline: str = path_option(help="latent diffusion model: hub id or directory in diffusers layout")
+    saliency: str | None = path_option(None, "run directory of stage 1b (G and its f_θ); for rows with I")
+    semantics_label: str | None = path_option(None, "run directory of stage 2 with captions=label; for rows with L")
+    semantics_blip: str | None = path_option(None, "run directory of stage 2 with a captions file; for rows with B")
+    brain2image: str | None = path_option(
+        None, "run directory of trainers/brain2image.py, the GAN; for row Brain2Image"
+    )
+    brain2image_vae: str | None = path_option(
+        None, "run directory of trainers/brain2image.py, the VAE; row Brain2Image-VAE"
+    )
+    neurovision: str | None = path_option(None, "run directory of trainers/neurovision.py; for row NeuroVision")
     rows: list[str] | None = option(
         ["I", "L", "B", "B+I", "L+I"],
         "any of I, L, B, B+I, L+I, none (Table 3); oracle, random class, retrieval (controls); Brain2Image, "

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from neuroimagen.collectives import decided_by_main, on_every_rank
-from neuroimagen.config import EegAugmentConfig, TrainConfig, option, run_trainer
+from neuroimagen.config import EegAugmentConfig, TrainConfig, option, path_option, run_trainer
 from neuroimagen.data.eeg_augment import augment_eeg
 from neuroimagen.data.shards import Manifest, ShardError, ShardSplit, read_manifest
 from neuroimagen.data.stream import eval_batches, train_batches
@@ -22,9 +22,9 @@ from neuroimagen.sample.encoder import SampleEncoder, embedding_loss, nearest_ca
 
 @dataclasses.dataclass
 class SampleSemanticsConfig(EegAugmentConfig, TrainConfig):
-    shards: str = option(help="shard directory made by neuroimagen shards")
-    pipeline: str = option(help="latent diffusion model whose text encoder makes the targets: hub id or directory")
-    captions: str = option(
+    shards: str = path_option(help="shard directory made by neuroimagen shards")
+    pipeline: str = path_option(help="latent diffusion model whose text encoder makes the targets: hub id or directory")
+    captions: str = path_option(
         "label", "label ('An image of <class name>'), or a captions file made by neuroimagen captions"
     )
     encoder: Literal["lstm", "conv"] = option("lstm", "EEG backbone: neuroimagen/encoders.py")

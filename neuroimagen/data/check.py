@@ -8,7 +8,7 @@ import dataclasses
 import typing
 from pathlib import Path
 
-from neuroimagen.config import option, stage_section
+from neuroimagen.config import path_option, stage_section, typed
 from neuroimagen.data.doctor import examine
 from neuroimagen.data.doctor_findings import Finding, Findings
 from neuroimagen.data.doctor_shards import ShardStudy
@@ -26,11 +26,11 @@ BESIDE = ("block_splits_by_image_all.pth", "splits.pth")  # splits files looked 
 class CheckConfig(SourceConfig):
     """`neuroimagen check SOURCE`"""
 
-    source: str = option(
+    source: str = path_option(
         "",
         "shard directory, published file or folder, or YAML file with a `shards:` section; or give dataset=, eeg= ...",
     )
-    report: str = option("", "folder for index.html, faults.txt and pictures; empty: text only")
+    report: str = path_option("", "folder for index.html, faults.txt and pictures; empty: text only")
 
 
 def check(config: CheckConfig) -> int:
@@ -107,7 +107,7 @@ def sniff(config: CheckConfig) -> tuple[CheckConfig, Path | None, str]:
         known = {field.name for field in dataclasses.fields(SourceConfig)}
         if not known & set(content):
             raise ValueError(f"{path} has no `shards:` section that says which files to read")
-        given = {name: value for name, value in content.items() if name in known}
+        given = typed(SourceConfig, {name: value for name, value in content.items() if name in known}, f"{path}: ")
         return _fill(config, **given), None, f"{path}: a config, of which the `shards:` section says what to read"
     if path.suffix == ".fif":
         return _fill(config, dataset=_reader("epochs", path), eeg=path), None, f"{path}: an mne file"

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from neuroimagen.config import option
+from neuroimagen.config import option, path_option
 
 VOLTS = {"uV": 1e-6, "mV": 1e-3, "V": 1.0}
 # Clocks of wireless headsets jitter by tens of milliseconds (up to 40 ms in the Muse runs that
@@ -24,7 +24,7 @@ class Marker:
 
     value: str = option(help="the value at stimulus onset")
     name: str = option(help="class name, as captions say it")
-    pictures: str = option(help="the picture shown, or a pattern of all pictures it may have been")
+    pictures: str = path_option(help="the picture shown, or a pattern of all pictures it may have been")
     wnid: str = option("", "WordNet id of the class, if it has one")
 
 
@@ -32,13 +32,13 @@ class Marker:
 class StudyFile:
     """The YAML file. Paths in it are relative to it."""
 
-    files: str = option(help="pattern of the tables, one a run")
+    files: str = path_option(help="pattern of the tables, one a run")
     file_name: str = option(help="regular expression for file names with groups (?P<subject>) and (?P<run>)")
     time: str = option(help="column of time stamps, s")
     channels: list[str] = option([], "columns of EEG channels")
     marker: str = option(help="column of markers; 0 or empty: none")
     markers: list[Marker] = option([], "the classes: value, name, pictures, wnid of each")
-    markers_file: str = option("", "the same as a CSV table with these columns, instead of markers")
+    markers_file: str = path_option("", "the same as a CSV table with these columns, instead of markers")
     units: Literal["uV", "mV", "V"] = option("uV", "of the channel columns")
     rate: float = option(help="nominal sampling rate, Hz; time stamps that tell of another are refused")
     band: list[float] = option([1.0, 30.0], "band-pass, Hz: low and high edge")

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from neuroimagen.config import option
+from neuroimagen.config import option, path_option
 from neuroimagen.data.packing import (
     Died,
     Job,
@@ -67,7 +67,7 @@ IMPORT_SECONDS = 4.0  # of a new process, until it can open the study
 class ShardsConfig(SourceConfig):
     """`neuroimagen shards`"""
 
-    out: str = option(help="shard directory to make")
+    out: str = path_option(help="shard directory to make")
     eeg_dtype: Literal["float16", "float32"] = option("float16", "how EEG is stored; float16 halves the size")
     shard_mb: float = option(64.0, "aim for tars of so many million bytes")
     shard_size: int = option(0, "trials in a tar; 0: as many as shard_mb says")

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from neuroimagen.config import option
+from neuroimagen.config import option, path_option
 from neuroimagen.data import simulated_brain as brain
 from neuroimagen.data.classes import CLASSES, ImageClass
 from neuroimagen.data.pictograms import draw_picture
@@ -45,7 +45,7 @@ N_FOLDS = 6
 class SimulateConfig:
     """A simulated study."""
 
-    out: str = option(help="folder to make; holds eeg.pth, splits files, images/, captions.jsonl, simulation.json")
+    out: str = path_option(help="folder to make; holds eeg.pth, splits files, images/, captions.jsonl, simulation.json")
     seed: int = option(0, "everything is a function of the seed; another seed gives other pictures and other people")
     snr: float = option(0.2, "power of what depends on the picture / power of noise; 0: nothing of the picture")
     n_subjects: int = option(3, "people; each sees every picture once (6 in the published study)")

@@ -3,11 +3,9 @@
 import dataclasses
 from typing import Literal
 
-from neuroimagen.config import option
+from neuroimagen.config import option, path_option
 from neuroimagen.data.signal import Prepared, SignalOptions, signal_options
 from neuroimagen.data.study import Faults, Study
-
-PATHS = ("eeg", "images", "splits_file", "recording", "trials")  # fields that name files or folders
 
 
 @dataclasses.dataclass
@@ -17,29 +15,31 @@ class FilesConfig:
     dataset: Literal["perceivelab", "things_eeg2", "eeg_imagenet", "recording", "epochs"] = option(
         "perceivelab", "which reader"
     )
-    eeg: str = option(
+    eeg: str = path_option(
         "",
         "perceivelab: the EEG .pth file; things_eeg2: folder with sub-01, sub-02, ...; eeg_imagenet: folder with "
         "EEG-ImageNet_1.pth, EEG-ImageNet_2.pth or one of them; epochs: files of mne.Epochs, or a BIDS root",
     )
-    images: str = option(
+    images: str = path_option(
         "",
         "perceivelab, eeg_imagenet: folder with <wnid>/<image>.JPEG; things_eeg2: folder with training_images/ and "
         "test_images/; epochs: folder of the pictures",
     )
-    trials: str = option("", "epochs: CSV table of which event shows which picture (docs/data.md)")
+    trials: str = path_option("", "epochs: CSV table of which event shows which picture (docs/data.md)")
     splits: Literal["official", "by_image"] = option(
         "official",
         "perceivelab: the published splits file as it is; eeg_imagenet: by the order of the file, as published; "
         "epochs: the table's column `split`; all three: or 80/10/10 of the images of each class; "
         "things_eeg2: official only",
     )
-    splits_file: str = option("", "perceivelab: block_splits_by_image_all.pth or ..._single.pth; for splits=official")
+    splits_file: str = path_option(
+        "", "perceivelab: block_splits_by_image_all.pth or ..._single.pth; for splits=official"
+    )
     split_number: int = option(0, "perceivelab: which of the splits in the file; 0 is customary")
     granularity: Literal["coarse", "fine", "all"] = option("all", "eeg_imagenet: which trials")
     subject: int = option(0, "keep this subject only, counted from 1; 0 keeps all (recording: as the file says)")
     n_chans: int = option(128, "perceivelab: channels that every trial must have")
-    recording: str = option("", "recording: the study's YAML file; what is given below goes before what it says")
+    recording: str = path_option("", "recording: the study's YAML file; what is given below goes before what it says")
     hold_out: list[int] = option(
         [], "recording, epochs: test runs of each subject, -1 is the last; empty: as the file or `splits` says"
     )
@@ -51,6 +51,9 @@ class FilesConfig:
 @dataclasses.dataclass
 class SourceConfig(SignalOptions, FilesConfig):
     """Which study to read, and what to do to its signal: what `neuroimagen shards` and `check` have in common."""
+
+
+PATHS = [field.name for field in dataclasses.fields(SourceConfig) if field.metadata["path"]]
 
 
 def open_study(config: SourceConfig, fault: Faults | None = None) -> Study:

@@ -28,7 +28,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
-from neuroimagen.config import option
+from neuroimagen.config import option, path_option
 from neuroimagen.data.classes import BY_WNID, CLASSES
 from neuroimagen.processes import set_tf32
 
@@ -290,8 +290,8 @@ def read_pictures(paths: list[Path]) -> torch.Tensor:
 class ProbeConfig:
     """`neuroimagen probe`: train a picture classifier for the classes of a folder."""
 
-    images: str = option(help="folder with one sub-folder of pictures a class, named by wnid or class name")
-    out: str = option(help="directory to write: config.json and model.safetensors; must not exist yet")
+    images: str = path_option(help="folder with one sub-folder of pictures a class, named by wnid or class name")
+    out: str = path_option(help="directory to write: config.json and model.safetensors; must not exist yet")
     picture_size: int = option(64, "size of the reconstructions to be judged; pictures are first reduced to it")
     size: int = option(96, "input size of the network; larger is slower and finer")
     held_out: float = option(0.2, "share of each class's pictures kept for the reported accuracy")

@@ -15,7 +15,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from neuroimagen.config import option
+from neuroimagen.config import option, path_option
 from neuroimagen.evaluation import figures, tables
 from neuroimagen.evaluation import scores as scoring
 from neuroimagen.evaluation.report_charts import bars, confusions, legend
@@ -27,7 +27,9 @@ BUDGET = 6_500_000  # characters of inlined pictures; the page stays below 8 MB
 
 @dataclasses.dataclass
 class ReportConfig:
-    run: str = option(help="a reconstruct run that `neuroimagen evaluate` has scored; report.html is written there")
+    run: str = path_option(
+        help="a reconstruct run that `neuroimagen evaluate` has scored; report.html is written there"
+    )
     trials: int = option(60, "at most so many trials in the gallery, those of the groups among them")
     each: int = option(6, "trials in each group of the gallery: best, median, worst, random")
     ablation: int = option(8, "trials drawn in every row, side by side")

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from neuroimagen.collectives import decided_by_main, on_every_rank
-from neuroimagen.config import option
+from neuroimagen.config import option, path_option
 from neuroimagen.evaluation.book import ScoreBook
 from neuroimagen.evaluation.classifiers import Classifier, load_classifier, pick_device
 from neuroimagen.processes import leave_process_group, make_accelerator
@@ -28,8 +28,10 @@ VERSION = 4  # of scores.json; 4 brought controls of every paired metric, balanc
 
 @dataclasses.dataclass
 class EvaluateConfig:
-    run: str = option(help="a finished run of trainers/reconstruct.py; scores.json and scores.csv are written there")
-    classifier: str = option(
+    run: str = path_option(
+        help="a finished run of trainers/reconstruct.py; scores.json and scores.csv are written there"
+    )
+    classifier: str = path_option(
         "google/vit-base-patch16-224",
         "who judges: embedded | efficientnet-lite0 | a directory by `neuroimagen probe` | a transformers classifier",
     )
@@ -43,7 +45,7 @@ class EvaluateConfig:
         "classifier", "whence the N - 1 other classes are drawn: all of the classifier's, or the study's alone"
     )
     inception_splits: int = option(1, "parts of the Inception Score; 1: all pictures at once, with an interval")
-    weights: str | None = option(
+    weights: str | None = path_option(
         None,
         "directory or hub id of the weights of AlexNet, CLIP, ... (docs/networks.md); none: torch's and hub's cache",
     )

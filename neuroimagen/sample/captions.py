@@ -17,7 +17,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from neuroimagen.config import option
+from neuroimagen.config import option, path_option
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -148,9 +148,9 @@ def embed_captions(
 class CaptionsConfig:
     """`neuroimagen captions`: fields."""
 
-    images: str = option(help="folder of pictures; every .JPEG, .jpg, .jpeg and .png below it gets a caption")
-    out: str = option(help="captions file to write (JSON lines); the same command continues a stopped one")
-    model: str = option("Salesforce/blip2-opt-2.7b", "BLIP or BLIP-2: hub id or directory")
+    images: str = path_option(help="folder of pictures; every .JPEG, .jpg, .jpeg and .png below it gets a caption")
+    out: str = path_option(help="captions file to write (JSON lines); the same command continues a stopped one")
+    model: str = path_option("Salesforce/blip2-opt-2.7b", "BLIP or BLIP-2: hub id or directory")
     batch_size: int = option(8, "pictures of each process at a time")
     precision: str = option("fp32", "fp32 | bf16 | fp16 (fp16 needs a GPU)")
     deterministic: bool = option(False, "on a GPU too the same captions each time; slower")
@@ -275,11 +275,11 @@ def caption_pictures(config: CaptionsConfig) -> int:
     mine = [name for name in pictures if name not in captions][rank :: accelerator.num_processes]
     loaded = on_every_rank(lambda: _load_model(config.model, dtype, accelerator.device) if mine else None)
     found: dict[str, str] = {}
-    error: ValueError | None = None
+    error: Exception | None = None
     try:
         if loaded:
             found = _caption(mine, pictures, config, loaded, out.with_name(f"{out.name}.part-{rank:04d}"))
-    except ValueError as fault:  # the others wait to be told
+    except (ValueError, OSError) as fault:  # the others wait to be told
         error = fault
     for theirs, raised in gather_objects((found, error)):
         if raised is not None:

@@ -70,20 +70,6 @@ def test_one_generator_a_picture_makes_batches_permutable(tmp_path):
     assert torch.equal(there[[3, 1, 0, 2]], back)
 
 
-def test_omegaconf_answers_typos_with_the_nearest_name():
-    import dataclasses
-
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    @dataclasses.dataclass
-    class Config:
-        guidance_scale: float = 7.5
-
-    with pytest.raises(OmegaConfBaseException, match="Did you mean"):
-        OmegaConf.merge(OmegaConf.structured(Config), {"guidance_scal": 1.0})
-
-
 def test_property_tests_draw_the_same_examples_whatever_is_imported(tmp_path, monkeypatch):
     """Hypothesis draws constants of our modules, too, where tests/conftest.py does not tell it otherwise."""
     import hypothesis

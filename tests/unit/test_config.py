@@ -38,7 +38,7 @@ def test_later_files_win_and_overrides_win_over_files(tmp_path):
         (["steps=3"], "please give shards="),
         (["shards=x", "steps"], "key=value"),
         (["shards=x", "config=/nowhere.yaml"], "/nowhere.yaml does not exist"),
-        (["shards=x", "rows=[L,I"], "the value of 'rows=[L,I' is not YAML"),
+        (["shards=x", "rows=[L,I"], "rows: '[L,I' is not YAML"),
     ],
 )
 def test_mistakes_are_one_sentence_with_exit_code_2(arguments, said, capsys):
@@ -51,8 +51,8 @@ def test_mistakes_are_one_sentence_with_exit_code_2(arguments, said, capsys):
     "argument, said",
     [
         ("setps=3", "Key 'setps' not in 'Example'. Did you mean: 'steps'?"),
-        ("steps=many", "Value 'many' of type 'str' could not be converted to Integer (key steps)"),
-        ("steps=steps", "Value 'steps' of type 'str' could not be converted to Integer (key steps)"),
+        ("steps=many", "steps: 'many' is not an integer"),
+        ("steps=steps", "steps: 'steps' is not an integer"),
     ],
 )
 def test_the_key_is_named_once(argument, said):

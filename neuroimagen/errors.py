@@ -1,0 +1,107 @@
+"""How a command ends: its exit code, and one sentence for an error that the user can do something about."""
+
+import errno
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+BUG = 70  # EX_SOFTWARE of sysexits.h; not python's 1, which says that a check found faults
+ELSEWHERE = "take another place, or ask its owner for the right"
+REMEDIES = {
+    errno.ENOENT: "name one that is there, or a place that can be written",
+    errno.EACCES: ELSEWHERE,
+    errno.EPERM: ELSEWHERE,
+    errno.EROFS: "take a place that can be written",
+    errno.ENOSPC: "make room and give the same command",
+    errno.EDQUOT: "make room and give the same command",
+    errno.EISDIR: "a folder is where a file is needed",
+    errno.ENOTDIR: "a file is where a folder is needed",
+    errno.EEXIST: "remove it, or take another place",
+    errno.ENAMETOOLONG: "take a shorter name",
+    errno.ELOOP: "mend the link, which leads back to itself",
+    errno.EMFILE: "allow more open files: ulimit -n 4096",
+    errno.ENFILE: "close other programs: this machine has no more open files to give",
+}
+NO_MEMORY = re.compile("out of memory|can't allocate memory|_ALLOC_FAILED")
+NO_ORDER = " does not have a deterministic implementation"
+# Modules whose errors are about a file or a host, without a base in common.
+READERS = {
+    "safetensors",
+    "safetensors_rust",
+    "huggingface_hub",
+    "httpx",
+    "json",
+    "yaml",
+    "pickle",
+    "_pickle",
+    "zipfile",
+}
+READERS |= {"tarfile", "zlib", "lzma", "_lzma", "struct", "_csv", "PIL"}
+
+
+def exit_code(work: Callable[[], Any]) -> int:
+    """Do `work`; the code that it returns, or 0.
+
+    2, and a sentence, for what the user can change: a mistake (ValueError), a file, the disk, memory, a library, the
+    network. 130 after Ctrl-C. BUG, and the traceback, for anything else. Set NEUROIMAGEN_TRACEBACK=1 to see where a
+    sentence came from.
+    """
+    try:
+        code = work()
+        return code if isinstance(code, int) else 0
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # who reads our output has seen enough: cli.main
+        raise
+    except Exception as error:
+        said = sentence(error)
+        if said is None or os.environ.get("NEUROIMAGEN_TRACEBACK"):
+            traceback.print_exc()
+        rank = os.environ.get("RANK", "0")
+        shown = said or "this is a bug of neuroimagen, not your mistake: please report the lines above"
+        print(f"error{'' if rank == '0' else f' (rank {rank})'}: {shown}", file=sys.stderr, flush=True)
+        return 2 if said else BUG
+
+
+def sentence(error: Exception) -> str | None:
+    """What to tell the user of `error`; None if it is a bug."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    library = type(error).__module__.partition(".")[0]
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_MEMORY.search(text)):
+        return (
+            f"out of memory ({text[:200]}): a smaller batch_size or chunk, fewer workers or processes, or in a trainer "
+            "a larger accumulate, need less"
+        )
+    if isinstance(error, RuntimeError) and NO_ORDER in text:
+        what = text.partition(NO_ORDER)[0]
+        return f"deterministic=true, but torch's {what}{NO_ORDER} on this device: leave it out"
+    if isinstance(error, ImportError) and not (error.name or "").startswith("neuroimagen"):
+        return f"{text}: pip install -U {error.name.partition('.')[0]}" if error.name else text
+    if isinstance(error, OSError) and error.errno and error.strerror == os.strerror(error.errno):
+        place = _file_of(error) if error.filename is None else os.fsdecode(error.filename)
+        return (
+            f"{place or 'a file'}: {error.strerror}; {REMEDIES.get(error.errno, 'try again, or take a copy elsewhere')}"
+        )
+    if library in READERS or isinstance(error, (EOFError, UnicodeError)):
+        place = _file_of(error)
+        return f"{place}: {text}: it may be damaged or of another kind; copy or make it again" if place else text
+    if isinstance(error, OSError):  # its own words, or those of a library, which may take many lines
+        return error.strerror or text
+    return (str(error) or text) if isinstance(error, ValueError) else None
+
+
+def _file_of(error: BaseException) -> str:
+    """The file that an error without a name is about: one at hand where it was raised, or where we called for that."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for frame in reversed(frames):
+        for value in reversed(frame.f_locals.values()):
+            name = str(value if isinstance(value, (str, Path)) else getattr(value, "name", ""))
+            if os.sep in name and len(name) < 4096 and os.path.lexists(name) and not os.path.isdir(name):
+                return name
+        if frame.f_globals.get("__name__", "").startswith("neuroimagen."):
+            break
+    return ""
