@@ -7,6 +7,7 @@ import sys
 from typing import NamedTuple
 
 from neuroimagen.config import run_command
+from neuroimagen.text_files import leave_locale
 
 
 class Command(NamedTuple):
@@ -40,7 +41,9 @@ def usage() -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code: 0 fine, 1 a check found faults, 2 the user has to change something."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:
+        leave_locale()
+        arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0

@@ -21,6 +21,8 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from neuroimagen.text_files import leave_locale, read_text, show_any_name
+
 C = TypeVar("C")
 
 STAGES = (
@@ -88,7 +90,7 @@ class EegAugmentConfig:
 def stage_section(path: str | Path, stage: str) -> dict[str, Any]:
     """What one YAML file says about `stage`: the file's own fields, or its section of that name."""
     try:
-        content = yaml.safe_load(Path(path).read_text()) or {}
+        content = yaml.safe_load(read_text(path)) or {}
     except FileNotFoundError:
         raise ValueError(f"config file {path} does not exist") from None
     except yaml.YAMLError as error:
@@ -165,6 +167,7 @@ def run_command(main: Callable[[C], Any], schema: type[C], arguments: Sequence[s
     if any(a in ("-h", "--help", "help") for a in arguments):
         print(describe(schema, usage))
         return 0
+    show_any_name()
     try:
         code = main(load_config(schema, arguments, stage))
     except (ValueError, OSError, RuntimeError) as error:
@@ -181,6 +184,7 @@ def run_command(main: Callable[[C], Any], schema: type[C], arguments: Sequence[s
 
 def run_trainer(main: Callable[[C], Any], schema: type[C]) -> None:
     """What a trainer's `__main__` calls: `main(config)` with the arguments of the command line."""
+    leave_locale()
     stage = Path(sys.argv[0]).stem
     doc = sys.modules["__main__"].__doc__ or ""
     code = run_command(main, schema, sys.argv[1:], stage, f"{doc.strip()}\n\nusage: {stage}.py key=value ...")

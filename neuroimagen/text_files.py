@@ -5,6 +5,7 @@ Nothing here depends on the locale, and every open() of ours names its encoding 
 
 import codecs
 import csv
+import dataclasses
 import io
 import itertools
 import os
@@ -12,7 +13,6 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 BOMS = {
     codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it begins with
@@ -53,16 +53,23 @@ def decode(data: bytes, path: str | Path) -> str:
     return text
 
 
-class Table(NamedTuple):
+@dataclasses.dataclass
+class Table:
     """A table: its columns, and of each row that is not empty its line and as many cells."""
 
     delimiter: str
     header: list[str]
     rows: Iterator[tuple[int, list[str]]]
+    mark: str = ""  # decimal mark, once one was seen
 
     def number(self, cell: str) -> float:
-        """With a decimal comma, where commas do not part the cells. ValueError that names nothing."""
-        return float(cell if self.delimiter == "," else cell.replace(",", "."))
+        """With a decimal comma, where commas do not part the cells. ValueError, too if the table has both marks."""
+        if self.delimiter != ",":
+            for mark in {",", "."} & {*cell}:
+                if self.mark not in ("", mark):
+                    raise ValueError(f"decimal {mark} after decimal {self.mark}")
+                self.mark = mark
+        return float(cell.replace(",", ".") if self.mark else cell)
 
 
 def read_table(text: str, path: str | Path, columns: Sequence[str], fold: bool = False, remedy: str = "add it") -> Table:
@@ -114,13 +121,6 @@ def read_table(text: str, path: str | Path, columns: Sequence[str], fold: bool =
 def encode(text: str) -> bytes:
     r"""UTF-8. What of a file's name is not UTF-8 Python has as lone surrogates: \udcXX, as JSON and YAML read it back."""
     return text.encode("utf-8", "backslashreplace")
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Replace a file so that a reader, or a kill, sees the old or the new content whole."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(encode(content) if isinstance(content, str) else content)
-    os.replace(partial, path)
 
 
 def show_any_name() -> None:
