@@ -127,15 +127,13 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, encoding="utf-8"
-    )
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True)
     device = accelerator.device
     return {
         "command": sys.argv,
         "python": platform.python_version(),
         "versions": versions,
-        "commit": git.stdout.strip() or None,
+        "commit": git.stdout.decode("utf-8", "replace").strip() or None,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({os.cpu_count()})",
         "world_size": accelerator.num_processes,
         "zero_stage": zero.stage_of(accelerator),

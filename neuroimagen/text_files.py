@@ -36,7 +36,7 @@ def decode(data: bytes, path: str | Path) -> str:
     encoding = next((name for mark, name in BOMS.items() if data.startswith(mark)), "utf-8")
     if encoding == "utf-8" and b"\0" in data:
         even, odd = data[::2].count(0), data[1::2].count(0)
-        if 4 * max(even, odd) >= len(data):  # at least half of the characters are of Latin-1
+        if len(data) % 2 == 0 and 4 * max(even, odd) > len(data):  # more than half of the characters are of Latin-1
             encoding = "utf-16-be" if even > odd else "utf-16-le"
     try:
         text, wrong = data.decode(encoding), "a zero byte"
@@ -72,7 +72,9 @@ class Table:
         return float(cell.replace(",", ".") if self.mark else cell)
 
 
-def read_table(text: str, path: str | Path, columns: Sequence[str], fold: bool = False, remedy: str = "add it") -> Table:
+def read_table(
+    text: str, path: str | Path, columns: Sequence[str], fold: bool = False, remedy: str = "add it"
+) -> Table:
     """The table in `text`, of file `path`, which must have `columns`; `fold`: whose names are in small letters.
 
     Commas, semicolons or tabs part the cells: what shows most of the columns asked for, then most columns. ValueError,
@@ -112,14 +114,15 @@ def read_table(text: str, path: str | Path, columns: Sequence[str], fold: bool =
             while len(cells) > len(header) and not cells[-1].strip():
                 cells.pop()
             if len(cells) != len(header):
-                raise ValueError(f"{path}, line {line} has {len(cells)} cells and the header {len(header)}: mend that row")
+                wrong = f"{len(cells)} cells and the header {len(header)}"
+                raise ValueError(f"{path}, line {line} has {wrong}: mend that row")
             yield line, cells
 
     return Table(delimiter, header, whole())
 
 
 def encode(text: str) -> bytes:
-    r"""UTF-8. What of a file's name is not UTF-8 Python has as lone surrogates: \udcXX, as JSON and YAML read it back."""
+    r"""UTF-8; what of a file's name is none, lone surrogates to Python, as \udcXX, which JSON and YAML read back."""
     return text.encode("utf-8", "backslashreplace")
 
 

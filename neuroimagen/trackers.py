@@ -21,7 +21,8 @@ def start_trackers(accelerator: Accelerator, config: TrainConfig, run_dir: Path)
         write_atomic(path, os.urandom(6).hex())
     options = {}
     if config.trackers == "wandb" and accelerator.is_main_process:
-        options = {"wandb": {"dir": str(run_dir), "id": path.read_text(encoding="utf-8"), "resume": "allow", "name": run_dir.name}}
+        options = {"wandb": {"dir": str(run_dir), "id": path.read_bytes().decode()}}
+        options["wandb"] |= {"resume": "allow", "name": run_dir.name}
     about = {**vars(config), **{f"environment/{k}": v for k, v in environment(accelerator).items()}}
     plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in about.items()}
     accelerator.init_trackers(config.project, plain, options)

@@ -33,8 +33,8 @@ from neuroimagen.data.recording_tables import (
 )
 from neuroimagen.data.splits import split_runs
 from neuroimagen.data.study import Faults, Trial
-from neuroimagen.text_files import read_text
 from neuroimagen.text_files import read_table as read_any_table
+from neuroimagen.text_files import read_text
 
 if TYPE_CHECKING:
     from neuroimagen.data.source import SourceConfig

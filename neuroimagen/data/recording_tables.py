@@ -95,19 +95,19 @@ def read_table(path: Path, study: StudyFile) -> Table:
     wanted = [study.time, *study.channels, study.marker]
     table = text_files.read_table(text_files.decode(data, path), path, wanted, remedy="mend the study file")
     columns = [table.header.index(name) for name in wanted]
-    lines, numbers, markers = [], [], []
+    at, numbers, markers = [], [], []
     for number, row in table.rows:
         try:
             numbers.append([table.number(row[c]) for c in columns[:-1]])
             markers.append(plain_marker(row[columns[-1]]))
-            lines.append(number)
+            at.append(number)
         except ValueError:
             raise ValueError(f"{path}, line {number}: not a whole row of numbers; mend or remove the file") from None
     values = np.array(numbers).reshape(len(numbers), len(columns) - 1)
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         row_, column = bad[0]
-        raise ValueError(f"{path}, line {lines[row_]}: {wanted[column]} is not a finite number; mend or remove the file")
+        raise ValueError(f"{path}, line {at[row_]}: {wanted[column]} is not a finite number; mend or remove the file")
     _check_clock(path, values[:, 0], study.rate)
     # An onset is where a marker begins: it may be held for several samples.
     starts = [i for i, value in enumerate(markers) if value and (i == 0 or markers[i - 1] != value)]

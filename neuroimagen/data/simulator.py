@@ -114,7 +114,7 @@ def _draw_pictures(config: SimulateConfig, classes: list[ImageClass], folder: Pa
             pictures.append(Picture(name, label, code))
             progress.update()
     progress.close()
-    (folder / "captions.jsonl").write_text("".join(json.dumps(caption) + "\n" for caption in captions), encoding="utf-8")
+    (folder / "captions.jsonl").write_bytes("".join(json.dumps(caption) + "\n" for caption in captions).encode())
     return pictures
 
 

@@ -1,6 +1,6 @@
 """The table that says which picture belongs to which event of a lab's own recordings (data/epochs.py).
 
-A table (neuroimagen/text_files.py: how it may be saved) with a header; one row an event or a trial; other columns are passed over:
+A table (how it may be saved: text_files.py) with a header; one row an event or a trial; other columns are passed over:
   event    what the recording calls it: the name or the number of an event of mne.Epochs; of a BIDS recording what
            events.tsv says under stim_file, trial_type or value
   trial    or, instead: its number in its file, from 0 (`selection` of mne.Epochs, which keeps counting over epochs

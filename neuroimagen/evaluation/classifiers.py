@@ -117,7 +117,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(read_text(path))
         assert isinstance(content, dict)
         return content
-    except (OSError, ValueError, AssertionError) as error:
+    except (OSError, json.JSONDecodeError, AssertionError) as error:
         raise ValueError(f"classifier file {path} is not a JSON object ({type(error).__name__})") from None
 
 
