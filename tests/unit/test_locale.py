@@ -29,10 +29,10 @@ def lab(tmp_path_factory):
     write_epochs(folder)
     (folder / "study.yaml").write_text(
         f"# {CLASS}\ndataset: epochs\neeg: {folder}/eeg\nimages: {folder}/images\ntrials: {folder}/trials.csv\n"
-        "splits: by_image\n",
+        "splits: by_image\nresample: 200\n",
         encoding="utf-8",
     )
-    make_shards(config(folder, "splits=by_image", f"out={folder}/shards"))
+    make_shards(config(folder, "splits=by_image", "resample=200", f"out={folder}/shards"))
     return folder
 
 
@@ -65,7 +65,7 @@ def test_another_locale_makes_the_same_shards_and_tables(name, lab, tmp_path):
     assert {"de": "shards-é", "ja": "shards-"}.get(name[:2], "shards-?") in said
     tars = {path.name: path.read_bytes() for path in (tmp_path / "shards-é").glob("*.tar")}
     assert tars and tars == {path.name: path.read_bytes() for path in (lab / "shards").glob("*.tar")}
-    if name == "terminal":
+    if name != "ascii":
         return
     options = ["encoder=conv", "n_features=16", "max_steps=1", "global_batch_size=8", "validate_every=1"]
     command = ["trainers/pixel_features.py", f"shards={tmp_path}/shards-é", f"run_dir={tmp_path}/run-é", *options]

@@ -1,4 +1,4 @@
-"""Text is text: however a table, a config or a captions file was saved, it is read as meant or refused by file and line."""
+"""Text is text: however a table or a config was saved, it is read as meant, or refused by file and line."""
 
 import ast
 import csv
