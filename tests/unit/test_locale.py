@@ -89,7 +89,7 @@ def test_names_of_files_that_are_no_text(lab, tmp_path, monkeypatch):
     sys.stdout.flush()
     assert b"/l?b/out? is complete" in sys.stdout.buffer.getvalue()
     manifest = read_manifest(made.out)
-    assert all(Path(path).is_file() for path in manifest.inputs) and manifest.config["out"] == made.out
+    assert all(Path(path).is_file() for path in manifest.inputs) and manifest.config["eeg"] == made.eeg
     train = ShardSplit(made.out, "train")
     assert name in {train.info(i)["run"] for i in range(len(train))}
     (folder / "trials.csv").write_text("event,image,class\n", encoding="utf-8")
