@@ -305,7 +305,7 @@ def memory_of(pid: int) -> float:
     total = 0
     try:
         for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
-            text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+            text = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="utf-8")
             total += sum(int(text.split(f"\n{kind}:")[1].split()[0]) for kind in ("Pss_Anon", "Pss_Shmem"))
     except (psutil.Error, OSError, IndexError):  # one has just ended
         return 0.0
@@ -381,7 +381,7 @@ def main(rounds: int = 3) -> None:
     torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp())
     try:
-        with open(os.devnull, "w") as nowhere:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere:
             shown, sys.stdout = sys.stdout, nowhere
             absent = prepare(folder)
             sys.stdout = shown

@@ -86,12 +86,12 @@ def made_up_run(path: Path, pictures: int, side: int, rows: int = 2, samples: in
         for r in range(rows):
             for s in range(samples):
                 draw(Path("images") / f"row {r}" / f"t{i:05}_{s}.png")
-    (path / "trials.jsonl").write_text("".join(json.dumps(trial) + "\n" for trial in trials))
+    (path / "trials.jsonl").write_text("".join(json.dumps(trial) + "\n" for trial in trials), encoding="utf-8")
     (path / "rows.json").write_text(
-        json.dumps({"rows": [{"name": f"row {r}"} for r in range(rows)], "samples": samples})
+        json.dumps({"rows": [{"name": f"row {r}"} for r in range(rows)], "samples": samples}), encoding="utf-8"
     )
-    (path / "config.yaml").write_text("")
-    (path / "DONE").write_text("")
+    (path / "config.yaml").write_text("", encoding="utf-8")
+    (path / "DONE").write_text("", encoding="utf-8")
     return path
 
 

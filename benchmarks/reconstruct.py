@@ -338,7 +338,7 @@ def memory() -> str:
             rows.append([back_end, "not run: no GPU"])
             continue
         command = [sys.executable, __file__, "attention", back_end]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
         last = done.stderr.strip().splitlines()[-1:] or [""]
         rows.append([back_end, f"{float(done.stdout):.0f}" if done.returncode == 0 else f"not run: {last[0]}"])
     return table([f"attention, 2 x 4096 tokens, 8 heads of 40 ({where})", "MB beyond what was there"], rows)

@@ -60,7 +60,7 @@ def start(folder: Path, stage: str, run_dir: Path, world: int) -> list[subproces
             environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
             environment |= {"LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         command = [sys.executable, f"trainers/{script}.py", *configs, *(f"{k}={v}" for k, v in options.items())]
-        with open(f"{run_dir}-{rank}.log", "w") as log:
+        with open(f"{run_dir}-{rank}.log", "w", encoding="utf-8") as log:
             processes.append(subprocess.Popen(command, cwd=REPO, env=environment, stdout=log, stderr=log))
     return processes
 
@@ -68,8 +68,8 @@ def start(folder: Path, stage: str, run_dir: Path, world: int) -> list[subproces
 def finish(processes: list[subprocess.Popen], run_dir: Path) -> dict[str, float]:
     """Samples a second, last loss and peak memory of one process (GB)."""
     if any(process.wait() for process in processes):
-        raise SystemExit(Path(f"{run_dir}-0.log").read_text())
-    lines = [json.loads(line) for line in (run_dir / "stats.jsonl").read_text().splitlines()]
+        raise SystemExit(Path(f"{run_dir}-0.log").read_text(encoding="utf-8"))
+    lines = [json.loads(line) for line in (run_dir / "stats.jsonl").read_text(encoding="utf-8").splitlines()]
     lines = [line for line in lines if "samples_per_second" in line]
     speed = statistics.median(line["samples_per_second"] for line in lines[len(lines) // 2 :])
     loss = lines[-1].get("loss", lines[-1].get("loss_g"))
@@ -156,10 +156,10 @@ def main() -> None:
     ]
     print("\n".join(lines))
     page = REPO / "docs/cluster.md"
-    if page.exists() and MARKS[0] in page.read_text():
-        before, rest = page.read_text().split(MARKS[0])
+    if page.exists() and MARKS[0] in page.read_text(encoding="utf-8"):
+        before, rest = page.read_text(encoding="utf-8").split(MARKS[0])
         after = rest.split(MARKS[1])[1]
-        page.write_text("\n".join([before + MARKS[0], "", *lines, "", MARKS[1] + after]))
+        page.write_text("\n".join([before + MARKS[0], "", *lines, "", MARKS[1] + after]), encoding="utf-8")
 
 
 if __name__ == "__main__":

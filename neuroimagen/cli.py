@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from neuroimagen.config import run_command
 from neuroimagen.errors import exit_code
+from neuroimagen.text_files import leave_locale
 
 
 class Command(NamedTuple):
@@ -45,7 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     70 is a bug of ours, 130 comes after Ctrl-C (errors.exit_code).
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:
+        leave_locale()
+        arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0

@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from neuroimagen.errors import exit_code
+from neuroimagen.text_files import leave_locale, read_text, show_any_name
 
 C = TypeVar("C")
 MISSING: Any = "???"  # the default of a field that must be given
@@ -132,7 +133,7 @@ def _yaml(text: str, what: str) -> Any:
 def stage_section(path: str | Path, stage: str) -> dict[str, Any]:
     """What one YAML file says about `stage`, as texts: the file's own fields, or its section of that name."""
     try:
-        content = _yaml(Path(path).read_text(), f"config file {path} is not valid") or {}
+        content = _yaml(read_text(path), f"config file {path} is not valid") or {}
     except FileNotFoundError:
         raise ValueError(f"config file {path} does not exist") from None
     if not isinstance(content, dict):
@@ -257,11 +258,13 @@ def run_command(main: Callable[[C], Any], schema: type[C], arguments: Sequence[s
     if any(a in ("-h", "--help", "help") for a in arguments):
         print(describe(schema, usage))
         return 0
+    show_any_name()
     return exit_code(lambda: main(load_config(schema, arguments, stage)))
 
 
 def run_trainer(main: Callable[[C], Any], schema: type[C]) -> None:
     """What a trainer's `__main__` calls: `main(config)` with the arguments of the command line."""
+    leave_locale()
     stage = Path(sys.argv[0]).stem
     doc = sys.modules["__main__"].__doc__ or ""
     code = run_command(main, schema, sys.argv[1:], stage, f"{doc.strip()}\n\nusage: {stage}.py key=value ...")

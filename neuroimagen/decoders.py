@@ -165,7 +165,7 @@ class Decoders:
             if wanted := [row for row in rows if ROWS[row].semantics == kind] + retrieves:
                 field = f"semantics_{kind}"
                 run = stage_run(field, runs.get(field), wanted)
-                self.configs[kind] = yaml.safe_load((run / "config.yaml").read_text())
+                self.configs[kind] = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
                 captions = self.configs[kind]["captions"]
                 if (captions == "label") != (kind == "label"):
                     raise ValueError(
@@ -181,7 +181,7 @@ class Decoders:
             if isinstance(model, Brain2Image) and model.variant != ("vae" if field == "brain2image_vae" else "gan"):
                 raise ValueError(f"{field}={run} was trained with variant={model.variant}, so it is not for row {row}")
             self.baselines[field] = model
-            self.configs[field] = yaml.safe_load((run / "config.yaml").read_text())
+            self.configs[field] = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
 
     def check(self, diffusion: Reconstructor) -> None:
         """Raise ValueError unless every M_s speaks the language of the pipeline's text encoder."""

@@ -142,7 +142,7 @@ def _config_of(field: str, run: Path) -> dict[str, Any]:
         raise ValueError(f"{field}={run} is not a run (no config.yaml)")
     if not (run / "DONE").exists():
         raise ValueError(f"{field}={run} is not finished (no DONE); run its command again to continue it")
-    return yaml.safe_load((run / "config.yaml").read_text())
+    return yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
 
 
 def _fingerprint(manifest: Manifest) -> tuple[Any, ...]:

@@ -38,6 +38,7 @@ from neuroimagen.reconstruction.pictures import to_image
 from neuroimagen.reconstruction.reconstructor import Reconstructor, check_settings
 from neuroimagen.sample.captions import DTYPES
 from neuroimagen.sample.encoder import SampleEncoder
+from neuroimagen.text_files import encode, read_text
 
 FOLDER = "diffusion"  # below a model's directory; as `pipeline` in its config: the diffusion model is there
 BEST_FIRST = ("L+I", "B+I", "L", "B", "I", "none")  # the paper's model 5 is its best
@@ -64,7 +65,7 @@ class Reconstruction:
 def copy_pipeline(source: Path, target: Path) -> None:
     """Copy a diffusion model as far as it is used: configs, vocabularies, safetensors; licences; no pickled weights."""
     try:
-        index = json.loads((source / "model_index.json").read_text())
+        index = json.loads(read_text(source / "model_index.json"))
         parts = [name for name, kind in index.items() if isinstance(kind, list) and kind[0] and name not in NOT_LOADED]
     except (OSError, ValueError, AttributeError, IndexError):
         raise ValueError(
@@ -183,7 +184,7 @@ class NeuroImagen(
         super()._save_pretrained(save_directory)
         config: Any = self._hub_mixin_config
         # By ourselves: the mixin would sort the keys, and with them the rows and columns of the card's table.
-        (save_directory / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+        (save_directory / "config.json").write_bytes(encode(json.dumps(config, indent=1, ensure_ascii=False) + "\n"))
         if config["pipeline"] == FOLDER:
             target, source = save_directory / FOLDER, Path(self._pipeline())
             if not source.is_dir():

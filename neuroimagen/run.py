@@ -167,7 +167,7 @@ class Run:
         if self.is_main:
             stats = self.dir / "stats.jsonl"
             if stats.exists():  # what a killed run logged after its last checkpoint will be logged again
-                lines = [line for line in stats.read_text().splitlines() if line.endswith("}")]
+                lines = [line for line in stats.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
                 kept = [line for line in lines if json.loads(line)["step"] <= self.step]
                 write_atomic(stats, "".join(line + "\n" for line in kept))
             self._bar = tqdm(
@@ -385,7 +385,7 @@ class Run:
         """Write to stats.jsonl and the tracker; values are the same on every rank."""
         values = {f"{prefix}{k}": float(v) for k, v in values.items()}
         if self.is_main:
-            with open(self.dir / "stats.jsonl", "a") as file:
+            with open(self.dir / "stats.jsonl", "a", encoding="utf-8") as file:
                 finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
                 file.write(json.dumps({"step": self.step, **finite}) + "\n")
             if prefix:

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 
 from neuroimagen import zero
 from neuroimagen.collectives import decided_by_main, wait_for_files
+from neuroimagen.text_files import encode
 
 # Fields that change where or how loudly a run computes, never what: they may differ when a run is continued.
 FREE_FIELDS = frozenset(
@@ -29,7 +30,7 @@ FREE_FIELDS = frozenset(
 def write_atomic(path: Path, text: str) -> None:
     """Write a file so that a reader, or a kill, sees the old or the new content whole."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
+    partial.write_bytes(encode(text))
     os.replace(partial, path)
 
 
@@ -38,7 +39,7 @@ def _claim(run_dir: Path, config: Any) -> None:
     wanted = dataclasses.asdict(config)
     path = run_dir / "config.yaml"
     if path.exists():
-        found = yaml.safe_load(path.read_text())
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
         # A field that there was not yet when the run began had the effect of its default.
         fields = dataclasses.fields(config)
         found = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING} | found
@@ -126,15 +127,13 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
-    )
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True)
     device = accelerator.device
     return {
         "command": sys.argv,
         "python": platform.python_version(),
         "versions": versions,
-        "commit": git.stdout.strip() or None,
+        "commit": git.stdout.decode("utf-8", "replace").strip() or None,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({os.cpu_count()})",
         "world_size": accelerator.num_processes,
         "zero_stage": zero.stage_of(accelerator),

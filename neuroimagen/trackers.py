@@ -21,7 +21,8 @@ def start_trackers(accelerator: Accelerator, config: TrainConfig, run_dir: Path)
         write_atomic(path, os.urandom(6).hex())
     options = {}
     if config.trackers == "wandb" and accelerator.is_main_process:
-        options = {"wandb": {"dir": str(run_dir), "id": path.read_text(), "resume": "allow", "name": run_dir.name}}
+        options = {"wandb": {"dir": str(run_dir), "id": path.read_bytes().decode()}}
+        options["wandb"] |= {"resume": "allow", "name": run_dir.name}
     about = {**vars(config), **{f"environment/{k}": v for k, v in environment(accelerator).items()}}
     plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in about.items()}
     accelerator.init_trackers(config.project, plain, options)
@@ -55,7 +56,7 @@ def log_class_table(
         rows.append([names[label], len(right), right.double().mean().item()])
     folder = run_dir / "tables"
     folder.mkdir(exist_ok=True)
-    with open(folder / f"{name}-{step:08d}.csv", "w", newline="") as file:
+    with open(folder / f"{name}-{step:08d}.csv", "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         csv.writer(file).writerows([columns, *rows])
     for tracker in accelerator.trackers:
         if hasattr(tracker, "log_table"):

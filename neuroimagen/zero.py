@@ -86,13 +86,13 @@ def stage_of(accelerator: Accelerator) -> int:
 
 
 def mark(checkpoint: Path, stage: int, world: int) -> None:
-    (checkpoint / MARKER).write_text(json.dumps({"zero_stage": stage, "processes": world}))
+    (checkpoint / MARKER).write_text(json.dumps({"zero_stage": stage, "processes": world}), encoding="utf-8")
 
 
 def check_mark(checkpoint: Path, stage: int, world: int) -> None:
     """Raise ValueError if `checkpoint` cannot be read at this stage and with this many processes."""
     marker = checkpoint / MARKER
-    there = json.loads(marker.read_text()) if marker.exists() else {"zero_stage": 0}
+    there = json.loads(marker.read_text(encoding="utf-8")) if marker.exists() else {"zero_stage": 0}
     if there["zero_stage"] == stage and (stage == 0 or there["processes"] == world):
         return
     written, launcher = "no DeepSpeed", "launch/one_node.yaml"

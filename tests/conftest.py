@@ -122,7 +122,7 @@ class Processes:
             if not fresh:
                 self.all.append(Forked(arguments, ranked, log))
                 continue
-            with open(log, "a") as out:
+            with open(log, "a", encoding="utf-8") as out:
                 command = [sys.executable, *arguments]
                 self.all.append(subprocess.Popen(command, cwd=REPO, env=ranked, stdout=out, stderr=out))
 

@@ -24,7 +24,7 @@ def channel_names(findings: Findings) -> list[str] | None:
     if study.channels or not study.simulated or not study.inputs:
         return study.channels
     path = study.inputs[0].parent / "simulation.json"
-    names = json.loads(path.read_text()).get("channels") if path.is_file() else None
+    names = json.loads(path.read_text(encoding="utf-8")).get("channels") if path.is_file() else None
     return list(names) if names and len(names) == study.n_chans else None
 
 

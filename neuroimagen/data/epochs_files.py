@@ -1,7 +1,6 @@
 """The files of a lab's own epochs: mne.Epochs files, or the continuous EEG of a BIDS data set (see data/epochs.py)."""
 
 import contextlib
-import csv
 import dataclasses
 import glob
 import math
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neuroimagen.data.signal import check_band
+from neuroimagen.text_files import read_table, read_text
 
 if TYPE_CHECKING:
     from neuroimagen.data.source import SourceConfig
@@ -173,19 +173,21 @@ class BidsFiles:
     def shown(self, path: Path) -> list[tuple[float, list[str]]]:
         """Onset (s) and names of each row of the recording's events.tsv."""
         table = path.with_name(path.name.rpartition("_")[0] + "_events.tsv")
-        events = []
         try:
-            with open(table, newline="", encoding="utf-8-sig") as file:
-                for row in csv.DictReader(file, delimiter="\t"):
-                    stimulus, onset = row.get("stim_file") or "", float(row["onset"])
-                    if not math.isfinite(onset):
-                        raise ValueError
-                    names = [stimulus, Path(stimulus).name, row.get("trial_type") or "", row.get("value") or ""]
-                    events.append((onset, [name for name in names if name not in ("", "n/a")]))
+            content = read_table(read_text(table), table, ("onset",))
         except OSError as error:
             raise ValueError(f"{table} cannot be read ({error.strerror}): BIDS wants one beside {path.name}") from None
-        except (UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError):
-            raise ValueError(f"{table}, line {len(events) + 2}: no onset in seconds; mend the table") from None
+        events = []
+        for line, cells in content.rows:
+            row = dict(zip(content.header, cells, strict=True))
+            try:
+                stimulus, onset = row.get("stim_file", ""), float(row["onset"])
+                if not math.isfinite(onset):
+                    raise ValueError
+            except ValueError:
+                raise ValueError(f"{table}, line {line}: no onset in seconds; mend the table") from None
+            names = [stimulus, Path(stimulus).name, row.get("trial_type", ""), row.get("value", "")]
+            events.append((onset, [name for name in names if name not in ("", "n/a")]))
         return events
 
     def describe(self, path: Path) -> Run:

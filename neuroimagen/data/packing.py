@@ -34,6 +34,7 @@ from neuroimagen.data.shard_files import (
 )
 from neuroimagen.data.source import open_study
 from neuroimagen.data.study import Study, Trial
+from neuroimagen.text_files import encode
 
 if TYPE_CHECKING:
     from neuroimagen.data.shards import ShardsConfig
@@ -242,7 +243,7 @@ class Packer:
             "trial": trial.key,
         }
         assert not set(info) & set(trial.extra), "a reader's extra fields must not hide ours"
-        text = json.dumps(info | trial.extra, ensure_ascii=False, sort_keys=True).encode()
+        text = encode(json.dumps(info | trial.extra, ensure_ascii=False, sort_keys=True))
         if len(text) > MAX_JSON_BYTES:
             raise ValueError(f"{where} comes with {len(text)} bytes of text where {MAX_JSON_BYTES} are the most")
         eeg, error, power = encode_eeg(trial.eeg, self.config.eeg_dtype, where)
@@ -320,7 +321,7 @@ def record_path(folder: Path, name: str) -> Path:
 def write_json(path: Path, content: Any) -> None:
     """Whole or not at all."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    partial.write_bytes(encode(json.dumps(content, ensure_ascii=False, indent=1) + "\n"))
     os.replace(partial, path)
 
 

@@ -11,7 +11,6 @@ trial's key alone, and the manifest says that the exact picture was not recorded
 EEG leaves here in microvolts, float32, (n_chans, n_times), both ends of the window included.
 """
 
-import csv
 import dataclasses
 import glob
 import re
@@ -34,6 +33,8 @@ from neuroimagen.data.recording_tables import (
 )
 from neuroimagen.data.splits import split_runs
 from neuroimagen.data.study import Faults, Trial
+from neuroimagen.text_files import read_table as read_any_table
+from neuroimagen.text_files import read_text
 
 if TYPE_CHECKING:
     from neuroimagen.data.source import SourceConfig
@@ -116,13 +117,12 @@ class Study:
         if self.study.markers_file:
             table = self.path.parent / self.study.markers_file
             try:
-                with open(table, newline="", encoding="utf-8-sig") as file:
-                    for row in csv.DictReader(file):
-                        markers.append(Marker(row["value"], row["name"], row["pictures"], row.get("wnid") or ""))
+                content = read_any_table(read_text(table), table, ("value", "name", "pictures"), fold=True)
             except OSError as error:
                 raise ValueError(f"{self.path}: markers_file {table} cannot be read ({error.strerror})") from None
-            except KeyError as error:
-                raise ValueError(f"{table} has no column {error}: it needs value, name, pictures") from None
+            for _, cells in content.rows:
+                row = dict(zip(content.header, map(str.strip, cells), strict=True))
+                markers.append(Marker(row["value"], row["name"], row["pictures"], row.get("wnid", "")))
             self.inputs.append(table)
         self.pictures: dict[str, list[Path]] = {}
         for marker in markers:

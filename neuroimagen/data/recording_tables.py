@@ -1,6 +1,5 @@
 """A lab's recording tables: the study file that describes them, reading one, cutting it into epochs."""
 
-import csv
 import dataclasses
 import gzip
 import hashlib
@@ -10,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from neuroimagen import text_files
 from neuroimagen.config import option, path_option
 
 VOLTS = {"uV": 1e-6, "mV": 1e-3, "V": 1.0}
@@ -90,30 +90,24 @@ def read_table(path: Path, study: StudyFile) -> Table:
     """One table; ValueError naming the file and line for whatever is not a whole, evenly sampled recording."""
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        lines = data.decode("utf-8-sig").splitlines()
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as a table ({error}): copy it again") from None
-    tab = ".tsv" in path.suffixes or (bool(lines) and "\t" in lines[0])
-    rows = csv.reader(lines, delimiter="\t" if tab else ",")
-    header = [name.strip() for name in next(rows, [])]
     wanted = [study.time, *study.channels, study.marker]
-    for name in wanted:
-        if header.count(name) != 1:
-            has = ", ".join(header)
-            raise ValueError(f"{path} must have one column {name!r}, it has: {has}; mend the study file")
-    columns = [header.index(name) for name in wanted]
-    numbers, markers = [], []
-    for number, row in enumerate(rows, 2):
+    table = text_files.read_table(text_files.decode(data, path), path, wanted, remedy="mend the study file")
+    columns = [table.header.index(name) for name in wanted]
+    at, numbers, markers = [], [], []
+    for number, row in table.rows:
         try:
-            numbers.append([float(row[c]) for c in columns[:-1]])
+            numbers.append([table.number(row[c]) for c in columns[:-1]])
             markers.append(plain_marker(row[columns[-1]]))
-        except (ValueError, IndexError):
+            at.append(number)
+        except ValueError:
             raise ValueError(f"{path}, line {number}: not a whole row of numbers; mend or remove the file") from None
     values = np.array(numbers).reshape(len(numbers), len(columns) - 1)
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         row_, column = bad[0]
-        raise ValueError(f"{path}, line {row_ + 2}: {wanted[column]} is not a finite number; mend or remove the file")
+        raise ValueError(f"{path}, line {at[row_]}: {wanted[column]} is not a finite number; mend or remove the file")
     _check_clock(path, values[:, 0], study.rate)
     # An onset is where a marker begins: it may be held for several samples.
     starts = [i for i, value in enumerate(markers) if value and (i == 0 or markers[i - 1] != value)]
@@ -129,7 +123,7 @@ def plain_marker(value: str) -> str:
     """A marker as it is written in the study file: '1.0' and ' 1' are '1'; 0 and nothing are ''."""
     value = value.strip()
     try:
-        number = float(value or 0)
+        number = float(value.replace(",", ".") or 0)
     except ValueError:
         return value
     return "" if number == 0 else f"{number:g}"

@@ -149,7 +149,7 @@ def _alone(partial: Path, out: Path) -> Iterator[None]:
     path = partial.with_name(partial.name + ".lock")  # not inside: the directory is renamed
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        opened = open(path, "a+")  # noqa: SIM115
+        opened = open(path, "a+", encoding="utf-8")  # noqa: SIM115
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -340,7 +340,7 @@ def _processes(opening: float, work: float) -> int:
 
 
 def _kilobytes(path: str, name: str) -> int:
-    found = re.search(rf"^{name}:\s*(\d+) kB", Path(path).read_text(), re.MULTILINE)
+    found = re.search(rf"^{name}:\s*(\d+) kB", Path(path).read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
     return int(found[1]) if found else 0
 
 

@@ -114,7 +114,7 @@ def _draw_pictures(config: SimulateConfig, classes: list[ImageClass], folder: Pa
             pictures.append(Picture(name, label, code))
             progress.update()
     progress.close()
-    (folder / "captions.jsonl").write_text("".join(json.dumps(caption) + "\n" for caption in captions))
+    (folder / "captions.jsonl").write_bytes("".join(json.dumps(caption) + "\n" for caption in captions).encode())
     return pictures
 
 
@@ -216,7 +216,7 @@ def simulate(config: SimulateConfig) -> None:
     parameters = {**dataclasses.asdict(config), "classes": [c.wnid for c in classes], "version": VERSION}
     out = Path(parameters.pop("out"))
     if (out / "simulation.json").is_file():
-        before = json.loads((out / "simulation.json").read_text())["parameters"]
+        before = json.loads((out / "simulation.json").read_text(encoding="utf-8"))["parameters"]
         changed = sorted(key for key in parameters if parameters[key] != before.get(key))
         if changed:
             raise ValueError(
@@ -236,7 +236,7 @@ def simulate(config: SimulateConfig) -> None:
         _write_eeg(config, classes, pictures, partial)
         about |= {"sfreq": brain.SFREQ, "channels": brain.CHANNELS, "noise_shares": brain.SHARES}
         about |= {"stages": {name: dataclasses.asdict(stage) for name, stage in brain.STAGES.items()}}
-    (partial / "simulation.json").write_text(json.dumps(about, indent=1) + "\n")
+    (partial / "simulation.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, out)
     eeg = "no EEG" if config.pictures_only else f"{len(pictures) * config.n_subjects} trials at snr={config.snr:g}"
     print(f"{out}: simulated study, {len(pictures)} pictures of {len(classes)} classes, {eeg}")

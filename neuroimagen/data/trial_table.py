@@ -1,6 +1,6 @@
 """The table that says which picture belongs to which event of a lab's own recordings (data/epochs.py).
 
-A CSV file (a .tsv with tabs), UTF-8, with a header; one row an event or a trial; other columns are passed over:
+A table (how it may be saved: text_files.py) with a header; one row an event or a trial; other columns are passed over:
   event    what the recording calls it: the name or the number of an event of mne.Epochs; of a BIDS recording what
            events.tsv says under stim_file, trial_type or value
   trial    or, instead: its number in its file, from 0 (`selection` of mne.Epochs, which keeps counting over epochs
@@ -13,12 +13,13 @@ A CSV file (a .tsv with tabs), UTF-8, with a header; one row an event or a trial
   file     optional: the row holds for this file only (name, or path below eeg=)
 """
 
-import csv
 import dataclasses
 import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
+
+from neuroimagen.text_files import read_table, read_text
 
 COLUMNS = ("file", "subject", "event", "trial", "image", "class", "wnid", "split")
 SPLITS = ("train", "val", "test")
@@ -63,16 +64,12 @@ class TrialTable:
         if not images.is_dir():
             raise ValueError(f"images={images} is not a folder: give the one that column image of {path} starts from")
         try:
-            with open(path, newline="", encoding="utf-8-sig") as file:
-                lines = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
-                header = [name.strip().casefold() for name in next(lines, [])]
-                self._check_header(header)
-                for cells in lines:
-                    if any(cell.strip() for cell in cells):
-                        self._add(lines.line_num, header, cells)
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise ValueError(f"trials={path} cannot be read as a table ({reason}): save it as CSV in UTF-8") from None
+            table = read_table(read_text(path), path, ("image", "class"), fold=True)
+        except OSError as error:
+            raise ValueError(f"trials={path} cannot be read as a table ({error.strerror}): save it as CSV") from None
+        self._check_header(table.header)
+        for line, cells in table.rows:
+            self._add(line, table.header, cells)
         if not self.rows:
             raise ValueError(f"{path} has no row below its header: add one for each event that shows a picture")
 
@@ -80,17 +77,12 @@ class TrialTable:
         for name in COLUMNS:
             if header.count(name) > 1:
                 raise ValueError(f"{self.path} has two columns {name!r}: remove one")
-        for name in ("image", "class"):
-            if name not in header:
-                raise ValueError(f"{self.path} has no column {name!r}, it has: {', '.join(header)}; add it")
         if ("event" in header) == ("trial" in header):
             raise ValueError(f"{self.path} must have a column 'event' or a column 'trial', and not both")
         self.by_event, self.has_split = "event" in header, "split" in header
 
     def _add(self, line: int, header: list[str], cells: list[str]) -> None:
         where = f"{self.path}, line {line}"
-        if len(cells) != len(header):
-            raise ValueError(f"{where} has {len(cells)} cells and the header {len(header)}: mend that row")
         cell = {name: plain(value) for name, value in zip(header, cells, strict=True)}
         what = cell["event" if self.by_event else "trial"]
         if not what or not (self.by_event or what.isdecimal()):

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from neuroimagen.config import option, path_option
 from neuroimagen.data.classes import BY_WNID, CLASSES
 from neuroimagen.processes import set_tf32
+from neuroimagen.text_files import read_text
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "embedded" / "classifier"
 BACKBONE = "efficientnet-lite0"
@@ -113,10 +114,10 @@ def load_classifier(name: str, device: str | torch.device = "cpu", weights: str 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(read_text(path))
         assert isinstance(content, dict)
         return content
-    except (OSError, ValueError, AssertionError) as error:
+    except (OSError, json.JSONDecodeError, AssertionError) as error:
         raise ValueError(f"classifier file {path} is not a JSON object ({type(error).__name__})") from None
 
 
@@ -417,7 +418,7 @@ def train_linear_probe(config: ProbeConfig) -> dict[str, Any]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     (partial / "model.safetensors").write_bytes(save(tensors))  # save_file would make it private to its owner
-    (partial / "config.json").write_text(json.dumps(result, indent=1) + "\n")
+    (partial / "config.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, out)
     shown = ", ".join(
         f"{100 * value:.1f} % at sharpness {share}" for share, value in zip(SHARPNESS, by_view, strict=True)

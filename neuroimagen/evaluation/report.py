@@ -300,13 +300,13 @@ class Page:
 
         environment: dict[str, Any] = {}
         if (self.run.path / "environment.json").exists():
-            environment = json.loads((self.run.path / "environment.json").read_text())
+            environment = json.loads((self.run.path / "environment.json").read_text(encoding="utf-8"))
         versions = environment.pop("versions", {})
         m = self.run.about.get("manifest", {})
         data = {k: m[k] for k in ("dataset", "simulated", "protocol", "subjects") if k in m}
         data |= {"pipeline": self.run.about.get("pipeline"), "captions": self.run.about.get("captions_source")}
         data |= {"classifier": self.scores.get("classifier"), "intervals": self.scores.get("interval")}
-        config = (self.run.path / "config.yaml").read_text()
+        config = (self.run.path / "config.yaml").read_text(encoding="utf-8")
         more = {
             "Config of the run": f"<pre>{text(config)}</pre>",
             "Config of the scores": plain(self.scores.get("config", {})),
@@ -386,7 +386,7 @@ def report(config: ReportConfig) -> None:
     path = run.path / "scores.json"
     if not path.exists():
         raise ValueError(f"{run.path} has no scores.json; make it with: neuroimagen evaluate {run.path}")
-    scores = json.loads(path.read_text())
+    scores = json.loads(path.read_text(encoding="utf-8"))
     if scores.get("version") != scoring.VERSION:
         raise ValueError(f"{path} is of another version; make it anew with: neuroimagen evaluate {run.path}")
     if list(scores.get("rows", [])) != run.rows or scores.get("trials") != len(run.trials):

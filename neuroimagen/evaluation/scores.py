@@ -19,6 +19,7 @@ from neuroimagen.config import option, path_option
 from neuroimagen.evaluation.book import ScoreBook
 from neuroimagen.evaluation.classifiers import Classifier, load_classifier, pick_device
 from neuroimagen.processes import leave_process_group, make_accelerator
+from neuroimagen.text_files import encode
 
 PAPER_ROWS = ("I", "L", "B", "B+I", "L+I")  # models 1 to 5 of the paper's Table 3
 FULL = "L+I"
@@ -113,8 +114,8 @@ def read_run(path: str | Path) -> ReconstructRun:
     if not (path / "DONE").exists():
         raise ValueError(f"{path} is not finished (it holds no DONE); continue it with: {go_on}")
     try:
-        about = json.loads((path / "rows.json").read_text())
-        trials = [json.loads(line) for line in (path / "trials.jsonl").read_text().splitlines()]
+        about = json.loads((path / "rows.json").read_text(encoding="utf-8"))
+        trials = [json.loads(line) for line in (path / "trials.jsonl").read_text(encoding="utf-8").splitlines()]
         names, samples = [row["name"] for row in about["rows"]], int(about["samples"])
     except FileNotFoundError as error:
         raise ValueError(
@@ -143,7 +144,7 @@ def read_run(path: str | Path) -> ReconstructRun:
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Replace a file so that no reader sees half of it."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    partial.write_bytes(encode(content) if isinstance(content, str) else content)
     os.replace(partial, path)
 
 

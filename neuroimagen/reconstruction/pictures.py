@@ -66,8 +66,8 @@ class Pictures:
     @classmethod
     def of(cls, run_dir: Path) -> "Pictures":
         """Those of a run that wrote its rows.json and trials.jsonl. ValueError or OSError if these cannot be read."""
-        about = json.loads((run_dir / "rows.json").read_text())
-        keys = [json.loads(line)["key"] for line in (run_dir / "trials.jsonl").read_text().splitlines()]
+        about = json.loads((run_dir / "rows.json").read_text(encoding="utf-8"))
+        keys = [json.loads(line)["key"] for line in (run_dir / "trials.jsonl").read_text(encoding="utf-8").splitlines()]
         rows, settings = {row["name"]: row["map"] for row in about["rows"]}, about["settings"]
         size = (settings["image_size"],) * 2
         return cls(run_dir, keys, list(rows), about["samples"], settings["chunk"], any(rows.values()), size)
@@ -132,7 +132,7 @@ class Pictures:
 def chunk_before(run_dir: Path) -> int:
     """How many trials the run in this directory drew together when it was started before; 0: it was not."""
     with contextlib.suppress(OSError, ValueError, KeyError):
-        return int(json.loads((run_dir / "rows.json").read_text())["settings"]["chunk"])
+        return int(json.loads((run_dir / "rows.json").read_text(encoding="utf-8"))["settings"]["chunk"])
     return 0
 
 

@@ -49,8 +49,9 @@ def learn_tokenizer(captions: list[str], n_tokens: int) -> CLIPTokenizer:
     vocabulary, merges = byte_pairs({word for word in words if word.isascii()})
     vocabulary += ["<|startoftext|>", "<|endoftext|>"]
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
-        Path(folder, "merges.txt").write_text("\n".join(["#version: 0.2", *(f"{a} {b}" for a, b in merges)]) + "\n")
+        Path(folder, "vocab.json").write_bytes(json.dumps({token: i for i, token in enumerate(vocabulary)}).encode())
+        lines = ["#version: 0.2", *(f"{a} {b}" for a, b in merges)]
+        Path(folder, "merges.txt").write_bytes("".join(line + "\n" for line in lines).encode())
         return CLIPTokenizer.from_pretrained(folder, model_max_length=n_tokens)
 
 

@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from neuroimagen.config import option, path_option
+from neuroimagen.text_files import encode, read_text
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -30,11 +31,9 @@ def label_caption(name: str) -> str:
 def _lines(path: Path) -> list[dict[str, str]]:
     """The entries of a captions file, checked."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except FileNotFoundError:
         raise ValueError(f"captions file {path} does not exist; make one with neuroimagen captions") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"captions file {path} is not UTF-8 text") from None
     entries = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -78,7 +77,7 @@ def _line(image: str, caption: str, source: str) -> str:
 
 def _write_atomic(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_bytes(encode(text))
     os.replace(partial, path)
 
 
@@ -89,7 +88,7 @@ def _text_encoders(pipeline: str, device: torch.device | str) -> list[tuple[Any,
 
     try:
         index = cached_file(pipeline, "model_index.json")
-        kind = json.loads(Path(index or "").read_text())["_class_name"]
+        kind = json.loads(read_text(index or ""))["_class_name"]
         kinds: list[tuple[str, Any, int]] = [("", CLIPTextModel, -1)]
         if kind.startswith("StableDiffusionXL"):
             kinds = [("", CLIPTextModel, -2), ("_2", CLIPTextModelWithProjection, -2)]
@@ -236,7 +235,7 @@ def _caption(
             with torch.inference_mode():
                 tokens = model.generate(**inputs)
             texts = [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
-            file.write("".join(map(_line, some, texts, [config.model] * len(some))).encode())
+            file.write(encode("".join(map(_line, some, texts, [config.model] * len(some)))))
             file.flush()
             captions.update(zip(some, texts, strict=True))
             bar.update(len(some))

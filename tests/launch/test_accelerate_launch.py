@@ -26,7 +26,7 @@ def test_a_dead_rank_is_started_again_and_sigterm_stops_what_the_same_command_co
         return ["tests/processes/small_trainer.py", f"run_dir={run_dir}", *fields]
 
     for _ in range(3):  # accelerate looks for a free port, which another process may take before torchrun does
-        with open(log, "w") as out:
+        with open(log, "w", encoding="utf-8") as out:
             command = [*launch, *restart, *trainer(run_dir)]
             process = subprocess.Popen(command, cwd=REPO, env=environment, stdout=out, stderr=out)
         while process.poll() is None and not (run_dir / "stats.jsonl").exists():

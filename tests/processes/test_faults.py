@@ -64,7 +64,7 @@ def test_a_hung_rank_shows_where_it_is_and_the_others_give_up(start, tmp_path):
         time.sleep(0.1)
     assert processes.all[0].returncode not in (0, 143) and processes.all[1].poll() is None
     said = processes.log.read_text()
-    lines = Path(TRAINER).read_text().splitlines()
+    lines = Path(TRAINER).read_text(encoding="utf-8").splitlines()
     hanging = next(number for number, line in enumerate(lines, 1) if "time.sleep(3600)" in line)
     assert f'small_trainer.py", line {hanging} in main' in said, said[-3000:]  # the stack of the rank that hangs
     assert "imed out" in said

@@ -118,7 +118,7 @@ class Cluster:
         self._until(lambda: self("sinfo", "-h", "-o", "%D %t", check=False).strip() == "2 idle", "two idle nodes")
 
     def _daemon(self, *command: str) -> None:
-        with open(self.folder / "daemons.log", "a") as log:
+        with open(self.folder / "daemons.log", "a", encoding="utf-8") as log:
             self.daemons.append(subprocess.Popen(command, env=self.environment, stdout=log, stderr=log))
 
     def _until(self, ready, what: str, timeout: float = 60) -> None:
@@ -160,7 +160,7 @@ class Cluster:
 
     def log(self, job: str) -> str:
         path = Path(self.show(job).get("StdOut", "/nonexistent"))
-        return f"{path}:\n{path.read_text()[-3000:]}" if path.exists() else f"{job} wrote nothing"
+        return f"{path}:\n{path.read_text(encoding='utf-8')[-3000:]}" if path.exists() else f"{job} wrote nothing"
 
     def wait(self, job: str, state: str = "COMPLETED", timeout: float = 150) -> dict[str, str]:
         """Until the job is in `state`; it may not end in another."""

@@ -157,7 +157,7 @@ BIDS_REFUSED = [
     (bids_file("events.tsv"), "run-1_events.tsv cannot be read (No such file or directory): BIDS wants one beside"),
     (bids_file("events.tsv", "\n2.0\t", "\nlate\t"), "run-1_events.tsv, line 3: no onset in seconds"),
     (bids_file("events.tsv", "\n2.0\t", "\nnan\t"), "run-1_events.tsv, line 3: no onset in seconds"),
-    (bids_file("events.tsv", "onset", "begin"), "run-1_events.tsv, line 2: no onset in seconds"),
+    (bids_file("events.tsv", "onset", "begin"), "run-1_events.tsv has no column 'onset', it has: begin"),
     (bids_file("eeg.eeg"), "run-1_eeg.vhdr cannot be read as a BIDS recording"),
     (
         bids_file("eeg.vhdr", "NumberOfChannels=4", "NumberOfChannels=x"),

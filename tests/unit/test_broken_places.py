@@ -133,7 +133,7 @@ def damage(path: Path, how: str) -> None:
     if how == "link":
         path.symlink_to(path.name)
     elif how == "kind":
-        path.write_text("a file") if is_folder else path.mkdir()
+        path.write_text("a file", encoding="utf-8") if is_folder else path.mkdir()
     elif is_folder:
         if how != "missing":
             path.mkdir()

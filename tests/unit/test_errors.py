@@ -130,7 +130,7 @@ def test_a_disk_that_is_full_is_named(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["--help", "simulate --help", "check"])
 def test_a_full_standard_output_is_one_sentence(name):
-    with open("/dev/full", "w") as full:
+    with open("/dev/full", "w", encoding="utf-8") as full:
         call = [sys.executable, "-m", "neuroimagen.cli", *name.split()]
         done = subprocess.run(call, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")

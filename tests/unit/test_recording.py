@@ -218,8 +218,8 @@ def test_shards(lab: Path) -> None:
 
 
 REFUSED = [
-    ("runs/subject4_a.csv", "t,A,B,unused", "t,A,C,unused", "one column 'B', it has: t, A, C"),
-    ("runs/subject4_a.csv", "x,0\n5.0156,", "x,0\n5.0156,nan,", "line 4: A is not a finite number"),
+    ("runs/subject4_a.csv", "t,A,B,unused", "t,A,C,unused", "no column 'B', it has: t, A, C"),
+    ("runs/subject4_a.csv", "x,0\n5.0156,", "x,0\nnan,", "line 4: t is not a finite number"),
     ("runs/subject4_a.csv", "x,0\n5.0156,", "x,0\n5.0156,oops", "line 4: not a whole row"),
     ("study.yaml", "rate: 128", "rate: 250", "time stamps (s) tell of 128.0 Hz"),
     ("study.yaml", "reject_above:", "reject_abov:", "Did you mean: 'reject_above'"),
