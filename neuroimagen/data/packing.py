@@ -83,7 +83,8 @@ def store_picture(data: bytes, where: str, config: "ShardsConfig") -> tuple[str,
     A picture whose shortest side is larger than picture_size becomes that small, and of JPEG by picture_quality.
     """
     seen = open_picture(data, where, config.background, config.orientation)
-    size, picture, kind = config.picture_size, seen.image, {"format": "PNG"}
+    size, picture = config.picture_size, seen.image
+    kind: dict[str, Any] = {"format": "PNG"}
     if size and min(picture.size) > size:
         scale = size / min(picture.size)
         width, height = (max(size, round(side * scale)) for side in picture.size)

@@ -17,13 +17,13 @@ from PIL import ExifTags, Image, ImageCms, ImageColor
 
 from neuroimagen.data.shard_files import MAX_PICTURE_PIXELS
 
-FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}  # MPO: JPEG whose first picture any viewer shows
+FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}  # MPO: a JPEG of several pictures, the first of which is shown
 T = Image.Transpose
 UPRIGHT = (T.FLIP_LEFT_RIGHT, T.ROTATE_180, T.FLIP_TOP_BOTTOM, T.TRANSPOSE, T.ROTATE_270, T.TRANSVERSE, T.ROTATE_90)
-SRGB_PRIMARIES = (0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)  # as in PNG's cHRM
+SRGB = np.array([1 / 2.2, 0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06])  # as PNG's gAMA and cHRM say it
 SAME_COLOUR = 2  # of 255: what profiles that are all called sRGB differ by
 
-# What was done -> what that leaves open, for a reviewer to ask.
+# What was done to a picture, and what that leaves open for a reviewer to ask.
 LAID, TURNED, ROUNDED = "laid on the background", "turned upright by their EXIF orientation", "of 16 bits rounded to 8"
 TOLD_TO_LIE = "with an EXIF orientation, as they lie (orientation=as_stored)"
 LYING = "with an EXIF orientation, taken as they lie"
@@ -31,23 +31,10 @@ CONVERTED = "converted from their colour profile to sRGB"
 BROKEN = "whose colour profile is damaged or of another kind of picture, taken without it"
 CMYK = "in CMYK without a profile, turned into RGB by a rule of thumb"
 UNCONVERTED = "that name colours other than sRGB's (gAMA, cHRM, cICP or EXIF) without a profile, taken as sRGB"
-OPEN = {
-    LAID: "",
-    TURNED: "",
-    ROUNDED: "",
-    TOLD_TO_LIE: "",
+OPEN = dict.fromkeys((BROKEN, CMYK, UNCONVERTED), "which colours were seen? Save them anew as sRGB") | {
     LYING: "browsers and viewers turn them, PsychoPy and PIL do not: give orientation=upright or orientation=as_stored",
     CONVERTED: "browsers and viewers do that, PsychoPy and PIL do not: if one of these showed them, save them without",
-    BROKEN: "which colours were seen? Save them anew as sRGB",
-    CMYK: "which colours were seen? Save them anew as sRGB",
-    UNCONVERTED: "which colours were seen? Save them anew as sRGB",
 }
-
-
-TRANSPARENT = (
-    "it is transparent: tell neuroimagen shards the colour that was behind it (background=white, grey, black or "
-    "'#rrggbb'), or save it on that colour"
-)
 
 
 class Unclear(ValueError):
@@ -55,29 +42,25 @@ class Unclear(ValueError):
 
 
 class Seen(NamedTuple):
-    """image: mode RGB or L where it is not `kept`; else as PIL reads it. done: keys of OPEN."""
-
-    image: Image.Image
+    image: Image.Image  # RGB or L
     extension: str  # of the file: jpg or png
     kept: bool
-    done: tuple[str, ...]
+    done: tuple[str, ...]  # LAID ...
 
 
 def colour(background: str) -> tuple[int, ...]:
     """R, G, B; ValueError if it is no colour."""
-    try:
-        found = ImageColor.getrgb(background)
-    except ValueError:
-        found = ()
-    if len(found) != 3:
-        raise ValueError(f"background={background} is no colour: give white, grey, black or '#rrggbb'")
-    return found
+    with contextlib.suppress(ValueError):
+        if len(found := ImageColor.getrgb(background)) == 3:
+            return found
+    raise ValueError(f"background={background} is no colour: give white, grey, black or '#rrggbb'")
 
 
 def described(done: Mapping[str, Iterable[str]]) -> list[tuple[str, str]]:
-    """(what was done to how many pictures, what that leaves open), of image -> keys of OPEN."""
-    of = {what: [image for image, said in done.items() if what in said] for what in OPEN}
-    return [(f"{len(i)} picture{'s' * (len(i) > 1)} {what}, e.g. {i[0]}", OPEN[what]) for what, i in of.items() if i]
+    """(what was done to how many pictures, what that leaves open or ""), of image -> `done`."""
+    found = [(what, image) for image in sorted(done) for what in done[image]]
+    images = {what: [image for w, image in found if w == what] for what, _ in sorted(found)}
+    return [(f"{len(i)} picture{'s' * (len(i) > 1)} {w}, e.g. {i[0]}", OPEN.get(w, "")) for w, i in images.items()]
 
 
 def fraction(width: int, height: int, least: int) -> int:
@@ -98,9 +81,7 @@ def see(data: bytes, background: str = "", orientation: str = "", least: int = 0
     except Unclear:
         raise
     except Image.UnidentifiedImageError:
-        raise ValueError(
-            "not a JPEG or PNG" if data[:3] != b"\xff\xd8\xff" else "a kind of JPEG not read here"
-        ) from None
+        raise ValueError("a kind of JPEG not read here" if data[:2] == b"\xff\xd8" else "not a JPEG or PNG") from None
     except Exception as error:  # a damaged picture can raise anything
         raise ValueError((str(error).splitlines() or [type(error).__name__])[0]) from None
 
@@ -117,16 +98,19 @@ def _see(data: bytes, background: str, orientation: str, least: int) -> Seen:
         k = fraction(width, height, least)
         picture.draft("RGB", (width // k, height // k))
     done = [ROUNDED] if png and data[24] == 16 else []
-    image, alpha = _sixteen_bits(picture, data) if done else _eight_bits(picture, data)
+    image, alpha = _colours(picture, data)
     turn, adobe = _exif(picture)
     image, said = _in_srgb(image, profile)
     if said:
         done.append(said)
     elif profile == b"" and (adobe or (png and _other_colours(picture, data))):
         done.append(UNCONVERTED)
-    if alpha and alpha.getextrema()[0] != 255:
+    if alpha is not None and alpha.getextrema()[0] != 255:
         if not background:
-            raise Unclear(TRANSPARENT)
+            raise Unclear(
+                "it is transparent: tell neuroimagen shards the colour that was behind it (background=white, grey, "
+                "black or '#rrggbb'), or save it on that colour"
+            )
         image = Image.composite(image.convert("RGB"), Image.new("RGB", image.size, colour(background)), alpha)
         done.append(LAID)
     if turn:
@@ -138,54 +122,52 @@ def _see(data: bytes, background: str, orientation: str, least: int) -> Seen:
     return Seen(image, FORMATS[str(picture.format)], kept, tuple(done))
 
 
-def _eight_bits(picture: Image.Image, data: bytes) -> tuple[Image.Image, Image.Image | None]:
-    """Colours, of mode L, RGB or CMYK, and alpha if there is any; what is transparent keeps its hidden colour."""
-    picture.load()
+def _colours(picture: Image.Image, data: bytes) -> tuple[Image.Image, Image.Image | None]:
+    """8 bits of L, RGB or CMYK, also where they are hidden; and the alpha channel, if there is one."""
     key = picture.info.get("transparency")  # the colour (of a palette the entries) that is transparent
-    if picture.mode in ("LA", "RGBA", "P") and not (picture.mode == "P" and key is None):
-        image = picture.convert("RGBA")
-        return image.convert("RGB"), image.getchannel("A")
-    image = picture if picture.mode in ("L", "RGB", "CMYK") else picture.convert("L" if picture.mode == "1" else "RGB")
+    most = (1 << data[24]) - 1 if picture.format == "PNG" else 255
+    values, image = None, picture
+    if most == 65535:  # PIL itself cuts grey off at 255, and drops the lower bits of colours
+        values = _sixteen_bits(picture.tile[0].args, data)  # type: ignore[attr-defined]
+        eight = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        image = Image.fromarray(eight if eight.shape[2] > 1 else eight[..., 0])
+    image.load()
+    if image.mode in ("LA", "RGBA") or (image.mode == "P" and key is not None):
+        return image.convert("RGB"), image.convert("RGBA").getchannel("A")
+    if image.mode not in ("L", "RGB", "CMYK"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
     if key is None:
         return image, None
-    if image.mode == "L":
-        most = (1 << data[24]) - 1  # the key counts in the 1, 2, 4 or 8 bits of the file; newer PILs change it
-        key = key if key > most else key * (255 // most)
-    return image, Image.fromarray(np.uint8(255) * (np.atleast_3d(np.asarray(image)) != key).any(axis=2))
+    if values is None and image.mode == "L" and key <= most:  # else PIL (12 and later, of 1 bit) has made it so
+        key *= 255 // most
+    values = np.atleast_3d(np.asarray(image)) if values is None else values
+    return image, Image.fromarray(np.uint8(255) * (values != key).any(axis=2))
 
 
-def _sixteen_bits(picture: Image.Image, data: bytes) -> tuple[Image.Image, Image.Image | None]:
-    """As `_eight_bits`, rounded; PIL itself cuts grey off at 255, and drops the lower bits of colours."""
+def _sixteen_bits(layout: str, data: bytes) -> np.ndarray:
+    """The values (height, width, channels) of a PNG of 16 bits, which PIL unpacks by `layout`."""
 
     def load(layout: str) -> np.ndarray:
-        again = Image.open(io.BytesIO(data), formats=["PNG"])
-        again.tile = [again.tile[0]._replace(args=layout)]  # type: ignore[attr-defined]
-        return np.atleast_3d(np.asarray(again)).astype(np.uint16)
+        picture = Image.open(io.BytesIO(data), formats=["PNG"])
+        picture.tile = [picture.tile[0]._replace(args=layout)]  # type: ignore[attr-defined]
+        return np.atleast_3d(np.asarray(picture)).astype(np.uint16)
 
-    layout = picture.tile[0].args  # type: ignore[attr-defined]
     if layout == "I;16B":
-        values = load(layout)
-    elif layout == "LA;16B":  # its four bytes are as those of RGBA of 8 bits
+        return load(layout)
+    if layout == "LA;16B":  # its four bytes are as those of RGBA of 8 bits
         four = load("RGBA")
-        values = four[..., ::2] * 256 + four[..., 1::2]
-    else:  # the upper bytes, and as if they were in the other order the lower ones
-        values = load(layout) * 256 + load(f"{layout[:-1]}L")
-    eight = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    n, key = eight.shape[2], picture.info.get("transparency")
-    image = Image.fromarray(eight[..., :3] if n > 2 else eight[..., 0])
-    if n in (2, 4):
-        return image, Image.fromarray(eight[..., -1])
-    return image, None if key is None else Image.fromarray(np.uint8(255) * (values != key).any(axis=2))
+        return four[..., ::2] * 256 + four[..., 1::2]
+    return load(layout) * 256 + load(f"{layout[:-1]}L")  # the upper bytes; read in the other order, the lower ones
 
 
 def _exif(picture: Image.Image) -> tuple[int, bool]:
     """Orientation 2 to 8, or 0 if there is nothing to turn; and whether a camera says Adobe RGB, without a profile."""
-    found = [0, ""]
+    turn, colours = 0, ""
     with contextlib.suppress(Exception):  # damaged EXIF, which viewers pass over
         exif = picture.getexif()
-        found[0] = exif.get(ExifTags.Base.Orientation, 0)
-        found[1] = exif.get_ifd(ExifTags.IFD.Interop).get(ExifTags.Interop.InteropIndex, "")
-    return found[0] if found[0] in range(2, 9) else 0, found[1] == "R03"
+        turn = int(exif.get(ExifTags.Base.Orientation, 0))
+        colours = exif.get_ifd(ExifTags.IFD.Interop).get(ExifTags.Interop.InteropIndex, "")
+    return turn if 2 <= turn <= 8 else 0, colours == "R03"
 
 
 @functools.lru_cache(maxsize=64)
@@ -195,27 +177,19 @@ def _to_srgb(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
     mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}[source.profile.xcolor_space.strip()]
     how, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
     transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB", how, flags)
-    if mode != "CMYK":
-        levels = np.arange(0, 256, 15, np.uint8)
-        grid = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(-1, len(levels), 3)
-        grid = grid if mode == "RGB" else np.arange(256, dtype=np.uint8)[None, :, None]
-        found = np.asarray(
-            ImageCms.applyTransform(Image.fromarray(grid.squeeze(2) if mode == "L" else grid), transform)
-        )
-        if np.abs(found.astype(int) - grid).max() <= SAME_COLOUR:
-            return mode, None
-    return mode, transform
+    grid = np.stack(np.meshgrid(*[np.arange(0, 256, 15, dtype=np.uint8)] * 3), axis=-1).reshape(-1, 18, 3)
+    some = Image.fromarray(grid).convert(mode)
+    change = np.asarray(ImageCms.applyTransform(some, transform)).astype(int) - np.asarray(some.convert("RGB"))
+    return mode, transform if mode == "CMYK" or np.abs(change).max() > SAME_COLOUR else None
 
 
 def _in_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, str]:
-    """In L or RGB, and what that took (a key of OPEN) or "". profile: empty if there is none, None if it is damaged."""
+    """In L or RGB, and what that took (CONVERTED ...) or "". profile: empty if there is none, None if it is damaged."""
     with contextlib.suppress(Exception):  # of a damaged profile
         mode, transform = _to_srgb(profile or b"")
-        grey = mode == "RGB" and image.mode == "L"  # whose profile is often that of colours
-        if (grey or mode == image.mode) and transform:
-            return ImageCms.applyTransform(image.convert(mode), transform), CONVERTED
-        if grey or mode == image.mode:
-            return image, ""
+        if mode == image.mode or (mode, image.mode) == ("RGB", "L"):  # grey often carries a profile of colours
+            done = ImageCms.applyTransform(image.convert(mode), transform) if transform else None
+            return (done, CONVERTED) if done else (image, "")
     if image.mode == "CMYK":
         return image.convert("RGB"), CMYK
     return image, "" if profile == b"" else BROKEN
@@ -226,7 +200,5 @@ def _other_colours(picture: Image.Image, data: bytes) -> bool:
     cicp = data.find(b"cICP", 0, data.find(b"IDAT"))
     if cicp >= 0:
         return data[cicp + 4 : cicp + 6] != b"\x01\x0d"  # BT.709's primaries and sRGB's curve
-    if "srgb" in picture.info:
-        return False
-    said = [picture.info.get("gamma", 1 / 2.2), *picture.info.get("chromaticity", SRGB_PRIMARIES)]
-    return bool(np.abs(np.subtract(said, [1 / 2.2, *SRGB_PRIMARIES])).max() > 0.01)
+    said = [picture.info.get("gamma", SRGB[0]), *picture.info.get("chromaticity", SRGB[1:])]
+    return "srgb" not in picture.info and bool(np.abs(said - SRGB).max() > 0.01)

@@ -425,7 +425,7 @@ def test_any_png_is_stored_as_its_definition_says(data):
 
 
 def test_a_picture_stored_anew_must_be_one_that_is_read(monkeypatch):
-    small = saved(Image.fromarray(PIXELS.repeat(99, 0)).convert("CMYK"), "JPEG", quality=1)
+    small = saved(Image.fromarray(RNG.integers(0, 256, (60, 80, 3), dtype=np.uint8)).convert("CMYK"), "JPEG", quality=1)
     monkeypatch.setattr(packing, "MAX_PICTURE_BYTES", len(small))
     with pytest.raises(ValueError, match="x.jpg has to be stored anew, and is too large for that: give picture_size="):
         store(small)
