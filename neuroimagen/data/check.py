@@ -44,7 +44,9 @@ def check(config: CheckConfig) -> int:
             raise
         listed = _listed([Finding(text) for text in fault.found], "")
         raise ValueError(f"{error}\nbefore that:\n{listed}") from None
-    findings = Findings(examine(study), str(shards or study.inputs[0]))
+    said = study.manifest.config if isinstance(study, ShardStudy) else dataclasses.asdict(config)
+    found = examine(study, said.get("background", ""), said.get("orientation", ""))
+    findings = Findings(found, str(shards or study.inputs[0]))
     print(summary(findings, how, config.report))
     if config.report:
         from neuroimagen.data.doctor_page import write_page

@@ -14,17 +14,15 @@ from typing import Any
 
 import numpy as np
 import scipy  # whose parts are imported when first used
-from PIL import Image
 from tqdm import tqdm
 
+from neuroimagen.data.packing import open_picture, read_picture
 from neuroimagen.data.picture_hash import Fingerprint, fingerprint
 from neuroimagen.data.pictures import SUFFIXES
-from neuroimagen.data.shards import check_picture
 from neuroimagen.data.study import Study, Trial
 
 # A clipped channel stays at its largest or smallest value for a good part of the trial; noise is there once or twice.
 CLIPPED_SHARE, CLIPPED_LEAST = 0.05, 8  # of the samples of a trial, and samples
-LARGEST_PICTURE = 64 << 20  # bytes; the pictures of the published studies have some 100 kB
 MOST_SPECTRA = 20_000  # trials; of a larger study every second, third ... is used
 EXAMPLES = 3  # pictures of each class that the page shows
 EXAMPLE_SIZE = 88  # px
@@ -41,13 +39,14 @@ class Picture:
     splits: set[str]
     subjects: set[int]
     example: bytes = b""  # a small JPEG, of the first of each class
+    done: tuple[str, ...] = ()  # to see it (seen.OPEN)
 
 
 class Examination:
     """What one pass over `study` finds; see `examine`. Trials are numbered as they were read, split after split."""
 
-    def __init__(self, study: Study) -> None:
-        self.study = study
+    def __init__(self, study: Study, background: str = "", orientation: str = "") -> None:
+        self.study, self.background, self.orientation = study, background, orientation
         n = sum(len(indices) for indices in study.splits.values())
         self.planned = n
         self.wnids = {c["label"]: c["wnid"] for c in study.classes}
@@ -142,7 +141,7 @@ class Examination:
         if trial.image not in self.pictures:
             name = str(trial.jpeg) if isinstance(trial.jpeg, Path) else f"of {where}"
             try:
-                self.pictures[trial.image] = look_at(trial.jpeg, trial.label, name)
+                self.pictures[trial.image] = look_at(trial.jpeg, trial.label, name, self.background, self.orientation)
             except ValueError as error:
                 self.study.fault(f"{error} (first shown in trial {trial.key})")
                 self.bad_pictures.add(trial.image)
@@ -161,32 +160,26 @@ class Examination:
             )
 
 
-def look_at(source: bytes | Path, label: int, where: str) -> Picture:
+def look_at(source: bytes | Path, label: int, where: str, background: str = "", orientation: str = "") -> Picture:
     """Read and decode one picture whole; ValueError if that cannot be done."""
-    if isinstance(source, Path):
-        try:
-            size = source.stat().st_size
-            if size > LARGEST_PICTURE:
-                raise ValueError(f"picture {where} has {size / 1e6:.0f} MB, which no stimulus has: replace the file")
-            source = source.read_bytes()
-        except OSError as error:
-            raise ValueError(f"picture {where} cannot be read ({error.strerror}): replace the file") from None
-    check_picture(source, where)
-    with Image.open(io.BytesIO(source)) as opened:
-        full = opened.size
-        opened.draft("RGB", (4 * EXAMPLE_SIZE, 4 * EXAMPLE_SIZE))  # a JPEG is decoded at a quarter or so: much faster
-        picture = opened.convert("RGB")
+    data = read_picture(source)[0] if isinstance(source, Path) else source
+    seen = open_picture(data, where, background, orientation)
+    picture = seen.image.convert("RGB")
+    full = picture.size
     look = fingerprint(picture)
     picture.thumbnail((EXAMPLE_SIZE, EXAMPLE_SIZE))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=85)
-    return Picture(label, hashlib.sha256(source).hexdigest(), look, full, set(), set(), buffer.getvalue())
+    return Picture(label, hashlib.sha256(data).hexdigest(), look, full, set(), set(), buffer.getvalue(), seen.done)
 
 
-def examine(study: Study) -> Examination:
-    """Read every trial of every split once. Faults of trials and pictures go to `study.fault`, which must collect."""
+def examine(study: Study, background: str = "", orientation: str = "") -> Examination:
+    """Read every trial of every split once. Faults of trials and pictures go to `study.fault`, which must collect.
+
+    background, orientation: of pictures, as in the config.
+    """
     assert study.fault.collect, "a doctor lists all faults"
-    found, start = Examination(study), time.perf_counter()
+    found, start = Examination(study, background, orientation), time.perf_counter()
     total = sum(map(len, study.splits.values()))
     with tqdm(total=total, unit="trial", desc="check", disable=None) as progress:
         for split, indices in study.splits.items():

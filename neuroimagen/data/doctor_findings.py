@@ -11,6 +11,7 @@ from neuroimagen.data.classes import CLASSES, UNEVEN
 from neuroimagen.data.doctor import CLIPPED_LEAST, CLIPPED_SHARE, Examination
 from neuroimagen.data.picture_hash import NEAR_BITS, NEAR_CORRELATION, near_pairs
 from neuroimagen.data.published import PUBLISHED, published
+from neuroimagen.data.seen import described
 
 LARGE = 20  # times the customary standard deviation: no brain, and hardly an eye blink, does that
 LINES = (50, 60)  # Hz, mains
@@ -126,6 +127,8 @@ class Findings:
             self.fine.append(f"split by image: none of {len(pictures)} pictures is in two splits, for any subject")
         else:
             self.fine.append(f"none of {len(pictures)} pictures is in two splits")
+        for said, question in described({image: picture.done for image, picture in pictures.items()}):
+            self.ask(f"{said}: {question}") if question else self.fine.append(said)
         if not self.found.bad_pictures:
             self.fine.append(f"every picture that was found was decoded whole ({len(pictures)})")
         if not across and not near:

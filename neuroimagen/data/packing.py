@@ -13,7 +13,6 @@ import os
 import signal
 import stat
 import traceback
-import warnings
 from collections.abc import Callable, Generator
 from multiprocessing import connection, get_context
 from pathlib import Path
@@ -24,11 +23,11 @@ import torch
 import webdataset as wds
 from PIL import Image
 
+from neuroimagen.data.seen import FORMATS, Seen, Unclear, see
 from neuroimagen.data.shard_files import (
     KEY,
     MAX_JSON_BYTES,
     MAX_PICTURE_BYTES,
-    MAX_PICTURE_PIXELS,
     SPLITS,
     scan_tar,
 )
@@ -39,8 +38,7 @@ from neuroimagen.text_files import encode
 if TYPE_CHECKING:
     from neuroimagen.data.shards import ShardsConfig
 
-PICTURES = {"JPEG": "jpg", "PNG": "png"}
-MAX_KEPT = 64 << 20  # bytes of resized pictures that a process keeps for further trials that show them
+MAX_KEPT = 64 << 20  # bytes of pictures made anew that a process keeps for further trials that show them
 
 
 def encode_eeg(eeg: np.ndarray, dtype: str, where: str) -> tuple[bytes, float, float]:
@@ -66,49 +64,41 @@ def encode_eeg(eeg: np.ndarray, dtype: str, where: str) -> tuple[bytes, float, f
     return half.tobytes(), float(error.sum() * eeg.shape[1]), signal_
 
 
-def _open_picture(data: bytes, where: str) -> Image.Image:
-    """A JPEG or PNG, decoded whole; ValueError for anything else and for what is too large to be a picture shown."""
+def open_picture(data: bytes, where: str, background: str = "", orientation: str = "") -> Seen:
+    """`see`, with the picture named in what is wrong."""
     if len(data) > MAX_PICTURE_BYTES:
         raise ValueError(
             f"picture {where} has more than {MAX_PICTURE_BYTES >> 20} MB: replace the file by one of the size shown"
         )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
-            picture: Image.Image = Image.open(io.BytesIO(data), formats=list(PICTURES))
-        if picture.width * picture.height <= MAX_PICTURE_PIXELS:
-            picture.load()
-            return picture
-        reason = f"it claims {picture.width} x {picture.height} pixels, more than {MAX_PICTURE_PIXELS:,} in all"
-    except Exception as error:  # a damaged picture can raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if isinstance(error, Image.UnidentifiedImageError):
-            reason = "not a JPEG or PNG"
-    raise ValueError(f"picture {where} cannot be decoded ({reason}): replace the file")
+        return see(data, background, orientation)
+    except Unclear as error:
+        raise ValueError(f"picture {where} cannot be taken as it is: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"picture {where} cannot be decoded ({error}): replace the file") from None
 
 
-def check_picture(data: bytes, where: str) -> str:
-    """Decode a picture whole; its extension in a tar (jpg or png)."""
-    return PICTURES[str(_open_picture(data, where).format)]
+def store_picture(data: bytes, where: str, config: "ShardsConfig") -> tuple[str, bytes, tuple[str, ...]]:
+    """Extension and bytes to store, and what was done to the picture (keys of OPEN); `data` itself where that will do.
 
-
-def resize_picture(data: bytes, where: str, size: int, quality: int) -> tuple[str, bytes]:
-    """Extension and bytes of a picture with its shortest side made `size`; a smaller one stays as it is.
-
-    quality: of the JPEG, 1 to 100; 0 stores a PNG, without loss.
+    A picture whose shortest side is larger than picture_size becomes that small, and of JPEG by picture_quality.
     """
-    picture = _open_picture(data, where)
-    if min(picture.size) <= size:
-        return PICTURES[str(picture.format)], data
-    scale = size / min(picture.size)
-    width, height = (max(size, round(side * scale)) for side in picture.size)
-    small = picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    seen = open_picture(data, where, config.background, config.orientation)
+    size, picture = config.picture_size, seen.image
+    kind: dict[str, Any] = {"format": "PNG"}
+    if size and min(picture.size) > size:
+        scale = size / min(picture.size)
+        width, height = (max(size, round(side * scale)) for side in picture.size)
+        picture = picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+        if quality := config.picture_quality:
+            kind = {"format": "JPEG", "quality": quality, "subsampling": 0 if quality > 90 else -1}
+    elif seen.kept:
+        return seen.extension, data, seen.done
     buffer = io.BytesIO()
-    if quality:
-        small.save(buffer, "JPEG", quality=quality, subsampling=0 if quality > 90 else -1)
-        return "jpg", buffer.getvalue()
-    small.save(buffer, "PNG")
-    return "png", buffer.getvalue()
+    picture.save(buffer, **kind)
+    if buffer.tell() > MAX_PICTURE_BYTES:
+        raise ValueError(f"picture {where} has to be stored anew, and is too large for that: give picture_size=")
+    return FORMATS[kind["format"]], buffer.getvalue(), seen.done
 
 
 def read_picture(path: Path) -> tuple[bytes, list[Any]]:
@@ -164,6 +154,7 @@ class Record:
     rows: list[list[Any]] = dataclasses.field(default_factory=list)  # key, png, (offset, size) of eeg, picture, json
     # image -> SHA-256 of the picture as it was read, the first trial with it, and what `read_picture` knows it by
     images: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
+    done: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # image -> what `store_picture` did
     subjects: list[int] = dataclasses.field(default_factory=list)
     moments: list[Any] = dataclasses.field(default_factory=list)  # of train EEG: count, mean, m2
     squared_error: float = 0.0
@@ -218,9 +209,10 @@ class Packer:
     def __init__(self, study: Study, config: "ShardsConfig", folder: Path) -> None:
         self.study, self.config, self.folder = study, config, folder
         self.classes = {c["label"]: c for c in study.classes}
-        self.known: dict[str, str] = {}  # SHA-256 of a picture as read -> its extension, once it was decoded whole
-        self.small: dict[str, bytes] = {}  # the same -> the resized picture, as far as MAX_KEPT goes
-        self.kept = 0
+        # SHA-256 of a picture as read -> extension, what was done (`store_picture`), whether it is stored as read
+        self.known: dict[str, tuple[str, tuple[str, ...], bool]] = {}
+        self.anew: dict[str, bytes] = {}  # the same -> the picture stored anew, as far as MAX_KEPT goes
+        self.room = MAX_KEPT
 
     def sample(self, trial: Trial, record: Record) -> dict[str, Any]:
         """A trial as TarWriter takes it; what has to be known of it goes into `record`."""
@@ -258,17 +250,17 @@ class Packer:
         digest = hashlib.sha256(data).hexdigest()
         if record.images.setdefault(trial.image, [digest, trial.key, *file])[0] != digest:
             raise ValueError(other_picture(trial.key, trial.image))
-        size = self.config.picture_size
-        if digest in self.known and (not size or digest in self.small):
-            return self.known[digest], self.small.get(digest, data)
-        if not size:
-            self.known[digest] = check_picture(data, where)
-            return self.known[digest], data
-        self.known[digest], picture = resize_picture(data, where, size, self.config.picture_quality)
-        if self.kept + len(picture) <= MAX_KEPT:
-            self.small[digest] = picture
-            self.kept += len(picture)
-        return self.known[digest], picture
+        extension, done, kept = self.known.get(digest, ("", (), False))
+        stored = data if kept else self.anew.get(digest)
+        if stored is None:
+            extension, stored, done = store_picture(data, where, self.config)
+            self.known[digest] = extension, done, stored is data
+            if stored is not data and len(stored) <= self.room:
+                self.anew[digest] = stored
+                self.room -= len(stored)
+        if done:
+            record.done[trial.image] = list(done)
+        return extension, stored
 
     def pack(self, job: Job, progress: Callable[[], Any]) -> Record:
         """Write a tar and, when it is whole and on the disk, its record; `progress` is called once a trial."""

@@ -26,7 +26,7 @@ KEPT_LENGTHS = (450, 600)  # samples, both ends included: the customary filter
 CUT = (20, 460)  # samples: the customary cut
 SHORTEST = 300  # samples; the files hold about 500 a trial, so a shorter one is damage, not variation
 MOST_DROPPED = 0.1  # the published file loses about 25 of 11,965 trials to the filter
-EXTENSIONS = (".JPEG", ".jpeg", ".jpg", ".JPG", ".png")
+EXTENSIONS = (".JPEG", ".jpeg", ".jpg", ".JPG", ".png", ".PNG", ".Jpeg", ".Jpg", ".Png")
 SPLITS = ("train", "val", "test")
 
 

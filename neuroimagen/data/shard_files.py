@@ -2,7 +2,7 @@
 
 DIR/manifest.json, DIR/{train,val,test}-000000.tar ..., DIR/{train,val,test}.index.npy. A trial is three members:
   <key>.eeg          raw little-endian float16 or float32, C order, n_chans x n_times, in the manifest's units
-  <key>.jpg | .png   the picture shown: its bytes unchanged, unless the manifest notes that it was resized
+  <key>.jpg | .png   the picture as it was seen: the bytes of its file, unless the manifest notes what was done to it
   <key>.json         subject, label, wnid, class_name, image, trial (= key) and what the reader adds
 Any WebDataset reader can stream them. The same input gives the same bytes. The index holds every member's place, so a
 split is opened without reading its tars; it can be made again from them. Nothing here is ever unpickled.

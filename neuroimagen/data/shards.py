@@ -32,7 +32,6 @@ from neuroimagen.data.packing import (
     Packer,
     Record,
     bad_key,
-    check_picture,
     fingerprint,
     jobs_of,
     other_picture,
@@ -40,6 +39,7 @@ from neuroimagen.data.packing import (
     record_path,
     write_json,
 )
+from neuroimagen.data.seen import LAID, TOLD_TO_LIE, TURNED, described
 from neuroimagen.data.shard_files import (
     INDEX,
     SPLITS,
@@ -54,7 +54,7 @@ from neuroimagen.data.shard_files import (
 from neuroimagen.data.source import PATHS, SourceConfig, open_study
 from neuroimagen.data.study import Study
 
-__all__ = ["SPLITS", "Manifest", "ShardError", "ShardSplit", "ShardsConfig", "check_picture", "describe"]
+__all__ = ["SPLITS", "Manifest", "ShardError", "ShardSplit", "ShardsConfig", "describe"]
 __all__ += ["make_shards", "read_manifest", "scan_tar", "sha256"]
 
 FREE = ("out", "processes")  # fields that change no byte of the shards
@@ -350,6 +350,7 @@ def _manifest(study: Study, config: ShardsConfig, tars: Iterable[tuple[Job, Reco
     side: dict[str, str] = {}  # image -> split
     known: dict[str, str] = {}  # image -> SHA-256 of the picture
     first: dict[str, str] = {}  # SHA-256 of a picture -> the first image that has it
+    done: dict[str, list[str]] = {}  # image -> what was done to its picture
     notes, subjects, moments = list(study.notes), set(), Moments.none(study.n_chans)
     error, power = 0.0, 0.0
     splits: dict[str, dict[str, Any]] = {name: {"trials": 0, "images": 0, "shards": []} for name in SPLITS}
@@ -371,6 +372,7 @@ def _manifest(study: Study, config: ShardsConfig, tars: Iterable[tuple[Job, Reco
             if study.split_by == "image" and side[twin] != split and image not in images[split]:
                 notes.append(f"{twin} ({side[twin]}) and {image} ({split}) are the same picture")
             images[split].add(image)
+        done |= record.done
         subjects.update(record.subjects)
         count, mean, m2 = record.moments
         moments.add(Moments(count, np.array(mean), np.array(m2)))
@@ -382,6 +384,12 @@ def _manifest(study: Study, config: ShardsConfig, tars: Iterable[tuple[Job, Reco
         content["images"] = len(images[name])
         np.save(folder / f"{name}.index.npy", np.array(rows[name], INDEX))
         content["index_sha256"] = sha256(folder / f"{name}.index.npy")
+    notes += [said for said, _ in described(done)]
+    every = {what for some in done.values() for what in some}
+    if config.background and LAID not in every:
+        notes.append(f"background={config.background} changed nothing: no picture is transparent")
+    if config.orientation and not {TURNED, TOLD_TO_LIE} & every:
+        notes.append(f"orientation={config.orientation} changed nothing: no picture has an EXIF orientation")
     if config.picture_size:
         kind = f"JPEG of quality {config.picture_quality}" if config.picture_quality else "PNG"
         notes.append(f"larger pictures were resized to a shortest side of {config.picture_size} px, stored as {kind}")

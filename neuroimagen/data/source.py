@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from neuroimagen.config import option, path_option
+from neuroimagen.data.seen import colour
 from neuroimagen.data.signal import Prepared, SignalOptions, signal_options
 from neuroimagen.data.study import Faults, Study
 
@@ -43,6 +44,12 @@ class FilesConfig:
     hold_out: list[int] = option(
         [], "recording, epochs: test runs of each subject, -1 is the last; empty: as the file or `splits` says"
     )
+    background: str = option(
+        "", "colour on which transparent pictures were shown: white, grey, black, '#rrggbb'; empty: they are refused"
+    )
+    orientation: Literal["", "as_stored", "upright"] = option(
+        "", "how pictures with an EXIF orientation were shown; empty: they are taken as they lie, and check asks"
+    )
     average: int = option(0, "recording: test on averages of so many trials of one class; 0: as the file says")
     shuffle_labels: bool = option(False, "recording: control, shuffle the labels within each run")
     seed: int = option(0, "of splits=by_image; things_eeg2: of the val pictures; of shuffle_labels and average")
@@ -61,6 +68,7 @@ def open_study(config: SourceConfig, fault: Faults | None = None) -> Study:
 
     fault: what to do about faults of single trials and pictures.
     """
+    colour(config.background or "white")
     study, options = _open_files(config, fault), signal_options(config)
     for name in getattr(study, "applied", ()):  # to whole recordings, before they were cut
         setattr(options, name, [])

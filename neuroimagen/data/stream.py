@@ -29,7 +29,6 @@ than 2 batches ahead of each worker (4, 8) measured no faster.
 
 import atexit
 import functools
-import io
 import itertools
 import math
 import mmap
@@ -45,16 +44,15 @@ import numpy as np
 import simplejpeg
 import torch
 import webdataset as wds
-from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, get_worker_info
 
 from neuroimagen.collectives import decided_by_main, on_every_rank
 from neuroimagen.data.order import BalancedOrder, EpochOrder
-from neuroimagen.data.shard_files import ShardSplit
+from neuroimagen.data.seen import fraction, see
+from neuroimagen.data.shard_files import MAX_PICTURE_PIXELS, ShardSplit
 
 PICTURE_CACHE = 256 << 20  # bytes of decoded pictures kept by each process
-MAX_PIXELS = 89_478_485  # a picture of more is refused: Pillow's limit for decompression bombs
 PREFETCH = 2  # batches that each worker makes ahead
 Order = Callable[[int, int], np.ndarray]
 
@@ -62,34 +60,25 @@ Order = Callable[[int, int], np.ndarray]
 def _decode(data: bytes, size: int) -> np.ndarray:
     """Pixels (H, W, 3) uint8, scaled down by 2, 4 or 8 where that leaves at least 2 x `size`: as PIL's thumbnail()."""
 
-    def fraction(width: int, height: int) -> int:
-        if width * height > MAX_PIXELS:
-            raise ValueError(f"{width} x {height} px are too many")
-        return max(k for k in (1, 2, 4, 8) if k == 1 or min(width, height) // (2 * size) >= k)
-
     # simplejpeg gives the very bits that PIL gives (both are libjpeg-turbo), in 2/3 of the time. PIL takes what it does
-    # not: PNG, CMYK, and JPEGs with a recoverable fault, of which PIL decides whether they are whole.
-    if data[:2] == b"\xff\xd8":
+    # not: PNG, CMYK, colour profiles, and JPEGs with a recoverable fault, of which PIL decides whether they are whole.
+    if data[:2] == b"\xff\xd8" and b"ICC_PROFILE" not in data:
         try:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-            if colours in ("YCbCr", "Gray", "RGB") and width * height <= MAX_PIXELS:
-                k = fraction(width, height)
+            if colours in ("YCbCr", "Gray", "RGB") and width * height <= MAX_PICTURE_PIXELS:
+                k = fraction(width, height, size)
                 return simplejpeg.decode_jpeg(data, min_height=-(-height // k), min_width=-(-width // k))
         except ValueError:
             pass
-    with Image.open(io.BytesIO(data)) as picture:
-        k = fraction(*picture.size)
-        picture.draft("RGB", (picture.width // k, picture.height // k))
-        return np.array(picture.convert("RGB"))
+    return np.array(see(data, least=size).image.convert("RGB"))
 
 
 def load_picture(data: bytes, size: int) -> torch.Tensor:
     """Decode a picture: uint8 (3, size, size), its largest centred square resized. ValueError if it is damaged."""
     try:
         pixels = _decode(data, size)
-    except Exception as error:  # a damaged picture can raise anything
-        said = "not a JPEG or PNG" if isinstance(error, Image.UnidentifiedImageError) else str(error).splitlines()[:1]
-        raise ValueError(f"its picture cannot be decoded: {said if isinstance(said, str) else ''.join(said)}") from None
+    except ValueError as error:
+        raise ValueError(f"its picture cannot be decoded: {error}") from None
     side = min(pixels.shape[:2])
     top, left = ((length - side) // 2 for length in pixels.shape[:2])
     square = torch.from_numpy(pixels[top : top + side, left : left + side]).permute(2, 0, 1)[None]

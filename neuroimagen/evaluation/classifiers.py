@@ -22,7 +22,6 @@ import numpy as np
 import safetensors
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from safetensors.torch import load_file, save
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -30,6 +29,7 @@ from tqdm import tqdm
 
 from neuroimagen.config import option, path_option
 from neuroimagen.data.classes import BY_WNID, CLASSES
+from neuroimagen.data.seen import see
 from neuroimagen.processes import set_tf32
 from neuroimagen.text_files import read_text
 
@@ -269,9 +269,8 @@ def _transformers(name: str, device: torch.device) -> Classifier:
 def read_pixels(path: Path) -> np.ndarray:
     """A picture file -> (H, W, 3) bytes. ValueError: missing or broken."""
     try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except OSError as error:
+        return np.asarray(see(path.read_bytes()).image.convert("RGB"))
+    except (OSError, ValueError) as error:
         raise ValueError(f"picture {path} cannot be read ({str(error).splitlines()[0]})") from None
 
 

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from neuroimagen.config import option, path_option
+from neuroimagen.data.seen import see
 from neuroimagen.text_files import encode, read_text
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -173,9 +174,8 @@ def _pictures(folder: Path) -> dict[str, Path]:
 
 def _open_rgb(path: Path) -> Image.Image:
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        return see(path.read_bytes()).image.convert("RGB")
+    except (OSError, ValueError) as error:
         raise ValueError(f"picture {path} cannot be read ({error}); replace or remove it") from None
 
 
