@@ -21,7 +21,7 @@ class Clock:
 
 
 def order_of_time(time: np.ndarray) -> np.ndarray:
-    """The order of rows (n,): as they stand, unless whole chunks were swapped, so that sorted stamps have fewer holes.
+    """The order of rows (n,): as they stand, unless whole chunks were swapped, so that sorted stamps have less of holes.
 
     Stamps that only jitter come too close to each other once sorted; a clock that was set back leaves a hole.
     """
@@ -29,8 +29,10 @@ def order_of_time(time: np.ndarray) -> np.ndarray:
     step = np.median(np.diff(time)) if len(time) > 1 else 0.0
     if step <= 0 or np.array_equal(order, as_is):
         return as_is
-    before, after = np.diff(time) / step, np.diff(time[order]) / step
-    return order if after.min() >= 0.5 and (after > 1.5).sum() < (before > 1.5).sum() else as_is
+    before, after = (np.diff(stamps) / step for stamps in (time, time[order]))
+    holes, left = before[before > 1.5], after[after > 1.5]
+    fewer = after.min() >= 0.5 and len(left) <= len(holes) and left.sum() < holes.sum()
+    return order if fewer else as_is
 
 
 def fit_clock(time: np.ndarray, rate: float) -> Clock:

@@ -211,10 +211,8 @@ def _check_clock(path: Path, time: np.ndarray, study: StudyFile, at: np.ndarray)
     if not 0.99 < clock.step * rate < 1.01:
         for name, unit in units.items():
             if 0.99 < clock.step / units[study.time_units] * unit * rate < 1.01:
-                raise ValueError(
-                    f"{path}: time stamps are in {name}, not in {study.time_units}; say time_units: {name} in the study "
-                    "file"
-                )
+                said = f"time stamps are in {name}, not in {study.time_units}"
+                raise ValueError(f"{path}: {said}; say time_units: {name} in the study file")
         measured = f"{1 / clock.step:.1f} Hz" if clock.step > 0 else "a clock that does not advance"
         raise ValueError(
             f"{path}: time stamps ({study.time_units}) tell of {measured}, rate says {rate:g} Hz; mend the study file"

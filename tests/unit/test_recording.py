@@ -267,8 +267,8 @@ def rewrite(path: Path, change: Callable[[list[list[str]]], list[list[str]]], he
 def test_trials_across_a_gap_are_left_out_and_the_loss_is_told(lab: Path) -> None:
     path = lab / "runs" / "subject4_a.csv"
     before = {t.key: t for t in open_lab(lab).trials if t.extra["run"] == "a"}
-    # Samples 1000 to 1063 of 128 Hz, 7.81 s to 8.31 s: the trials at 7.5 s would be, at 8 s is, among them. The marker of
-    # 8 s goes with them; of the others, a second apart and 0.6 s long, 7 s ends before and 9 s begins after.
+    # Samples 1000 to 1063 of 128 Hz, 7.81 s to 8.31 s: the marker of 8 s goes with them. Of the
+    # others, a second apart and 0.6 s long, that of 7 s ends before and that of 9 s begins after.
     rewrite(path, lambda rows: rows[:1000] + rows[1064:])
     study = open_lab(lab)
     assert study.notes[0] == "subject4_a.csv: 64 samples (0.50 s) are lost in 1 gaps"
@@ -459,7 +459,10 @@ def test_epochs_hold_what_was_at_their_time(
     scale = {"s": 1, "ms": 1e3, "us": 1e6}[units]
     stamp = samples / rate * (1 + ppm * 1e-6) + np.random.default_rng(swap).uniform(-jitter, jitter, len(samples))
     path = tmp_path_factory.mktemp("clock") / "x.csv"
-    lines = [f"{s * scale + 1e9:.3f},{i / rate!r},{int(i % (rate // 2) == 0)}" for s, i in zip(stamp, samples, strict=True)]
+    lines = [
+        f"{s * scale + 1e9:.3f},{float(i / rate)!r},{int(i % (rate // 2) == 0)}"
+        for s, i in zip(stamp, samples, strict=True)
+    ]
     if units == "s":
         lines = [f"{s + 1e5:.6f},{line.partition(',')[2]}" for s, line in zip(stamp, lines, strict=True)]
     path.write_text("\n".join(["t,A,m", *lines]))
@@ -470,14 +473,16 @@ def test_epochs_hold_what_was_at_their_time(
     present = set(samples.tolist())
     found = 0
     for onset, own in zip(table.onsets, clear, strict=True):
-        if not (own and 0 <= onset + window[0] and onset + window[-1] < table.eeg.shape[1]):
+        if not (own and onset + window[0] >= 0 and onset + window[-1] < table.eeg.shape[1]):
             continue
         found += 1
         true = round(table.eeg[0, onset] * rate)
         assert true % (rate // 2) == 0  # it is where a marker was
         assert np.abs(table.eeg[0, onset + window] * rate - (true + window)).max() < 0.5
         assert all(true + i in present for i in window)
-    reachable = [i for i in range(0, n, rate // 2) if all(i + j in present for j in range(window[0] - 30, window[-1] + 30))]
+    reachable = [
+        i for i in range(0, n, rate // 2) if all(i + j in present for j in range(window[0] - 30, window[-1] + 30))
+    ]
     assert found >= len(reachable)  # and none is left out without need
 
 
