@@ -21,7 +21,7 @@ class Clock:
 
 
 def order_of_time(time: np.ndarray) -> np.ndarray:
-    """The order of rows (n,): as they stand, unless whole chunks were swapped, so that sorted stamps have less of holes.
+    """The order of rows (n,): as they stand, unless whole chunks were swapped, so that sorted stamps leave less out.
 
     Stamps that only jitter come too close to each other once sorted; a clock that was set back leaves a hole.
     """
