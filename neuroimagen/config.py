@@ -175,6 +175,8 @@ def _value(kind: Any, value: Any, is_path: bool) -> Any:
     choices = typing.get_args(kind)
     if type(None) in choices:
         return None if isinstance(value, _Null) else _value(choices[0], value, is_path)
+    if kind == str | list[str]:
+        return _value(list[str] if isinstance(value, list) else str, value, is_path)
     if typing.get_origin(kind) is list:
         elements = _yaml(value, f"{value!r} is not") if isinstance(value, str) else value
         if not isinstance(elements, list):

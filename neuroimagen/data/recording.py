@@ -13,9 +13,10 @@ EEG leaves here in microvolts, float32, (n_chans, n_times), both ends of the win
 
 import dataclasses
 import glob
+import os
 import re
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from neuroimagen.config import load_config
 from neuroimagen.data.recording_tables import (
     Marker,
     StudyFile,
+    across_gaps,
     check_study,
     cut_epochs,
     n_times,
@@ -97,9 +99,13 @@ class Study:
         self.trials: list[Trial] = []
         self.splits: dict[str, list[int]] = {"train": [], "val": [], "test": []}
         runs = self._runs()
-        for subject, own in runs.items():
-            self._split(subject, own)
-        self._say(runs)
+        try:
+            for subject, own in runs.items():
+                self._split(subject, own)
+            self._say(runs)
+        except ValueError as error:
+            left_out = [note for note in self.notes if "was left out" in note]
+            raise ValueError("; ".join([str(error), *left_out])) from None
 
     def __len__(self) -> int:
         return len(self.trials)
@@ -141,12 +147,13 @@ class Study:
         """Subject -> runs in order of name; sorts out copies, unwanted subjects and runs with hardly a trial."""
         study, found = self.study, []
         pattern = self._below(study.files)
-        paths = sorted(Path(p) for p in glob.glob(pattern))
+        paths = sorted(Path(p) for p in glob.glob(pattern, recursive=True))
         if not paths:
             raise ValueError(f"{self.path}: no table at {pattern}")
+        below = {path: Path(os.path.relpath(path, self.path.parent)).as_posix() for path in paths}
         for path in paths:
             try:
-                match = re.search(study.file_name, path.name)
+                match = re.search(study.file_name, path.name) or re.search(study.file_name, below[path])
                 if not match:
                     raise ValueError(f"{path}: its name does not match file_name {study.file_name!r} of {self.path}")
                 number, name = match["subject"], match["run"]
@@ -162,31 +169,47 @@ class Study:
         missing = set(study.subjects) - {subject for subject, _, _ in found}
         if missing:
             raise ValueError(f"{self.path}: no table of subject {min(missing)} at {pattern}")
-        seen: dict[str, Path] = {}
+        seen: dict[str, str] = {}
         runs: dict[int, list[Run]] = defaultdict(list)
         dropped = total = 0
+        names = Counter(path.name for path in paths)
         for subject, name, path in sorted(found):
+            own = runs[subject]
+            shown = path.name if names[path.name] == 1 else below[path]
             table = read_table(path, study)
             if table.digest in seen:
-                self.notes.append(f"{path.name} holds the same data as {seen[table.digest].name} and was left out")
+                self.notes.append(f"{shown} holds the same data as {seen[table.digest]} and was left out")
                 continue
-            seen[table.digest] = path
+            seen[table.digest] = shown
             self.inputs.append(path)
             epochs, kept = cut_epochs(table, study)
+            self.notes += [f"{shown}: {note}" for note in table.notes]
             unknown = sorted(set(table.values) - set(self.markers))
             if unknown:
-                raise ValueError(f"{path} has marker {unknown[0]}, which {self.path} does not name: add it to markers")
+                raise ValueError(
+                    f"{path} has marker {unknown[0]}, which {self.path} does not name: add it to markers, or to "
+                    "ignore_markers if no picture appears at it"
+                )
+            across = int(across_gaps(table, study).sum())
+            if across:
+                self.notes[-1] += f"; {across} trials across them were left out"
             if len(kept) < study.fewest_trials:
-                self.notes.append(f"{path.name} was left out: {len(kept)} usable trials of {len(table.values)}")
+                self.notes.append(f"{shown} was left out: {len(kept)} usable trials of {len(table.values)}")
                 continue
             total, dropped = total + len(table.values), dropped + len(table.values) - len(kept)
             values = np.array([table.values[i] for i in kept])
-            place = len(runs[subject])
+            place = len(own)
             if study.shuffle_labels:
                 values = np.random.default_rng([self.seed, subject, place]).permutation(values)
-            runs[subject].append(Run(subject, name, place, epochs, values, table.onsets[kept] / study.rate))
+            own.append(Run(subject, name, place, epochs, values, table.seconds[kept]))
+        for subject in [subject for subject, own in runs.items() if not own]:
+            self.notes.append(f"subject {subject} is not in the study: all of its runs were left out")
+            del runs[subject]
         if dropped:
-            self.notes.append(f"{dropped} of {total} trials were left out as artefacts or cut off by the end of a run")
+            self.notes.append(
+                f"{dropped} of {total} trials were left out as artefacts or cut off by the end of a run"
+                + " or by a gap" * any("lost in" in note for note in self.notes)
+            )
         return runs
 
     def _split(self, subject: int, runs: list[Run]) -> None:
@@ -291,6 +314,7 @@ def read(config: "SourceConfig", fault: Faults | None = None) -> Study:
         raise ValueError("dataset=recording needs recording=STUDY.yaml (see configs/n170_study.yaml)")
     path = Path(config.recording)
     study = load_config(StudyFile, [f"config={path}"], "shards")
+    study.ignore_markers = config.ignore_markers or study.ignore_markers
     return Study(
         path,
         study,

@@ -51,6 +51,9 @@ class FilesConfig:
         "", "how pictures with an EXIF orientation were shown; empty: they are taken as they lie, and check asks"
     )
     average: int = option(0, "recording: test on averages of so many trials of one class; 0: as the file says")
+    ignore_markers: list[str] = option(
+        [], "recording, epochs: event or marker values that are no picture onsets, e.g. offset or response codes"
+    )
     shuffle_labels: bool = option(False, "recording: control, shuffle the labels within each run")
     seed: int = option(0, "of splits=by_image; things_eeg2: of the val pictures; of shuffle_labels and average")
 

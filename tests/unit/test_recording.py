@@ -2,6 +2,7 @@
 
 import gzip
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 
 from neuroimagen.config import load_config
 from neuroimagen.data.recording import UNKNOWN_PICTURE, Study, read
-from neuroimagen.data.recording_tables import StudyFile, plain_marker, read_table
+from neuroimagen.data.recording_tables import StudyFile, across_gaps, plain_marker, read_table
 from neuroimagen.data.shard_files import read_manifest
 from neuroimagen.data.shards import ShardsConfig, make_shards
 from neuroimagen.data.source import open_study
@@ -219,8 +220,14 @@ def test_shards(lab: Path) -> None:
 
 REFUSED = [
     ("runs/subject4_a.csv", "t,A,B,unused", "t,A,C,unused", "no column 'B', it has: t, A, C"),
-    ("runs/subject4_a.csv", "x,0\n5.0156,", "x,0\nnan,", "line 4: t is not a finite number"),
-    ("runs/subject4_a.csv", "x,0\n5.0156,", "x,0\n5.0156,oops", "line 4: not a whole row"),
+    ("runs/subject4_a.csv", "x,0\n5.0156,", "x,0\n5.0156,nan,", "line 4 has 6 cells and the header 5"),
+    ("runs/subject4_a.csv", "x,0\n5.0156,", "x,0\n5.0156,oops", "line 4: A is not a finite number"),
+    ("runs/subject4_a.csv", "x,0\n5.0156,", "x,0\n5.0156\n5.02,", "line 4 has 1 cells and the header 5: mend that row"),
+    ("study.yaml", "marker: event", "marker: [event, stim]", "no column 'stim', it has: t, A, B, unused, event"),
+    ("study.yaml", "marker: event", "marker: {a: b}", "is not one value"),
+    ("study.yaml", "fewest_trials: 4", "ignore_markers: [2.0]", "marker 2 is in markers and in ignore_markers"),
+    ("study.yaml", "rate: 128", "rate: 128\ntime_units: ms", "time stamps are in s, not in ms; say time_units: s"),
+    ("study.yaml", "fewest_trials: 4", "fewest_trials: 25", "subject4_b.csv.gz was left out: 23 usable trials of 24"),
     ("study.yaml", "rate: 128", "rate: 250", "time stamps (s) tell of 128.0 Hz"),
     ("study.yaml", "reject_above:", "reject_abov:", "Did you mean: 'reject_above'"),
     ("study.yaml", "houses/*.png", "houses/*.jpg", "marker 1 has no picture"),
@@ -249,16 +256,233 @@ def test_refused(lab: Path, name: str, old: str, new: str, sentence: str) -> Non
     assert str(lab) in str(error.value)  # names the file
 
 
-def test_lost_samples_are_refused(lab: Path) -> None:
+def rewrite(path: Path, change: Callable[[list[list[str]]], list[list[str]]], head: str = "") -> None:
+    """The rows of a table below its header, changed."""
+    first, *lines = path.read_text(encoding="utf-8").splitlines()
+    rows = change([line.split(",") for line in lines])
+    path.write_text("\n".join([head or first, *(",".join(row) for row in rows)]), encoding="utf-8")
+
+
+def test_trials_across_a_gap_are_left_out_and_the_loss_is_told(lab: Path) -> None:
     path = lab / "runs" / "subject4_a.csv"
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join(lines[:1000] + lines[1000 + RATE // 2 :]))
-    with pytest.raises(ValueError, match="subject4_a.csv: time stamps stray .* samples are missing"):
+    before = {t.key: t for t in open_lab(lab).trials if t.extra["run"] == "a"}
+    # Samples 1000 to 1063 of 128 Hz, 7.81 s to 8.31 s: the marker of 8 s goes with them. Of the
+    # others, a second apart and 0.6 s long, that of 7 s ends before and that of 9 s begins after.
+    rewrite(path, lambda rows: rows[:1000] + rows[1064:])
+    study = open_lab(lab)
+    assert study.notes[0] == "subject4_a.csv: 64 samples (0.50 s) are lost in 1 gaps"
+    after = {t.extra["onset_s"]: t for t in study.trials if t.extra["run"] == "a"}
+    assert {7.0, 9.0} <= set(after) and 8.0 not in after
+    for old in before.values():
+        if old.extra["onset_s"] != 8 and old.extra["onset_s"] in after:
+            new = after[old.extra["onset_s"]]
+            assert new.label == old.label and np.abs(new.eeg - old.eeg).mean() < 1.5  # the filter saw a straight line
+    assert after[20.0].label == 0 and np.array_equal(after[25.0].eeg.shape, (2, 78))
+    # Two samples fewer lost at 8.3 s: the marker of 8 s stays, its trial goes.
+    write_run(path, 0)
+    rewrite(path, lambda rows: rows[:1062] + rows[1064:])
+    study = open_lab(lab)
+    assert study.notes[0] == (
+        "subject4_a.csv: 2 samples (0.02 s) are lost in 1 gaps; 1 trials across them were left out"
+    )
+    assert "or by a gap" in study.notes[-1]
+    assert 8.0 not in {t.extra["onset_s"] for t in study.trials if t.extra["run"] == "a"}
+
+
+def test_a_gap_of_an_hour_costs_no_memory(lab: Path) -> None:
+    path = lab / "runs" / "subject4_a.csv"
+    rewrite(path, lambda rows: [[str(float(r[0]) + 3600 * (i >= 1000)), *r[1:]] for i, r in enumerate(rows)])
+    study = StudyFile("", "", "t", ["A", "B"], "event", rate=RATE)
+    table = read_table(path, study)
+    assert table.notes == ["460800 samples (3600.00 s) are lost in 1 gaps"]
+    assert table.eeg.shape[1] == 28 * RATE + 10 * RATE
+    assert table.seconds[-1] == 25 + 3600
+
+
+STAMPS = {  # s -> what the table says; the study file's time_units; what is said of it under "s"
+    "ms": (lambda s: s * 1e3, "ms", "time stamps are in ms, not in s; say time_units: ms"),
+    "us": (lambda s: s * 1e6 + 1.5e15, "us", "are in us"),
+    "ns": (lambda s: s * 1e9, "ns", "are in ns"),
+    "numbers": (lambda s: np.round((s - 5) * RATE) + 7, "samples", "are in samples"),
+    "unix": (lambda s: s + 1528310541.967, "s", ""),
+}
+
+
+@pytest.mark.parametrize("stamps", STAMPS)
+def test_units_of_the_stamps(lab: Path, stamps: str) -> None:
+    convert, units, said = STAMPS[stamps]
+    expected = open_lab(lab)
+    for name in "abc":
+        path = lab / "runs" / f"subject4_{name}.csv"
+        write_run(path, "abc".index(name), 5 if name == "b" else None)
+        rewrite(path, lambda rows: [[repr(float(convert(float(r[0])))), *r[1:]] for r in rows])
+    for path in (lab / "runs").glob("*.gz"):
+        path.unlink()
+    if said:
+        with pytest.raises(ValueError, match=said):
+            open_lab(lab)
+    study = open_lab(lab, study=f"time_units: {units}\n")
+    assert study.notes == expected.notes
+    assert all(np.array_equal(a.eeg, b.eeg) for a, b in zip(study.trials, expected.trials, strict=True))
+
+
+@pytest.mark.parametrize("jitter", [0.003, 0.02])
+def test_units_are_told_before_jitter(lab: Path, jitter: float) -> None:
+    rng = np.random.default_rng(0)
+    path = lab / "runs" / "subject4_a.csv"
+    rewrite(path, lambda rows: [[f"{1e3 * (float(r[0]) + rng.normal(0, jitter)):.3f}", *r[1:]] for r in rows])
+    with pytest.raises(ValueError, match="say time_units: ms"):
         open_lab(lab)
-    path.with_name("subject4_b.csv.gz").write_bytes(b"\x1f\x8bnot gzip")
-    path.unlink()
-    with pytest.raises(ValueError, match="subject4_b.csv.gz cannot be read as a table"):
+
+
+def test_chunks_in_the_wrong_order_and_clocks_set_back(lab: Path) -> None:
+    path = lab / "runs" / "subject4_a.csv"
+    expected = open_lab(lab)
+    rewrite(path, lambda rows: rows[:1000] + rows[1012:1024] + rows[1000:1012] + rows[1024:])
+    study = open_lab(lab)
+    assert study.notes[0].startswith("subject4_a.csv: rows stood in the wrong order (first line 1002)")
+    assert all(np.array_equal(a.eeg, b.eeg) for a, b in zip(study.trials, expected.trials, strict=True))
+    write_run(path, 0)
+    rewrite(path, lambda rows: [[str(float(r[0]) - 3600 * (i >= 1000)), *r[1:]] for i, r in enumerate(rows)])
+    with pytest.raises(ValueError, match=r"subject4_a.csv, line 1002: time stamps go back by 3599\.99 s"):
         open_lab(lab)
+
+
+def test_rows_that_stand_twice(lab: Path) -> None:
+    path = lab / "runs" / "subject4_a.csv"
+    rewrite(path, lambda rows: rows[:1030] + rows[1024:])  # at 8.05 s
+    study = open_lab(lab)
+    assert study.notes[0].startswith("subject4_a.csv: 0 samples (0.00 s) are lost in 1 gaps, and 6 stand there twice")
+    onsets = {t.extra["onset_s"] for t in study.trials if t.extra["run"] == "a"}
+    assert {7.0, 9.0} <= onsets and 8.0 not in onsets
+
+
+@pytest.mark.parametrize("empty", ["", "0", "0.0", "nan", "NaN", "NA", "N/A", "<NA>", "None", "null", " "])
+def test_no_marker(lab: Path, empty: str) -> None:
+    expected = open_lab(lab)
+    path = lab / "runs" / "subject4_a.csv"
+    rewrite(path, lambda rows: [[*r[:-1], empty if r[-1] == "0" else f"{r[-1]}.0"] for r in rows] + [[""], ["", ""]])
+    study = open_lab(lab)
+    assert [t.key for t in study.trials] == [t.key for t in expected.trials] and study.notes == expected.notes
+
+
+def test_markers_that_are_no_stimuli(lab: Path) -> None:
+    expected = open_lab(lab)
+    path = lab / "runs" / "subject4_a.csv"
+    n = 28 * RATE
+    codes = {i + 40: "99" for i in range(2 * RATE, n - 2 * RATE, RATE)} | {700: "7"}
+    rewrite(path, lambda rows: [[*r[:-1], codes.get(i, r[-1])] for i, r in enumerate(rows)])
+    with pytest.raises(ValueError, match="has marker 7, which .* add it to markers, or to ignore_markers"):
+        open_lab(lab)
+    for study in (open_lab(lab, "ignore_markers=[99,7]"), open_lab(lab, study="ignore_markers: [99, 7.0]\n")):
+        assert [t.key for t in study.trials] == [t.key for t in expected.trials] and study.notes == expected.notes
+
+
+def test_two_columns_of_markers(lab: Path) -> None:
+    expected = open_lab(lab)
+    head = "t,A,B,unused,house,face"
+    for name, rest in (("a", ""), ("b", ".gz"), ("c", ".gz")):
+        (lab / "runs" / f"subject4_{name}.csv{rest}").unlink()
+        path = lab / "runs" / f"subject4_{name}.csv"
+        write_run(path, "abc".index(name), 5 if name == "b" else None)
+        rewrite(path, lambda rows: [[*r[:4], *(r[4] if r[4] == m else "0" for m in "12")] for r in rows], head)
+    study = (lab / "study.yaml").read_text().replace("marker: event", "marker: [house, face]")
+    (lab / "two.yaml").write_text(study)
+    two = read(ShardsConfig(out="", dataset="recording", recording=str(lab / "two.yaml")))
+    assert [t.key for t in two.trials] == [t.key for t in expected.trials]
+    assert [t.label for t in two.trials] == [t.label for t in expected.trials]
+    rewrite(path, lambda rows: [[*r[:5], "2" if r[4] == "1" else r[5]] for r in rows])
+    with pytest.raises(ValueError, match=r"subject4_c.csv, line 258: two markers, 1 and 2"):
+        read(ShardsConfig(out="", dataset="recording", recording=str(lab / "two.yaml")))
+
+
+def test_subject_and_session_in_folder_names(lab: Path) -> None:
+    expected = open_lab(lab)
+    for number, path in enumerate(sorted((lab / "runs").iterdir())):
+        folder = lab / "data" / "subject0004" / f"session00{1 + number // 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        path.rename(folder / f"recording_{number % 2}.csv{'.gz' if number else ''}")
+    text = STUDY.replace("runs/*.csv*", "{files}").replace("subject(?P<subject>\\d+)_(?P<run>\\w+)\\.", "{name}")
+    name = r"subject(?P<subject>\d+)/session(?P<run>\d+/recording_\d+)"
+    for files in ("data/subject*/session*/*.csv*", "data/**/*.csv*", "../*/data/subject0004/session*/rec*"):
+        (lab / "study.yaml").write_text(text.replace("{files}", files).replace("{name}", name))
+        study = read(ShardsConfig(out="", dataset="recording", recording=str(lab / "study.yaml")))
+        assert [t.key for t in study.trials] == [t.key for t in expected.trials]
+        assert {t.extra["run"] for t in study.trials} == {"001/recording_0", "001/recording_1", "002/recording_0"}
+
+
+def test_runs_left_out_are_named_where_the_study_is_refused(lab: Path) -> None:
+    for path in sorted((lab / "runs").iterdir()):
+        path.unlink()
+    for name in "abc":
+        path = lab / "runs" / f"subject9_{name}.csv"
+        write_run(path, ord(name))
+        rewrite(path, lambda rows: [[*r[:-1], "1" if i == 700 else "0"] for i, r in enumerate(rows)])
+    with pytest.raises(ValueError) as error:
+        open_lab(lab)
+    left = "; ".join(f"subject9_{name}.csv was left out: 1 usable trials of 1" for name in "abc")
+    assert str(error.value) == f"{lab / 'study.yaml'}: split train has no trial of class 'face'; {left}"
+    for name in "abc":
+        write_run(lab / "runs" / f"subject4_{name}.csv", ord(name))
+    assert open_lab(lab).notes[-1] == "subject 9 is not in the study: all of its runs were left out"
+
+
+@given(
+    rate=st.sampled_from([100, 128, 256]),
+    units=st.sampled_from(["s", "ms", "us"]),
+    ppm=st.integers(-2000, 2000),
+    jitter=st.sampled_from([0.0, 0.0005, 0.01]),
+    losses=st.lists(st.tuples(st.floats(0.02, 0.9), st.integers(1, 300)), max_size=4),
+    swap=st.integers(0, 900),
+)
+def test_epochs_hold_what_was_at_their_time(
+    rate: int,
+    units: str,
+    ppm: int,
+    jitter: float,
+    losses: list[tuple[float, int]],
+    swap: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """The channel holds the true time (s): an epoch is right if it rises evenly from that of its marker."""
+    n = 12 * rate
+    alive = np.ones(n, bool)
+    for part, count in losses:  # those that stand out of the jitter
+        first = int(part * n)
+        alive[first : first + max(count, round(6 * jitter * rate))] = False
+    samples = np.flatnonzero(alive)
+    if jitter == 0:
+        order = np.arange(len(samples))
+        order[swap : swap + 24] = np.concatenate([order[swap + 12 : swap + 24], order[swap : swap + 12]])
+        samples = samples[order]
+    scale = {"s": 1, "ms": 1e3, "us": 1e6}[units]
+    stamp = samples / rate * (1 + ppm * 1e-6) + np.random.default_rng(swap).uniform(-jitter, jitter, len(samples))
+    path = tmp_path_factory.mktemp("clock") / "x.csv"
+    lines = [
+        f"{s * scale + 1e9:.3f},{float(i / rate)!r},{int(i % (rate // 2) == 0)}"
+        for s, i in zip(stamp, samples, strict=True)
+    ]
+    if units == "s":
+        lines = [f"{s + 1e5:.6f},{line.partition(',')[2]}" for s, line in zip(stamp, lines, strict=True)]
+    path.write_text("\n".join(["t,A,m", *lines]))
+    study = StudyFile("", "", "t", ["A"], "m", rate=rate, units="V", time_units=units, window=[-0.1, 0.3])
+    table = read_table(path, study)
+    clear = ~across_gaps(table, study)
+    window = np.arange(round(-0.1 * rate), round(0.3 * rate) + 1)
+    present = set(samples.tolist())
+    found = 0
+    for onset, own in zip(table.onsets, clear, strict=True):
+        if not (own and onset + window[0] >= 0 and onset + window[-1] < table.eeg.shape[1]):
+            continue
+        found += 1
+        true = round(table.eeg[0, onset] * rate)
+        assert true % (rate // 2) == 0  # it is where a marker was
+        assert np.abs(table.eeg[0, onset + window] * rate - (true + window)).max() < 0.5
+        assert all(true + i in present for i in window)
+    reachable = [
+        i for i in range(0, n, rate // 2) if all(i + j in present for j in range(window[0] - 30, window[-1] + 30))
+    ]
+    assert found >= len(reachable)  # and none is left out without need
 
 
 def test_without_mne(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +492,7 @@ def test_without_mne(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_markers_are_compared_as_written() -> None:
-    assert [plain_marker(v) for v in ("1", " 1.0", "0", "0.0", "", "face", "1e1")] == [
+    assert [plain_marker(v) for v in ("1", " 1.0", "0", "0.0", "", "face", "1e1", "12345678.0")] == [
         "1",
         "1",
         "",
@@ -276,6 +500,7 @@ def test_markers_are_compared_as_written() -> None:
         "",
         "face",
         "10",
+        "12345678",
     ]
 
 

@@ -228,7 +228,7 @@ def test_two_decimal_marks_in_one_recording_are_refused(tmp_path):
     rows = [f"{i / 8}".replace(".", ",") + ";1;2;" for i in range(32)]
     rows[9] = "1,125;1.234;2;"
     path = write(tmp_path / "run.csv", "\n".join([f"t;A;{NAME};m", *rows]).encode())
-    with pytest.raises(ValueError, match="run.csv, line 11: not a whole row of numbers"):
+    with pytest.raises(ValueError, match="run.csv, line 11: A is not a finite number"):
         read(path)
 
 
