@@ -57,12 +57,12 @@ def fit_clock(time: np.ndarray, rate: float) -> Clock:
             jitter = clock.stray.std() * (1 if smooth == 1 else 1.3)  # smoothing finds losses in noise, too
             if clock.step > 0 and jitter < 0.9 * least:
                 best, least = clock, jitter
-        if np.ptp(best.stray) < best.step:
+        if best.stray.std() < best.step / 2:
             break
     # Near an end, little is seen of the jitter.
     jitter = np.median(maximum_filter1d(best.stray, width) - minimum_filter1d(best.stray, width))
     inside = np.arange(len(time)).clip(width, len(time) - width) == np.arange(len(time))
-    best.lost[~inside & (np.abs(best.lost) * best.step <= jitter)] = 0
+    best.lost[~inside & ((np.abs(best.lost) - 0.5) * best.step <= jitter)] = 0
     return best
 
 

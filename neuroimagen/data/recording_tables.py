@@ -152,7 +152,7 @@ def read_table(path: Path, study: StudyFile) -> Table:
     ignored = [plain_marker(value) for value in study.ignore_markers]
     for column in events.T:
         rises = (column != "") & (column != np.concatenate([[""], column[:-1]])) & ~np.isin(column, ignored)
-        for i in np.flatnonzero(rises):
+        for i in np.flatnonzero(rises).tolist():
             if begun.setdefault(i, str(column[i])) != column[i]:
                 raise ValueError(f"{path}, line {at[i]}: two markers, {begun[i]} and {column[i]}; name one column")
     starts = np.array(sorted(begun), dtype=int)

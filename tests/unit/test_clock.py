@@ -146,3 +146,10 @@ def test_rows_that_stand_twice(count: int) -> None:
     samples = np.concatenate([np.arange(1500), np.arange(1500 - count, 3000)])
     clock = fit_clock(samples / 256, 256)
     assert clock.lost.sum() == -count and clock.lost[1500] == -count
+
+
+@pytest.mark.parametrize("first", [0, 1, 255, 3071])
+def test_a_stamp_that_came_late_is_no_loss(first: int) -> None:
+    samples = np.arange(3072)
+    time = samples / 256 + np.where(samples % 500 == first % 500, 0.03, 0)
+    assert not fit_clock(time - time[0], 256).lost.any()
