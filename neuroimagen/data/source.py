@@ -28,6 +28,12 @@ class FilesConfig:
         "test_images/; epochs: folder of the pictures",
     )
     trials: str = option("", "epochs: CSV table of which event shows which picture (docs/data.md)")
+    task: str = option(
+        "", "epochs: of a BIDS data set, only recordings of this task (as in task-<label> of their names)"
+    )
+    ignore_markers: list[str] = option(
+        [], "recording, epochs: event or marker values that are no picture onsets, e.g. offset or response codes"
+    )
     splits: Literal["official", "by_image"] = option(
         "official",
         "perceivelab: the published splits file as it is; eeg_imagenet: by the order of the file, as published; "
@@ -65,6 +71,10 @@ def open_study(config: SourceConfig, fault: Faults | None = None) -> Study:
 
 
 def _open_files(config: SourceConfig, fault: Faults | None) -> Study:
+    if config.task and config.dataset != "epochs":
+        raise ValueError(f"task={config.task} is for dataset=epochs: leave it out")
+    if config.ignore_markers and config.dataset not in ("epochs", "recording"):
+        raise ValueError("ignore_markers is for dataset=epochs and dataset=recording: leave it out")
     if config.dataset == "recording":
         from neuroimagen.data import recording  # its libraries are an extra
 

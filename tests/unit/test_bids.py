@@ -154,9 +154,13 @@ def bids_file(name, old=None, new="", run="sub-01/eeg/sub-01_task-view_run-1_"):
 
 
 BIDS_REFUSED = [
-    (bids_file("events.tsv"), "run-1_events.tsv cannot be read (No such file or directory): BIDS wants one beside"),
+    (
+        lambda lab: [p.unlink() for p in lab.rglob("*_events.tsv")],
+        "run-1_events.tsv cannot be read (No such file or directory): BIDS wants one beside",
+    ),
     (bids_file("events.tsv", "\n2.0\t", "\nlate\t"), "run-1_events.tsv, line 3: no onset in seconds"),
-    (bids_file("events.tsv", "\n2.0\t", "\nnan\t"), "run-1_events.tsv, line 3: no onset in seconds"),
+    (bids_file("events.tsv", "\n2.0\t", "\nnan\t"), "run-1_events.tsv, line 3: no onset in seconds (nan)"),
+    (bids_file("events.tsv", "\n2.0\t", "\n2,0\t"), "run-1_events.tsv, line 3: no onset in seconds (2,0)"),
     (bids_file("events.tsv", "onset", "begin"), "run-1_events.tsv, line 2: no onset in seconds"),
     (bids_file("eeg.eeg"), "run-1_eeg.vhdr cannot be read as a BIDS recording"),
     (

@@ -276,7 +276,7 @@ REFUSED = [
     (lambda lab: shutil.rmtree(lab / "images"), "/images is not a folder"),
     (lambda lab: shutil.rmtree(lab / "eeg"), "/eeg names no file"),
     (write_bytes("eeg/sub-03-epo.fif", b"not a fif file"), "sub-03-epo.fif cannot be read as epochs of mne"),
-    (write_bytes("eeg/sub-03-epo.fif", b""), "sub-03-epo.fif cannot be read as epochs of mne"),
+    (write_bytes("eeg/sub-03-epo.fif", b""), "sub-03-epo.fif is empty: copy it again, or remove it"),
     (other_file(channels=["O1", "EOG", "Oz", "P8"]), "the same EEG channels, but only one has P8, Pz: drop them"),
     (other_file(channels=["EOG"]), "sub-02_run-b-epo.fif has no channel of type EEG"),
     (other_file(rate=200.0), "are at 200 and 100 Hz: resample one of them"),
