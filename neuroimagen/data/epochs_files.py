@@ -179,7 +179,8 @@ class EpochsFiles:
 
     def open(self, path: Path) -> Any:
         with damage(path, "epochs of mne", "save it again with Epochs.save"):
-            return import_mne().read_epochs(path, preload=False)
+            # To find one epoch in a .gz all before it is unpacked.
+            return import_mne().read_epochs(path, preload=path.suffix.lower() == ".gz")
 
     def describe(self, path: Path) -> Run:
         with grave(path, self.notes):
