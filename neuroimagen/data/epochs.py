@@ -144,7 +144,7 @@ class Study:
             if not run.subject:
                 found = SUBJECT.findall(run.name)
                 if not found and len(self.runs) > 1:  # eeg= may be a subject's folder
-                    found = SUBJECT.findall(run.path.absolute().as_posix())
+                    found = [match[1] for part in run.path.absolute().parts if (match := SUBJECT.fullmatch(part))]
                 if not found and len(self.runs) > 1:
                     raise ValueError(f"{run.path}: its name does not say whose it is: put sub-<subject> into it")
                 run.subject = found[-1] if found else "1"

@@ -172,7 +172,9 @@ def _of_epochs(contract: Contract, epochs: Any) -> tuple[np.ndarray, float, floa
 def _whole(epochs: Any) -> Any:
     """Epochs in memory, as mne reads them from a file: what their Epochs still have to drop is dropped (of a copy)."""
     if not epochs.preload or not all(projector["active"] for projector in epochs.info["projs"]):
-        before, epochs = epochs, epochs.copy().load_data().apply_proj()
+        before = epochs
+        with sys.modules["mne"].use_log_level("ERROR"):
+            epochs = epochs.copy().load_data().apply_proj()
         known = set(map(int, before.selection))
         dropped = Counter(why for i in known - set(map(int, epochs.selection)) for why in epochs.drop_log[i])
         if dropped:
