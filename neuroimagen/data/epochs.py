@@ -73,7 +73,7 @@ class Study:
         self._number_subjects()
         self.inputs = [self.table.path, *(part for run in self.runs for part in self.files.inputs(run.path))]
         self.trials: list[tuple[Run, int, Row]] = []  # run, place among its events, row of the table
-        self.ignored = dict.fromkeys(map(plain, config.ignore_markers), 0)
+        self.ignored = dict.fromkeys(map(plain, config.ignore_markers), False)  # whether one was met
         self.tasks = {run.task for run in self.runs}
         for run in self.runs:
             self._take(run)
@@ -181,7 +181,7 @@ class Study:
     def _account(self) -> None:
         """Refuses an ignored marker that is nowhere; notes files and subjects without a trial, and tasks that mix."""
         config, used = self.config, {id(run): run for run, _, _ in self.trials}
-        never = [name for name, times in self.ignored.items() if not times]
+        never = [name for name, met in self.ignored.items() if not met]
         if never and not config.subject:
             raise ValueError(f"ignore_markers={never[0]}: no event of eeg={config.eeg} is called that; leave it out")
         without = [run.name for run in self.runs if id(run) not in used]
@@ -234,7 +234,7 @@ class Study:
             raise ValueError(f"{run.path} holds two epochs with number {repeated[0]} in `selection`: save them apart")
         for place, event in enumerate(run.events):
             if ignored := self.ignored.keys() & set(map(plain, event.names)):
-                self.ignored[ignored.pop()] += 1
+                self.ignored |= dict.fromkeys(ignored, True)
                 continue
             whats = event.names if table.by_event else [str(event.number)]
             row = table.find([run.name, run.path.name], run.subject, whats)

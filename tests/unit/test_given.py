@@ -179,7 +179,7 @@ def lazy_epochs(tmin=-0.1, **options):
             [0, 1, 2, 3, 5, 6],
             r"1 of 7 epochs were dropped: BAD_cough .1.; left, .* are numbers 0, 1, 2, 3, 5, 6 of",
         ),
-        ({"tmin": -0.6}, [1, 2, 3, 5, 6], "2 of 7 epochs were dropped: TOO_SHORT .1., BAD_cough .1.; left"),
+        ({"tmin": -0.6}, [1, 2, 3, 5, 6], "2 of 7 epochs were dropped: NO_DATA .1., BAD_cough .1.; left"),
         ({"reject": {"eeg": 5e-4}}, [0, 1, 2, 5, 6], "2 of 7 epochs were dropped: Oz .1., BAD_cough .1.; left"),
     ],
 )
