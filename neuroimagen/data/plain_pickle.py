@@ -287,6 +287,8 @@ class _Values:
 def load(path: Path) -> Any:
     """What a pickled `.npy` file holds: plain values, numpy arrays up to IN_FILE bytes, StoredArrays beyond.
 
+    Of a `.npy` file that holds one plain array, that array, mapped.
+
     Raises ValueError, without running anything, for a file that is missing, damaged or holds more than that.
     """
     if not path.is_file():
