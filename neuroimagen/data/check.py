@@ -5,6 +5,7 @@ looked at: docs/doctor.md.
 """
 
 import dataclasses
+import re
 import typing
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from neuroimagen.data.perceivelab import load_plain
 from neuroimagen.data.remote import is_remote
 from neuroimagen.data.shard_files import SPLITS, ShardSplit, describe, local_folder
 from neuroimagen.data.source import SourceConfig, open_study
-from neuroimagen.data.study import Faults, Study
+from neuroimagen.data.study import Faults, Study, absent
 
 SHOWN = 20  # faults, and as many questions, on the terminal; the page and faults.txt have them all
 BESIDE = ("block_splits_by_image_all.pth", "splits.pth")  # splits files looked for beside an EEG file
@@ -95,13 +96,17 @@ def sniff(config: CheckConfig) -> tuple[CheckConfig, Path | None, str]:
             ("dataset_description.json", "epochs", "a BIDS folder"),
             ("sub-*/preprocessed_eeg_*.npy", "things", "THINGS-EEG2, for it has sub-*/preprocessed_eeg_*.npy"),
             ("EEG-ImageNet_*.pth", "imagenet", "EEG-ImageNet (2024), for it has EEG-ImageNet_*.pth"),
-            ("*-epo.fif", "epochs", "mne.Epochs, for it has *-epo.fif"),
+            (
+                "**/*[-_][Ee][Pp][Oo].[Ff][Ii][Ff]*",
+                "epochs",
+                "mne.Epochs, for it has files named *-epo.fif or *_epo.fif",
+            ),
         ):
             if any(path.glob(pattern)):
                 return _fill(config, dataset=_reader(word, path), eeg=path), None, f"{path}: {name}"
         raise ValueError(f"{path} is neither a shard directory (manifest.json) nor a folder of a study that is known")
     if not path.is_file():
-        raise ValueError(f"{path} does not exist")
+        raise ValueError(f"{path} {absent(path) or 'does not exist'}")
     if path.suffix in (".yaml", ".yml"):
         content = stage_section(path, "shards")
         if {"files", "markers"} & set(content):
@@ -111,7 +116,7 @@ def sniff(config: CheckConfig) -> tuple[CheckConfig, Path | None, str]:
             raise ValueError(f"{path} has no `shards:` section that says which files to read")
         given = typed(SourceConfig, {name: value for name, value in content.items() if name in known}, f"{path}: ")
         return _fill(config, **given), None, f"{path}: a config, of which the `shards:` section says what to read"
-    if path.suffix == ".fif":
+    if re.search(r"\.fif(\.gz)?$", path.name, re.IGNORECASE):
         return _fill(config, dataset=_reader("epochs", path), eeg=path), None, f"{path}: an mne file"
     if path.suffix == ".npy":  # of a subject; the reader takes the folder of all subjects
         folder = path.absolute().parent.parent

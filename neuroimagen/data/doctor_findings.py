@@ -9,9 +9,11 @@ import numpy as np
 
 from neuroimagen.data.classes import CLASSES, UNEVEN
 from neuroimagen.data.doctor import CLIPPED_LEAST, CLIPPED_SHARE, Examination
+from neuroimagen.data.epochs_files import said
 from neuroimagen.data.picture_hash import NEAR_BITS, NEAR_CORRELATION, near_pairs
 from neuroimagen.data.published import PUBLISHED, published
 from neuroimagen.data.seen import described
+from neuroimagen.data.study import some
 
 LARGE = 20  # times the customary standard deviation: no brain, and hardly an eye blink, does that
 LINES = (50, 60)  # Hz, mains
@@ -61,6 +63,7 @@ class Findings:
             self._order()
             self._amplitude_tells()
         self._known()
+        self._recorded()
 
     def ask(self, text: str, trials: list[int] | None = None) -> None:
         self.questions.append(Finding(text, [self.found.keys[i] for i in trials or []]))
@@ -341,6 +344,15 @@ class Findings:
                 )
             else:
                 self.fine.append("the label table is the published one")
+
+    def _recorded(self) -> None:
+        """What the files state of pass band and reference must be the same of all, or people differ by that alone."""
+        groups: list[dict[str, Any]] = getattr(self.study, "recorded", None) or []
+        if len(groups) > 1:
+            parts = [f"{said(group)} ({len(group['files'])} files, {some(group['files'], 2)})" for group in groups]
+            self.ask(
+                f"the files state different filters or references: {some(parts, 4)}: process them alike, or say why not"
+            )
 
     def amplitudes(self) -> list[dict[str, Any]]:
         """One row a subject: trials, median and 95 % of the channels' standard deviations, band, slope, line noise."""

@@ -28,6 +28,7 @@ class ShardStudy:
         self.dataset, self.simulated, self.units, self.channels = m.dataset, m.simulated, m.units, m.channels
         self.n_chans, self.n_times, self.sfreq = m.n_chans, m.n_times, m.sfreq
         self.classes, self.split_by, self.protocol, self.notes = m.classes, m.split_by, m.protocol, m.notes
+        self.recorded = m.recorded
         self.inputs = [Path(path) for path in m.inputs]
         self.picture_folders: list[Path] = []
         self.known = {c["label"]: c for c in m.classes}

@@ -13,6 +13,7 @@ The files are memory-mapped: to open 8,000 trials (1 GB) took 20 MB. Pages once 
 (all 1 GB, after all trials) until the system wants them back; what the process itself holds does not grow.
 """
 
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 
 from neuroimagen.data.classes import BY_WNID
-from neuroimagen.data.perceivelab import EXTENSIONS, SPLITS, load_plain
+from neuroimagen.data.perceivelab import EXTENSIONS, SPLITS, find_picture, load_plain
 from neuroimagen.data.study import Faults, Trial
 
 FILES = ("EEG-ImageNet_1.pth", "EEG-ImageNet_2.pth")
@@ -208,7 +209,7 @@ class Study:
         """Read both files; check their structure and every trial's header. No EEG sample is read yet."""
         if not folder.is_dir():
             raise ValueError(f"eeg={folder} is not a folder: dataset=eeg_imagenet takes the one that holds {FILES[0]}")
-        self.inputs = [folder / name for name in FILES if (folder / name).exists()]
+        self.inputs = [folder / name for name in FILES if os.path.lexists(folder / name)]
         if not self.inputs:
             raise ValueError(f"eeg={folder} holds neither {FILES[0]} nor {FILES[1]}")
         self.notes += [f"{name} is not there" for name in FILES if folder / name not in self.inputs]
@@ -260,7 +261,7 @@ class Study:
         label, image = trial["label"], trial["image"]
         if not isinstance(label, str) or label not in self.labels:
             raise ValueError(f"{where} has label {label!r}, which is not in the list `labels`")
-        if not isinstance(image, str) or not re.fullmatch(r"\w[\w-]*\.(JPEG|jpeg|jpg|JPG|png)", image):
+        if not isinstance(image, str) or not re.fullmatch(r"\w[\w-]*\.(jpe?g|png)", image, re.IGNORECASE):
             raise ValueError(f"{where} has image {image!r}, which is not the plain name of a picture")
         if not image.startswith(f"{label}_"):
             raise ValueError(f"{where} is labelled {label}, which is not the class of its image {image}")
@@ -360,7 +361,7 @@ class Study:
             if wnid not in there:
                 there[wnid] = {p.name for p in (root / wnid).iterdir()} if (root / wnid).is_dir() else set()
             stem = Path(image).stem
-            name = next((name for name in (image, *(stem + e for e in EXTENSIONS)) if name in there[wnid]), None)
+            name = find_picture(there[wnid], [image, *(stem + e for e in EXTENSIONS)])
             if name is None:
                 self.fault(
                     f"picture {root / wnid / image} is missing, which was shown in {self._name(i)}: "

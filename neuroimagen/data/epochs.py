@@ -7,7 +7,8 @@ eeg= is one of
            window= says what is cut around the onset of each event. notch= and band= are applied to each recording as a
            whole (mne's zero-phase FIR filters), so that no trial has filtered ends. A recording is then in memory while
            its trials are read: 1 h of 64 channels at 1 kHz takes 1.8 GB, and twice that while it is filtered.
-trials= is the table (data/trial_table.py). Every file is a run.
+trials= is the table (data/trial_table.py). Every file is a run. As mne.Epochs does, trials of a BIDS recording are left
+out that touch a BAD_ annotation (or, here, a point where the recording was cut). What is left out is said in `notes`.
 
 EEG leaves here in microvolts, float32, (n_chans, n_times): the channels of type EEG, bad ones too, in the order of the
 first file. Trials are read from the files one by one.
@@ -21,10 +22,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from neuroimagen.data.epochs_files import BidsFiles, EpochsFiles, Run, import_mne
+from neuroimagen.data.epochs_files import (
+    BAD,
+    BIDS_FORMATS,
+    SAME_RATE,
+    BidsFiles,
+    EpochsFiles,
+    Event,
+    Run,
+    import_mne,
+    touched,
+)
 from neuroimagen.data.splits import split_images, split_runs
-from neuroimagen.data.study import Faults, Trial
-from neuroimagen.data.trial_table import SPLITS, Row, TrialTable, plain_subject
+from neuroimagen.data.study import Faults, Trial, absent, some
+from neuroimagen.data.trial_table import SPLITS, Row, TrialTable, plain, plain_subject
 
 if TYPE_CHECKING:
     from neuroimagen.data.source import SourceConfig
@@ -49,21 +60,25 @@ class Study:
                 raise ValueError(f"dataset=epochs needs {key}=... (--help says what it is)")
         self.table = TrialTable(Path(config.trials), Path(config.images))
         for picture, line in self.table.missing.items():
-            self.fault(f"{self.table.path}, line {line}: picture {picture} is missing: put it there, or mend the row")
+            why = absent(picture) or "is missing: put it there, or mend the row"
+            self.fault(f"{self.table.path}, line {line}: picture {picture} {why}")
         self.picture_folders = [self.table.images]
-        bids = (Path(config.eeg) / "dataset_description.json").is_file()
+        bids = os.path.lexists(Path(config.eeg) / "dataset_description.json")
         self._opened: dict[tuple[int, Path], Any] = {}
         with import_mne().use_log_level("ERROR"):
-            self.files: EpochsFiles | BidsFiles = BidsFiles(config) if bids else EpochsFiles(config)
+            self.files: EpochsFiles | BidsFiles = (BidsFiles if bids else EpochsFiles)(config, self.notes)
             self.applied = self.files.applied
             self.before = {name: list(getattr(config, name)) for name in self.applied if getattr(config, name)}
-            self.runs = [self.files.describe(path) for path in self.files.paths]
+            self.runs = [self.files.describe(path) for path in self._whole(self.files.paths)]
         self._number_subjects()
-        self._compare()
         self.inputs = [self.table.path, *(part for run in self.runs for part in self.files.inputs(run.path))]
         self.trials: list[tuple[Run, int, Row]] = []  # run, place among its events, row of the table
+        self.ignored = dict.fromkeys(map(plain, config.ignore_markers), False)  # whether one was met
+        self.tasks = {run.task for run in self.runs}
         for run in self.runs:
             self._take(run)
+        self._account()
+        self._compare()
         unused = [row.line for row in self.table.rows.values() if not row.used]
         if unused and not config.subject:
             self.notes.append(
@@ -128,6 +143,8 @@ class Study:
         for run in self.runs:
             if not run.subject:
                 found = SUBJECT.findall(run.name)
+                if not found and len(self.runs) > 1:  # eeg= may be a subject's folder
+                    found = [match[1] for part in run.path.absolute().parts if (match := SUBJECT.fullmatch(part))]
                 if not found and len(self.runs) > 1:
                     raise ValueError(f"{run.path}: its name does not say whose it is: put sub-<subject> into it")
                 run.subject = found[-1] if found else "1"
@@ -146,6 +163,44 @@ class Study:
         for run in self.runs:
             self.of_subject[run.subject].append(run)
 
+    def _whole(self, paths: list[Path]) -> list[Path]:
+        """The recordings all of whose files are here, and not by name alone."""
+        lost: dict[Path, str] = {}
+        for path in paths:
+            if broken := next((part for part in self.files.inputs(path) if absent(part)), None):
+                lost[path] = f"{broken} {absent(broken)}"
+            elif path.suffix.lower() in BIDS_FORMATS and path.suffix not in [*BIDS_FORMATS, ".EDF"]:
+                lost[path] = f"{path} ends in capitals: rename it, BIDS has {path.suffix.lower()}"
+        if lost:
+            more = f" (so it is with {len(lost)} of {len(paths)} recordings)" if len(lost) > 1 else ""
+            self.fault(next(iter(lost.values())) + more)
+        if len(lost) == len(paths):
+            raise ValueError(f"eeg={self.config.eeg}: no recording is left")
+        return [path for path in paths if path not in lost]
+
+    def _account(self) -> None:
+        """Refuses an ignored marker that is nowhere; notes files and subjects without a trial, and tasks that mix."""
+        config, used = self.config, {id(run): run for run, _, _ in self.trials}
+        never = [name for name, met in self.ignored.items() if not met]
+        if never and not config.subject:
+            raise ValueError(f"ignore_markers={never[0]}: no event of eeg={config.eeg} is called that; leave it out")
+        without = [run.name for run in self.runs if id(run) not in used]
+        if without:
+            self.notes.append(f"{len(without)} of {len(self.runs)} files give no trial: {some(without)}")
+        gone = {run.subject for run in self.runs} - {run.subject for run in used.values()}
+        if gone:
+            self.notes.append(f"{len(gone)} of {len(self.subjects)} subjects have no trial: {some(sorted(gone))}")
+        if not used:
+            raise ValueError(f"eeg={config.eeg}: no trial is left" + "".join(f"; {note}" for note in self.notes[:3]))
+        self.runs = list(used.values())
+        tasks = sorted({run.task for run in self.runs})
+        if len(tasks) > 1:
+            self.notes.append(f"trials are of several tasks ({', '.join(tasks)}); task= takes one of them")
+        facts: dict[tuple[Any, ...], list[str]] = defaultdict(list)
+        for run in self.runs:
+            facts[tuple(run.recorded.items())].append(run.name)
+        self.recorded = [dict(stated) | {"files": names} for stated, names in facts.items()]
+
     def _compare(self) -> None:
         """Refuses files that differ in channels, rate or window."""
         first = self.runs[0]
@@ -160,41 +215,92 @@ class Study:
                     f"{both} must have the same EEG channels, but only one has {', '.join(differ)}: drop them, or "
                     "interpolate what is missing"
                 )
-            if run.sfreq != first.sfreq:
-                raise ValueError(f"{both} are at {run.sfreq:g} and {first.sfreq:g} Hz: resample one of them")
-            if (run.n_times, round(run.tmin, 6)) != (first.n_times, round(first.tmin, 6)):
+            if abs(run.sfreq - first.sfreq) > SAME_RATE:
+                raise ValueError(f"{both} are at {run.sfreq:.9g} and {first.sfreq:.9g} Hz: resample one of them")
+            if run.n_times != first.n_times or abs(run.tmin - first.tmin) * first.sfreq > 0.01:
                 raise ValueError(
                     f"{both} hold epochs of {run.n_times} and {first.n_times} samples from {run.tmin:g} and "
                     f"{first.tmin:g} s: cut them alike"
                 )
 
-    def _take(self, run: Run) -> None:
-        """The trials of a run: events that the table gives a picture."""
-        table, unknown, outside = self.table, [], 0
+    def _rows(self, run: Run) -> list[tuple[int, Event, Row]]:
+        """The events of a run that the table gives a picture, with their place; those that it should name are faults.
+
+        Not asked for: markers to ignore, BAD_ annotations and cuts.
+        """
+        table, found, unknown, known = self.table, [], [], 0
         repeated = [n for n, times in Counter(event.number for event in run.events).items() if times > 1]
         if repeated:
             raise ValueError(f"{run.path} holds two epochs with number {repeated[0]} in `selection`: save them apart")
         for place, event in enumerate(run.events):
+            if ignored := self.ignored.keys() & set(map(plain, event.names)):
+                self.ignored |= dict.fromkeys(ignored, True)
+                continue
             whats = event.names if table.by_event else [str(event.number)]
             row = table.find([run.name, run.path.name], run.subject, whats)
-            if row is None:
+            known += row is not None
+            if row is None and not (run.length and any(map(BAD.match, event.names))):
                 unknown.append(next((what for what in whats if what), "without a name"))
-            if row is None or row.picture is None or row.picture in table.missing:
-                continue
-            start = event.onset + round(run.tmin * run.sfreq)
-            if run.length and not 0 <= start <= run.length - run.n_times:
-                outside += 1
-                continue
-            self.trials.append((run, place, row))
-        if unknown:
-            names = list(dict.fromkeys(unknown))
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            if row is not None and row.picture is not None and row.picture not in table.missing:
+                found.append((place, event, row))
+        if unknown and not known and len(self.tasks) > 1:
+            self.notes.append(f"none of the {len(unknown)} events of {run.name} has a row in {table.path.name}")
+        elif unknown:
             self.fault(
                 f"{run.path}: {table.path} has no row for {'event' if table.by_event else 'trial'} "
-                f"{', '.join(names[:5])}{more}: add it, with an empty image if it is to be left out"
+                f"{some(list(dict.fromkeys(unknown)))}: add it, with an empty image if it is to be left out, or give "
+                "ignore_markers= what is no stimulus"
             )
-        if outside:
-            self.notes.append(f"{outside} trials of {run.name} reach over an end of the recording and were left out")
+        return found
+
+    def _take(self, run: Run) -> None:
+        """The trials of a run: events that the table gives a picture, where the recording holds them undisturbed."""
+        rows = self._rows(run)
+        pictured = {name for _, event, _ in rows for name in event.names}  # a picture may be called badger
+        bad = [span for span in run.bad if span[2] not in pictured]
+        spoilt: Counter[str] = Counter()
+        shown: dict[int, tuple[Event, Row]] = {}
+        outside = beyond = twice = 0
+        for place, event, row in rows:
+            start = event.onset + round(run.tmin * run.sfreq)
+            if run.length and not 0 <= start <= run.length - run.n_times:
+                outside, beyond = outside + 1, beyond + (not 0 <= event.onset < run.length)
+                continue
+            if name := touched(bad, start, run.n_times, run.sfreq):
+                spoilt[name] += 1
+                continue
+            if run.length and event.onset in shown:
+                other, earlier = shown[event.onset]
+                if earlier.picture == row.picture:
+                    twice += 1
+                else:
+                    self.fault(
+                        f"{run.path}: events {other.number} and {event.number} show two pictures at one time, "
+                        f"{event.onset / run.sfreq:g} s: leave one out of the table"
+                    )
+                continue
+            shown[event.onset] = event, row
+            self.trials.append((run, place, row))
+        seconds = run.length / run.sfreq
+        if beyond > 0.9 * len(rows):
+            self.fault(
+                f"{run.path}: {beyond} of its {len(rows)} events lie outside of it, which lasts {seconds:g} s: are "
+                "their onsets in seconds, and is the recording whole?"
+            )
+        elif outside:
+            cut = (
+                f" ({beyond} of {len(rows)} events lie beyond it, {seconds:g} s: is the file whole?)" if beyond else ""
+            )
+            self.notes.append(
+                f"{outside} trials of {run.name} reach over an end of the recording and were left out{cut}"
+            )
+        if spoilt:
+            self.notes.append(
+                f"{spoilt.total()} trials of {run.name} touch a BAD_ annotation or a cut ({some(spoilt)}) and were "
+                "left out"
+            )
+        if twice:
+            self.notes.append(f"{twice} events of {run.name} name the picture of another at the same time: taken once")
 
     def _split(self) -> None:
         config, where = self.config, str(self.table.path)

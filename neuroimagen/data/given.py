@@ -8,20 +8,22 @@ the contract, not yet standardised by the statistics of the train split.
 """
 
 import dataclasses
+import math
 import sys
+import warnings
+from collections import Counter
 from typing import Any
 
 import numpy as np
 import torch
 
-from neuroimagen.data.epochs_files import eeg_channels
+from neuroimagen.data.epochs_files import SAME_RATE, eeg_channels, recorded, said
 from neuroimagen.data.shard_files import Manifest
 from neuroimagen.data.signal import Prepared, SignalOptions
-from neuroimagen.data.study import Faults, Trial
+from neuroimagen.data.study import Faults, Trial, some
 
 VOLTS = ("epochs", "recording")  # data sets whose EEG was in volts in mne, and is in microvolts here
 LARGEST, SMALLEST = 100.0, 0.01  # times the train split's spread: beyond, the unit is another one, not the brain
-SAME_RATE = 1e-6  # relative
 SAME_FILTER = 0.1  # relative: mne writes the edges of a filter as they were asked for
 
 
@@ -40,6 +42,7 @@ class Contract:
     channels: list[str] | None = None  # None: the files do not name them
     tmin: float | None = None  # s from picture onset to the first sample; None: not known
     before: dict[str, list[float]] | None = None  # done by the reader, e.g. to whole recordings
+    recorded: list[dict[str, Any]] | None = None  # what its files state of pass band and reference
     options: dict[str, Any] = dataclasses.field(default_factory=dict)  # the signal options: data/signal.py
 
     @classmethod
@@ -48,7 +51,9 @@ class Contract:
         options = {
             f.name: manifest.config[f.name] for f in dataclasses.fields(SignalOptions) if f.name in manifest.config
         }
-        return cls(**{name: getattr(manifest, name) for name in names}, options=options)
+        contract = cls(**{name: getattr(manifest, name) for name in names}, options=options)
+        facts = [{k: v for k, v in own.items() if k != "files"} for own in manifest.recorded or []]
+        return dataclasses.replace(contract, recorded=facts or None)
 
     def __str__(self) -> str:
         times = f"{self.n_times} samples at {self.sfreq:g} Hz"
@@ -113,6 +118,11 @@ def take(
 
 
 def _array(contract: Contract, eeg: Any, as_recorded: bool) -> np.ndarray:
+    if type(eeg).__module__.startswith("mne."):
+        raise ValueError(
+            f"eeg is {type(eeg).__name__} of mne, but must be Epochs, or an array of numbers: cut recordings with "
+            "mne.Epochs(raw, events, ...); of an Evoked give evoked.data[None] * 1e6, its sfreq, tmin and channels"
+        )
     array = np.asarray(eeg)
     if array.dtype.kind not in "fiu":
         raise ValueError(f"eeg must be an array of numbers or mne.Epochs, not {type(eeg).__name__} ({array.dtype})")
@@ -138,8 +148,7 @@ def _of_epochs(contract: Contract, epochs: Any) -> tuple[np.ndarray, float, floa
             f"this model was trained on {contract.dataset} data, whose EEG {why}, so Epochs cannot be matched to it: "
             f"give an array of {contract}"
         )
-    if not len(epochs):
-        raise ValueError("these Epochs hold no trial")
+    epochs = _whole(epochs)
     names = eeg_channels("these Epochs", epochs.info)
     known = {name.casefold() for name in names}
     if missing := [name for name in contract.channels if name.casefold() not in known]:
@@ -155,8 +164,52 @@ def _of_epochs(contract: Contract, epochs: Any) -> tuple[np.ndarray, float, floa
                 f"Epochs are of {epochs.info['highpass']:g} to {epochs.info['lowpass']:g} Hz: cut them again after "
                 f"raw.filter({low or None}, {high or None})"
             )
+    _compare(contract, epochs.info, filtered=bool(low or high))
     eeg = _array(contract, epochs.get_data(picks=names) * 1e6, as_recorded=True)
     return eeg, float(epochs.info["sfreq"]), float(epochs.tmin), names
+
+
+def _whole(epochs: Any) -> Any:
+    """Epochs in memory, as mne reads them from a file: what their Epochs still have to drop is dropped (of a copy)."""
+    if not epochs.preload or not all(projector["active"] for projector in epochs.info["projs"]):
+        before = epochs
+        with sys.modules["mne"].use_log_level("ERROR"):
+            epochs = epochs.copy().load_data().apply_proj()
+        known = set(map(int, before.selection))
+        dropped = Counter(why for i in known - set(map(int, epochs.selection)) for why in epochs.drop_log[i])
+        if dropped:
+            reasons = some([f"{why} ({times})" for why, times in dropped.most_common()])
+            text = f"{len(known) - len(epochs)} of {len(known)} epochs were dropped: {reasons}"
+            if not len(epochs):
+                raise ValueError(f"these Epochs hold no trial: {text}")
+            left = some(list(map(str, epochs.selection)), 20)
+            warnings.warn(f"{text}; left, and drawn in this order, are numbers {left} of `selection`", stacklevel=2)
+    if not len(epochs):
+        raise ValueError("these Epochs hold no trial")
+    return epochs
+
+
+def _compare(contract: Contract, info: Any, filtered: bool) -> None:
+    """Warns of Epochs whose pass band or reference is none of those that the model's files state."""
+
+    def seen(facts: dict[str, Any]) -> tuple[float, float, bool]:
+        """As far as the model sees it: its own band and rate cut what lies beyond."""
+        low, high = contract.options.get("band") or (0, 0)
+        top = min(facts["lowpass"] or math.inf, high or math.inf, contract.sfreq / 2)
+        edges = (0.0, 0.0) if filtered else (max(facts["highpass"], low), top)
+        return (*edges, bool(facts["custom_ref_applied"]))
+
+    def same(one: tuple[float, float, bool], other: tuple[float, float, bool]) -> bool:
+        near = all(abs(a - b) <= SAME_FILTER * max(a, b) for a, b in zip(one[:2], other[:2], strict=True))
+        return near and one[2] == other[2]
+
+    own, theirs = recorded(info), contract.recorded or []
+    if theirs and not any(same(seen(own), seen(facts)) for facts in theirs):
+        warnings.warn(
+            f"these Epochs are of {said(own)}, but what this model was trained on is of "
+            f"{some([said(facts) for facts in theirs])}: filter and reference yours alike",
+            stacklevel=2,
+        )
 
 
 def _through_options(
@@ -175,7 +228,7 @@ def _through_options(
             f"this model takes EEG whitened by the noise of each subject's train trials (whiten={options.whiten}), "
             f"which is no part of it: give an array of {contract}"
         )
-    if sfreq < contract.sfreq * (1 - SAME_RATE):
+    if sfreq < contract.sfreq - SAME_RATE:
         raise ValueError(
             f"this EEG is at {sfreq:g} Hz, but the model takes {contract.sfreq:g} Hz: give it at that or more"
         )
@@ -191,7 +244,7 @@ def _through_options(
         raise ValueError(
             f"this model takes channels {', '.join(contract.channels or [])}: say channels=, yours by name"
         )
-    options.resample = contract.sfreq if abs(sfreq - contract.sfreq) > SAME_RATE * contract.sfreq else 0.0
+    options.resample = contract.sfreq if abs(sfreq - contract.sfreq) > SAME_RATE else 0.0
     options.notch = [] if "notch" in before else options.notch
     options.band = [] if "band" in before else options.band
     options.baseline = before.get("baseline", options.baseline)

@@ -19,7 +19,7 @@ import torch
 
 from neuroimagen.data.classes import BY_WNID
 from neuroimagen.data.splits import split_images
-from neuroimagen.data.study import Faults, Trial
+from neuroimagen.data.study import Faults, Trial, absent
 
 SFREQ = 1000.0  # Hz
 KEPT_LENGTHS = (450, 600)  # samples, both ends included: the customary filter
@@ -36,7 +36,7 @@ def load_plain(path: Path) -> Any:
     Raises ValueError, without running anything, for a file that is missing, damaged or holds more than that.
     """
     if not path.is_file():
-        raise ValueError(f"{path} does not exist or is not a file")
+        raise ValueError(f"{path} {absent(path) or 'does not exist or is not a file'}")
     try:
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -55,6 +55,14 @@ def load_plain(path: Path) -> Any:
     except Exception as error:  # a damaged pickle can raise anything
         reason = (str(error).splitlines() or [""])[0][:120]
         raise ValueError(f"{path} cannot be read as a torch file ({type(error).__name__}: {reason})") from None
+
+
+def find_picture(there: set[str], names: list[str]) -> str | None:
+    """The first of `names` that is there, else one that only writes its ending in another case (.Jpeg, .PNG)."""
+    lower = {Path(name).stem + Path(name).suffix.lower() for name in names}
+    return next((name for name in names if name in there), None) or next(
+        (name for name in sorted(there) if Path(name).stem + Path(name).suffix.lower() in lower), None
+    )
 
 
 def _get(trial: Any, key: str) -> Any:
@@ -332,7 +340,7 @@ class Study:
             if wnid not in there:
                 folder = root / wnid
                 there[wnid] = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
-            name = next((image + e for e in EXTENSIONS if image + e in there[wnid]), None)
+            name = find_picture(there[wnid], [image + e for e in EXTENSIONS])
             if name is None:
                 if image not in missing:
                     missing.add(image)

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from neuroimagen.data.study import absent
+
 IN_FILE = 4096  # bytes; a longer run of raw bytes is left in the file
 DEEPEST = 20  # containers in containers
 LONGEST_LINE = 1000  # bytes; lines hold names and small numbers
@@ -285,10 +287,12 @@ class _Values:
 def load(path: Path) -> Any:
     """What a pickled `.npy` file holds: plain values, numpy arrays up to IN_FILE bytes, StoredArrays beyond.
 
+    Of a `.npy` file that holds one plain array, that array, mapped.
+
     Raises ValueError, without running anything, for a file that is missing, damaged or holds more than that.
     """
     if not path.is_file():
-        raise ValueError(f"{path} does not exist or is not a file")
+        raise ValueError(f"{path} {absent(path) or 'does not exist or is not a file'}")
     try:
         with open(path, "rb") as file:
             start = file.read(6)
@@ -297,7 +301,7 @@ def load(path: Path) -> Any:
                 version = np.lib.format.read_magic(file)
                 read_header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
                 if not read_header[version[0]](file)[2].hasobject:
-                    raise _Refused("nothing but to be one array, where named parts are expected")
+                    return np.load(path, mmap_mode="r")  # nothing is pickled
             value = _Values(path, file)(_Unpickler(_File(file)).load())
     except _Refused as wanted:
         raise ValueError(

@@ -84,6 +84,8 @@ class Manifest:
     # What EEG that does not come from these shards has to match (data/given.py). Not known of older shards.
     tmin: float | None = None  # s from picture onset (or the first sample, where that is not known) to the first one
     before: dict[str, list[float]] | None = None  # what the reader did before the signal options, in their words
+    # What the files state: highpass, lowpass, custom_ref_applied ..., and the files; None: nothing.
+    recorded: list[dict[str, Any]] | None = None
 
 
 def local_folder(shards: str | Path) -> Path:

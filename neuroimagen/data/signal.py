@@ -12,7 +12,7 @@ import dataclasses
 import re
 from collections import defaultdict
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import scipy  # whose parts are imported when first used
@@ -149,6 +149,7 @@ class Prepared:
         self.n_times, self.sfreq, self.splits = study.n_times, study.sfreq, study.splits
         self.tmin: float = getattr(study, "tmin", 0.0)
         self.before: dict[str, list[float]] = getattr(study, "before", {})
+        self.recorded: list[dict[str, Any]] | None = getattr(study, "recorded", None)
         self.done: list[str] = []  # what is done, for the protocol
         self.picks: list[int] = []
         if options.picks:

@@ -27,6 +27,12 @@ class FilesConfig:
         "test_images/; epochs: folder of the pictures",
     )
     trials: str = path_option("", "epochs: CSV table of which event shows which picture (docs/data.md)")
+    task: str = option(
+        "", "epochs: of a BIDS data set, only recordings of this task (as in task-<label> of their names)"
+    )
+    ignore_markers: list[str] = option(
+        [], "recording, epochs: event or marker values that are no picture onsets, e.g. offset or response codes"
+    )
     splits: Literal["official", "by_image"] = option(
         "official",
         "perceivelab: the published splits file as it is; eeg_imagenet: by the order of the file, as published; "
@@ -51,9 +57,6 @@ class FilesConfig:
         "", "how pictures with an EXIF orientation were shown; empty: they are taken as they lie, and check asks"
     )
     average: int = option(0, "recording: test on averages of so many trials of one class; 0: as the file says")
-    ignore_markers: list[str] = option(
-        [], "recording, epochs: event or marker values that are no picture onsets, e.g. offset or response codes"
-    )
     shuffle_labels: bool = option(False, "recording: control, shuffle the labels within each run")
     seed: int = option(0, "of splits=by_image; things_eeg2: of the val pictures; of shuffle_labels and average")
 
@@ -79,6 +82,10 @@ def open_study(config: SourceConfig, fault: Faults | None = None) -> Study:
 
 
 def _open_files(config: SourceConfig, fault: Faults | None) -> Study:
+    if config.task and config.dataset != "epochs":
+        raise ValueError(f"task={config.task} is for dataset=epochs: leave it out")
+    if config.ignore_markers and config.dataset not in ("epochs", "recording"):
+        raise ValueError("ignore_markers is for dataset=epochs and dataset=recording: leave it out")
     if config.dataset == "recording":
         from neuroimagen.data import recording  # its libraries are an extra
 

@@ -1,10 +1,32 @@
 """What a reader gives and the packer takes: a study, trial by trial."""
 
 import dataclasses
+import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+
+FETCH = "its content was not fetched: `datalad get` or `git annex get` it (git-lfs: `git lfs pull`), or remove it"
+
+
+def absent(path: Path) -> str:
+    """Why a file that is there by name holds nothing, and the remedy; "" if it holds something, or is not there."""
+    if os.path.islink(path) and not path.exists():
+        return f"is a link to what is not here, so {FETCH}"
+    if not path.is_file() or path.stat().st_size > 1000:
+        return ""
+    content = path.read_bytes()
+    if b"/annex/objects/" in content or content.startswith(b"version https://git-lfs"):
+        return f"only says what it stands for, so {FETCH}"
+    return "" if content else "is empty: copy it again, or remove it"
+
+
+def some(names: Collection[str], most: int = 5) -> str:
+    """a, b and 3 more"""
+    shown = list(names)[:most]
+    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 @dataclasses.dataclass
@@ -39,10 +61,10 @@ class Faults:
 class Study(Protocol):
     """What a reader gives: see data/perceivelab.py and data/recording.py.
 
-    Three more, where the reader knows: `tmin`, s from picture onset to the first sample of every trial (else 0 is
+    Four more, where the reader knows: `tmin`, s from picture onset to the first sample of every trial (else 0 is
     taken); `before`, what it did itself in the words of the signal options ("notch", "band": to recordings as a whole;
-    "baseline"); `shown(index)`, the (subject, image) of a trial without reading its EEG, which spares a pass over the
-    files.
+    "baseline"); `recorded`, what the files say of pass band and reference (data/epochs_files.py); `shown(index)`, the
+    (subject, image) of a trial without reading its EEG, which spares a pass over the files.
     """
 
     dataset: str

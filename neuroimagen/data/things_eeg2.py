@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from neuroimagen.data import plain_pickle
-from neuroimagen.data.study import Faults, Trial
+from neuroimagen.data.study import Faults, Trial, absent, some
 
 FILES = {"training": "preprocessed_eeg_training.npy", "test": "preprocessed_eeg_test.npy"}
 FIELDS = ("preprocessed_eeg_data", "ch_names", "times")
@@ -133,12 +133,19 @@ class Study:
                 f"eeg={eeg} is not a folder: dataset=things_eeg2 takes the one that holds sub-01, sub-02, ..."
             )
         found: dict[int, Path] = {}
+        others: list[str] = []
         for path in _visible(eeg):
             if (match := re.fullmatch(r"sub-(\d{1,6})", path.name)) and path.is_dir():
                 number = int(match[1])
                 if number == 0 or number in found:
                     raise ValueError(f"{path}: subjects are numbered from 1, each in one folder: rename it")
                 found[number] = path
+            elif path.is_symlink() and not path.exists():
+                self.fault(f"{path} {absent(path)}")
+            elif re.match(r"sub", path.name, re.IGNORECASE):
+                others.append(path.name)
+        if others:
+            self.notes.append(f"left out, for it is not called sub-01, sub-02, ...: {some(others)}")
         if not found:
             near = any((eeg / file).exists() for file in FILES.values())
             raise ValueError(

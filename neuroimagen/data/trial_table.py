@@ -60,6 +60,7 @@ class TrialTable:
         self.missing: dict[Path, int] = {}  # picture -> the first line that names it
         self.wnids: dict[str, str] = {}  # class -> wnid
         self.classes: dict[Path, str] = {}  # picture -> class
+        self.folders: dict[Path, dict[Path, Path]] = {}  # folder -> its files by their names with endings in lower case
         self.stems: dict[str, Path] = {}  # picture's name without its ending -> picture
         if not images.is_dir():
             raise ValueError(f"images={images} is not a folder: give the one that column image of {path} starts from")
@@ -118,11 +119,23 @@ class TrialTable:
             self.missing[row.picture] = line
 
     def _picture(self, where: str, name: str) -> Path:
-        """The file that `name` names below the folder of pictures, in whichever Unicode form its name is written."""
-        if Path(name).is_absolute() or ".." in Path(name).parts:
+        """The file that `name` names below the folder of pictures, in whichever Unicode form its name is written.
+
+        Or, where that is not there, with \\ as Windows writes / and with its ending in another case.
+        """
+        if Path(name).is_absolute() or ".." in re.split(r"[/\\]", name):
             raise ValueError(f"{where}: image {name} must be a path below images={self.images}, without '..'")
-        forms = [self.images / unicodedata.normalize(form, name) for form in ("NFC", "NFD")]
-        return next((path for path in forms if path.is_file()), forms[0])
+        names = dict.fromkeys([name, name.replace("\\", "/")])
+        forms = [self.images / unicodedata.normalize(form, one) for one in names for form in ("NFC", "NFD")]
+        if found := next((path for path in forms if path.is_file()), None):
+            return found
+        for path in forms:
+            if path.parent not in self.folders:
+                inside = path.parent.iterdir() if path.parent.is_dir() else []
+                self.folders[path.parent] = {p.with_suffix(p.suffix.lower()): p for p in sorted(inside)}
+            if found := self.folders[path.parent].get(path.with_suffix(path.suffix.lower())):
+                return found
+        return forms[0]
 
     def find(self, files: Iterable[str], subject: str, whats: Iterable[str]) -> Row | None:
         """The row for an event: the first of its names that has one, and of that the row that says most."""

@@ -276,7 +276,7 @@ REFUSED = [
     (lambda lab: shutil.rmtree(lab / "images"), "/images is not a folder"),
     (lambda lab: shutil.rmtree(lab / "eeg"), "/eeg names no file"),
     (write_bytes("eeg/sub-03-epo.fif", b"not a fif file"), "sub-03-epo.fif cannot be read as epochs of mne"),
-    (write_bytes("eeg/sub-03-epo.fif", b""), "sub-03-epo.fif cannot be read as epochs of mne"),
+    (write_bytes("eeg/sub-03-epo.fif", b""), "sub-03-epo.fif is empty: copy it again, or remove it"),
     (other_file(channels=["O1", "EOG", "Oz", "P8"]), "the same EEG channels, but only one has P8, Pz: drop them"),
     (other_file(channels=["EOG"]), "sub-02_run-b-epo.fif has no channel of type EEG"),
     (other_file(rate=200.0), "are at 200 and 100 Hz: resample one of them"),
@@ -437,3 +437,64 @@ def test_memory_stays_that_of_a_trial(tmp_path):
     run = subprocess.run([sys.executable, "-c", PEAK, *files], capture_output=True, text=True, timeout=900, check=True)
     count, grown = map(int, run.stdout.split())
     assert count == 200 and path.stat().st_size > 20e6 and grown < 4e6
+
+
+def set_info(lab, file, annotations=None, **info):
+    import mne
+
+    path = lab / "eeg" / f"{file}-epo.fif"
+    epochs = mne.read_epochs(path, verbose="ERROR")
+    with epochs.info._unlock():
+        epochs.info.update(info)
+    if annotations:
+        epochs.set_annotations(mne.Annotations(*annotations))
+    epochs.save(path, overwrite=True, verbose="ERROR")
+
+
+@pytest.mark.parametrize(
+    "info, said",
+    [
+        ({"highpass": 1.0, "lowpass": 30.0}, "1 to 30 Hz, reference as recorded"),
+        ({"custom_ref_applied": True}, "0 to 50 Hz, another reference was applied"),
+        ({"highpass": 0.1}, "0.1 to 50 Hz, reference as recorded"),
+    ],
+)
+def test_check_asks_where_people_were_filtered_or_referenced_otherwise(lab, info, said, tmp_path, capsys):
+    set_info(lab, "sub-02_run-a", **info)
+    files = [f"eeg={lab / 'eeg'}", f"images={lab / 'images'}", f"trials={lab / 'trials.csv'}"]
+    files += ["dataset=epochs", "splits=by_image"]
+    question = (
+        "the files state different filters or references: 0 to 50 Hz, reference as recorded (2 files, "
+        f"sub-01_run-a-epo.fif, sub-01_run-b-epo.fif), {said} (1 files, sub-02_run-a-epo.fif): process them alike"
+    )
+    main(["check", *files])
+    assert question in capsys.readouterr().out
+    assert main(["shards", *files, f"out={tmp_path / 'out'}"]) == 0
+    kept = read_manifest(tmp_path / "out").recorded
+    assert [len(own["files"]) for own in kept] == [2, 1] and all(kept[1][name] == value for name, value in info.items())
+    capsys.readouterr()
+    main(["check", str(tmp_path / "out")])
+    assert question in capsys.readouterr().out
+
+
+def test_bad_annotations_of_saved_epochs_are_told(lab):
+    set_info(lab, "sub-02_run-a", annotations=([1.0, 5.1], [0.05, 1.0], ["BAD_x", "bad y"]))
+    study = opened(lab)
+    assert len(study) == 60 and len(study.notes) == 1
+    assert study.notes[0] == "3 epochs of sub-02_run-a-epo.fif touch a BAD_ annotation and are kept, as they were saved"
+
+
+def test_rates_apart_by_less_than_a_sample_an_hour_are_equal(lab):
+    write_epochs_file(lab / "eeg" / "sub-02_run-b-epo.fif", 9, NAMES[:4], rate=RATE - 0.0002)
+    assert len(opened(lab)) == 64 and opened(lab).sfreq == RATE
+    write_epochs_file(lab / "eeg" / "sub-02_run-b-epo.fif", 9, NAMES[:4], rate=RATE - 0.0005)
+    with pytest.raises(ValueError, match="are at 99.999[0-9]+ and 100 Hz: resample one of them"):
+        opened(lab)
+
+
+def test_markers_to_ignore(lab):
+    change_table("c0,", "dog,")(lab)
+    study = opened(lab, "splits=by_image", "ignore_markers=[c0]")
+    assert len(study) == 57
+    with pytest.raises(ValueError, match="task=view is for a BIDS data set"):
+        opened(lab, "splits=by_image", "task=view")

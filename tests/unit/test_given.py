@@ -1,6 +1,8 @@
 """EEG given from Python becomes what the shards hold, whichever way it comes."""
 
 import dataclasses
+import re
+import warnings
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from lab_files import CHANNELS, RATE, TYPES, config, write_epochs
 from tiny_models import TEXT_LENGTH, TEXT_WIDTH, tiny_pipeline
 
 from neuroimagen import NeuroImagen
-from neuroimagen.data.given import Contract, take
+from neuroimagen.data.given import Contract, _compare, take
 from neuroimagen.data.shards import ShardSplit, make_shards, read_manifest
 
 OPTIONS = {
@@ -155,3 +157,108 @@ def test_the_reader_s_own_baseline_is_subtracted(lab):
 def test_the_manifest_says_when_trials_begin_and_what_was_done_before(lab):
     assert [read_manifest(lab / name).tmin for name in ("plain", "all")] == [pytest.approx(-0.1), pytest.approx(0.0)]
     assert read_manifest(lab / "all").before == {}
+
+
+def lazy_epochs(tmin=-0.1, **options):
+    """Seven epochs of a recording of 7 s as everyone cuts them: not loaded, so what will be dropped is not known."""
+    data = np.random.default_rng(0).normal(0, 1e-5, (4, 700))
+    data[2, 355] += 1e-3
+    raw = mne.io.RawArray(data, mne.create_info(CHANNELS, RATE, TYPES), verbose="ERROR")
+    raw.set_annotations(mne.Annotations([4.5], [0.05], ["BAD_cough"]))
+    events = np.array([[100 * i + 50, 0, 1] for i in range(7)])
+    return mne.Epochs(raw, events, tmin=tmin, tmax=0.3, verbose="ERROR", **({"baseline": None} | options)), data
+
+
+@pytest.mark.parametrize(
+    "options, kept, said",
+    [
+        ({"reject_by_annotation": False}, range(7), ""),
+        ({"preload": True}, [0, 1, 2, 3, 5, 6], ""),
+        (
+            {},
+            [0, 1, 2, 3, 5, 6],
+            r"1 of 7 epochs were dropped: BAD_cough .1.; left, .* are numbers 0, 1, 2, 3, 5, 6 of",
+        ),
+        ({"tmin": -0.6}, [1, 2, 3, 5, 6], "2 of 7 epochs were dropped: NO_DATA .1., BAD_cough .1.; left"),
+        ({"reject": {"eeg": 5e-4}}, [0, 1, 2, 5, 6], "2 of 7 epochs were dropped: Oz .1., BAD_cough .1.; left"),
+    ],
+)
+def test_epochs_that_are_not_loaded_are_taken_and_stay_as_they_are(lab, options, kept, said):
+    contract = Contract.of(read_manifest(lab / "plain"))
+    epochs, data = lazy_epochs(**options)
+    before = epochs.preload, epochs._bad_dropped, len(epochs.events)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        given = take(contract, epochs)
+    assert (epochs.preload, epochs._bad_dropped, len(epochs.events)) == before
+    assert len(caught) == bool(said) and all(re.search(said, str(warning.message)) for warning in caught)
+    expected = np.stack([data[[0, 2, 3], 100 * i + 40 : 100 * i + 81] for i in kept]) * 1e6
+    np.testing.assert_allclose(given, expected, rtol=1e-3, atol=1e-2)
+    with pytest.raises(ValueError, match="hold no trial: 7 of 7 epochs were dropped: .*Oz .7."):
+        take(contract, lazy_epochs(reject={"eeg": 1e-9}, reject_by_annotation=False)[0])
+
+
+@pytest.mark.parametrize("baseline", [None, (None, 0), (-0.1, 0.0)])
+def test_epochs_with_and_without_a_baseline(lab, baseline):
+    contract = dataclasses.replace(Contract.of(read_manifest(lab / "plain")), eeg_dtype="float32")
+    epochs, data = lazy_epochs(baseline=baseline, reject_by_annotation=False)
+    expected = np.stack([data[[0, 2, 3], 100 * i + 40 : 100 * i + 81] for i in range(7)]) * 1e6
+    expected -= expected[:, :, :11].mean(axis=2, keepdims=True) if baseline else 0
+    np.testing.assert_allclose(take(contract, epochs), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_projectors_are_applied_as_when_a_file_is_read(lab, tmp_path):
+    contract = dataclasses.replace(Contract.of(read_manifest(lab / "plain")), recorded=None)
+    epochs = lazy_epochs(preload=True)[0]
+    epochs.set_eeg_reference(projection=True, verbose="ERROR")  # not applied before one says so
+    epochs.save(tmp_path / "a-epo.fif", verbose="ERROR")
+    read = mne.read_epochs(tmp_path / "a-epo.fif", verbose="ERROR")
+    np.testing.assert_allclose(take(contract, epochs), take(contract, read), rtol=1e-3, atol=1e-2)
+    assert not epochs.info["projs"][0]["active"] and abs(take(contract, epochs).mean(1)).max() < 0.01
+
+
+def test_other_objects_of_mne_are_told_what_to_do(lab):
+    contract, epochs = Contract.of(read_manifest(lab / "plain")), lazy_epochs(preload=True)[0]
+    raw = mne.io.RawArray(np.zeros((4, 700)), epochs.info, verbose="ERROR")
+    others = [raw, epochs.average(), epochs.compute_psd(verbose="ERROR"), epochs.info, raw.annotations]
+    for other in others:
+        with pytest.raises(ValueError, match=f"eeg is {type(other).__name__} of mne, but must be Epochs"):
+            take(contract, other)
+    evoked = epochs.average()
+    as_told = take(contract, evoked.data[None] * 1e6, RATE, evoked.tmin, evoked.ch_names)
+    assert as_told.shape == (1, 3, 41)
+
+
+@pytest.mark.parametrize(
+    "info, options, warned",
+    [
+        ({}, {}, False),
+        ({"highpass": 1.0}, {}, True),
+        ({"lowpass": 30.0}, {}, True),
+        ({"lowpass": 49.0}, {}, False),  # a tenth is no other filter
+        ({"lowpass": 500.0}, {}, False),  # the model sees nothing above half its rate
+        ({"custom_ref_applied": True}, {}, True),
+        ({"highpass": 0.1}, {"band": [1.0, 0.0]}, False),  # the model filters itself
+        ({"highpass": 2.0}, {"band": [1.0, 0.0]}, True),
+        ({"lowpass": 30.0}, {"band": [0.0, 20.0]}, False),
+    ],
+)
+def test_pass_band_and_reference_are_compared(lab, info, options, warned):
+    contract = Contract.of(read_manifest(lab / "plain"))
+    assert contract.recorded == [{"highpass": 0.0, "lowpass": 50.0, "custom_ref_applied": 0}]
+    contract = dataclasses.replace(contract, options=contract.options | options)
+    epochs = lazy_epochs(preload=True)[0].crop(-0.1, 0.3)
+    with epochs.info._unlock():
+        epochs.info.update(info)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _compare(contract, epochs.info, filtered=False)
+        assert len(caught) == warned
+        _compare(dataclasses.replace(contract, recorded=None), epochs.info, filtered=False)  # of older shards
+    assert len(caught) == warned
+    if warned:
+        assert re.search(
+            r"these Epochs are of .* Hz, .*, but what this model was trained on is of 0 to 50 Hz, reference "
+            "as recorded: filter and reference yours alike",
+            str(caught[0].message),
+        )

@@ -152,7 +152,7 @@ def read(path: Path):
         table = read_recording(path, StudyFile("", "", "t", ["A", NAME], "m", rate=8))
         return table.eeg.tolist(), table.onsets.tolist(), table.values, table.digest
     if path.name.endswith("events.tsv"):
-        return BidsFiles.shown(SimpleNamespace(), path.with_name("sub-01_eeg.vhdr"))
+        return BidsFiles.shown(path)
     if path.name == "config.yaml":
         return stage_section(path, "shards")
     if path.name == "study.yaml":
