@@ -30,6 +30,10 @@ class _Refused(Exception):
     """What the file wanted."""
 
 
+class _Bare(Exception):
+    """The one array that the file holds instead."""
+
+
 class StoredArray:
     """An array that stays in its file. `stored[index]` reads what the index selects, as a new array."""
 
@@ -296,9 +300,15 @@ def load(path: Path) -> Any:
             if start == np.lib.format.MAGIC_PREFIX:
                 version = np.lib.format.read_magic(file)
                 read_header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
-                if not read_header[version[0]](file)[2].hasobject:
-                    raise _Refused("nothing but to be one array, where named parts are expected")
+                shape, _, dtype = read_header[version[0]](file)
+                if not dtype.hasobject:
+                    raise _Bare(f"one bare array ({dtype}, shape {shape})")
             value = _Values(path, file)(_Unpickler(_File(file)).load())
+    except _Bare as what:
+        raise ValueError(
+            f"{path} holds {what} where a dict of named parts is expected (EEG, names of channels, times): np.save such a "
+            "dict, or get the file from its publisher"
+        ) from None
     except _Refused as wanted:
         raise ValueError(
             f"{path} is a pickle that wants {wanted}, where only arrays and plain values are taken, as more could run "
