@@ -18,9 +18,10 @@ RATE = 120  # Hz, about, of the sketches
 LANDMARKS, NEAREST, AXES = 4, 4, 16  # of a trial; what is looked at of each
 REACH = np.linspace(-0.1, 0.1, 11)  # s around a landmark
 DISTANCE = 0.4  # between landmarks of unit length
-AGREE, PHASES = 0.97, 0.9
+AGREE, PHASES = 0.98, 0.9  # correlations; of fewer than FEW independent channels more is asked
+FEW = 4
 BAND = 20  # Hz, of the frequencies made equally strong
-OVERLAP = 0.5  # of a sketch: what two must have in common
+OVERLAP = 0.7  # of a sketch: what two must have in common
 
 
 class Copies:
@@ -47,7 +48,8 @@ class Copies:
             return
         x = scipy.signal.fftconvolve(eeg - eeg.mean(axis=1, keepdims=True), self.kernel[None], "valid", axes=1)
         x[flat] = 0
-        x /= np.where(flat, 1, x.std(axis=1))[:, None] + 1e-300
+        usual = 1.5 * np.median(np.abs(x), axis=1, keepdims=True)
+        x = np.clip(x / np.maximum(usual, 0.05 * x.std(axis=1, keepdims=True) + 1e-300), -4, 4)  # pops are not all there is
         self.sketches[number] = x[:, :: self.step].astype(np.float16)
         power = (x**2).sum(axis=0)
         first, last = -self.taps[0], x.shape[1] - 2 - self.taps[-1]
@@ -95,7 +97,11 @@ class Copies:
         moving = (a**2).any(axis=1) & (b**2).any(axis=1)
         a, b = a[moving], b[moving]
         r = (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
-        if not len(r) or abs(np.median(r)) < AGREE:
+        if not len(r):
+            return False
+        spectrum = np.linalg.eigvalsh(np.corrcoef(a).reshape(len(a), len(a)))
+        independent = spectrum.sum() ** 2 / (spectrum**2).sum()
+        if abs(np.median(r)) < 1 - (1 - AGREE) * min(1, independent / FEW):
             return False
         taper = np.hanning(a.shape[1] + 2)[1:-1]
         cross = np.fft.rfft(a * taper) * np.conj(np.fft.rfft(b * taper))

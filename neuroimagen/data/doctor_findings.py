@@ -43,7 +43,7 @@ class Findings:
 
     def __init__(self, found: Examination, where: str) -> None:
         self.found, self.study, self.where = found, found.study, where
-        leak = re.compile("is in both|the same picture")
+        leak = re.compile("is in both|the same picture|the same data")
         self.faults = [Finding(said, [], LEAK if leak.search(said) else LABELS) for said in found.study.fault.found]
         self.questions: list[Finding] = []
         self.fine: list[str] = []
@@ -256,9 +256,6 @@ class Findings:
                 what = "two trials hold" if len(pairs) == 1 else f"{n} trials and {len(trials) - n} others hold"
                 rank = LEAK if across else LABELS
                 self.wrong(f"{what} the same EEG{across} ({both}): leave one of the two out", trials, rank)
-        for note in self.study.notes:
-            if "holds the same data as" in note:
-                self.ask(f"{note}: which of the two names is right?", rank=LEAK)
         if not groups:
             self.fine.append("no two trials hold the same EEG, be it rounded, scaled or shifted")
 

@@ -169,6 +169,8 @@ class Study:
             table = read_table(path, study)
             if table.digest in seen:
                 self.notes.append(f"{path.name} holds the same data as {seen[table.digest].name} and was left out")
+                if self.fault.collect:
+                    self.fault(f"{path} holds the same data as {seen[table.digest].name}: remove the one whose name is wrong")
                 continue
             seen[table.digest] = path
             self.inputs.append(path)
