@@ -29,11 +29,12 @@ class Copies:
 
     def __init__(self, n_chans: int, n_times: int, sfreq: float) -> None:
         self.picks = np.unique(np.linspace(0, n_chans - 1, CHANNELS).astype(int))
-        scale = min(1.0, n_times / sfreq / 0.4)  # of everything in time, where trials are short
+        scale = min(1.0, n_times / sfreq / 0.7)  # of everything in time, where trials are short
         time = np.arange(-(reach := int(3 * WIDTHS[1] * scale * sfreq)), reach + 1) / sfreq
         narrow, wide = (np.exp(-((time / (width * scale)) ** 2) / 2) for width in WIDTHS)
         self.kernel = narrow / narrow.sum() - wide / wide.sum()
         self.taps, self.seconds = REACH * scale * sfreq, (n_times - 2 * reach) / sfreq
+        self.band = BAND / scale
         self.step = max(1, int(scale * sfreq / RATE))
         self.sketches: dict[int, np.ndarray] = {}  # trial -> (channels, samples / step)
         self.trials: list[int] = []  # of each landmark
@@ -49,7 +50,9 @@ class Copies:
         x = scipy.signal.fftconvolve(eeg - eeg.mean(axis=1, keepdims=True), self.kernel[None], "valid", axes=1)
         x[flat] = 0
         usual = 1.5 * np.median(np.abs(x), axis=1, keepdims=True)
-        x = np.clip(x / np.maximum(usual, 0.05 * x.std(axis=1, keepdims=True) + 1e-300), -4, 4)  # pops are not all there is
+        x = np.clip(
+            x / np.maximum(usual, 0.05 * x.std(axis=1, keepdims=True) + 1e-300), -4, 4
+        )  # pops are not all there is
         self.sketches[number] = x[:, :: self.step].astype(np.float16)
         power = (x**2).sum(axis=0)
         first, last = -self.taps[0], x.shape[1] - 2 - self.taps[-1]
@@ -105,5 +108,5 @@ class Copies:
             return False
         taper = np.hanning(a.shape[1] + 2)[1:-1]
         cross = np.fft.rfft(a * taper) * np.conj(np.fft.rfft(b * taper))
-        cross = cross[:, 1 : 1 + int(BAND * self.seconds * there.mean())]
+        cross = cross[:, 1 : 1 + int(self.band * self.seconds * there.mean())]
         return bool(abs((cross.real / (np.abs(cross) + 1e-30)).mean()) > PHASES)

@@ -169,12 +169,11 @@ class Findings:
                 trials = sorted(set().union(*channels.values()))
                 worst = sorted(channels, key=lambda channel: -len(channels[channel]))
                 uneven = any(len(own) < len(trials) for own in channels.values())
-                listed = ", ".join(
-                    self.channel(c) + f" (in {len(channels[c])})" * uneven for c in worst[:8]
-                )
+                listed = ", ".join(self.channel(c) + f" (in {len(channels[c])})" * uneven for c in worst[:8])
                 more = f" and {len(channels) - 8} more" if len(channels) > 8 else ""
                 self.wrong(
-                    f"channel {listed}{more} of subject {subject} {word} in {len(trials)} of {of[subject]} trials", trials
+                    f"channel {listed}{more} of subject {subject} {word} in {len(trials)} of {of[subject]} trials",
+                    trials,
                 )
             if not by_subject:
                 self.fine.append(f"no channel of any trial {word}")
@@ -182,7 +181,7 @@ class Findings:
     def _units(self) -> None:
         """Amplitudes that no person has, people that are too far apart, and what shards of this study would refuse."""
         of = Counter(self.found.subject)
-        for (subject, _), (said, trials) in self.found.refused.items():
+        for (subject, _), (said, trials) in sorted(self.found.refused.items()):
             self.wrong(
                 f"{len(trials)} of {of[subject]} trials of subject {subject} cannot be packed: {said}", trials, UNITS
             )

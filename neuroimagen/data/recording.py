@@ -170,7 +170,9 @@ class Study:
             if table.digest in seen:
                 self.notes.append(f"{path.name} holds the same data as {seen[table.digest].name} and was left out")
                 if self.fault.collect:
-                    self.fault(f"{path} holds the same data as {seen[table.digest].name}: remove the one whose name is wrong")
+                    self.fault(
+                        f"{path} holds the same data as {seen[table.digest].name}: remove the one whose name is wrong"
+                    )
                 continue
             seen[table.digest] = path
             self.inputs.append(path)

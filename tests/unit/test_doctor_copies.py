@@ -22,7 +22,9 @@ def brain(seed: int, n_chans: int, rate: float, seconds: float, alpha: float = 1
     return 10 * mixed / mixed.std() + 0.3 * rng.normal(size=mixed.shape)
 
 
-def trials(eeg: np.ndarray, rate: float, shift: float = 0.0, drift: float = 0.0, seconds: float = 0.9) -> list[np.ndarray]:
+def trials(
+    eeg: np.ndarray, rate: float, shift: float = 0.0, drift: float = 0.0, seconds: float = 0.9
+) -> list[np.ndarray]:
     """TRIALS windows 1.5 s apart; `shift` samples later, by a clock that is `drift` wrong."""
     spline = scipy.interpolate.CubicSpline(np.arange(eeg.shape[1]), eeg, axis=1)
     starts = (0.3 + 1.5 * np.arange(TRIALS)) * rate
