@@ -1,12 +1,10 @@
 """The same EEG twice, though it was rounded, scaled, turned in sign, cropped, or cut by another clock.
 
-As recordings of music are told: of each trial a sketch is kept, and where in it a few landmarks lie (peaks of its power
-over channels) and what the signal does around them. Landmarks that look alike name the few pairs of trials whose
-sketches are then laid upon each other. So a hundred thousand trials cost no more than some 30 near ones each.
+As music is recognised: of each trial a sketch is kept, and what the signal does around a few landmarks (peaks of its
+power over channels). Landmarks that look alike name the few pairs of trials whose sketches are laid upon each other.
 
-A pair is the same EEG if, channel by channel, the two go together AGREE, and if they do so also with all frequencies made
-equally strong (PHASES): two alphas, two blinks or two evoked responses go together in those few that they consist of.
-What was re-referenced or filtered differently since is beyond this.
+A pair is the same EEG if the two correlate by AGREE, and by PHASES with all frequencies made equally strong: alphas,
+blinks and evoked responses agree in few frequencies only. What was re-referenced or filtered since is beyond this.
 """
 
 import numpy as np

@@ -194,8 +194,8 @@ class Findings:
             offset = float(np.median(self.found.offset[: len(self.found)][self.subject == subject]))
             if offset > OFFSET and not any(subject == refused for refused, _ in self.found.refused):
                 self.ask(
-                    f"the EEG of subject {subject} stands on an offset of {offset:.3g} times its signal: take it away by "
-                    "baseline= or band=",
+                    f"the EEG of subject {subject} stands on an offset of {offset:.3g} times its signal: take it away "
+                    "by baseline= or band=",
                     rank=UNITS,
                 )
         if apart := people_apart(sizes):
@@ -243,8 +243,8 @@ class Findings:
             recordings = self.found.recording[a], self.found.recording[b]
             overlap = recordings[0] == recordings[1] and abs(shift) > OVERLAPS * self.study.sfreq
             if not overlap or self.split[a] != self.split[b]:
-                groups[overlap, *recordings, str(self.split[a]), str(self.split[b])].append((a, b))
-        for (overlap, one, other, *sides), pairs in groups.items():
+                groups[overlap, recordings, (str(self.split[a]), str(self.split[b]))].append((a, b))
+        for (overlap, (one, other), sides), pairs in groups.items():
             n = len({a for a, _ in pairs})
             trials = list(dict.fromkeys(trial for pair in pairs for trial in pair))
             across = f" and in two splits, {sides[0]} and {sides[1]}" if sides[0] != sides[1] else ""
@@ -275,8 +275,8 @@ class Findings:
                     worst = ", ".join(self.channel(c) for c in np.argsort(-share)[:3])
                     self.ask(
                         f"subject {subject} has line noise at {line} Hz: {ratio:.1f} times the power of neighbouring "
-                        f"frequencies, up to {100 * share.max():.2g} % of a channel's (most in channel {worst}): was a notch "
-                        "filter meant to be applied?"
+                        f"frequencies, up to {100 * share.max():.2g} % of a channel's (most in channel {worst}): was a "
+                        "notch filter meant to be applied?"
                     )
             falls = self.slopes[subject]
             if falls is not None and falls > -WHITE:

@@ -64,15 +64,15 @@ def encode_eeg(eeg: np.ndarray, dtype: str, where: str) -> tuple[bytes, float, f
         offset = np.abs(eeg.mean(axis=1, dtype=np.float64))
         if moving.any() and np.median(offset[moving] / spread[moving]) > OFFSET:
             raise ValueError(
-                f"{where}: a signal of {np.median(spread[moving]):.3g} on an offset of {np.median(offset[moving]):.3g} does "
-                "not fit float16: take the offset away by baseline= or band="
+                f"{where}: a signal of {np.median(spread[moving]):.3g} on an offset of {np.median(offset[moving]):.3g} "
+                "does not fit float16: take the offset away by baseline= or band="
             )
         what = f"signal of {np.median(spread[moving]):.3g}"
         if not np.isfinite(half).all():
             what = f"value of {float(np.abs(eeg).max()):.3g}"
         raise ValueError(
-            f"{where}: a {what} does not fit float16: mend the units of the file (EEG has 0.1 to 1,000 uV), or scale it by "
-            "standardise=; eeg_dtype=float32 would keep it as it is"
+            f"{where}: a {what} does not fit float16: mend the units of the file (EEG has 0.1 to 1,000 uV), or scale it "
+            "by standardise=; eeg_dtype=float32 would keep it as it is"
         )
     return half.tobytes(), float(error.sum() * eeg.shape[1]), signal_
 
@@ -81,10 +81,10 @@ def people_apart(sizes: dict[int, float]) -> str:
     """What is wrong if amplitudes (subject -> above 0) are a factor of APART from each other; else nothing."""
     if not sizes or (most := max(sizes.values())) < APART * (least := min(sizes.values())):
         return ""
-    large, small = ([s for s, size in sizes.items() if size == which][0] for which in (most, least))
+    large, small = (max(sizes, key=lambda subject: sign * sizes[subject]) for sign in (1, -1))
     return (
-        f"the EEG of subject {large} is {most / least:.2g} times as large as that of subject {small} (standard deviations "
-        f"of {most:.3g} and {least:.3g}): their units differ, and scaled together the smaller would be zeros; mend the "
+        f"the EEG of subject {large} is {most / least:.2g} times as large as that of subject {small} (standard "
+        f"deviations of {most:.3g} and {least:.3g}): their units differ, and scaled together the smaller would be zeros; mend the "
         "units, or give standardise=channel"
     )
 
