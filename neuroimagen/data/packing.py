@@ -71,8 +71,8 @@ def encode_eeg(eeg: np.ndarray, dtype: str, where: str) -> tuple[bytes, float, f
         if not np.isfinite(half).all():
             what = f"value of {float(np.abs(eeg).max()):.3g}"
         raise ValueError(
-            f"{where}: a {what} does not fit float16: mend the units of the file (EEG has 0.1 to 1,000 uV), or scale it "
-            "by standardise=; eeg_dtype=float32 would keep it as it is"
+            f"{where}: a {what} does not fit float16: mend the units of the file (EEG has 0.1 to 1,000 uV), or scale "
+            "it by standardise=; eeg_dtype=float32 would keep it as it is"
         )
     return half.tobytes(), float(error.sum() * eeg.shape[1]), signal_
 
@@ -84,8 +84,8 @@ def people_apart(sizes: dict[int, float]) -> str:
     large, small = (max(sizes, key=lambda subject: sign * sizes[subject]) for sign in (1, -1))
     return (
         f"the EEG of subject {large} is {most / least:.2g} times as large as that of subject {small} (standard "
-        f"deviations of {most:.3g} and {least:.3g}): their units differ, and scaled together the smaller would be zeros; mend the "
-        "units, or give standardise=channel"
+        f"deviations of {most:.3g} and {least:.3g}): their units differ, and scaled together the smaller would be zeros: "
+        "mend the units, or give standardise=channel"
     )
 
 

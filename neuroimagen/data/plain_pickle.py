@@ -306,8 +306,8 @@ def load(path: Path) -> Any:
             value = _Values(path, file)(_Unpickler(_File(file)).load())
     except _Bare as what:
         raise ValueError(
-            f"{path} holds {what} where a dict of named parts is expected (EEG, names of channels, times): np.save such "
-            "a dict, or get the file from its publisher"
+            f"{path} holds {what} where a dict of named parts is expected (EEG, names of channels, times): np.save "
+            "such a dict, or get the file from its publisher"
         ) from None
     except _Refused as wanted:
         raise ValueError(

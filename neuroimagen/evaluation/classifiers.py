@@ -333,8 +333,8 @@ def _pictures_by_folder(root: Path) -> dict[str, list[Path]]:
     if short := [folder for folder, n in different.items() if n < 2]:
         more = f", and so {len(short) - 1} more folders" if len(short) > 1 else ""
         raise ValueError(
-            f"{root / short[0]} holds {different[short[0]]} pictures{more}; a class needs two that differ, one to learn "
-            f"and one to test: add pictures, or judge by classifier={BACKBONE}, which needs none"
+            f"{root / short[0]} holds {different[short[0]]} pictures{more}; a class needs two that differ, one to "
+            f"learn and one to test: add pictures, or judge by classifier={BACKBONE}, which needs none"
         )
     # The label order of the paper's data set where the folders are its wnids; the alphabet otherwise.
     return dict(sorted(found.items(), key=lambda kv: (BY_WNID[kv[0]].label if kv[0] in BY_WNID else -1, kv[0])))

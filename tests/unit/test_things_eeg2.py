@@ -269,7 +269,7 @@ EVEN = np.arange(100) / 100
 CASES = {
     "attack in np.save": (attack("save"), r"training\.npy is a pickle that wants posix\.system.*nothing in it was run"),
     "attack in a bare pickle": (attack("bare"), r"training\.npy is a pickle that wants posix\.system"),
-    "a plain array": (plain, r"preprocessed_eeg_test\.npy holds one bare array \(float\d\d, shape \(.*\)\) where a dict"),
+    "a plain array": (plain, r"preprocessed_eeg_test\.npy holds one bare array \(float\d\d, shape \(.*\)\) where"),
     "not a pickle": (
         lambda t: t.path(1, "test").write_bytes(struct.pack("<40d", *range(40))),
         r"preprocessed_eeg_test\.npy is damaged or no pickled",
