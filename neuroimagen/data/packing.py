@@ -84,8 +84,8 @@ def people_apart(sizes: dict[int, float]) -> str:
     large, small = (max(sizes, key=lambda subject: sign * sizes[subject]) for sign in (1, -1))
     return (
         f"the EEG of subject {large} is {most / least:.2g} times as large as that of subject {small} (standard "
-        f"deviations of {most:.3g} and {least:.3g}): their units differ, and scaled together the smaller would be zeros: "
-        "mend the units, or give standardise=channel"
+        f"deviations of {most:.3g} and {least:.3g}): their units differ, and scaled together the smaller would be "
+        "zeros: mend the units, or give standardise=channel"
     )
 
 
