@@ -8,6 +8,7 @@ import dataclasses
 import re
 import typing
 from pathlib import Path
+from typing import Literal
 
 from neuroimagen.config import path_option, stage_section, typed
 from neuroimagen.data.doctor import examine
@@ -19,7 +20,7 @@ from neuroimagen.data.shard_files import SPLITS, ShardSplit, describe, local_fol
 from neuroimagen.data.source import SourceConfig, open_study
 from neuroimagen.data.study import Faults, Study, absent
 
-SHOWN = 20  # faults, and as many questions, on the terminal; the page and faults.txt have them all
+ALIKE = 3  # sentences that differ in names and numbers only, before they are counted
 BESIDE = ("block_splits_by_image_all.pth", "splits.pth")  # splits files looked for beside an EEG file
 
 
@@ -31,6 +32,8 @@ class CheckConfig(SourceConfig):
         "",
         "shard directory, published file or folder, or YAML file with a `shards:` section; or give dataset=, eeg= ...",
     )
+    eeg_dtype: Literal["float16", "float32"] = option("float16", "that of the shards to be made, which may refuse it")
+    shown: int = option(20, "faults, and as many questions, to print; 0: every one")
     report: str = path_option("", "folder for index.html, faults.txt and pictures; empty: text only")
 
 
@@ -43,12 +46,13 @@ def check(config: CheckConfig) -> int:
     except ValueError as error:
         if not fault.found:
             raise
-        listed = _listed([Finding(text) for text in fault.found], "")
+        listed = _listed([Finding(text) for text in fault.found], config)
         raise ValueError(f"{error}\nbefore that:\n{listed}") from None
     said = study.manifest.config if isinstance(study, ShardStudy) else dataclasses.asdict(config)
-    found = examine(study, said.get("background", ""), said.get("orientation", ""))
-    findings = Findings(found, str(shards or study.inputs[0]))
-    print(summary(findings, how, config.report))
+    dtype = "float32" if shards else config.eeg_dtype
+    examined = examine(study, dtype, said.get("background", ""), said.get("orientation", ""))
+    findings = Findings(examined, str(shards or config.recording or config.eeg))
+    print(summary(findings, how, config))
     if config.report:
         from neuroimagen.data.doctor_page import write_page
 
@@ -114,7 +118,8 @@ def sniff(config: CheckConfig) -> tuple[CheckConfig, Path | None, str]:
         known = {field.name for field in dataclasses.fields(SourceConfig)}
         if not known & set(content):
             raise ValueError(f"{path} has no `shards:` section that says which files to read")
-        given = typed(SourceConfig, {name: value for name, value in content.items() if name in known}, f"{path}: ")
+        own = {name: value for name, value in content.items() if name in (*known, "eeg_dtype")}
+        given = typed(CheckConfig, own, f"{path}: ")
         return _fill(config, **given), None, f"{path}: a config, of which the `shards:` section says what to read"
     if re.search(r"\.fif(\.gz)?$", path.name, re.IGNORECASE):
         return _fill(config, dataset=_reader("epochs", path), eeg=path), None, f"{path}: an mne file"
@@ -161,15 +166,24 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def _listed(findings: list[Finding], report: str) -> str:
-    lines = [f"  {n}. {plain(finding.short())}" for n, finding in enumerate(findings[:SHOWN], 1)]
-    if len(findings) > SHOWN:
-        where = f"all are in {Path(report) / 'faults.txt'}" if report else "report=DIR writes all"
-        lines.append(f"  and {len(findings) - SHOWN} more: {where}")
-    return "\n".join(lines)
+def _listed(findings: list[Finding], config: CheckConfig) -> str:
+    """So many as `config.shown` says, and of those that are alike a few and their number."""
+    alike: dict[str, list[tuple[int, Finding]]] = {}
+    for number, finding in enumerate(findings, 1):
+        kind = re.sub(r"\S*[\d/]\S*", "", finding.text) if config.shown else str(number)
+        alike.setdefault(kind, []).append((number, finding))
+    lines, cut = [], 3 if config.shown else max((len(finding.trials) for finding in findings), default=0)
+    for same in alike.values():
+        lines += [f"  {number}. {plain(finding.short(cut))}" for number, finding in same[:ALIKE]]
+        lines += [f"     and {len(same) - ALIKE} more of this kind"] * (len(same) > ALIKE)
+    printed = lines[: config.shown or None]
+    if len(printed) < len(lines) or any(len(same) > ALIKE for same in alike.values()):
+        where = f"{Path(config.report) / 'faults.txt'} has all faults" if config.report else "shown=0 prints all"
+        printed.append(f"  {where}")
+    return "\n".join(printed)
 
 
-def summary(findings: Findings, how: str, report: str = "") -> str:
+def summary(findings: Findings, how: str, config: CheckConfig) -> str:
     """The verdict, for a terminal."""
     found, study = findings.found, findings.study
     lines = [plain(how), verdict(findings)]
@@ -192,9 +206,9 @@ def summary(findings: Findings, how: str, report: str = "") -> str:
             )
     lines += [f"  note: {plain(note)}" for note in study.notes]
     if findings.faults:
-        lines += ["wrong:", _listed(findings.faults, report)]
+        lines += ["wrong:", _listed(findings.faults, config)]
     if findings.questions:
-        lines += ["a reviewer would ask:", _listed(findings.questions, report)]
+        lines += ["a reviewer would ask:", _listed(findings.questions, config)]
     if findings.fine:
         lines += ["fine:", *(f"  + {plain(text)}" for text in findings.fine)]
     speed = len(found) / max(found.seconds, 1e-9)

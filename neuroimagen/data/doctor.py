@@ -16,13 +16,16 @@ import numpy as np
 import scipy  # whose parts are imported when first used
 from tqdm import tqdm
 
-from neuroimagen.data.packing import open_picture, read_picture
+from neuroimagen.data.doctor_copies import Copies
+from neuroimagen.data.packing import encode_eeg, open_picture, read_picture
 from neuroimagen.data.picture_hash import Fingerprint, fingerprint
 from neuroimagen.data.pictures import SUFFIXES
 from neuroimagen.data.study import Study, Trial
 
 # A clipped channel stays at its largest or smallest value for a good part of the trial; noise is there once or twice.
 CLIPPED_SHARE, CLIPPED_LEAST = 0.05, 8  # of the samples of a trial, and samples
+# ... and much longer than at the value next to it; what has few values is coarse, and its largest is often there.
+CLIPPED_TIMES, COARSE = 4, 32
 MOST_SPECTRA = 20_000  # trials; of a larger study every second, third ... is used
 EXAMPLES = 3  # pictures of each class that the page shows
 EXAMPLE_SIZE = 88  # px
@@ -45,16 +48,21 @@ class Picture:
 class Examination:
     """What one pass over `study` finds; see `examine`. Trials are numbered as they were read, split after split."""
 
-    def __init__(self, study: Study, background: str = "", orientation: str = "") -> None:
-        self.study, self.background, self.orientation = study, background, orientation
+    def __init__(self, study: Study, eeg_dtype: str, background: str = "", orientation: str = "") -> None:
+        self.study, self.eeg_dtype, self.background, self.orientation = study, eeg_dtype, background, orientation
         n = sum(len(indices) for indices in study.splits.values())
         self.planned = n
         self.wnids = {c["label"]: c["wnid"] for c in study.classes}
         self.keys: list[str] = []
+        self.names: list[str] = []  # key, and where in which recording if the reader knows
+        self.recording: list[str] = []  # run and subject, or subject
         self.split: list[str] = []
         self.subject: list[int] = []
         self.label: list[int] = []
         self.order: list[tuple[Any, ...]] = []  # what sorts the trials of a subject in time, or else as in the file
+        self.offset = np.zeros(n, np.float32)  # of each trial: its mean by its standard deviation, median over channels
+        # (subject, remedy) -> what `neuroimagen shards` says of the first trial that it refuses so, and all of them
+        self.refused: dict[tuple[int, str], tuple[str, list[int]]] = {}
         self.spread = np.full((n, study.n_chans), np.nan, np.float32)  # standard deviation of each trial and channel
         # kind -> (subject, channel) -> trials; what is flat has no more than one value in a trial
         self.channels: dict[str, dict[tuple[int, int], list[int]]] = {"nan": {}, "flat": {}, "clipped": {}}
@@ -69,8 +77,9 @@ class Examination:
         self.examples: dict[int, list[str]] = defaultdict(list)  # label -> the first images of it
         self.bad_pictures: set[str] = set()
         self.used_files: set[Path] = set()
-        self.same_eeg: list[tuple[int, int]] = []
+        self.same_eeg: dict[tuple[int, int], float] = {}  # (trial, later trial) -> samples between what they share
         self.first_eeg: dict[bytes, int] = {}
+        self.copies = Copies(study.n_chans, study.n_times, study.sfreq)
         self.left_out = 0  # trials that could not be read
         self.orphans: list[Path] = []
         self.seconds = 0.0
@@ -95,6 +104,10 @@ class Examination:
         self.label.append(trial.label)
         place = trial.extra.get("onset_s", trial.extra.get("trial_index", index))
         self.order.append((str(trial.extra.get("run", "")), place))
+        run = " ".join(str(trial.extra[name]) for name in ("session", "run") if trial.extra.get(name))
+        self.recording.append(f"{run} of subject {trial.subject}" if run else f"subject {trial.subject}")
+        epoch = f"epoch {trial.extra['number']}" if "number" in trial.extra else f"{place} s"
+        self.names.append(f"{trial.key} ({run}, {epoch})" if run else trial.key)
         where = self.study.where(index) if hasattr(self.study, "where") else f"trial {trial.key}"
         self._add_picture(split, trial, where)
         self._add_eeg(number, trial)
@@ -113,12 +126,23 @@ class Examination:
         self._mark("flat", trial.subject, flat, number)
         at_end = np.maximum((eeg == low[:, None]).sum(axis=1), (eeg == high[:, None]).sum(axis=1))
         clipped = ~flat & (at_end >= max(CLIPPED_LEAST, CLIPPED_SHARE * study.n_times))
+        for channel in np.flatnonzero(clipped):
+            counts = np.unique(eeg[channel], return_counts=True)[1]
+            ends = max(counts[0] / counts[1], counts[-1] / counts[-2])
+            clipped[channel] = len(counts) > COARSE and ends > CLIPPED_TIMES
         self._mark("clipped", trial.subject, clipped, number)
         self.spread[number] = eeg.std(axis=1)
+        try:
+            encode_eeg(eeg, self.eeg_dtype, trial.key)
+        except ValueError as error:
+            said = str(error).partition(": ")[2]
+            self.refused.setdefault((trial.subject, said.partition("float16")[2]), (said, []))[1].append(number)
         if not flat.all():
+            self.offset[number] = np.median(np.abs(eeg.mean(axis=1))[~flat] / self.spread[number, ~flat])
+            self.copies.add(number, eeg)
             first = self.first_eeg.setdefault(hashlib.blake2b(eeg.data, digest_size=16).digest(), number)
             if first != number:
-                self.same_eeg.append((first, number))
+                self.same_eeg[first, number] = 0.0
         if trial.subject not in self.evoked:
             self.evoked[trial.subject] = np.zeros(eeg.shape)
             self.channel_spectra[trial.subject] = np.zeros((study.n_chans, len(self.frequencies)))
@@ -173,13 +197,13 @@ def look_at(source: bytes | Path, label: int, where: str, background: str = "", 
     return Picture(label, hashlib.sha256(data).hexdigest(), look, full, set(), set(), buffer.getvalue(), seen.done)
 
 
-def examine(study: Study, background: str = "", orientation: str = "") -> Examination:
+def examine(study: Study, eeg_dtype: str = "float32", background: str = "", orientation: str = "") -> Examination:
     """Read every trial of every split once. Faults of trials and pictures go to `study.fault`, which must collect.
 
-    background, orientation: of pictures, as in the config.
+    eeg_dtype: that of the shards to be made, which may refuse a trial; background, orientation: of pictures, likewise.
     """
     assert study.fault.collect, "a doctor lists all faults"
-    found, start = Examination(study, background, orientation), time.perf_counter()
+    found, start = Examination(study, eeg_dtype, background, orientation), time.perf_counter()
     total = sum(map(len, study.splits.values()))
     with tqdm(total=total, unit="trial", desc="check", disable=None) as progress:
         for split, indices in study.splits.items():
@@ -193,6 +217,7 @@ def examine(study: Study, background: str = "", orientation: str = "") -> Examin
     finish = getattr(study, "finish", None)
     if finish is not None:
         finish()
+    found.same_eeg = found.copies.pairs() | found.same_eeg
     there = {path for folder in study.picture_folders for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES}
     found.orphans = sorted(there - found.used_files)
     found.seconds = time.perf_counter() - start

@@ -1,6 +1,7 @@
 """What the examination of a study means: what is wrong, what a reviewer would ask, what is fine."""
 
 import dataclasses
+import re
 from collections import Counter, defaultdict
 from itertools import combinations
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from neuroimagen.data.classes import CLASSES, UNEVEN
 from neuroimagen.data.doctor import CLIPPED_LEAST, CLIPPED_SHARE, Examination
 from neuroimagen.data.epochs_files import said
+from neuroimagen.data.packing import OFFSET, people_apart
 from neuroimagen.data.picture_hash import NEAR_BITS, NEAR_CORRELATION, near_pairs
 from neuroimagen.data.published import PUBLISHED, published
 from neuroimagen.data.seen import described
@@ -17,7 +19,10 @@ from neuroimagen.data.study import some
 
 LARGE = 20  # times the customary standard deviation: no brain, and hardly an eye blink, does that
 LINES = (50, 60)  # Hz, mains
-LINE_RATIO = 2.0  # power above the neighbouring bins that is worth a question
+LINE_RATIO, LINE_SHARE = 2.0, 0.01  # of the neighbouring bins' power, and of a channel's, that is worth a question
+USUAL = 0.1, 1000.0  # uV, standard deviation of EEG
+OVERLAPS = 0.05  # s; trials of one recording that share EEG further apart are windows that overlap
+LEAK, LABELS, UNITS, SIGNAL = range(4)  # how bad a finding is, worst first
 WHITE = 0.3  # EEG falls as f^-1 to f^-2 (Donoghue et al. 2020); f^-0.3 and flatter is not what EEG looks like
 
 
@@ -27,6 +32,7 @@ class Finding:
 
     text: str
     trials: list[str] = dataclasses.field(default_factory=list)
+    rank: int = SIGNAL
 
     def short(self, most: int = 3) -> str:
         if not self.trials:
@@ -40,8 +46,8 @@ class Findings:
 
     def __init__(self, found: Examination, where: str) -> None:
         self.found, self.study, self.where = found, found.study, where
-        self.faults = [Finding(text) for text in found.study.fault.found]
-        self.integrity = len(self.faults)  # so many of them are of files, the others of what is in them
+        leak = re.compile("is in both|the same picture|the same data")
+        self.faults = [Finding(said, [], LEAK if leak.search(said) else LABELS) for said in found.study.fault.found]
         self.questions: list[Finding] = []
         self.fine: list[str] = []
         self.subject = np.array(found.subject, int)
@@ -56,6 +62,7 @@ class Findings:
         if len(found):
             self._pictures()
             self._channels()
+            self._units()
             self._large()
             self._same_eeg()
             self._spectra()
@@ -64,12 +71,14 @@ class Findings:
             self._amplitude_tells()
         self._known()
         self._recorded()
+        for listed in (self.faults, self.questions):
+            listed.sort(key=lambda finding: finding.rank)
 
-    def ask(self, text: str, trials: list[int] | None = None) -> None:
-        self.questions.append(Finding(text, [self.found.keys[i] for i in trials or []]))
+    def ask(self, text: str, trials: list[int] | None = None, rank: int = SIGNAL) -> None:
+        self.questions.append(Finding(text, [self.found.names[i] for i in trials or []], rank))
 
-    def wrong(self, text: str, trials: list[int] | None = None) -> None:
-        self.faults.append(Finding(f"{self.where}: {text}", [self.found.keys[i] for i in trials or []]))
+    def wrong(self, text: str, trials: list[int] | None = None, rank: int = SIGNAL) -> None:
+        self.faults.append(Finding(f"{self.where}: {text}", [self.found.names[i] for i in trials or []], rank))
 
     def channel(self, number: int) -> str:
         names = self.study.channels
@@ -103,7 +112,7 @@ class Findings:
                 splits = {split for image in images for split in pictures[image].splits}
                 if len(splits) > 1 and self.study.split_by == "image":
                     across += 1
-                    self.wrong(f"{_and(named)} are the same picture, byte for byte: leave one out")
+                    self.wrong(f"{_and(named)} are the same picture, byte for byte: leave one out", rank=LEAK)
                 else:
                     same += 1
         for one, other in combinations(sides, 2):
@@ -112,7 +121,8 @@ class Findings:
                 if pictures[a[i]].digest != pictures[b[j]].digest:
                     near += 1
                     self.ask(
-                        f"{a[i]} ({one}) and {b[j]} ({other}) look like copies of one picture (correlation {r:.3f})"
+                        f"{a[i]} ({one}) and {b[j]} ({other}) look like copies of one picture (correlation {r:.3f})",
+                        rank=LEAK,
                     )
         shared = [image for image, picture in pictures.items() if len(picture.splits) > 1]
         if shared and self.study.split_by == "image":
@@ -120,11 +130,13 @@ class Findings:
             for image in shared:
                 if f"image {image} is in both" in said:
                     continue
-                self.wrong(f"image {image} is in {' and '.join(sorted(pictures[image].splits))}: use a split by image")
+                sides_of = " and ".join(sorted(pictures[image].splits))
+                self.wrong(f"image {image} is in {sides_of}: use a split by image", rank=LEAK)
         elif shared:
             self.ask(
                 f"{len(shared)} of {len(pictures)} pictures are in more than one split (it is by run): a decoder may "
-                "know the test pictures; say so"
+                "know the test pictures; say so",
+                rank=LEAK,
             )
         elif self.study.split_by == "image":
             self.fine.append(f"split by image: none of {len(pictures)} pictures is in two splits, for any subject")
@@ -156,18 +168,52 @@ class Findings:
             "clipped": f"is clipped ({100 * CLIPPED_SHARE:g} % of its samples and {CLIPPED_LEAST} are its extreme)",
         }
         for kind, word in words.items():
-            by_trials: dict[tuple[int, tuple[int, ...]], list[int]] = defaultdict(list)
+            by_subject: dict[int, dict[int, list[int]]] = defaultdict(dict)
             for (subject, channel), trials in self.found.channels[kind].items():
-                by_trials[subject, tuple(trials)].append(channel)
-            for (subject, numbers), channels in by_trials.items():
-                listed = ", ".join(self.channel(c) for c in channels[:8])
+                by_subject[subject][channel] = trials
+            for subject, channels in by_subject.items():
+                trials = sorted(set().union(*channels.values()))
+                worst = sorted(channels, key=lambda channel: -len(channels[channel]))
+                uneven = any(len(own) < len(trials) for own in channels.values())
+                listed = ", ".join(self.channel(c) + f" (in {len(channels[c])})" * uneven for c in worst[:8])
                 more = f" and {len(channels) - 8} more" if len(channels) > 8 else ""
                 self.wrong(
-                    f"channel {listed}{more} of subject {subject} {word} in {len(numbers)} of {of[subject]} trials",
-                    list(numbers),
+                    f"channel {listed}{more} of subject {subject} {word} in {len(trials)} of {of[subject]} trials",
+                    trials,
                 )
-            if not by_trials:
+            if not by_subject:
                 self.fine.append(f"no channel of any trial {word}")
+
+    def _units(self) -> None:
+        """Amplitudes that no person has, people that are too far apart, and what shards of this study would refuse."""
+        of = Counter(self.found.subject)
+        for (subject, _), (said, trials) in sorted(self.found.refused.items()):
+            self.wrong(
+                f"{len(trials)} of {of[subject]} trials of subject {subject} cannot be packed: {said}", trials, UNITS
+            )
+        moves = np.where(self.spread > 0, self.spread, np.nan)
+        sizes: dict[int, float] = {}
+        for subject in self.found.subjects:
+            own = moves[self.subject == subject]
+            if np.isfinite(own).any():
+                sizes[subject] = float(np.nanmedian(own))
+            offset = float(np.median(self.found.offset[: len(self.found)][self.subject == subject]))
+            if offset > OFFSET and not any(subject == refused for refused, _ in self.found.refused):
+                self.ask(
+                    f"the EEG of subject {subject} stands on an offset of {offset:.3g} times its signal: take it away "
+                    "by baseline= or band=",
+                    rank=UNITS,
+                )
+        if apart := people_apart(sizes):
+            self.wrong(apart, rank=UNITS)
+        odd = {s: size for s, size in sizes.items() if self.study.units == "uV" and not USUAL[0] <= size <= USUAL[1]}
+        if odd:
+            some = _and([f"{size:.3g} uV of subject {subject}" for subject, size in odd.items()])
+            self.ask(
+                f"amplitudes of {some} (median of the standard deviations of channels in trials), where EEG has "
+                f"{USUAL[0]:g} to {USUAL[1]:,.0f} uV: does the file name its units, and are they right?",
+                rank=UNITS,
+            )
 
     def _large(self) -> None:
         """Channels, then single trials, that are LARGE times what is usual for the subject."""
@@ -197,11 +243,26 @@ class Findings:
             self.fine.append(f"no channel is {LARGE} times as large as is usual for its subject")
 
     def _same_eeg(self) -> None:
-        for a, b in self.found.same_eeg:
-            sides = f" and in two splits, {self.split[a]} and {self.split[b]}" if self.split[a] != self.split[b] else ""
-            self.wrong(f"two trials hold the same EEG{sides}: leave one out", [a, b])
-        if not self.found.same_eeg:
-            self.fine.append("no two trials hold the same EEG")
+        """One line for each two recordings that share EEG, on the same or two sides of a split."""
+        groups: dict[tuple[Any, ...], list[tuple[int, int]]] = defaultdict(list)
+        for (a, b), shift in sorted(self.found.same_eeg.items()):
+            recordings = self.found.recording[a], self.found.recording[b]
+            overlap = recordings[0] == recordings[1] and abs(shift) > OVERLAPS * self.study.sfreq
+            if not overlap or self.split[a] != self.split[b]:
+                groups[overlap, recordings, (str(self.split[a]), str(self.split[b]))].append((a, b))
+        for (overlap, (one, other), sides), pairs in groups.items():
+            n = len({a for a, _ in pairs})
+            trials = list(dict.fromkeys(trial for pair in pairs for trial in pair))
+            across = f" and in two splits, {sides[0]} and {sides[1]}" if sides[0] != sides[1] else ""
+            both = one if one == other else f"{one} and {other}"
+            if overlap:
+                self.ask(f"windows of {n} trials of {one} overlap{across}: leave a gap between splits", trials, LEAK)
+            else:
+                what = "two trials hold" if len(pairs) == 1 else f"{n} trials and {len(trials) - n} others hold"
+                rank = LEAK if across else LABELS
+                self.wrong(f"{what} the same EEG{across} ({both}): leave one of the two out", trials, rank)
+        if not groups:
+            self.fine.append("no two trials hold the same EEG, be it rounded, scaled or shifted")
 
     def _spectra(self) -> None:
         f, faint = self.found.frequencies, False
@@ -213,14 +274,15 @@ class Findings:
             self.bands[subject] = band_of(f, density)
             self.slopes[subject] = slope(f, density)
             for line, ratio in self.lines[subject].items():
-                if ratio is not None and ratio > LINE_RATIO:
+                own = self.found.channel_spectra[subject]
+                share = own[:, np.abs(f - line) <= 2 * f[1]].sum(axis=1) / np.maximum(own[:, 1:].sum(axis=1), 1e-300)
+                if ratio is not None and ratio > LINE_RATIO and share.max() > LINE_SHARE:
                     faint = True
-                    own = self.found.channel_spectra[subject]
-                    by = np.array([line_ratio(f, channel, line) or 0 for channel in own])
-                    worst = ", ".join(self.channel(c) for c in np.argsort(-by)[:3])
+                    worst = ", ".join(self.channel(c) for c in np.argsort(-share)[:3])
                     self.ask(
                         f"subject {subject} has line noise at {line} Hz: {ratio:.1f} times the power of neighbouring "
-                        f"frequencies (most in channel {worst}): was a notch filter meant to be applied?"
+                        f"frequencies, up to {100 * share.max():.2g} % of a channel's (most in channel {worst}): was a "
+                        "notch filter meant to be applied?"
                     )
             falls = self.slopes[subject]
             if falls is not None and falls > -WHITE:
@@ -293,7 +355,8 @@ class Findings:
                 self.ask(
                     f"subject {subject}: in the order of {order} {100 * same:.0f} % of trials are followed by one of "
                     f"the same class (shuffled: {100 * chance:.0f} %): if that is how they were shown, "
-                    "class and time of recording are one variable (block design; Li et al. 2020)"
+                    "class and time of recording are one variable (block design; Li et al. 2020)",
+                    rank=LEAK,
                 )
                 return
         kind = "of time" if timed else "of the file (time is not recorded there)"
@@ -340,7 +403,8 @@ class Findings:
             wnids = [c["wnid"] for c in sorted(self.study.classes, key=lambda c: c["label"])]
             if wnids != [c.wnid for c in CLASSES]:
                 self.ask(
-                    "the label table is not the published one (40 wnids in their order): labels mean other classes"
+                    "the label table is not the published one (40 wnids in their order): labels mean other classes",
+                    rank=LABELS,
                 )
             else:
                 self.fine.append("the label table is the published one")

@@ -38,6 +38,8 @@ from neuroimagen.text_files import encode
 if TYPE_CHECKING:
     from neuroimagen.data.shards import ShardsConfig
 
+OFFSET = 20  # times the signal: a mean that EEG does not have, unless it is DC-coupled
+APART = 100  # times: no two people differ so much
 MAX_KEPT = 64 << 20  # bytes of pictures made anew that a process keeps for further trials that show them
 
 
@@ -53,15 +55,37 @@ def encode_eeg(eeg: np.ndarray, dtype: str, where: str) -> tuple[bytes, float, f
         return eeg.tobytes(), 0.0, signal_
     with np.errstate(over="ignore"):
         half = eeg.astype("<f2")
-    remedy = "does not fit float16: give eeg_dtype=float32, or scale the data to units near 1"
-    if not np.isfinite(half).all():
-        raise ValueError(f"{where}: a value of {float(np.abs(eeg).max()):.3g} {remedy}")
     error = ((half.astype(np.float64) - eeg) ** 2).mean(axis=1)
     moving = spread > 0
     # The median over channels: one electrode that hardly moves for one trial is no reason to refuse a study.
-    if moving.any() and np.median(np.sqrt(error[moving]) / spread[moving]) > 0.01:
-        raise ValueError(f"{where}: a signal of {np.median(spread[moving]):.3g} {remedy}")
+    lost = moving.any() and np.median(np.sqrt(error[moving]) / spread[moving]) > 0.01
+    if lost or not np.isfinite(half).all():
+        offset = np.abs(eeg.mean(axis=1, dtype=np.float64))
+        if moving.any() and np.median(offset[moving] / spread[moving]) > OFFSET:
+            raise ValueError(
+                f"{where}: a signal of {np.median(spread[moving]):.3g} on an offset of {np.median(offset[moving]):.3g} "
+                "does not fit float16: take the offset away by baseline= or band="
+            )
+        what = f"signal of {np.median(spread[moving]):.3g}"
+        if not np.isfinite(half).all():
+            what = f"value of {float(np.abs(eeg).max()):.3g}"
+        raise ValueError(
+            f"{where}: a {what} does not fit float16: mend the units of the file (EEG has 0.1 to 1,000 uV), or scale "
+            "it by standardise=; eeg_dtype=float32 would keep it as it is"
+        )
     return half.tobytes(), float(error.sum() * eeg.shape[1]), signal_
+
+
+def people_apart(sizes: dict[int, float]) -> str:
+    """What is wrong if amplitudes (subject -> above 0) are a factor of APART from each other; else nothing."""
+    if not sizes or (most := max(sizes.values())) < APART * (least := min(sizes.values())):
+        return ""
+    large, small = (max(sizes, key=lambda subject: sign * sizes[subject]) for sign in (1, -1))
+    return (
+        f"the EEG of subject {large} is {most / least:.2g} times as large as that of subject {small} (standard "
+        f"deviations of {most:.3g} and {least:.3g}): their units differ, and scaled together the smaller would be "
+        "zeros: mend the units, or give standardise=channel"
+    )
 
 
 def open_picture(data: bytes, where: str, background: str = "", orientation: str = "") -> Seen:
@@ -157,6 +181,7 @@ class Record:
     done: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # image -> what `store_picture` did
     subjects: list[int] = dataclasses.field(default_factory=list)
     moments: list[Any] = dataclasses.field(default_factory=list)  # of train EEG: count, mean, m2
+    sizes: dict[str, list[float]] = dataclasses.field(default_factory=dict)  # subject -> trials, sum of log amplitudes
     squared_error: float = 0.0
     squared_signal: float = 0.0
 
@@ -241,6 +266,9 @@ class Packer:
         eeg, error, power = encode_eeg(trial.eeg, self.config.eeg_dtype, where)
         record.squared_error += error
         record.squared_signal += power
+        if (spread := trial.eeg.std(axis=1))[spread > 0].size:
+            known = record.sizes.setdefault(str(trial.subject), [0, 0.0])
+            known[:] = known[0] + 1, known[1] + float(np.log(np.median(spread[spread > 0])))
         return {"__key__": trial.key, "eeg": eeg, extension: picture, "json": text}
 
     def _picture(self, trial: Trial, record: Record) -> tuple[str, bytes]:

@@ -179,6 +179,10 @@ class Study:
             table = read_table(path, study)
             if table.digest in seen:
                 self.notes.append(f"{shown} holds the same data as {seen[table.digest]} and was left out")
+                if self.fault.collect:
+                    self.fault(
+                        f"{path} holds the same data as {seen[table.digest]}: remove the one whose name is wrong"
+                    )
                 continue
             seen[table.digest] = shown
             self.inputs.append(path)

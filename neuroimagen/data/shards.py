@@ -36,6 +36,7 @@ from neuroimagen.data.packing import (
     jobs_of,
     other_picture,
     pack_in_processes,
+    people_apart,
     record_path,
     write_json,
 )
@@ -353,6 +354,7 @@ def _manifest(study: Study, config: ShardsConfig, tars: Iterable[tuple[Job, Reco
     done: dict[str, list[str]] = {}  # image -> what was done to its picture
     notes, subjects, moments = list(study.notes), set(), Moments.none(study.n_chans)
     error, power = 0.0, 0.0
+    sizes: dict[int, np.ndarray] = {}
     splits: dict[str, dict[str, Any]] = {name: {"trials": 0, "images": 0, "shards": []} for name in SPLITS}
     images: dict[str, set[str]] = {name: set() for name in SPLITS}
     rows: dict[str, list[tuple[Any, ...]]] = {name: [] for name in SPLITS}
@@ -377,9 +379,13 @@ def _manifest(study: Study, config: ShardsConfig, tars: Iterable[tuple[Job, Reco
         count, mean, m2 = record.moments
         moments.add(Moments(count, np.array(mean), np.array(m2)))
         error, power = error + record.squared_error, power + record.squared_signal
+        for subject, size in record.sizes.items():
+            sizes[int(subject)] = sizes.get(int(subject), np.zeros(2)) + size
         tar = {"name": record.name, "trials": len(record.rows), "bytes": record.bytes, "sha256": record.sha256}
         splits[split]["shards"].append(tar)
         splits[split]["trials"] += len(record.rows)
+    if apart := people_apart({subject: float(np.exp(total / n)) for subject, (n, total) in sorted(sizes.items())}):
+        raise ValueError(apart)
     for name, content in splits.items():
         content["images"] = len(images[name])
         np.save(folder / f"{name}.index.npy", np.array(rows[name], INDEX))

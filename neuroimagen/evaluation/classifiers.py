@@ -329,11 +329,13 @@ def _pictures_by_folder(root: Path) -> dict[str, list[Path]]:
     }
     if len(found) < 2:
         raise ValueError(f"{root} holds {len(found)} sub-folders; a classifier needs at least two, one a class")
-    for folder, paths in found.items():
-        if len(paths) < 2:
-            raise ValueError(
-                f"{root / folder} holds {len(paths)} pictures; a class needs two, one to learn and one to test"
-            )
+    different = {folder: len({path.read_bytes() for path in paths}) for folder, paths in found.items()}
+    if short := [folder for folder, n in different.items() if n < 2]:
+        more = f", and so {len(short) - 1} more folders" if len(short) > 1 else ""
+        raise ValueError(
+            f"{root / short[0]} holds {different[short[0]]} pictures{more}; a class needs two that differ, one to "
+            f"learn and one to test: add pictures, or judge by classifier={BACKBONE}, which needs none"
+        )
     # The label order of the paper's data set where the folders are its wnids; the alphabet otherwise.
     return dict(sorted(found.items(), key=lambda kv: (BY_WNID[kv[0]].label if kv[0] in BY_WNID else -1, kv[0])))
 

@@ -115,6 +115,11 @@ def test_probe_mistakes(probe, pictures, tmp_path):
     (tmp_path / "one" / "b").mkdir()
     with pytest.raises(ValueError, match="holds 0 pictures"):
         train_linear_probe(ProbeConfig(images=str(tmp_path / "one"), out=str(tmp_path / "out")))
+    for folder in "ab":
+        for copy in range(2):  # one picture a class, under two names
+            Image.new("RGB", (9, 9), (90, 5, ord(folder))).save(tmp_path / "one" / folder / f"{copy}.png")
+    with pytest.raises(ValueError, match="a holds 1 pictures, and so 1 more folders; a class needs two that differ"):
+        train_linear_probe(ProbeConfig(images=str(tmp_path / "one"), out=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
 
 

@@ -20,6 +20,7 @@ from neuroimagen.data.check import CheckConfig, sniff
 from neuroimagen.data.doctor import examine
 from neuroimagen.data.doctor_findings import Finding, Findings, band_of, line_ratio, slope
 from neuroimagen.data.picture_hash import Fingerprint, fingerprint, near_pairs, perceptual_hash
+from neuroimagen.data.shards import ShardsConfig, make_shards
 from neuroimagen.data.source import open_study
 from neuroimagen.data.study import Faults
 
@@ -43,7 +44,7 @@ def config(folder: Path, **changes: Any) -> CheckConfig:
 def look(folder: Path, **changes: Any) -> Findings:
     found, shards, _ = sniff(config(folder, **changes))
     assert shards is None
-    return Findings(examine(open_study(found, Faults(collect=True))), found.eeg)
+    return Findings(examine(open_study(found, Faults(collect=True)), found.eeg_dtype), found.eeg)
 
 
 def run(*arguments: str | Path) -> int:
@@ -194,6 +195,134 @@ def test_the_same_eeg_twice(study):
     findings = look(study)
     assert len(findings.faults) == 1 and "two trials hold the same EEG" in findings.faults[0].text
     assert set(findings.faults[0].trials) == keys
+
+
+def brainlike(content: Content) -> None:
+    """Every trial another 1/f noise of 10 uV, instead of white noise of which a sketch keeps little."""
+    rng = np.random.default_rng(11)
+    for trial in content["dataset"]:
+        walk = torch.from_numpy(rng.normal(size=tuple(trial["eeg"].shape))).cumsum(1)
+        trial["eeg"] = (10 * (walk - walk.mean(1, keepdim=True)) / walk.std()).float()
+
+
+def test_what_is_worst_comes_first_in_one_line_for_each_pair_of_recordings(study, capsys):
+    def spoil(content):
+        brainlike(content)
+        for i, trial in enumerate(content["dataset"]):
+            trial["eeg"][i % 4] = 0  # flat in every trial
+        split = make_split(content["dataset"])
+        for a, b in zip(split["train"][:8], split["test"][:8], strict=True):
+            eeg = content["dataset"][a]["eeg"]
+            content["dataset"][b]["eeg"] = torch.round(torch.roll(eeg, 3, 1) * 8) / 8
+            content["dataset"][b]["subject"] = content["dataset"][a]["subject"]
+
+    change(study, spoil)
+    findings = look(study)
+    first, *others = findings.faults
+    # two people: at most two lines for eight pairs
+    assert "hold the same EEG and in two splits, train and test" in first.text and "of subject" not in first.text
+    assert sum("the same EEG" in finding.text for finding in findings.faults) <= 2
+    assert sum(len(finding.trials) for finding in findings.faults if "the same EEG" in finding.text) == 16
+    assert ["is flat" in finding.text for finding in others[-2:]] == [True, True]
+    assert len(findings.faults) <= 4  # two for EEG, one a person for channels
+    assert run(study / "eeg.pth", f"images={study / 'images'}", "n_chans=4", "shown=0") == 1
+    out = capsys.readouterr().out
+    assert all(trial in out for finding in findings.faults for trial in finding.trials)
+    assert out.index("the same EEG") < out.index("is flat")
+
+
+def test_coarse_data_are_not_clipped(study):
+    def spoil(content):
+        brainlike(content)
+        for trial in content["dataset"]:
+            low, high = trial["eeg"][3].min(), trial["eeg"][3].max()
+            trial["eeg"][3] = torch.round((trial["eeg"][3] - low) / (high - low) * 10)  # ten steps
+            trial["eeg"][2] = 20 * torch.sin(torch.arange(trial["eeg"].shape[1]) / 90).round(decimals=2)
+        content["dataset"][SPOILT]["eeg"][1].clamp_(max=5)
+
+    change(study, spoil)
+    faults = texts(look(study).faults)
+    assert faults.count("is clipped") == 1 and "channel 1 of subject" in faults and "in 1 of 30 trials" in faults
+
+
+def test_line_noise_that_is_a_hundred_thousandth_is_not_asked_about(study):
+    def spoil(content, size):
+        brainlike(content)
+        for trial in content["dataset"]:
+            n = trial["eeg"].shape[1]
+            band = torch.fft.rfft(trial["eeg"], dim=1)
+            band[:, torch.fft.rfftfreq(n, 1 / 1000) > 30] *= 1e-3
+            trial["eeg"] = torch.fft.irfft(band, n, dim=1) + size * torch.sin(
+                torch.arange(n) / 1000 * 2 * torch.pi * 50
+            )
+
+    change(study, lambda content: spoil(content, 0.1))
+    findings = look(study)
+    assert max(found[50] for found in findings.lines.values()) > 20 and "line noise at" not in texts(findings.questions)
+    change(study, lambda content: spoil(content, 10.0))
+    assert re.search(r"up to \d\d % of a channel's", texts(look(study).questions))
+
+
+# Units and offsets
+
+
+def scaled(content: Content, sizes: dict[int, float], offset: float = 0.0) -> None:
+    brainlike(content)
+    for trial in content["dataset"]:
+        trial["eeg"] = trial["eeg"] * sizes[trial["subject"]] + offset
+
+
+@pytest.mark.parametrize(
+    "sizes, offset, faults, questions",
+    [
+        ({1: 1, 2: 1}, 0, [], []),
+        ({1: 0.02, 2: 1}, 0, [], []),  # 50 apart: thick hair
+        ({1: 1, 2: 200}, 0, ["times as large as that of subject 1"], []),
+        ({1: 1e-6, 2: 1}, 0, ["times as large as that of subject 1"], []),
+        ({1: 1e6, 2: 1e6}, 0, ["mend the units", "mend the units"], []),
+        ({1: 1e-6, 2: 1e-6}, 0, [], []),  # volts: float16 holds them yet
+        ({1: 1e-7, 2: 1e-7}, 0, ["does not fit float16: mend the units", "of 30 trials of subject 2"], []),
+        ({1: 1, 2: 1}, 3e5, ["by baseline= or band=", "by baseline= or band="], []),
+        ({1: 1, 2: 1}, 3e4, ["on an offset of 3e+04 does not fit", "of 30 trials of subject 2"], []),
+        ({1: 1, 2: 1}, 110, [], ["offset of"]),
+    ],
+)
+def test_units_and_offsets(study, sizes, offset, faults, questions):
+    change(study, lambda content: scaled(content, sizes, offset))
+    findings = look(study)
+    units = [finding.text for finding in findings.faults]
+    asked = [finding.text for finding in findings.questions if "offset" in finding.text]
+    assert len(units) == len(faults) and all(part in said for part, said in zip(faults, units, strict=True)), units
+    assert bool(asked) == bool(questions), asked
+    refused = run_shards(study)
+    assert bool(refused) == bool(faults)  # what shards refuses is known before
+    if faults and "times as large" not in faults[-1]:
+        assert not look(study, eeg_dtype="float32").faults
+        assert refused.partition("float16")[2] in units[0]
+    else:
+        assert ("times as large as that of subject 1" in refused) == bool(faults)
+
+
+def run_shards(folder: Path) -> str:
+    """What `neuroimagen shards` answers where it refuses."""
+    files = {"eeg": "eeg.pth", "images": "images", "splits_file": "splits.pth"}
+    given = {name: str(folder / file) for name, file in files.items()}
+    try:
+        make_shards(ShardsConfig(out=str(folder / "out"), n_chans=4, **given))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("size, odd", [(1e-6, True), (0.009, True), (0.02, False), (50, False), (300, True)])
+def test_microvolts_that_no_person_has(study, size, odd):
+    change(study, lambda content: scaled(content, {1: size, 2: size}))
+    found, _, _ = sniff(config(study))
+    study_ = open_study(found, Faults(collect=True))
+    study_.units = "uV"
+    asked = texts(Findings(examine(study_), "here").questions)
+    assert ("where EEG has 0.1 to 1,000 uV" in asked) == odd
+    assert "0.1 to 1,000" not in texts(look(study).questions)  # units are not in these files
 
 
 # Faults of pictures
@@ -405,7 +534,7 @@ def test_sources(clean, study, tmp_path, capsys):
     assert run() == 2 and "please give a source" in capsys.readouterr().err
     assert run(clean / "eeg.pth", f"images={clean / 'images'}", "n_chans=5") == 2  # no trial is left
     error = capsys.readouterr().err
-    assert "has 4 channels instead of 5" in error and "and 40 more" in error and "Traceback" not in error
+    assert "has 4 channels instead of 5" in error and "and 57 more of this kind" in error and "Traceback" not in error
 
 
 @pytest.mark.parametrize(
@@ -440,7 +569,12 @@ def test_long_lists_are_cut_on_the_terminal_only(study, tmp_path, capsys):
     report = tmp_path / "report"
     assert run(study / "eeg.pth", f"images={study / 'images'}", "n_chans=4", f"report={report}") == 1
     out = capsys.readouterr().out
-    assert out.count("holds NaN or infinity in channel 0") == 20 and f"and 10 more: all are in {report}" in out
+    assert out.count("holds NaN or infinity in channel 0") == 3 and "and 27 more of this kind" in out
+    assert f"{report / 'faults.txt'} has all faults" in out
+    assert run(study / "eeg.pth", f"images={study / 'images'}", "n_chans=4") == 1
+    assert "shown=0 prints all" in capsys.readouterr().out
+    assert run(study / "eeg.pth", f"images={study / 'images'}", "n_chans=4", "shown=0") == 1
+    assert capsys.readouterr().out.count("holds NaN or infinity in channel 0") == 30
     assert len((report / "faults.txt").read_text().splitlines()) == 30
     assert (report / "index.html").read_text().count("holds NaN or infinity in channel 0") == 30
 

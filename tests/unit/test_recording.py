@@ -1,6 +1,7 @@
 """A lab's recordings: tables written here, whose every epoch is known, and the real ones."""
 
 import gzip
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from neuroimagen.cli import main
 from neuroimagen.config import load_config
 from neuroimagen.data.recording import UNKNOWN_PICTURE, Study, read
 from neuroimagen.data.recording_tables import StudyFile, across_gaps, plain_marker, read_table
@@ -150,6 +152,23 @@ def test_artefacts_copies_and_empty_runs_are_left_out_and_said(lab: Path) -> Non
     ]
     assert {t.extra["run"] for t in in_split(study, "test")} == {"c"}
     assert not any(t.extra["run"] == "b" and t.extra["onset_s"] == 7 for t in study.trials)
+
+
+def test_check_names_copies_under_two_names(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same bytes are left out and named; the same EEG in volts of 12 bits is found in its epochs."""
+    runs = lab / "runs"
+    shutil.copy(runs / "subject4_b.csv.gz", runs / "subject4_d.csv.gz")
+    lines = (runs / "subject4_a.csv").read_text().splitlines()
+    table = [line.split(",") for line in lines[3:]]  # two samples shorter
+    rounded = [[t, f"{float(a) + 40:.1f}", f"{float(b) + 40:.1f}", x, e] for t, a, b, x, e in table]
+    (runs / "subject4_e.csv").write_text("\n".join([lines[0], *(",".join(row) for row in rounded)]))
+    (lab / "study.yaml").write_text(STUDY)
+    assert main(["check", str(lab / "study.yaml"), "shown=0"]) == 1
+    out = capsys.readouterr().out
+    assert "1. " in out and f"{runs / 'subject4_d.csv.gz'} holds the same data as subject4_b.csv.gz" in out
+    same = [line for line in out.splitlines() if "the same EEG and in two splits" in line]
+    assert 1 <= len(same) <= 2 and all("(a of subject 4 and e of subject 4)" in line for line in same)
+    assert "s4_r0_t00000 (a, " in same[0]
 
 
 def test_averages(lab: Path) -> None:

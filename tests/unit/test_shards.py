@@ -221,9 +221,13 @@ def noise(n: int = 3, scale: float = 1.0, offset: float = 0.0) -> list[np.ndarra
 @pytest.mark.parametrize(
     "eegs, sentence",
     [
-        (noise(scale=1e5), r"trial t0: a value of .*e\+05 does not fit float16: give eeg_dtype=float32"),
+        (noise(scale=1e5), r"trial t0: a value of .*e\+05 does not fit float16: mend the units of the file"),
         (noise(scale=1e-7), r"trial t0: a signal of .*e-0[78] does not fit float16"),
-        (noise(offset=4000.0), r"trial t0: a signal of .* does not fit float16"),
+        (
+            noise(offset=4000.0),
+            r"t0: a signal of .* on an offset of 4e\+03 does not fit float16: .* baseline= or band=",
+        ),
+        (noise(offset=1e5), r"t0: a signal of .* on an offset of 1e\+05 does not fit float16: .* baseline= or band="),
     ],
 )
 def test_float16_that_would_lose_the_signal_is_refused(tmp_path, eegs, sentence):
