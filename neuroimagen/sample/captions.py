@@ -263,6 +263,8 @@ def caption_pictures(config: CaptionsConfig) -> int:
 
     def look() -> tuple[dict[str, Path], dict[str, str], bool]:
         """The pictures, the captions there are, and whether OUT has them all."""
+        if out.exists() and not out.is_file():  # a device, a pipe: it would be replaced
+            raise ValueError(f"out={out} is there and is no file: give another out=")
         out.parent.mkdir(parents=True, exist_ok=True)
         pictures, captions = _pictures(Path(config.images)), _found_already(out, config.model)
         return pictures, captions, out.exists() and pictures.keys() <= read_captions(out).keys()
