@@ -11,6 +11,7 @@ import yaml
 from neuroimagen.baselines.brain2image import Brain2Image
 from neuroimagen.baselines.neurovision import NeuroVision
 from neuroimagen.data.shards import ShardSplit
+from neuroimagen.errors import load_trained
 from neuroimagen.pixel.features import FeatureExtractor
 from neuroimagen.pixel.saliency import Generator
 from neuroimagen.reconstruction.reconstructor import Reconstructor
@@ -137,7 +138,8 @@ class Decoders:
 
         def load(kind: Any, directory: Path) -> Any:
             with contextlib.redirect_stdout(None):  # the hub library prints where it loads from
-                model = kind.from_pretrained(str(directory)).to(device).requires_grad_(False).eval()
+                model = load_trained(kind, directory)
+            model = model.to(device).requires_grad_(False).eval()
             given = (split.manifest.n_chans, split.manifest.n_times)
             if kind is not Generator and (model.n_chans, model.n_times) != given:
                 shape = f"{model.n_chans} x {model.n_times}"

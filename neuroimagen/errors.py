@@ -105,3 +105,12 @@ def _file_of(error: BaseException) -> str:
         if frame.f_globals.get("__name__", "").startswith("neuroimagen."):
             break
     return ""
+
+
+def load_trained(kind: Any, directory: str | Path) -> Any:
+    """`kind.from_pretrained` of one of our models; ValueError with its directory if it is damaged."""
+    try:
+        return kind.from_pretrained(str(directory))
+    except Exception as error:  # a damaged model can raise anything
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{directory} cannot be loaded ({reason}): copy it anew, or train it again") from None

@@ -16,6 +16,7 @@ from neuroimagen.collectives import decided_by_main, gather_rows, on_every_rank
 from neuroimagen.config import TrainConfig, option, path_option, run_trainer
 from neuroimagen.data.order import EpochOrder
 from neuroimagen.data.pictures import class_names, list_pictures, load_pictures, to_unit
+from neuroimagen.errors import load_trained
 from neuroimagen.reconstruction.pipelines import load_pipeline
 from neuroimagen.reconstruction.small import (
     NoisyAutoencoder,
@@ -119,7 +120,7 @@ def train_denoiser(config: LatentDiffusionConfig, run: Run, pixels: torch.Tensor
         )
         scheduler = make_scheduler()
     folder = Path(config.autoencoder) / "model"
-    vae = on_every_rank(lambda: AutoencoderTiny.from_pretrained(folder)) if config.autoencoder else pipe.vae
+    vae = on_every_rank(lambda: load_trained(AutoencoderTiny, folder)) if config.autoencoder else pipe.vae
     vae = vae.to(run.device).eval()
     with torch.no_grad():
         latents = torch.cat([encode(vae, to_unit(chunk).to(run.device)).cpu() for chunk in pixels.split(64)])
@@ -127,8 +128,11 @@ def train_denoiser(config: LatentDiffusionConfig, run: Run, pixels: torch.Tensor
         vae.register_to_config(scaling_factor=1 / latents.std().item())
     latents *= vae.config.scaling_factor
 
+    length = tokenizer.model_max_length
+    if length > 10**6:  # transformers' word for: it is not said
+        raise ValueError(f"init={config.init}: its tokenizer_config.json says no model_max_length; copy it anew")
+
     def tokens(texts: list[str]) -> torch.Tensor:
-        length = tokenizer.model_max_length
         return tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
 
     choices = torch.stack([tokens(scenes), tokens(labels), tokens([""] * len(paths))])  # (3, n, L)

@@ -18,6 +18,7 @@ from neuroimagen.config import EegAugmentConfig, TrainConfig, option, path_optio
 from neuroimagen.data.eeg_augment import augment_eeg
 from neuroimagen.data.shards import ShardSplit, read_manifest
 from neuroimagen.data.stream import Batcher, eval_batches, train_batches
+from neuroimagen.errors import load_trained
 from neuroimagen.pixel import losses
 from neuroimagen.pixel.augment import N_RANDOM, augment
 from neuroimagen.pixel.features import FeatureExtractor
@@ -57,7 +58,7 @@ def load_features(directory: str) -> FeatureExtractor:
         raise ValueError(
             f"features={directory} holds no exported model: run trainers/pixel_features.py to its end first"
         )
-    return FeatureExtractor.from_pretrained(str(Path(directory) / "model"))
+    return load_trained(FeatureExtractor, Path(directory) / "model")
 
 
 @torch.no_grad()

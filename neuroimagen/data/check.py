@@ -10,7 +10,7 @@ import typing
 from pathlib import Path
 from typing import Literal
 
-from neuroimagen.config import path_option, stage_section, typed
+from neuroimagen.config import option, path_option, stage_section, typed
 from neuroimagen.data.doctor import examine
 from neuroimagen.data.doctor_findings import Finding, Findings
 from neuroimagen.data.doctor_shards import ShardStudy

@@ -187,9 +187,9 @@ class Findings:
     def _units(self) -> None:
         """Amplitudes that no person has, people that are too far apart, and what shards of this study would refuse."""
         of = Counter(self.found.subject)
-        for (subject, _), (said, trials) in sorted(self.found.refused.items()):
+        for (subject, _), (why, trials) in sorted(self.found.refused.items()):
             self.wrong(
-                f"{len(trials)} of {of[subject]} trials of subject {subject} cannot be packed: {said}", trials, UNITS
+                f"{len(trials)} of {of[subject]} trials of subject {subject} cannot be packed: {why}", trials, UNITS
             )
         moves = np.where(self.spread > 0, self.spread, np.nan)
         sizes: dict[int, float] = {}

@@ -98,7 +98,7 @@ def _text_encoders(pipeline: str, device: torch.device | str) -> list[tuple[Any,
             tokenizer = CLIPTokenizer.from_pretrained(pipeline, subfolder=f"tokenizer{suffix}")
             encoder = encoder_class.from_pretrained(pipeline, subfolder=f"text_encoder{suffix}", use_safetensors=True)
             found.append((tokenizer, encoder.float().to(device).eval(), layer))
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged model can raise anything
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"pipeline={pipeline}: its tokenizer and text encoder cannot be loaded: {reason}") from None
     return found
@@ -188,7 +188,7 @@ def _load_model(model: str, dtype: torch.dtype, device: torch.device) -> tuple[A
     try:
         processor = AutoProcessor.from_pretrained(model, backend="pil")  # the other back end needs torchvision
         network: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged model can raise anything
         raise ValueError(f"model={model} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     if network.config.model_type not in ("blip", "blip-2"):
         raise ValueError(f"model={model} is a {network.config.model_type} model, not BLIP or BLIP-2")
@@ -262,6 +262,8 @@ def caption_pictures(config: CaptionsConfig) -> int:
 
     def look() -> tuple[dict[str, Path], dict[str, str], bool]:
         """The pictures, the captions there are, and whether OUT has them all."""
+        if out.exists() and not out.is_file():  # a device, a pipe: it would be replaced
+            raise ValueError(f"out={out} is there and is no file: give another out=")
         out.parent.mkdir(parents=True, exist_ok=True)
         pictures, captions = _pictures(Path(config.images)), _found_already(out, config.model)
         return pictures, captions, out.exists() and pictures.keys() <= read_captions(out).keys()

@@ -10,6 +10,7 @@ import random
 import runpy
 import shutil
 import signal
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,7 +95,15 @@ WORK: dict[str, tuple[list[str], list[str]]] = {
     ),
     "brain2image": ([*GAN, "width=4", "classifier_steps=1", "shards={root}/runs/shards"], ["runs/shards"]),
     "neurovision": (
-        [*GAN, "width=4", "max_width=4", "classifier_steps=1", "phase_steps=1", "shards={root}/runs/shards"],
+        [
+            *GAN,
+            "global_batch_size=4",
+            "width=4",
+            "max_width=4",
+            "classifier_steps=1",
+            "phase_steps=1",
+            "shards={root}/runs/shards",
+        ],
         ["runs/shards"],
     ),
     "latent_diffusion": (
@@ -218,7 +227,9 @@ def test_places_that_cannot_be_written(name, whole, tmp_path, capsys):
     (root / "file").write_text("mine")
     (root / "loop").symlink_to("loop")
     before = tree(tmp_path)
-    for out in ("/proc/x", "/proc/x/y", "/dev/null/x", "/dev/null", f"{root}/file", f"{root}/file/x", f"{root}/loop/x"):
+    # Never a real device: what is replaced by mistake is then one of the test's own.
+    os.mknod(root / "socket", stat.S_IFSOCK | 0o600)
+    for out in ("/proc/x", "/proc/x/y", f"{root}/socket", f"{root}/file", f"{root}/file/x", f"{root}/loop/x"):
         for place in (out, f"{tmp_path}/{'n' * 300}") if out == "/proc/x" else (out,):
             capsys.readouterr()
             code = start(name, [argument.format(root=root, out=place) for argument in WORK[name][0]])
@@ -226,7 +237,7 @@ def test_places_that_cannot_be_written(name, whole, tmp_path, capsys):
             said = capsys.readouterr().err
             answered(name, code, said, place)
             assert code == 2 and (place in said or str(Path(place).parent) in said), (place, code, said)
-            assert tree(tmp_path) == before, place
+            assert tree(tmp_path) == before and stat.S_ISSOCK((root / "socket").stat().st_mode), place
 
 
 @pytest.mark.hypothesis
