@@ -1,4 +1,4 @@
-# Everything runs in .venv, which each target sets up by itself. Another interpreter: make demo PYTHON=python3.12
+# Everything runs in .venv, which each target sets up by itself. Another interpreter: make demo PYTHON=python3.13
 # --no-compile: Python compiles what is really imported, when it is; compiling all takes longer than the rest of pip.
 PYTHON ?= python3
 VENV   ?= .venv

@@ -279,6 +279,8 @@ class BidsFiles:
         return inherited if inherited.is_file() and not os.path.lexists(own) else own
 
     def read(self, path: Path) -> Any:
+        for side in (part for part in self.inputs(path) if part.suffix in (".tsv", ".json")):
+            read_text(side)  # mne-bids would not name the file that it cannot decode
         with damage(path, "a BIDS recording", "run the BIDS validator on the data set"):
             return import_mne(bids=True).read_raw_bids(self.bids_paths[path])
 
@@ -299,9 +301,9 @@ class BidsFiles:
         try:
             content = read_table(read_text(table), table, ("onset",))
         except OSError as error:
-            raise ValueError(
-                f"{table} cannot be read ({error.strerror}): BIDS wants one beside each recording"
-            ) from None
+            raise ValueError(f"{table} cannot be read ({error.strerror}): BIDS wants one beside each run") from None
+        if content.delimiter != "\t" and len(content.header) > 1:
+            raise ValueError(f"{table} has {content.delimiter!r} between its cells: BIDS wants tabs, save it so")
 
         def seconds(text: str) -> float:
             found = math.nan if text.strip() == "n/a" else float(text)

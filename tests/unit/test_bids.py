@@ -154,7 +154,9 @@ def bids_file(name, old=None, new="", run="sub-01/eeg/sub-01_task-view_run-1_"):
             path.unlink()
         else:
             assert old in path.read_text(encoding="utf-8")
-            path.write_text(path.read_text(encoding="utf-8").replace(old, new, 1), encoding="utf-8")
+            path.write_text(
+                path.read_text(encoding="utf-8").replace(old, new, 1 if old != "\t" else -1), encoding="utf-8"
+            )
 
     return change
 
@@ -168,6 +170,8 @@ BIDS_REFUSED = [
     (bids_file("events.tsv", "\n2.0\t", "\nnan\t"), "run-1_events.tsv, line 3: no onset in seconds (nan)"),
     (bids_file("events.tsv", "\n2.0\t", "\n2,0\t"), "run-1_events.tsv, line 3: no onset in seconds (2,0)"),
     (bids_file("events.tsv", "onset", "begin"), "run-1_events.tsv has no column 'onset', it has: begin"),
+    (bids_file("events.tsv", "\t", ";"), "run-1_events.tsv has ';' between its cells: BIDS wants tabs"),
+    (bids_file("channels.tsv", "Pz", "P\0z"), "run-1_channels.tsv, line 5: a zero byte after 'P' is not UTF-8 text"),
     (bids_file("eeg.eeg"), "run-1_eeg.vhdr cannot be read as a BIDS recording"),
     (
         bids_file("eeg.vhdr", "NumberOfChannels=4", "NumberOfChannels=x"),
