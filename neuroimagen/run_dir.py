@@ -18,19 +18,13 @@ from accelerate import Accelerator
 
 from neuroimagen import zero
 from neuroimagen.collectives import decided_by_main, wait_for_files
+from neuroimagen.machine import variables, write_atomic
 
 # Fields that change where or how loudly a run computes, never what: they may differ when a run is continued.
 FREE_FIELDS = frozenset(
     {"run_dir", "workers", "trackers", "project", "log_every", "checkpoint_every", "accumulate", "nonfinite"}
     | {"timeout_minutes"}
 )
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a kill, sees the old or the new content whole."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def _claim(run_dir: Path, config: Any) -> None:
@@ -67,7 +61,7 @@ def _lock(run_dir: Path) -> None:
     """
     if run_dir in _held:
         return
-    file = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    file = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
@@ -126,18 +120,21 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
-    )
+    describe = ["git", "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+    except OSError:  # there is no git
+        commit = ""
     device = accelerator.device
     return {
         "command": sys.argv,
         "python": platform.python_version(),
         "versions": versions,
-        "commit": git.stdout.strip() or None,
+        "commit": commit or None,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({os.cpu_count()})",
         "world_size": accelerator.num_processes,
         "zero_stage": zero.stage_of(accelerator),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+        "variables": variables(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

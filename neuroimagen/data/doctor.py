@@ -21,6 +21,7 @@ from neuroimagen.data.picture_hash import Fingerprint, fingerprint
 from neuroimagen.data.pictures import SUFFIXES
 from neuroimagen.data.shards import check_picture
 from neuroimagen.data.study import Study, Trial
+from neuroimagen.machine import pass_on
 
 # A clipped channel stays at its largest or smallest value for a good part of the trial; noise is there once or twice.
 CLIPPED_SHARE, CLIPPED_LEAST = 0.05, 8  # of the samples of a trial, and samples
@@ -170,6 +171,7 @@ def look_at(source: bytes | Path, label: int, where: str) -> Picture:
                 raise ValueError(f"picture {where} has {size / 1e6:.0f} MB, which no stimulus has: replace the file")
             source = source.read_bytes()
         except OSError as error:
+            pass_on(error)
             raise ValueError(f"picture {where} cannot be read ({error.strerror}): replace the file") from None
     check_picture(source, where)
     with Image.open(io.BytesIO(source)) as opened:

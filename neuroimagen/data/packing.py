@@ -34,6 +34,7 @@ from neuroimagen.data.shard_files import (
 )
 from neuroimagen.data.source import open_study
 from neuroimagen.data.study import Study, Trial
+from neuroimagen.machine import pass_on
 
 if TYPE_CHECKING:
     from neuroimagen.data.shards import ShardsConfig
@@ -80,6 +81,7 @@ def _open_picture(data: bytes, where: str) -> Image.Image:
             return picture
         reason = f"it claims {picture.width} x {picture.height} pixels, more than {MAX_PICTURE_PIXELS:,} in all"
     except Exception as error:  # a damaged picture can raise anything
+        pass_on(error)
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if isinstance(error, Image.UnidentifiedImageError):
             reason = "not a JPEG or PNG"
@@ -124,6 +126,7 @@ def read_picture(path: Path) -> tuple[bytes, list[Any]]:
         with open(path, "rb") as file:
             return file.read(MAX_PICTURE_BYTES + 1), [str(path.absolute()), known.st_size, known.st_mtime_ns]
     except OSError as error:
+        pass_on(error)
         raise ValueError(f"picture {path} cannot be read ({error.strerror}): put it there again") from None
 
 

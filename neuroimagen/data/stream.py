@@ -52,6 +52,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from neuroimagen.collectives import decided_by_main, on_every_rank
 from neuroimagen.data.order import BalancedOrder, EpochOrder
 from neuroimagen.data.shard_files import ShardSplit
+from neuroimagen.machine import pass_on
 
 PICTURE_CACHE = 256 << 20  # bytes of decoded pictures kept by each process
 MAX_PIXELS = 89_478_485  # a picture of more is refused: Pillow's limit for decompression bombs
@@ -88,6 +89,7 @@ def load_picture(data: bytes, size: int) -> torch.Tensor:
     try:
         pixels = _decode(data, size)
     except Exception as error:  # a damaged picture can raise anything
+        pass_on(error)
         said = "not a JPEG or PNG" if isinstance(error, Image.UnidentifiedImageError) else str(error).splitlines()[:1]
         raise ValueError(f"its picture cannot be decoded: {said if isinstance(said, str) else ''.join(said)}") from None
     side = min(pixels.shape[:2])
@@ -138,7 +140,8 @@ class Batcher:
     def read(self, indices: np.ndarray, eeg: torch.Tensor, image: torch.Tensor) -> dict[str, Any]:
         """Fill rows of `eeg` and `image`; returns the small fields, and "bad": {index: what is wrong with that trial}.
 
-        With more than `allowed` bad trials the batch is left unfinished and only "bad" is returned.
+        With more than `allowed` bad trials the batch is left unfinished and only "bad" is returned. OSError, which names
+        the trial, if it is the machine that cannot read it (machine.pass_on): that is no trial's fault.
         """
         bad: dict[int, str] = {}
         taken = np.empty(len(indices), np.int64)
@@ -148,7 +151,9 @@ class Batcher:
                     self.read_trial(i, eeg[row], image[row])
                     taken[row] = i
                     break
-                except (ValueError, OSError) as error:
+                except OSError as error:
+                    raise OSError(error.errno, self.sentence(i, error)) from None
+                except ValueError as error:
                     bad[i] = self.sentence(i, error)
                     if len(bad) > self.allowed:
                         return {"bad": bad}
@@ -210,7 +215,7 @@ class Batcher:
     def sentence(self, i: int, error: Exception) -> str:
         """What is wrong with trial i; the tar and the key are named."""
         tar, key = self.split.paths[self.split.index[i]["tar"]], self.split.keys[i]
-        said = " ".join(str(error).split())
+        said = " ".join(str(getattr(error, "strerror", None) or error).split())
         return said if key in said and tar.name in said else f"{tar}: trial {key} cannot be read ({said})"
 
     def read_labels(self) -> tuple[np.ndarray, dict[int, str]]:
@@ -219,7 +224,9 @@ class Batcher:
         for i in range(len(self.split)):
             try:
                 self.read_info(i)
-            except (ValueError, OSError) as error:
+            except OSError as error:
+                raise OSError(error.errno, self.sentence(i, error)) from None
+            except ValueError as error:
                 bad[i] = self.sentence(i, error)
                 if len(bad) > self.allowed:
                     break
@@ -298,7 +305,11 @@ class _Reads:
         for number, indices in enumerate(stream):
             eeg, image, owner = self.slots[first + number % self.each]
             owner[0] = number
-            yield {"slot": first + number % self.each, "number": number, **self.batcher.read(indices, eeg, image)}
+            try:
+                told = self.batcher.read(indices, eeg, image)
+            except OSError as error:  # as text: a loader process would wrap it in its traceback
+                told = {"bad": {}, "machine": error.strerror}
+            yield {"slot": first + number % self.each, "number": number, **told}
 
 
 _open: "weakref.WeakSet[Iterator[dict[str, Any]]]" = weakref.WeakSet()
@@ -337,6 +348,8 @@ def _load(
     device = torch.device(device)
 
     def finish(told: dict[str, Any]) -> dict[str, Any]:
+        if "machine" in told:
+            raise ValueError(told["machine"])
         _count_bad(told["bad"], bad, batcher.allowed)
         if "columns" not in told:
             raise ValueError(f"{batcher.split.folder}: no trial of {batcher.split.name} can be read")
@@ -352,7 +365,13 @@ def _load(
             # They start with the first batch and keep the signal mask they are born with, so no signal comes too early.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT} if workers else ())
             try:
-                loaded = iter(loader)
+                try:
+                    loaded = iter(loader)
+                except OSError as error:  # their queues need semaphores, which the C library keeps in /dev/shm
+                    raise ValueError(
+                        f"workers={workers}: loader processes cannot be started ({error.strerror or error}; is /dev/shm "
+                        "writable, may more processes start?): mend that, or give workers=0"
+                    ) from None
                 first = list(itertools.islice(loaded, 1))
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)

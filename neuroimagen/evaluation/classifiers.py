@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from neuroimagen.config import option
 from neuroimagen.data.classes import BY_WNID, CLASSES
+from neuroimagen.machine import pass_on
 from neuroimagen.processes import set_tf32
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "embedded" / "classifier"
@@ -271,6 +272,7 @@ def read_pixels(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
     except OSError as error:
+        pass_on(error)
         raise ValueError(f"picture {path} cannot be read ({str(error).splitlines()[0]})") from None
 
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from neuroimagen.evaluation.scores import ReconstructRun, write_atomic
+from neuroimagen.evaluation.scores import ReconstructRun
+from neuroimagen.machine import write_atomic
 from neuroimagen.evaluation.tables import full_row, kind_of_eeg, rows_of_kind
 
 FIGURES = ("figure3", "figure4", "figure5")

@@ -11,7 +11,8 @@ from typing import Any
 
 from neuroimagen.evaluation import published
 from neuroimagen.evaluation.definitions import METRICS
-from neuroimagen.evaluation.scores import FULL, PAPER_ROWS, ReconstructRun, write_atomic
+from neuroimagen.evaluation.scores import FULL, PAPER_ROWS, ReconstructRun
+from neuroimagen.machine import write_atomic
 from neuroimagen.evaluation.table_formats import ABSENT, TICK, Cell, Column, Row, Table, decimal
 from neuroimagen.evaluation.table_notes import kind_of_eeg, notes, protocol, split_of, uses
 

@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from neuroimagen.config import option
+from neuroimagen.machine import pass_on, write_atomic
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -69,17 +70,11 @@ def captions_source(path: str | Path) -> str:
 def write_captions(path: str | Path, captions: Mapping[str, str], source: str) -> None:
     """Write a captions file, sorted by image name, whole or not at all."""
     lines = [_line(image, captions[image], source) for image in sorted(captions)]
-    _write_atomic(Path(path), "".join(lines))
+    write_atomic(Path(path), "".join(lines))
 
 
 def _line(image: str, caption: str, source: str) -> str:
     return json.dumps({"image": image, "caption": caption, "source": source}, ensure_ascii=False) + "\n"
-
-
-def _write_atomic(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _text_encoders(pipeline: str, device: torch.device | str) -> list[tuple[Any, Any, int]]:
@@ -177,6 +172,7 @@ def _open_rgb(path: Path) -> Image.Image:
         with Image.open(path) as image:
             return image.convert("RGB")
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        pass_on(error)
         raise ValueError(f"picture {path} cannot be read ({error}); replace or remove it") from None
 
 
