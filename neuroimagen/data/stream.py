@@ -33,6 +33,7 @@ import io
 import itertools
 import math
 import mmap
+import multiprocessing
 import signal
 import sys
 import weakref
@@ -140,8 +141,8 @@ class Batcher:
     def read(self, indices: np.ndarray, eeg: torch.Tensor, image: torch.Tensor) -> dict[str, Any]:
         """Fill rows of `eeg` and `image`; returns the small fields, and "bad": {index: what is wrong with that trial}.
 
-        With more than `allowed` bad trials the batch is left unfinished and only "bad" is returned. OSError, which names
-        the trial, if it is the machine that cannot read it (machine.pass_on): that is no trial's fault.
+        With more than `allowed` bad trials the batch is left unfinished and only "bad" is returned. OSError, which
+        names the trial, if it is the machine that cannot read (machine.pass_on): that is no trial's fault.
         """
         bad: dict[int, str] = {}
         taken = np.empty(len(indices), np.int64)
@@ -366,11 +367,13 @@ def _load(
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT} if workers else ())
             try:
                 try:
+                    if workers:
+                        multiprocessing.Lock()  # as each queue needs one: a loader that fails to start prints more
                     loaded = iter(loader)
-                except OSError as error:  # their queues need semaphores, which the C library keeps in /dev/shm
+                except OSError as error:
                     raise ValueError(
-                        f"workers={workers}: loader processes cannot be started ({error.strerror or error}; is /dev/shm "
-                        "writable, may more processes start?): mend that, or give workers=0"
+                        f"workers={workers}: loader processes cannot be started ({error.strerror or error}): make "
+                        "/dev/shm writable and allow more processes, or give workers=0"
                     ) from None
                 first = list(itertools.islice(loaded, 1))
             finally:
