@@ -14,7 +14,11 @@ OF_THE_FILE = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, err
 
 # Variable -> the values that ask for nothing. What asks accelerate for another way to train than the config's:
 OTHER_WAYS = dict.fromkeys(
-    ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM", "ACCELERATE_USE_PARALLELISM_CONFIG"), ("", "0", "false", "no")
+    (
+        f"ACCELERATE_{n}"
+        for n in ("USE_FSDP", "USE_MEGATRON_LM", "USE_PARALLELISM_CONFIG", "USE_SAGEMAKER", "FP8_BACKEND")
+    ),
+    ("", "0", "false", "no"),
 )
 # ... and what lets oneDNN multiply fp32 with fewer bits.
 FEWER_BITS = dict.fromkeys(("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"), ("", "strict"))
