@@ -13,19 +13,14 @@ from pathlib import Path
 OF_THE_FILE = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 # Variable -> the values that ask for nothing. What asks accelerate for another way to train than the config's:
-OTHER_WAYS = dict.fromkeys(
-    (
-        f"ACCELERATE_{n}"
-        for n in ("USE_FSDP", "USE_MEGATRON_LM", "USE_PARALLELISM_CONFIG", "USE_SAGEMAKER", "FP8_BACKEND")
-    ),
-    ("", "0", "false", "no"),
-)
+WAYS = ("USE_FSDP", "USE_MEGATRON_LM", "USE_PARALLELISM_CONFIG", "USE_SAGEMAKER", "FP8_BACKEND")
+OTHER_WAYS = dict.fromkeys([f"ACCELERATE_{way}" for way in WAYS], ("", "0", "false", "no"))
 # ... and what lets oneDNN multiply fp32 with fewer bits.
 FEWER_BITS = dict.fromkeys(("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"), ("", "strict"))
 # Variables by which libraries choose kernels, threads, algorithms or sources, which may change the last bits or more.
 READ_BY_LIBRARIES = re.compile(
-    r"(ACCELERATE|AT|ATEN|BLIS|CUBLAS\w*|CUDA|CUDNN|DEEPSPEED|DIFFUSERS|(ONE)?DNNL?|DS|FBGEMM|FLASH_ATTENTION|FSDP|GLOO|GOMP"
-    r"|GOPEN|HF|HIP\w*|HSA|HUGGINGFACE|KMP|MEGATRON_LM|MIOPEN|MKL|MKLDNN|MNE|NCCL|NPY|NUMBA|NUMEXPR|NUMPY|NVIDIA|OMP"
+    r"(ACCELERATE|AT|ATEN|BLIS|CUBLAS\w*|CUDA|CUDNN|DEEPSPEED|DIFFUSERS|(ONE)?DNNL?|DS|FBGEMM|FLASH_ATTENTION|FSDP|GLOO"
+    r"|GOMP|GOPEN|HF|HIP\w*|HSA|HUGGINGFACE|KMP|MEGATRON_LM|MIOPEN|MKL|MKLDNN|MNE|NCCL|NPY|NUMBA|NUMEXPR|NUMPY|NVIDIA|OMP"
     r"|OPENBLAS|PARALLELISM_CONFIG|PYTORCH|ROCBLAS|SCIPY|TORCH\w*|TRANSFORMERS|TRITON|USE_HUB|VECLIB|WDS|XLA)_.+"
     r"|PYTHONHASHSEED|PYTHONOPTIMIZE|LD_PRELOAD|LD_LIBRARY_PATH"
 )
