@@ -38,7 +38,7 @@ def pass_on(error: BaseException) -> None:
         code = errno.ENOMEM
     if code in OF_THE_FILE:
         return
-    said = os.strerror(code or 0)
+    said = getattr(error, "strerror", None) or os.strerror(code or 0)
     if code == errno.EMFILE:
         said += f", ulimit -n is {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} here: raise it"
     raise OSError(code, said, getattr(error, "filename", None)) from None

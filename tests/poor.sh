@@ -21,11 +21,9 @@ trap 'rm -rf "$scratch"' EXIT
 mkdir "$scratch/bin" "$scratch/tmp"
 IFS=:
 for folder in $PATH; do
-    for tool in "$folder"/*; do
-        case ${tool##*/} in git | git-* | gitk | scalar) continue ;; esac
-        [ -x "$tool" ] && [ ! -d "$tool" ] && [ ! -e "$scratch/bin/${tool##*/}" ] && ln -s "$tool" "$scratch/bin/${tool##*/}"
-    done
+    ln -s "$folder"/* "$scratch/bin" 2>/dev/null || true # of two of a name the first, as in PATH
 done
+rm -f "$scratch"/bin/git "$scratch"/bin/git-*
 unset IFS
 python=$(command -v python)
 bare=(env -i PATH="$(dirname "$python"):$scratch/bin" LANG=C TMPDIR="$scratch/tmp" OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1

@@ -9,6 +9,7 @@ split is opened without reading its tars; it can be made again from them. Nothin
 """
 
 import dataclasses
+import errno
 import hashlib
 import json
 import math
@@ -330,13 +331,12 @@ class ShardSplit:
             try:
                 n = self._fill(data, number, offset)
             except OSError:  # a file server that has restarted knows the descriptor no more
-                self.files.pop(number, None)
+                if self.files.pop(number, None) is None:
+                    raise
                 n = self._fill(data, number, offset)
         except (OSError, MemoryError) as error:
             pass_on(error)
             raise self._error(i, f"cannot be read ({getattr(error, 'strerror', error)})") from None
-        except ValueError as error:
-            raise self._error(i, f"cannot be read: {error}") from None
         if n != size:
             raise self._error(i, "cannot be read: the file was truncated while in use")
         return data
@@ -347,7 +347,10 @@ class ShardSplit:
         if kept is not None:
             return os.preadv(kept, [data], offset)
         if self.url:  # it may have been removed from the cache since
-            fetch_tar(self.url, self.folder, self.manifest.splits[self.name]["shards"][number])
+            try:
+                fetch_tar(self.url, self.folder, self.manifest.splits[self.name]["shards"][number])
+            except ValueError as error:  # a network or a disk that fails, as the split was there when it was opened
+                raise OSError(errno.EIO, str(error)) from None
         file = os.open(self.paths[number], os.O_RDONLY)
         try:
             return os.preadv(file, [data], offset)
