@@ -139,7 +139,7 @@ def test_a_default_config_of_accelerate_changes_nothing(tmp_path, plain, monkeyp
 
 @pytest.mark.parametrize("name", [*machine.OTHER_WAYS, *machine.FEWER_BITS, "NVIDIA_TF32_OVERRIDE"])
 def test_what_computes_otherwise_is_refused(tmp_path, monkeypatch, name):
-    harmless = {"NVIDIA_TF32_OVERRIDE": "0", **dict.fromkeys(machine.FEWER_BITS, "STRICT")}.get(name, "no")
+    harmless = {"NVIDIA_TF32_OVERRIDE": "0", **dict.fromkeys(machine.FEWER_BITS, "STRICT")}.get(name, "NO")
     monkeypatch.setenv(name, harmless)
     AcceleratorState._reset_state(reset_partial_state=True)
     processes.make_accelerator("fp32")
