@@ -6,7 +6,7 @@ import os
 import re
 import resource
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 # An OSError with one of these tells of the file that was asked for: it is not there. Those of decoders have none.
@@ -76,7 +76,7 @@ def share_weights(folder: Path) -> None:
         path.chmod(rights)
 
 
-def refuse_variables(harmless: dict[str, tuple[str, ...]], effect: str) -> None:
+def refuse_variables(harmless: Mapping[str, tuple[str, ...]], effect: str) -> None:
     """Raise ValueError if the environment has one of these with a value that is not harmless."""
     for name, values in harmless.items():
         if (value := os.environ.get(name, "")).lower() not in values:
