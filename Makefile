@@ -7,13 +7,16 @@ RUNS   ?= runs/demo
 SNR    ?=
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test test-random test-kills test-slurm lint bench clean
+.PHONY: demo test test-poor test-random test-kills test-slurm lint bench clean
 
 demo: $(VENV)/demo-ready  ## simulate, shard, train, reconstruct, score; SNR=0 RUNS=runs/silent shows what chance looks like
 	bash launch/demo.sh $(RUNS) $(if $(SNR),snr=$(SNR))
 
 test: $(VENV)/test-ready  ## everything that runs on a CPU
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --durations 15
+
+test-poor: $(VENV)/test-ready  ## the unit tests without git, HOME, UTF-8, with few open files, in a tree that cannot be written
+	bash tests/poor.sh
 
 test-random: $(VENV)/test-ready  ## the property tests on thousands of examples that nobody has seen before; half an hour
 	HYPOTHESIS_PROFILE=random python -m pytest -n 2 -m hypothesis --timeout 3600 tests/unit

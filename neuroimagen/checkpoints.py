@@ -16,7 +16,7 @@ from torch import nn
 
 from neuroimagen import zero
 from neuroimagen.collectives import ERRORS, decided_by_main, gather_objects, wait_for_files
-from neuroimagen.run_dir import write_atomic
+from neuroimagen.machine import share_weights, write_atomic
 
 
 def failure(work: Callable[[], Any]) -> str | None:
@@ -52,6 +52,7 @@ def save(run_dir: Path, step: int, accelerator: Accelerator) -> None:
     def publish() -> None:
         if main:
             zero.mark(partial, zero.stage_of(accelerator), accelerator.num_processes)
+            share_weights(partial)
             os.replace(partial, final)
 
     for work in (begin, lambda: wait_for_files([partial]), lambda: accelerator.save_state(str(partial)), publish):
@@ -117,6 +118,7 @@ def export(run_dir: Path, step: int, accelerator: Accelerator, models: Mapping[s
             shutil.rmtree(partial, ignore_errors=True)
             for name, model in models.items():
                 model.save_pretrained(str(partial / name if len(models) > 1 else partial))
+            share_weights(partial)
             shutil.rmtree(run_dir / "model", ignore_errors=True)
             os.replace(partial, run_dir / "model")
             write_atomic(run_dir / "DONE", f"step {step}\n")

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from neuroimagen.data.given import Contract, take
 from neuroimagen.data.stream import channel_statistics
 from neuroimagen.decoders import ROWS, decode
+from neuroimagen.machine import share_weights
 from neuroimagen.model_card import TEMPLATE, fill
 from neuroimagen.pixel.features import FeatureExtractor
 from neuroimagen.pixel.saliency import Generator
@@ -182,6 +183,7 @@ class NeuroImagen(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         super()._save_pretrained(save_directory)
+        share_weights(save_directory)
         config: Any = self._hub_mixin_config
         # By ourselves: the mixin would sort the keys, and with them the rows and columns of the card's table.
         (save_directory / "config.json").write_bytes(encode(json.dumps(config, indent=1, ensure_ascii=False) + "\n"))

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 
-from neuroimagen import zero
+from neuroimagen import machine, zero
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"  # of these values cuBLAS repeats its bits, and cuDNN those of an LSTM
 WORKSPACES = (":4096:8", ":16:8")
@@ -41,7 +41,12 @@ def check_bf16(device: torch.device | str) -> None:
 
 
 def set_tf32(allowed: bool) -> None:
-    """Whether fp32 may be computed with 10 bits of mantissa on this process's GPUs; torch allows it in convolutions."""
+    """Whether fp32 may be computed with 10 bits of mantissa on this process's GPUs; torch allows it in convolutions.
+
+    ValueError if the environment has libraries do otherwise whatever is said here.
+    """
+    override = {"NVIDIA_TF32_OVERRIDE": ("", str(int(allowed)))}
+    machine.refuse_variables(machine.FEWER_BITS | override, "which changes how exactly fp32 is computed")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
@@ -54,10 +59,13 @@ def make_accelerator(precision: str, timeout_minutes: float = 30.0, tf32: bool =
     modes = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
     if precision not in modes:
         raise ValueError(f"precision={precision!r} is not one of {', '.join(modes)}")
+    machine.refuse_variables(machine.OTHER_WAYS, "which is another way to train than the config's")
     plugin = zero.make_plugin(precision) if zero.asked_for() else None
     accelerator = Accelerator(
         mixed_precision="no" if plugin else modes[precision],  # zero.py does its own autocast
         deepspeed_plugin=plugin,
+        dynamo_backend="no",  # where nothing is said, a launcher's variables decide, and so for the next
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[
             # Every rank computes the same buffers; broadcasting them would break two forwards in one step.
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),

@@ -32,10 +32,11 @@ from tqdm import tqdm
 
 from neuroimagen import checkpoints, zero
 from neuroimagen.config import TrainConfig
+from neuroimagen.machine import naming, refuse_variables, write_atomic
 from neuroimagen.processes import make_accelerator, set_deterministic
-from neuroimagen.run_dir import claim_run_dir, release, write_atomic
+from neuroimagen.run_dir import claim_run_dir, release
 from neuroimagen.seeds import seed_from
-from neuroimagen.trackers import log_class_table, log_image, start_trackers
+from neuroimagen.trackers import log_class_table, log_image, start_trackers, tell
 
 MAX_SKIPPED = 20  # steps in a row without a finite loss: the run has diverged
 STOPPED = 143  # exit code after SIGTERM (128 + 15): run the same command again
@@ -82,16 +83,18 @@ class Run:
         self.config = config
         trackers = None if config.trackers == "none" else config.trackers
         set_deterministic(config.deterministic)
-        try:
-            self.accelerator = make_accelerator(
-                config.precision, config.timeout_minutes, config.tf32, log_with=trackers, project_dir=config.run_dir
-            )
-        except ImportError:
-            raise ValueError(f'trackers={trackers} needs pip install "neuroimagen[{trackers}]"') from None
+        self.accelerator = make_accelerator(
+            config.precision, config.timeout_minutes, config.tf32, log_with=trackers, project_dir=config.run_dir
+        )
+        if trackers and not self.accelerator.log_with:  # accelerate leaves out in silence what is not installed
+            raise ValueError(f'trackers={trackers} needs pip install "neuroimagen[{trackers}]"')
         self.world = self.accelerator.num_processes
         self.rank = self.accelerator.process_index
         self.device = self.accelerator.device
         self.is_main = self.accelerator.is_main_process
+        if config.compile:
+            switches = {"TORCHDYNAMO_DISABLE": ("", "0"), "TORCH_COMPILE_DISABLE": ("", "0")}
+            refuse_variables(switches, "and compile=true would do nothing")
         self.zero_stage = zero.stage_of(self.accelerator)
         self._zero: zero.Zero | None = None
         if config.tf32 and self.device.type != "cuda":
@@ -385,13 +388,14 @@ class Run:
         """Write to stats.jsonl and the tracker; values are the same on every rank."""
         values = {f"{prefix}{k}": float(v) for k, v in values.items()}
         if self.is_main:
-            with open(self.dir / "stats.jsonl", "a", encoding="utf-8") as file:
-                finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
+            finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
+            stats = self.dir / "stats.jsonl"
+            with naming(stats), open(stats, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": self.step, **finite}) + "\n")
             if prefix:
                 shown = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
                 tqdm.write(f"{self.dir.name} step {self.step}: {shown}")
-        self.accelerator.log(values, step=self.step)
+        tell(self.accelerator, "log", values, step=self.step)
 
     def image(self, name: str, grid: Tensor) -> None:
         """Save a picture (3, H, W) in [0, 1] as images/<name>-<step>.png and show it in the tracker."""
@@ -419,8 +423,7 @@ class Run:
             self.save()
             models = {name: self.unwrap(m) if isinstance(m, nn.Module) else m for name, m in models.items()}
             checkpoints.export(self.dir, self.step, self.accelerator, models)
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
+        tell(self.accelerator, "finish")
         self.accelerator.wait_for_everyone()
         self.accelerator.free_memory()
         release(self.dir)

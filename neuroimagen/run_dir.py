@@ -18,20 +18,13 @@ from accelerate import Accelerator
 
 from neuroimagen import zero
 from neuroimagen.collectives import decided_by_main, wait_for_files
-from neuroimagen.text_files import encode
+from neuroimagen.machine import variables, write_atomic
 
 # Fields that change where or how loudly a run computes, never what: they may differ when a run is continued.
 FREE_FIELDS = frozenset(
     {"run_dir", "workers", "trackers", "project", "log_every", "checkpoint_every", "accumulate", "nonfinite"}
     | {"timeout_minutes"}
 )
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a kill, sees the old or the new content whole."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(encode(text))
-    os.replace(partial, path)
 
 
 def _claim(run_dir: Path, config: Any) -> None:
@@ -68,7 +61,7 @@ def _lock(run_dir: Path) -> None:
     """
     if run_dir in _held:
         return
-    file = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    file = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
@@ -127,16 +120,23 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True)
+    quiet = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}  # a full disk would leave a stale lock in the repository
+    describe = ["git", "describe", "--always", "--dirty"]
+    try:
+        said = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, env=quiet).stdout
+        commit = said.decode("utf-8", "replace").strip()
+    except OSError:  # there is no git
+        commit = ""
     device = accelerator.device
     return {
         "command": sys.argv,
         "python": platform.python_version(),
         "versions": versions,
-        "commit": git.stdout.decode("utf-8", "replace").strip() or None,
+        "commit": commit or None,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({os.cpu_count()})",
         "world_size": accelerator.num_processes,
         "zero_stage": zero.stage_of(accelerator),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+        "variables": variables(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

@@ -2,30 +2,80 @@
 
 import csv
 import os
+import socket
+import sys
+import urllib.parse
+import urllib.request
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
+from neuroimagen.collectives import decided_by_main
 from neuroimagen.config import TrainConfig
-from neuroimagen.run_dir import environment, write_atomic
+from neuroimagen.machine import naming, write_atomic
+from neuroimagen.run_dir import environment
 
 
 def start_trackers(accelerator: Accelerator, config: TrainConfig, run_dir: Path) -> None:
-    """Open the tracker of `config.trackers`; a continued run keeps the id, and with it the curve."""
-    if not accelerator.log_with:
+    """Open the tracker of `config.trackers`, on rank 0; a continued run keeps the id, and with it the curve.
+
+    ValueError, on every rank, if it cannot be opened. Collective: every rank.
+    """
+
+    def start() -> None:
+        path, options = run_dir / "tracker_id", {}
+        if not path.exists():
+            write_atomic(path, os.urandom(6).hex())
+        if config.trackers == "wandb":
+            options = {
+                "wandb": {
+                    "dir": str(run_dir),
+                    "id": path.read_text(encoding="utf-8"),
+                    "resume": "allow",
+                    "name": run_dir.name,
+                }
+            }
+        about = {**vars(config), **{f"environment/{k}": v for k, v in environment(accelerator).items()}}
+        plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in about.items()}
+        try:
+            if config.trackers == "wandb":
+                _reach_wandb()
+            accelerator.init_trackers(config.project, plain, options)
+        except Exception as error:  # each tracker has errors of its own
+            said = f"trackers={config.trackers} cannot start ({' '.join(str(error).split())[:200]})"
+            if config.trackers == "wandb":
+                said += ": log in by `wandb login` or WANDB_API_KEY; WANDB_MODE=offline needs neither key nor network"
+            raise ValueError(said) from None
+
+    if accelerator.log_with:
+        decided_by_main(start)
+
+
+def _reach_wandb() -> None:
+    """OSError at once if wandb's server cannot be reached, which wandb would try for a minute and a half."""
+    import wandb
+
+    settings = wandb.setup().settings
+    if settings.mode in ("offline", "dryrun", "disabled") or urllib.request.getproxies():  # wandb has ways of its own
         return
-    path = run_dir / "tracker_id"
-    if accelerator.is_main_process and not path.exists():
-        write_atomic(path, os.urandom(6).hex())
-    options = {}
-    if config.trackers == "wandb" and accelerator.is_main_process:
-        options = {"wandb": {"dir": str(run_dir), "id": path.read_bytes().decode()}}
-        options["wandb"] |= {"resume": "allow", "name": run_dir.name}
-    about = {**vars(config), **{f"environment/{k}": v for k, v in environment(accelerator).items()}}
-    plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in about.items()}
-    accelerator.init_trackers(config.project, plain, options)
+    address = urllib.parse.urlsplit(settings.base_url)
+    port = address.port or {"http": 80}.get(address.scheme, 443)
+    socket.create_connection((address.hostname, port), timeout=10).close()
+
+
+def tell(accelerator: Accelerator, how: str, *what: Any, **options: Any) -> None:
+    """Call this method of the tracker, if it has it. One that fails is left out from then on: the run has it all."""
+    for tracker in list(accelerator.trackers):
+        try:
+            if hasattr(tracker, how):
+                getattr(tracker, how)(*what, **options)
+        except Exception as error:  # each has errors of its own
+            said = " ".join(str(error).split())[:200]
+            print(f"warning: {tracker.name} fails ({said}); the run goes on without it", file=sys.stderr, flush=True)
+            accelerator.trackers.remove(tracker)
 
 
 def log_image(accelerator: Accelerator, run_dir: Path, step: int, name: str, grid: Tensor) -> None:
@@ -33,11 +83,11 @@ def log_image(accelerator: Accelerator, run_dir: Path, step: int, name: str, gri
     pixels = (grid.detach().clamp(0, 1).permute(1, 2, 0).cpu() * 255).round().byte().numpy()
     folder = run_dir / "images"
     folder.mkdir(exist_ok=True)
-    Image.fromarray(pixels).save(folder / f"{name}-{step:08d}.png")
-    for tracker in accelerator.trackers:
-        if hasattr(tracker, "log_images"):
-            kwargs = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-            tracker.log_images({name: pixels[None]}, step=step, **kwargs)
+    path = folder / f"{name}-{step:08d}.png"
+    with naming(path):
+        Image.fromarray(pixels).save(path)
+    options = {"dataformats": "NHWC"} if "tensorboard" in accelerator.log_with else {}
+    tell(accelerator, "log_images", {name: pixels[None]}, step=step, **options)
 
 
 def log_class_table(
@@ -56,8 +106,7 @@ def log_class_table(
         rows.append([names[label], len(right), right.double().mean().item()])
     folder = run_dir / "tables"
     folder.mkdir(exist_ok=True)
-    with open(folder / f"{name}-{step:08d}.csv", "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    path = folder / f"{name}-{step:08d}.csv"
+    with naming(path), open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         csv.writer(file).writerows([columns, *rows])
-    for tracker in accelerator.trackers:
-        if hasattr(tracker, "log_table"):
-            tracker.log_table(name, columns=columns, data=rows, step=step)
+    tell(accelerator, "log_table", name, columns=columns, data=rows, step=step)

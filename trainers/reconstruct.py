@@ -28,12 +28,13 @@ from neuroimagen.controls import ClassCaptions, Gallery, draw_baseline
 from neuroimagen.data.shards import ShardSplit
 from neuroimagen.data.stream import Batcher
 from neuroimagen.decoders import ROWS, RUNS, Decoders, rows_to_draw
+from neuroimagen.machine import write_atomic
 from neuroimagen.processes import make_accelerator, set_deterministic
 from neuroimagen.reconstruction.batch import find_chunk, saying_what_fits
 from neuroimagen.reconstruction.pictures import Pictures, chunk_before, still_whole
 from neuroimagen.reconstruction.pipelines import Scheduler
 from neuroimagen.reconstruction.reconstructor import Reconstructor, check_settings
-from neuroimagen.run_dir import claim_run_dir, write_atomic
+from neuroimagen.run_dir import claim_run_dir
 from neuroimagen.sample.captions import DTYPES, captions_source
 
 

@@ -2,7 +2,6 @@
 
 import base64
 import html
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from neuroimagen.data.classes import UNEVEN
 from neuroimagen.data.doctor import CLIPPED_LEAST, CLIPPED_SHARE, MOST_SPECTRA
 from neuroimagen.data.doctor_findings import LARGE, LINE_RATIO, LINES, WHITE, Finding, Findings
 from neuroimagen.data.picture_hash import NEAR_BITS, NEAR_CORRELATION
+from neuroimagen.machine import write_atomic
 
 MOST_CLASSES = 200  # rows of the class table; THINGS has 1,854
 MOST_LISTED = 500  # findings of a kind on the page, and trials of a finding; faults.txt has them all
@@ -35,18 +35,12 @@ def write_page(findings: Findings, how: str, folder: Path) -> None:
     except ImportError as error:
         drawn, missing = {}, f"No figures: {error.name} is not installed; pip install 'neuroimagen[mne]' brings it."
     for name, png in drawn.items():
-        _write(folder / f"{name}.png", png)
+        write_atomic(folder / f"{name}.png", png)
     full = [
         f"{finding.text}{': ' if finding.trials else ''}{', '.join(finding.trials)}\n" for finding in findings.faults
     ]
-    _write(folder / "faults.txt", "".join(full).encode("utf-8", "replace"))
-    _write(folder / "index.html", page(findings, how, drawn, missing).encode("utf-8", "replace"))
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    write_atomic(folder / "faults.txt", "".join(full).encode("utf-8", "replace"))
+    write_atomic(folder / "index.html", page(findings, how, drawn, missing).encode("utf-8", "replace"))
 
 
 def _e(text: Any) -> str:

@@ -33,6 +33,7 @@ from neuroimagen.data.shard_files import (
 )
 from neuroimagen.data.source import open_study
 from neuroimagen.data.study import Study, Trial
+from neuroimagen.machine import pass_on
 from neuroimagen.text_files import encode
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ def read_picture(path: Path) -> tuple[bytes, list[Any]]:
         with open(path, "rb") as file:
             return file.read(MAX_PICTURE_BYTES + 1), [str(path.absolute()), known.st_size, known.st_mtime_ns]
     except OSError as error:
+        pass_on(error)
         raise ValueError(f"picture {path} cannot be read ({error.strerror}): put it there again") from None
 
 

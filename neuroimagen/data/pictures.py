@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from neuroimagen.data.classes import BY_WNID
 from neuroimagen.data.stream import load_picture
+from neuroimagen.machine import pass_on
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 
@@ -27,6 +28,7 @@ def load_pictures(paths: list[Path], size: int, progress: bool = False) -> Tenso
         try:
             pixels[i] = load_picture(path.read_bytes(), size)
         except (OSError, ValueError) as error:
+            pass_on(error)
             raise ValueError(f"picture {path} cannot be read ({error}); replace or remove it") from None
     return pixels
 

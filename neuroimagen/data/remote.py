@@ -66,7 +66,10 @@ def url_of(shards: str, name: str) -> str:
 
 
 def cache_folder() -> Path:
-    return Path(os.environ.get("NEUROIMAGEN_CACHE") or Path.home() / ".cache" / "neuroimagen")
+    try:
+        return Path(os.environ.get("NEUROIMAGEN_CACHE") or Path.home() / ".cache" / "neuroimagen")
+    except RuntimeError:
+        raise ValueError("this user has no home for the cache: set NEUROIMAGEN_CACHE to a folder of your own") from None
 
 
 @contextlib.contextmanager

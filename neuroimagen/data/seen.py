@@ -16,6 +16,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageColor
 
 from neuroimagen.data.shard_files import MAX_PICTURE_PIXELS
+from neuroimagen.machine import pass_on
 
 FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}  # MPO: a JPEG of several pictures, the first of which is shown
 T = Image.Transpose
@@ -83,6 +84,7 @@ def see(data: bytes, background: str = "", orientation: str = "", least: int = 0
     except Image.UnidentifiedImageError:
         raise ValueError("a kind of JPEG not read here" if data[:2] == b"\xff\xd8" else "not a JPEG or PNG") from None
     except Exception as error:  # a damaged picture can raise anything
+        pass_on(error)
         raise ValueError((str(error).splitlines() or [type(error).__name__])[0]) from None
 
 

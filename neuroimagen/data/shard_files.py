@@ -9,6 +9,7 @@ split is opened without reading its tars; it can be made again from them. Nothin
 """
 
 import dataclasses
+import errno
 import hashlib
 import json
 import math
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 
 from neuroimagen.data.remote import cached_folder, fetch_split, fetch_tar, is_remote
+from neuroimagen.machine import pass_on
 
 SPLITS = ("train", "val", "test")
 # More than any study needs; what claims more is refused before it is read or decoded.
@@ -109,6 +111,7 @@ def read_manifest(shards: str | Path) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}): make the shards again") from None
     except OSError as error:
+        pass_on(error)
         raise ValueError(f"{path} cannot be read ({error.strerror}): make the shards again") from None
     if not isinstance(content, dict) or content.get("format") != "neuroimagen-shards":
         raise ValueError(f"{path} is not a manifest of neuroimagen shards")
@@ -215,6 +218,7 @@ def scan_tar(path: Path, number: int) -> np.ndarray:
                 raise ValueError(f"{path} holds {name!r}, which neuroimagen shards does not write")
             members.setdefault(key, {})[extension] = (offset, size)
     except OSError as error:
+        pass_on(error)
         raise ValueError(f"{path} cannot be read ({error.strerror}): make the shards again") from None
     rows = np.zeros(len(members), INDEX)
     for row, (key, parts) in zip(rows, members.items(), strict=True):
@@ -238,7 +242,9 @@ def load_index(path: Path, trials: int) -> np.ndarray:
     try:
         if path.stat().st_size <= _index_bytes(trials):
             return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError, MemoryError, SyntaxError, tokenize.TokenError):
+    except OSError as error:
+        pass_on(error)
+    except (ValueError, EOFError, MemoryError, SyntaxError, tokenize.TokenError):
         pass  # the last two are the tokenizer's, through which numpy puts a header that it cannot read
     return np.zeros(0)
 
@@ -281,11 +287,12 @@ class ShardSplit:
         self.keys: list[str] = [key.decode() for key in self.index["key"]]
         self.shape = (self.manifest.n_chans, self.manifest.n_times)
         self.dtype = torch.float16 if self.manifest.eeg_dtype == "float16" else torch.float32
-        self.files: dict[int, int] = {}
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # each tar stays open
+        self.files: dict[int, int] = {}  # tar -> descriptor
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # each tar stays open, if so many files may be
         if soft != resource.RLIM_INFINITY and soft < 3 * len(tars) + 256:
-            most = 3 * len(tars) + 256 if hard == resource.RLIM_INFINITY else min(hard, 3 * len(tars) + 256)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            soft = 3 * len(tars) + 256 if hard == resource.RLIM_INFINITY else min(hard, 3 * len(tars) + 256)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        self.most_open = len(tars) if soft == resource.RLIM_INFINITY else max((soft - 256) // 3, soft // 8)
 
     def _check_index(self, path: Path, tars: list[dict[str, Any]]) -> None:
         index = self.index
@@ -321,22 +328,38 @@ class ShardSplit:
         row = self.index[i]
         number = int(row["tar"])
         offset, size = row[member].tolist()
-        data = bytearray(size)
         try:
-            if number not in self.files:
-                if self.url:  # it may have been removed from the cache since
-                    fetch_tar(self.url, self.folder, self.manifest.splits[self.name]["shards"][number])
-                file = os.open(self.paths[number], os.O_RDONLY)
-                if self.files.setdefault(number, file) != file:  # another thread was faster
-                    os.close(file)
-            n = os.preadv(self.files[number], [data], offset)
-        except OSError as error:
-            raise self._error(i, f"cannot be read ({error.strerror})") from None
-        except ValueError as error:
-            raise self._error(i, f"cannot be read: {error}") from None
+            data = bytearray(size)
+            try:
+                n = self._fill(data, number, offset)
+            except OSError:  # a file server that has restarted knows the descriptor no more
+                if self.files.pop(number, None) is None:
+                    raise
+                n = self._fill(data, number, offset)
+        except (OSError, MemoryError) as error:
+            pass_on(error)
+            raise self._error(i, f"cannot be read ({getattr(error, 'strerror', error)})") from None
         if n != size:
             raise self._error(i, "cannot be read: the file was truncated while in use")
         return data
+
+    def _fill(self, data: bytearray, number: int, offset: int) -> int:
+        """Read what fills `data` from a tar; how many bytes there were. As many tars as may be stay open."""
+        kept = self.files.get(number)
+        if kept is not None:
+            return os.preadv(kept, [data], offset)
+        if self.url:  # it may have been removed from the cache since
+            try:
+                fetch_tar(self.url, self.folder, self.manifest.splits[self.name]["shards"][number])
+            except ValueError as error:  # a network or a disk that fails, as the split was there when it was opened
+                raise OSError(errno.EIO, str(error)) from None
+        file = os.open(self.paths[number], os.O_RDONLY)
+        try:
+            return os.preadv(file, [data], offset)
+        finally:
+            # Trials come in random order: none of the tars is read more than others, so the first ones are kept.
+            if len(self.files) >= self.most_open or self.files.setdefault(number, file) != file:  # another thread's
+                os.close(file)
 
     def _error(self, i: int, what: str) -> ShardError:
         path = self.paths[self.index[i]["tar"]]

@@ -32,6 +32,7 @@ import functools
 import itertools
 import math
 import mmap
+import multiprocessing
 import signal
 import sys
 import weakref
@@ -127,7 +128,8 @@ class Batcher:
     def read(self, indices: np.ndarray, eeg: torch.Tensor, image: torch.Tensor) -> dict[str, Any]:
         """Fill rows of `eeg` and `image`; returns the small fields, and "bad": {index: what is wrong with that trial}.
 
-        With more than `allowed` bad trials the batch is left unfinished and only "bad" is returned.
+        With more than `allowed` bad trials the batch is left unfinished and only "bad" is returned. OSError, which
+        names the trial, if it is the machine that cannot read (machine.pass_on): that is no trial's fault.
         """
         bad: dict[int, str] = {}
         taken = np.empty(len(indices), np.int64)
@@ -137,7 +139,9 @@ class Batcher:
                     self.read_trial(i, eeg[row], image[row])
                     taken[row] = i
                     break
-                except (ValueError, OSError) as error:
+                except OSError as error:
+                    raise OSError(error.errno, self.sentence(i, error)) from None
+                except ValueError as error:
                     bad[i] = self.sentence(i, error)
                     if len(bad) > self.allowed:
                         return {"bad": bad}
@@ -199,7 +203,7 @@ class Batcher:
     def sentence(self, i: int, error: Exception) -> str:
         """What is wrong with trial i; the tar and the key are named."""
         tar, key = self.split.paths[self.split.index[i]["tar"]], self.split.keys[i]
-        said = " ".join(str(error).split())
+        said = " ".join(str(getattr(error, "strerror", None) or error).split())
         return said if key in said and tar.name in said else f"{tar}: trial {key} cannot be read ({said})"
 
     def read_labels(self) -> tuple[np.ndarray, dict[int, str]]:
@@ -208,7 +212,9 @@ class Batcher:
         for i in range(len(self.split)):
             try:
                 self.read_info(i)
-            except (ValueError, OSError) as error:
+            except OSError as error:
+                raise OSError(error.errno, self.sentence(i, error)) from None
+            except ValueError as error:
                 bad[i] = self.sentence(i, error)
                 if len(bad) > self.allowed:
                     break
@@ -287,7 +293,11 @@ class _Reads:
         for number, indices in enumerate(stream):
             eeg, image, owner = self.slots[first + number % self.each]
             owner[0] = number
-            yield {"slot": first + number % self.each, "number": number, **self.batcher.read(indices, eeg, image)}
+            try:
+                told = self.batcher.read(indices, eeg, image)
+            except OSError as error:  # as text: a loader process would wrap it in its traceback
+                told = {"bad": {}, "machine": error.strerror}
+            yield {"slot": first + number % self.each, "number": number, **told}
 
 
 _open: "weakref.WeakSet[Iterator[dict[str, Any]]]" = weakref.WeakSet()
@@ -326,6 +336,8 @@ def _load(
     device = torch.device(device)
 
     def finish(told: dict[str, Any]) -> dict[str, Any]:
+        if "machine" in told:
+            raise ValueError(told["machine"])
         _count_bad(told["bad"], bad, batcher.allowed)
         if "columns" not in told:
             raise ValueError(f"{batcher.split.folder}: no trial of {batcher.split.name} can be read")
@@ -341,7 +353,15 @@ def _load(
             # They start with the first batch and keep the signal mask they are born with, so no signal comes too early.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT} if workers else ())
             try:
-                loaded = iter(loader)
+                try:
+                    if workers:
+                        multiprocessing.Lock()  # as each queue needs one: a loader that fails to start prints more
+                    loaded = iter(loader)
+                except OSError as error:
+                    raise ValueError(
+                        f"workers={workers}: loader processes cannot be started ({error.strerror or error}): make "
+                        "/dev/shm writable and allow more processes, or give workers=0"
+                    ) from None
                 first = list(itertools.islice(loaded, 1))
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -30,6 +30,7 @@ from tqdm import tqdm
 from neuroimagen.config import option, path_option
 from neuroimagen.data.classes import BY_WNID, CLASSES
 from neuroimagen.data.seen import see
+from neuroimagen.machine import pass_on
 from neuroimagen.processes import set_tf32
 from neuroimagen.text_files import read_text
 
@@ -271,6 +272,7 @@ def read_pixels(path: Path) -> np.ndarray:
     try:
         return np.asarray(see(path.read_bytes()).image.convert("RGB"))
     except (OSError, ValueError) as error:
+        pass_on(error)
         raise ValueError(f"picture {path} cannot be read ({str(error).splitlines()[0]})") from None
 
 

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from neuroimagen.evaluation.scores import ReconstructRun, write_atomic
+from neuroimagen.evaluation.scores import ReconstructRun
 from neuroimagen.evaluation.tables import full_row, kind_of_eeg, rows_of_kind
+from neuroimagen.machine import write_atomic
 
 FIGURES = ("figure3", "figure4", "figure5")
 FIGURE_4 = ("airliner", "giant panda", "jack-o'-lantern")  # the paper's classes

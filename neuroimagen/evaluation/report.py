@@ -21,6 +21,7 @@ from neuroimagen.evaluation import scores as scoring
 from neuroimagen.evaluation.report_charts import bars, confusions, legend
 from neuroimagen.evaluation.report_gallery import Gallery, Metric, Pictures, define, read_picture_scores, spaced, text
 from neuroimagen.evaluation.scores import ReconstructRun
+from neuroimagen.machine import write_atomic
 
 BUDGET = 6_500_000  # characters of inlined pictures; the page stays below 8 MB
 
@@ -394,5 +395,5 @@ def report(config: ReportConfig) -> None:
     page = Page(run, scores, config)
     tables.write(run, scores, run.path / "tables")
     figures.write(run, scores, run.path / "figures")
-    scoring.write_atomic(run.path / "report.html", page.html())
+    write_atomic(run.path / "report.html", page.html())
     print(f"{run.path / 'report.html'}")

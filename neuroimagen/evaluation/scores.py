@@ -18,8 +18,8 @@ from neuroimagen.collectives import decided_by_main, on_every_rank
 from neuroimagen.config import option, path_option
 from neuroimagen.evaluation.book import ScoreBook
 from neuroimagen.evaluation.classifiers import Classifier, load_classifier, pick_device
+from neuroimagen.machine import write_atomic
 from neuroimagen.processes import leave_process_group, make_accelerator
-from neuroimagen.text_files import encode
 
 PAPER_ROWS = ("I", "L", "B", "B+I", "L+I")  # models 1 to 5 of the paper's Table 3
 FULL = "L+I"
@@ -139,13 +139,6 @@ def read_run(path: str | Path) -> ReconstructRun:
             f"make them with: rm {path / 'DONE'} && {go_on}"
         )
     return run
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Replace a file so that no reader sees half of it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(encode(content) if isinstance(content, str) else content)
-    os.replace(partial, path)
 
 
 def score(

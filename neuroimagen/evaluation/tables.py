@@ -11,9 +11,10 @@ from typing import Any
 
 from neuroimagen.evaluation import published
 from neuroimagen.evaluation.definitions import METRICS
-from neuroimagen.evaluation.scores import FULL, PAPER_ROWS, ReconstructRun, write_atomic
+from neuroimagen.evaluation.scores import FULL, PAPER_ROWS, ReconstructRun
 from neuroimagen.evaluation.table_formats import ABSENT, TICK, Cell, Column, Row, Table, decimal
 from neuroimagen.evaluation.table_notes import kind_of_eeg, notes, protocol, split_of, uses
+from neuroimagen.machine import write_atomic
 
 NAMES = ("table1", "table2", "table3", "metrics", "published", "protocol")
 BASELINES = {  # in the order of the paper's Table 1, and the trainer that makes them

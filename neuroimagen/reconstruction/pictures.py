@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from neuroimagen.machine import naming, pass_on
 from neuroimagen.reconstruction.reconstructor import noise_seed
 
 HEAD = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR"  # then width, height, and 8 bit RGB
@@ -115,8 +116,9 @@ class Pictures:
         """Write a chunk's pictures, each (3, H, W) in [0, 1], as PNG: each file whole or not at all."""
         for path, picture in zip(self.files(kind, number), pictures, strict=True):
             partial = path.with_name(path.name + ".partial")
-            to_image(picture).save(partial, format="PNG")
-            os.replace(partial, path)
+            with naming(path):
+                to_image(picture).save(partial, format="PNG")
+                os.replace(partial, path)
 
     def index(self, trials: Iterable[dict[str, Any]], seed: int) -> Iterator[str]:
         """pictures.jsonl: which file shows what; "seed" is what the noise of the picture was seeded with.
@@ -145,7 +147,8 @@ def still_whole(run_dir: Path) -> bool:
         if not missing:
             return True
         what = f"{len(missing)} files are missing or damaged, such as {min(missing).relative_to(run_dir)}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        pass_on(error)
         what = "rows.json or trials.jsonl cannot be read"
     print(f"{run_dir}: {what}; made again now")
     (run_dir / "DONE").unlink()

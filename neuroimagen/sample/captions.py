@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from neuroimagen.config import option, path_option
 from neuroimagen.data.seen import see
+from neuroimagen.machine import pass_on, write_atomic
 from neuroimagen.text_files import encode, read_text
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -69,17 +70,11 @@ def captions_source(path: str | Path) -> str:
 def write_captions(path: str | Path, captions: Mapping[str, str], source: str) -> None:
     """Write a captions file, sorted by image name, whole or not at all."""
     lines = [_line(image, captions[image], source) for image in sorted(captions)]
-    _write_atomic(Path(path), "".join(lines))
+    write_atomic(Path(path), "".join(lines))
 
 
 def _line(image: str, caption: str, source: str) -> str:
     return json.dumps({"image": image, "caption": caption, "source": source}, ensure_ascii=False) + "\n"
-
-
-def _write_atomic(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(encode(text))
-    os.replace(partial, path)
 
 
 def _text_encoders(pipeline: str, device: torch.device | str) -> list[tuple[Any, Any, int]]:
@@ -176,6 +171,7 @@ def _open_rgb(path: Path) -> Image.Image:
     try:
         return see(path.read_bytes()).image.convert("RGB")
     except (OSError, ValueError) as error:
+        pass_on(error)
         raise ValueError(f"picture {path} cannot be read ({error}); replace or remove it") from None
 
 
