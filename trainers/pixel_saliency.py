@@ -6,7 +6,6 @@ steps (EMA).
 
 import contextlib
 import dataclasses
-from pathlib import Path
 from typing import Literal, cast
 
 import torch
@@ -18,6 +17,7 @@ from neuroimagen.config import EegAugmentConfig, TrainConfig, option, run_traine
 from neuroimagen.data.eeg_augment import augment_eeg
 from neuroimagen.data.shards import ShardSplit, read_manifest
 from neuroimagen.data.stream import Batcher, eval_batches, train_batches
+from neuroimagen.inputs import finished_run
 from neuroimagen.pixel import losses
 from neuroimagen.pixel.augment import N_RANDOM, augment
 from neuroimagen.pixel.features import FeatureExtractor
@@ -53,11 +53,7 @@ class PixelSaliencyConfig(EegAugmentConfig, TrainConfig):
 
 def load_features(directory: str) -> FeatureExtractor:
     """f_θ of a finished stage 1a run; ValueError if it is not one."""
-    if not (Path(directory) / "model" / "config.json").exists():
-        raise ValueError(
-            f"features={directory} holds no exported model: run trainers/pixel_features.py to its end first"
-        )
-    return FeatureExtractor.from_pretrained(str(Path(directory) / "model"))
+    return FeatureExtractor.from_pretrained(str(finished_run("features", directory) / "model"))
 
 
 @torch.no_grad()
