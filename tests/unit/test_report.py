@@ -361,7 +361,7 @@ def of_another_run(run):
     [
         (
             redrawn,
-            r"was made of another run=.* than there is now \(1 changed, such as images/L/s1_i.*_0.png\): make it",
+            r"was made of another run=.* than there is now \(1 changed, such as images/L/s1_i.*_0.png\)",
         ),
         (relabelled, r"was made of another run=.*1 changed, such as trials.jsonl"),
         (judge_trained_again, r"was made of another classifier=.*/judge than there is now \(1 changed, such as config"),
