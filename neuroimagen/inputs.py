@@ -93,6 +93,10 @@ def finished_run(field: str, directory: str | Path) -> Path:
     return Path(directory)
 
 
+def of_run(field: str, directory: str) -> dict[str, str]:
+    return of_model(finished_run(field, directory) / "model")
+
+
 def of_pipeline(pipeline: str, text_alone: bool = False) -> dict[str, str]:
     """text_alone: its tokenizers and text encoders, all that stage 2 reads."""
     folder = Path(pipeline)
@@ -118,7 +122,7 @@ def of(config: Any, fields: Iterable[str] | None = None) -> Inputs:
         "captions": lambda path: {} if path == "label" else read_captions(path),
         "pipeline": lambda name: of_pipeline(name, text_alone="captions" in given),
         "init": of_pipeline,
-        **{field: lambda run, field=field: of_model(finished_run(field, run) / "model") for field in TRAINERS},
+        **{field: functools.partial(of_run, field) for field in TRAINERS},
     }
     found = {}
     for field in (name for name in fields or look if given.get(name)):
