@@ -149,7 +149,7 @@ def _check_inputs(places: dict[str, Path | None], shards: Path, pipeline: str) -
             content = inputs.of_pipeline(pipeline, text_alone=field in STAGES)
             same = then.get("pipeline", {}).get("path") == pipeline
             drawn = now | ({"pipeline": {"path": pipeline, "content": content}} if same else {})
-            inputs.check(run / "inputs.json", drawn, f"{field}={run}", "name the runs that belong together")
+            inputs.check(then, drawn, f"{field}={run}", "name the runs that belong together")
     return inputs.digests(now)
 
 

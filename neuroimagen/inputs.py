@@ -163,9 +163,8 @@ def _note(made: str) -> None:
     print(f"note: {made} was made before it was kept of which inputs: they are taken to be the same")
 
 
-def check(path: Path, now: Inputs, made: str, remedy: str) -> None:
-    """ValueError if inputs are not what `path` says that `made` was made of; a note if it says nothing."""
-    then = read(path)
+def check(then: Inputs, now: Inputs, made: str, remedy: str) -> None:
+    """ValueError if inputs are not `then`, what `made` was made of; a note if that was not kept."""
     if now and not then:
         _note(made)
     if said := changes(then, now):

@@ -35,7 +35,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 def check_inputs(run_dir: Path, now: inputs.Inputs) -> None:
     """ValueError if these are not, or no longer, the inputs that the run was begun with."""
-    inputs.check(run_dir / "inputs.json", now, f"run_dir {run_dir}", "choose another run_dir or delete it")
+    inputs.check(inputs.read(run_dir / "inputs.json"), now, f"run_dir {run_dir}", "choose another run_dir or delete it")
 
 
 def _begun(run_dir: Path) -> bool:

@@ -171,8 +171,8 @@ def inputs_of(run: ReconstructRun, judge: str) -> inputs.Inputs:
 def check_scores(run: ReconstructRun, scores: dict[str, Any]) -> None:
     """ValueError if scores.json is not of the pictures that are there, or of a judge that has changed since."""
     path, remedy = run.path / "scores.json", f"make it anew with: neuroimagen evaluate {run.path}"
-    kept = run.path / "scores.inputs.json"
-    mixed = "made_of" in scores and scores["made_of"] != inputs.digests(inputs.read(kept))
+    kept = inputs.read(run.path / "scores.inputs.json")
+    mixed = "made_of" in scores and scores["made_of"] != inputs.digests(kept)
     if mixed or list(scores.get("rows", [])) != run.rows or scores.get("trials") != len(run.trials):
         raise ValueError(f"{path} belongs to other pictures; {remedy}")
     inputs.check(kept, inputs_of(run, scores.get("config", {}).get("classifier", "")), str(path), remedy)

@@ -270,11 +270,10 @@ def caption_pictures(config: CaptionsConfig) -> int:
         if Path(config.model).is_dir():
             now["model"] = {"path": config.model, "content": inputs.of_model(config.model)}
         then = inputs.read(path) if captioned else {}
-        kept = then.get("images", {}).get("content", {})
-        known = {name: kept[name] for name in captioned if name in kept}  # pictures without a caption may come and go
-        now["images"]["content"] = known | {name: found[name] for name in known if name in found}
-        if captioned:
-            inputs.check(path, now, f"out={out}", "choose another out, or delete it")
+        known = {name: old for name, old in then.get("images", now["images"])["content"].items() if name in captioned}
+        if captioned:  # pictures may come and go
+            both = then and {"images": {"content": found | {name: known[name] for name in known if name in found}}}
+            inputs.check(then | both, now, f"out={out}", "choose another out, or delete it")
         now["images"]["content"] = found | known
         if now != then:
             _write_atomic(path, json.dumps(now, indent=1))
