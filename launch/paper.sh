@@ -88,7 +88,7 @@ if [ $mode = slurm ]; then
     mkdir -p "$runs"/jobs
 fi
 step shards "" neuroimagen shards "${overlays[@]}" out="$runs"/shards
-if [ "$captions" != none ] && [ ! -e "$captions" ]; then
+if [ "$captions" != none ] && { [ ! -e "$captions" ] || [ -e "$captions.inputs.json" ]; }; then  # its own it looks at again
     step captions shards -m neuroimagen.cli captions "${overlays[@]}" out="$captions"
 fi
 if [ $mode = local ] && [ "${SIDE_BY_SIDE:-}" ]; then

@@ -12,6 +12,8 @@ from neuroimagen.baselines.brain2image import Brain2Image
 from neuroimagen.baselines.neurovision import NeuroVision
 from neuroimagen.data.shards import ShardSplit
 from neuroimagen.errors import load_trained
+from neuroimagen.inputs import ROW_RUNS as RUNS
+from neuroimagen.inputs import finished_run
 from neuroimagen.pixel.features import FeatureExtractor
 from neuroimagen.pixel.saliency import Generator
 from neuroimagen.reconstruction.reconstructor import Reconstructor
@@ -57,15 +59,6 @@ ROWS = {
     "Brain2Image-VAE": Row("baseline", "conditional VAE on EEG features (Kavasidis et al. 2017)", by="brain2image_vae"),
     "NeuroVision": Row("baseline", "conditional progressive GAN (Khare et al. 2022)", by="neurovision"),
 }
-# Runs that rows take: the config field -> the trainer
-RUNS = {
-    "saliency": "pixel_saliency",
-    "semantics_label": "sample_semantics",
-    "semantics_blip": "sample_semantics",
-    "brain2image": "brain2image",
-    "brain2image_vae": "brain2image",
-    "neurovision": "neurovision",
-}
 
 
 def rows_to_draw(rows: Sequence[str] | None, runs: Mapping[str, str | None]) -> list[str]:
@@ -83,14 +76,9 @@ def rows_to_draw(rows: Sequence[str] | None, runs: Mapping[str, str | None]) -> 
 
 def stage_run(field: str, directory: str | None, rows: list[str]) -> Path:
     """The finished stage run that a config field names, or a ValueError that says what is wrong with it."""
-    trainer = f"trainers/{RUNS[field]}.py"
     if directory is None:
-        raise ValueError(f"rows {', '.join(rows)} need {field}=RUN_DIR, a run of {trainer}")
-    if not (Path(directory) / "config.yaml").exists():
-        raise ValueError(f"{field}={directory} is not a run; run {trainer} run_dir={directory} first")
-    if not (Path(directory) / "DONE").exists():
-        raise ValueError(f"{field}={directory} is not finished (no DONE); run its command again to continue it")
-    return Path(directory)
+        raise ValueError(f"rows {', '.join(rows)} need {field}=RUN_DIR, a run of trainers/{RUNS[field]}.py")
+    return finished_run(field, directory)
 
 
 def decode(

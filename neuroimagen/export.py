@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 import yaml
 
+from neuroimagen import inputs
 from neuroimagen.config import option, path_option
 from neuroimagen.data.given import Contract
-from neuroimagen.data.shards import Manifest, read_manifest, sha256
+from neuroimagen.data.shards import Manifest, read_manifest
 from neuroimagen.decoders import Decoders
 from neuroimagen.model import FOLDER, NeuroImagen
 
@@ -73,15 +74,13 @@ def export(config: ExportConfig) -> None:
     said = {field: _config_of(field, place) for field, place in places.items() if place and field != "shards"}
     shards = places["shards"] or Path(next((run["shards"] for run in said.values() if run.get("shards")), ""))
     manifest = read_manifest(shards)
-    _check_study(shards, manifest, {field: places[field] for field in said}, said)
-    if "reconstruct" in said:
-        _check_weights(places, said["reconstruct"])
     stages = {field: str(places[field]) if places[field] else None for field in STAGES}
     rows = [row for row, field in zip("ILB", STAGES, strict=True) if stages[field]]
     trained = Decoders(rows, stages, SimpleNamespace(manifest=manifest, folder=shards))  # type: ignore[arg-type]
     pipeline = config.pipeline or next(
         (str(run["pipeline"]) for run in reversed(said.values()) if run.get("pipeline")), ""
     )
+    made_of = _check_inputs(places, shards, pipeline)
     copied = Path(pipeline).is_dir() and config.diffusion == "copy"
     if not Path(pipeline).is_dir() and pipeline.count("/") != 1:
         raise ValueError(f"pipeline={pipeline} is neither a directory here nor a hub id: say pipeline=, where it is")
@@ -96,7 +95,7 @@ def export(config: ExportConfig) -> None:
         features=trained.f_theta and trained.f_theta._hub_mixin_config,
         generator=trained.g and trained.g._hub_mixin_config,
         semantics={kind: m_s._hub_mixin_config for kind, m_s in trained.m_s.items()},  # type: ignore[misc]
-        about=_about(config.name or out.name, manifest, places, settings, pipeline),
+        about=_about(config.name or out.name, manifest, places, settings, pipeline) | {"made_of": made_of},
     )
     for ours, theirs in (
         (model.f_theta, trained.f_theta),
@@ -138,60 +137,24 @@ def _places(config: ExportConfig) -> dict[str, Path | None]:
 
 def _config_of(field: str, run: Path) -> dict[str, Any]:
     """config.yaml of a finished run."""
-    if not (run / "config.yaml").is_file():
-        raise ValueError(f"{field}={run} is not a run (no config.yaml)")
-    if not (run / "DONE").exists():
-        raise ValueError(f"{field}={run} is not finished (no DONE); run its command again to continue it")
-    return yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    return yaml.safe_load((inputs.finished_run(field, run) / "config.yaml").read_text(encoding="utf-8"))
 
 
-def _fingerprint(manifest: Manifest) -> tuple[Any, ...]:
-    tars = [tar["sha256"] for split in manifest.splits.values() for tar in split["shards"]]
-    return manifest.dataset, manifest.n_chans, manifest.n_times, manifest.sfreq, tars
-
-
-def _check_study(
-    shards: Path, manifest: Manifest, runs: dict[str, Path | None], said: dict[str, dict[str, Any]]
-) -> None:
-    """ValueError unless all runs were made from `shards`, as far as that can still be told."""
-    named = {field: str(run["shards"]) for field, run in said.items() if run.get("shards")}
-    for field, theirs in named.items():
-        if (Path(theirs) / "manifest.json").is_file():
-            if _fingerprint(read_manifest(theirs)) != _fingerprint(manifest):
-                raise ValueError(f"{field}={runs[field]} was made from {theirs}, another study than {shards}")
-        elif theirs != next(iter(named.values())):  # moved: then all must have been made from the same place at least
-            first = next(iter(named))
-            raise ValueError(
-                f"{field}={runs[field]} was made from {theirs} and {first}={runs[first]} from {named[first]}, which "
-                "are not there any more: they are of different studies, or of one whose shards have to be put back"
-            )
-    if "reconstruct" in runs:
-        known = _json(runs["reconstruct"], "rows.json").get("manifest", {})
-        if other := [name for name, value in known.items() if getattr(manifest, name, value) != value]:
-            raise ValueError(
-                f"reconstruct={runs['reconstruct']} is of another study than {shards}: its {other[0]} differs"
-            )
-
-
-def _check_weights(places: dict[str, Path | None], drawn: dict[str, Any]) -> None:
-    """ValueError unless the reconstruct run, whose scores the card will show, drew with these very decoders."""
-    for field in STAGES:
-        ours, theirs = places[field], Path(drawn[field]) if drawn.get(field) else None
-        if ours is None or theirs is None or (theirs.exists() and theirs.samefile(ours)):
-            continue
-        if theirs.exists():
-            same = _weights(ours) == _weights(theirs)
-        else:
-            same = theirs.name == ours.name  # all were moved
-        if not same:
-            raise ValueError(
-                f"reconstruct={places['reconstruct']} drew with {field}={theirs}, not with {ours}: its scores are not "
-                f"those of this model; name the {field} it drew with, or another reconstruct="
-            )
-
-
-def _weights(run: Path) -> list[str]:
-    return [sha256(path) for path in sorted((run / "model").rglob("*.safetensors"))]
+def _check_inputs(places: dict[str, Path | None], shards: Path, pipeline: str) -> dict[str, str]:
+    """ValueError unless the runs were made from these shards, and the one whose scores the card will show with these
+    very decoders; field -> SHA-256 of each of them."""
+    now: inputs.Inputs = {"shards": {"path": str(shards), "content": inputs.of_shards(shards)}}
+    for field, run in places.items():
+        if run and field in STAGES:
+            now[field] = {"path": str(run), "content": inputs.of_model(run / "model")}
+    for field, run in places.items():
+        if run and field != "shards":
+            then = inputs.read(run / "inputs.json")
+            content = inputs.of_pipeline(pipeline, text_alone=field in STAGES)
+            same = then.get("pipeline", {}).get("path") == pipeline
+            drawn = now | ({"pipeline": {"path": pipeline, "content": content}} if same else {})
+            inputs.check(then, drawn, f"{field}={run}", "name the runs that belong together")
+    return inputs.digests(now)
 
 
 def _json(run: Path | None, name: str) -> dict[str, Any]:
@@ -210,6 +173,10 @@ def _about(
     """What the model card says; no path of this machine."""
     drawn = places["reconstruct"]
     rows, scores = _json(drawn, "rows.json"), _json(drawn, "scores.json")
+    if drawn and "made_of" in scores:
+        from neuroimagen.evaluation.scores import check_scores, read_run
+
+        check_scores(read_run(drawn), scores)
     environment = _json(drawn or next(place for place in places.values() if place), "environment.json")
     captions = str(rows.get("captions_source") or "")
     kept = ("trials", "pictures", "samples", "classifier", "interval", "n_way", "chance", "metrics")

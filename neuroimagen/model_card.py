@@ -126,6 +126,7 @@ def fill(about: dict[str, Any], eeg: Contract, rows: list[str], pipeline: str) -
     made = [f"- diffusion model: {about.get('diffusion', pipeline)}"]
     made += ["  (a copy is in diffusion/; it keeps its own licence)"] if pipeline == "diffusion" else []
     made += [f"- drawn with {settings}"] if settings else []
+    made += [f"- {name}: SHA-256 {digest[:16]}" for name, digest in about.get("made_of", {}).items()]
     made += [f"- {name} {version}" for name, version in about.get("versions", {}).items()]
     parts = ["a saliency map"] * any(row.endswith("I") for row in rows)
     parts += ["an embedding of what was seen"] * any(row[0] in "LB" for row in rows)

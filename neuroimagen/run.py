@@ -3,6 +3,7 @@
 A run directory is the contract between stages:
 
     config.yaml       the resolved config; starting in a directory whose config differs is an error
+    inputs.json       what it was made of (inputs.py); so is starting on inputs that have changed since
     environment.json  versions, commit, command, world size of the last start
     stats.jsonl       one line every `log_every` steps, averaged over steps and processes
     checkpoints/      step-00000500/, written as .partial and renamed when whole; the newest two are kept
@@ -30,11 +31,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from neuroimagen import checkpoints, zero
+from neuroimagen import checkpoints, inputs, zero
+from neuroimagen.collectives import decided_by_main
 from neuroimagen.config import TrainConfig
 from neuroimagen.machine import naming, refuse_variables, write_atomic
 from neuroimagen.processes import make_accelerator, set_deterministic
-from neuroimagen.run_dir import claim_run_dir, release
+from neuroimagen.run_dir import check_inputs, claim_run_dir, release
 from neuroimagen.seeds import seed_from
 from neuroimagen.trackers import log_class_table, log_image, start_trackers, tell
 
@@ -164,8 +166,10 @@ class Run:
     def resume(self) -> None:
         """Continue from the newest whole checkpoint, if there is one; collective: every rank.
 
-        Raises ValueError, on every rank, if it cannot be read or if the ranks do not hold the same weights afterwards.
+        Called once the inputs are loaded. Raises ValueError, on every rank, if these were changed meanwhile, if it
+        cannot be read or if the ranks do not hold the same weights afterwards.
         """
+        decided_by_main(lambda: check_inputs(self.dir, inputs.of(self.config)))
         self.step = checkpoints.load(self.dir, self.accelerator, self._models)
         if self.is_main:
             stats = self.dir / "stats.jsonl"
@@ -414,13 +418,15 @@ class Run:
         """Export models to <run>/model (one) or <run>/model/<name> (several), mark DONE; the exit code to return.
 
         Each model has `save_pretrained(directory)`. After a stop signal nothing is exported and the code is 143.
-        ValueError, on every rank, if they cannot be written. Collective: every rank.
+        ValueError, on every rank, if they cannot be written, or if the shards, which are read to the end, were changed
+        since the run began. Collective: every rank.
         """
         faulthandler.cancel_dump_traceback_later()
         if self._bar is not None:
             self._bar.close()
         if not self.stopped:
             self.save()
+            decided_by_main(lambda: check_inputs(self.dir, inputs.of(self.config, ["shards"])))
             models = {name: self.unwrap(m) if isinstance(m, nn.Module) else m for name, m in models.items()}
             checkpoints.export(self.dir, self.step, self.accelerator, models)
         tell(self.accelerator, "finish")

@@ -16,7 +16,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 
-from neuroimagen import zero
+from neuroimagen import inputs, zero
 from neuroimagen.collectives import decided_by_main, wait_for_files
 from neuroimagen.machine import variables, write_atomic
 
@@ -27,8 +27,18 @@ FREE_FIELDS = frozenset(
 )
 
 
-def _claim(run_dir: Path, config: Any) -> None:
-    """Create `run_dir`; ValueError if there is one that does not belong to `config`."""
+def check_inputs(run_dir: Path, now: inputs.Inputs) -> None:
+    """ValueError if these are not, or no longer, the inputs that the run was begun with."""
+    inputs.check(inputs.read(run_dir / "inputs.json"), now, f"run_dir {run_dir}", "choose another run_dir or delete it")
+
+
+def _begun(run_dir: Path) -> bool:
+    """Whether anything there was made of its inputs; if not, as after an error about one of them, they may change."""
+    return any(any(run_dir.glob(name)) for name in ("DONE", "rows.json", "checkpoints/step-*[0-9]"))
+
+
+def _claim(run_dir: Path, config: Any, now: inputs.Inputs) -> None:
+    """Create `run_dir`; ValueError if there is one that does not belong to `config` and the inputs there are now."""
     wanted = dataclasses.asdict(config)
     path = run_dir / "config.yaml"
     if path.exists():
@@ -36,12 +46,16 @@ def _claim(run_dir: Path, config: Any) -> None:
         # A field that there was not yet when the run began had the effect of its default.
         fields = dataclasses.fields(config)
         found = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING} | found
-        changed = [k for k in sorted({*wanted, *found} - FREE_FIELDS) if wanted.get(k) != found.get(k)]
+        then = inputs.read(run_dir / "inputs.json")
+        moved = {k for k in now if k in then and now[k]["content"] == then[k]["content"]}
+        changed = [k for k in sorted({*wanted, *found} - FREE_FIELDS - moved) if wanted.get(k) != found.get(k)]
         if changed:
             listed = ", ".join(f"{k}: {found.get(k)!r} there, {wanted.get(k)!r} here" for k in changed)
             raise ValueError(
                 f"run_dir {run_dir} holds a run of another config ({listed}); choose another run_dir or delete it"
             )
+        if _begun(run_dir):
+            check_inputs(run_dir, now)
         return
     if run_dir.exists() and any(run_dir.iterdir()):
         raise ValueError(
@@ -86,17 +100,20 @@ def release(run_dir: Path) -> None:
 def claim_run_dir(config: Any, accelerator: Accelerator) -> Path:
     """Create or re-enter `config.run_dir`; collective: every rank.
 
-    Raises ValueError, on every rank, if the directory holds a run of another config (the keys are listed) or if another
-    process works in it. Exits with code 0 if that run is already done.
+    Raises ValueError, on every rank, if the directory holds a run of another config (the keys are listed) or of other
+    inputs (what changed is said), or if another process works in it. Exits with code 0 if that run is already done.
     """
     run_dir = Path(config.run_dir)
 
     def claim() -> bool:
+        now = inputs.of(config)
         try:
-            _claim(run_dir, config)
+            _claim(run_dir, config, now)
             if (run_dir / "DONE").exists():
                 return True
             _lock(run_dir)
+            if not _begun(run_dir):
+                write_atomic(run_dir / "inputs.json", json.dumps(now, indent=1))
             (run_dir / "PREEMPTED").unlink(missing_ok=True)
             write_atomic(run_dir / "environment.json", json.dumps(environment(accelerator), indent=1))
             return False

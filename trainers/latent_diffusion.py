@@ -4,6 +4,7 @@ Two parts, two runs: `part=autoencoder` learns the latent space, `part=denoiser`
 run of the latter exports a whole StableDiffusionImg2ImgPipeline directory, which `reconstruct.py` takes as `pipeline=`.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from neuroimagen.collectives import decided_by_main, gather_rows, on_every_rank
 from neuroimagen.config import TrainConfig, option, path_option, run_trainer
+from neuroimagen.data.classes import BY_WNID
 from neuroimagen.data.order import EpochOrder
 from neuroimagen.data.pictures import class_names, list_pictures, load_pictures, to_unit
 from neuroimagen.errors import load_trained
@@ -100,13 +102,14 @@ def train_denoiser(config: LatentDiffusionConfig, run: Run, pixels: torch.Tensor
         raise ValueError(
             "part=denoiser averages its weights over steps, but ZeRO-3 cuts them up: launch with launch/zero2.yaml"
         )
-    labels = [label_caption(name) for name in class_names(paths)]
-    captions = dict(zip((p.stem for p in paths), labels, strict=True))
+    scenes = labels = [label_caption(name) for name in class_names(paths)]
     if config.captions:
         captions = decided_by_main(lambda: read_captions(config.captions))
-    if missing := [p for p in paths if p.stem not in captions]:
-        raise ValueError(f"{config.captions} has no caption for {missing[0].name} ({len(missing)} pictures lack one)")
-    scenes = [captions[p.stem] for p in paths]
+        if missing := [p for p in paths if p.stem not in captions]:
+            raise ValueError(
+                f"{config.captions} has no caption for {missing[0].name} ({len(missing)} pictures lack one)"
+            )
+        scenes = [captions[p.stem] for p in paths]
     if config.init:
         pipe = on_every_rank(lambda: load_pipeline(config.init))
         tokenizer, text_encoder, unet, scheduler = pipe.tokenizer, pipe.text_encoder, pipe.unet, pipe.scheduler
@@ -185,7 +188,31 @@ def my_pictures(order: EpochOrder, run: Run) -> torch.Tensor:
     return torch.from_numpy(order(start, start + run.batch_size))
 
 
+def check_pictures(config: LatentDiffusionConfig) -> None:
+    """ValueError unless the pictures fill a batch and, for part=denoiser, their captions tell them apart."""
+    paths = list_pictures(config.images)
+    if len(paths) < config.global_batch_size:
+        raise ValueError(
+            f"images={config.images} holds {len(paths)} pictures, fewer than a batch (global_batch_size="
+            f"{config.global_batch_size}): add some, or lower it"
+        )
+    if config.part == "autoencoder":
+        return
+    if config.captions and (twins := [name for name, n in Counter(path.stem for path in paths).items() if n > 1]):
+        raise ValueError(f"images={config.images} holds several {twins[0]}, which captions={config.captions} would mix")
+    if config.captions and not config.label_captions:
+        return
+    top = {Path(config.images)} if len(set(class_names(paths))) > 1 else {path.parent for path in paths}
+    if loose := [path for path in paths if path.parent in top and path.parent.name not in BY_WNID]:
+        raise ValueError(
+            f"images={config.images}: {len(loose)} pictures, such as {loose[0]}, lie in no class folder, so that each "
+            f"would be captioned {label_caption(loose[0].parent.name)!r}: sort them into a folder for each class, or "
+            "give captions=FILE label_captions=0"
+        )
+
+
 def main(config: LatentDiffusionConfig) -> int:
+    check_pictures(config)
     run = Run(config)
     paths = decided_by_main(lambda: list_pictures(config.images))
     pixels = on_every_rank(lambda: load_pictures(paths, config.image_size, progress=run.is_main))

@@ -6,7 +6,6 @@ steps (EMA).
 
 import contextlib
 import dataclasses
-from pathlib import Path
 from typing import Literal, cast
 
 import torch
@@ -19,6 +18,7 @@ from neuroimagen.data.eeg_augment import augment_eeg
 from neuroimagen.data.shards import ShardSplit, read_manifest
 from neuroimagen.data.stream import Batcher, eval_batches, train_batches
 from neuroimagen.errors import load_trained
+from neuroimagen.inputs import finished_run
 from neuroimagen.pixel import losses
 from neuroimagen.pixel.augment import N_RANDOM, augment
 from neuroimagen.pixel.features import FeatureExtractor
@@ -54,11 +54,7 @@ class PixelSaliencyConfig(EegAugmentConfig, TrainConfig):
 
 def load_features(directory: str) -> FeatureExtractor:
     """f_θ of a finished stage 1a run; ValueError if it is not one."""
-    if not (Path(directory) / "model" / "config.json").exists():
-        raise ValueError(
-            f"features={directory} holds no exported model: run trainers/pixel_features.py to its end first"
-        )
-    return load_trained(FeatureExtractor, Path(directory) / "model")
+    return load_trained(FeatureExtractor, finished_run("features", directory) / "model")
 
 
 @torch.no_grad()

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from neuroimagen import inputs, zero
 from neuroimagen import run as running
-from neuroimagen import zero
 from neuroimagen.collectives import decided_by_main, on_every_rank, wait_for_files
 from neuroimagen.config import option, path_option, run_trainer
 from neuroimagen.controls import ClassCaptions, Gallery, draw_baseline
@@ -34,7 +34,7 @@ from neuroimagen.reconstruction.batch import find_chunk, saying_what_fits
 from neuroimagen.reconstruction.pictures import Pictures, chunk_before, still_whole
 from neuroimagen.reconstruction.pipelines import Scheduler
 from neuroimagen.reconstruction.reconstructor import Reconstructor, check_settings
-from neuroimagen.run_dir import claim_run_dir
+from neuroimagen.run_dir import check_inputs, claim_run_dir
 from neuroimagen.sample.captions import DTYPES, captions_source
 
 
@@ -235,6 +235,7 @@ def main(config: ReconstructConfig) -> int:
 
     def end() -> None:
         if not stop:
+            check_inputs(run_dir, inputs.of(config))
             write_atomic(run_dir / "pictures.jsonl", "".join(pictures.index(infos, config.seed)))
         write_atomic(run_dir / ("PREEMPTED" if stop else "DONE"), f"{len(trials)} trials\n")
 

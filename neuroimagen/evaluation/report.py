@@ -390,8 +390,7 @@ def report(config: ReportConfig) -> None:
     scores = json.loads(path.read_text(encoding="utf-8"))
     if scores.get("version") != scoring.VERSION:
         raise ValueError(f"{path} is of another version; make it anew with: neuroimagen evaluate {run.path}")
-    if list(scores.get("rows", [])) != run.rows or scores.get("trials") != len(run.trials):
-        raise ValueError(f"{path} belongs to other pictures; make it anew with: neuroimagen evaluate {run.path}")
+    scoring.check_scores(run, scores)
     page = Page(run, scores, config)
     tables.write(run, scores, run.path / "tables")
     figures.write(run, scores, run.path / "figures")

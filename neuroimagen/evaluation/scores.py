@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from neuroimagen import inputs
 from neuroimagen.collectives import decided_by_main, on_every_rank
 from neuroimagen.config import option, path_option
 from neuroimagen.evaluation.book import ScoreBook
@@ -90,6 +91,12 @@ class ReconstructRun:
     def unit(self) -> str:
         return "ground-truth pictures" if self.pictures_known else "trials"
 
+    def files(self) -> list[Path]:
+        """All pictures that are scored."""
+        keys = [trial["key"] for trial in self.trials]
+        drawn = (self.image(row, key, sample) for row in self.rows for key in keys for sample in range(self.samples))
+        return [*map(self.truth, keys), *drawn]
+
     def units(self) -> np.ndarray:
         """What a bootstrap may resample: ground-truth pictures; trials, where the picture shown is not known."""
         return np.array([trial["image" if self.pictures_known else "key"] for trial in self.trials])
@@ -127,9 +134,7 @@ def read_run(path: str | Path) -> ReconstructRun:
         raise ValueError(f"{path} holds {len(trials)} trials and {len(names)} rows: there is nothing to score")
     rows = sorted(names, key=lambda name: PAPER_ROWS.index(name) if name in PAPER_ROWS else len(PAPER_ROWS))
     run = ReconstructRun(path, trials, rows, samples, about)
-    keys = [trial["key"] for trial in trials]
-    wanted = [run.truth(key) for key in keys]
-    wanted += [run.image(row, key, sample) for row in rows for key in keys for sample in range(samples)]
+    wanted = run.files()
     folders = {file.parent for file in wanted}  # listed, as asking for each of a million files takes minutes
     there = {file for folder in folders if folder.is_dir() for file in folder.iterdir()}
     missing = [file for file in wanted if file not in there]
@@ -148,6 +153,25 @@ def score(
     book = ScoreBook(run, classifier, n_way, top_k, **choices)
     book.measure(batch_size)
     return whole(book)
+
+
+def inputs_of(run: ReconstructRun, judge: str) -> inputs.Inputs:
+    """What scores are made of: trials and pictures, and the judge, if it is a directory."""
+    content = inputs.of_files(run.path, [run.path / "trials.jsonl", *run.files()])
+    found = {"run": {"path": str(run.path), "content": content}}
+    if Path(judge).is_dir():
+        found["classifier"] = {"path": judge, "content": inputs.of_model(judge)}
+    return found
+
+
+def check_scores(run: ReconstructRun, scores: dict[str, Any]) -> None:
+    """ValueError if scores.json is not of the pictures that are there, or of a judge that has changed since."""
+    path, remedy = run.path / "scores.json", f"make it anew with: neuroimagen evaluate {run.path}"
+    kept = inputs.read(run.path / "scores.inputs.json")
+    mixed = "made_of" in scores and scores["made_of"] != inputs.digests(kept)
+    if mixed or list(scores.get("rows", [])) != run.rows or scores.get("trials") != len(run.trials):
+        raise ValueError(f"{path} belongs to other pictures; {remedy}")
+    inputs.check(kept, inputs_of(run, scores.get("config", {}).get("classifier", "")), str(path), remedy)
 
 
 def whole(book: ScoreBook) -> dict[str, Any]:
@@ -191,15 +215,19 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if accelerator and config.device == "auto":
         device = accelerator.device
     run = decided_by_main(lambda: read_run(config.run))
+    made_of = decided_by_main(lambda: inputs_of(run, config.classifier))
     classifier = on_every_rank(lambda: load_classifier(config.classifier, device, config.weights))
     book = ScoreBook(
         run, classifier, config.n_way, config.top_k, config.metrics, config.distractors, config.inception_splits,
         config.weights, config.download,
     )  # fmt: skip
     book.measure(config.batch_size)
-    scores = whole(book) | {"config": dataclasses.asdict(config)}
+    scores = whole(book) | {"config": dataclasses.asdict(config), "made_of": inputs.digests(made_of)}
     pictures = book.pictures_csv()
+    if said := decided_by_main(lambda: inputs.changes(made_of, inputs_of(run, config.classifier))):
+        raise ValueError(f"{run.path} was being scored with {said}: give the same command again")
     if accelerator is None or accelerator.is_main_process:
+        write_atomic(run.path / "scores.inputs.json", json.dumps(made_of, indent=1))
         write_atomic(run.path / "scores.json", json.dumps(scores, indent=1) + "\n")
         write_atomic(run.path / "scores.csv", to_csv(scores))
         write_atomic(run.path / "picture_scores.csv", pictures)

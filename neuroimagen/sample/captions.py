@@ -245,6 +245,7 @@ def caption_pictures(config: CaptionsConfig) -> int:
     all are done they are merged into OUT, whole or not at all. After SIGTERM the batch at hand is finished; the same
     command, on any number of processes, continues. Collective: every rank.
     """
+    from neuroimagen import inputs
     from neuroimagen.collectives import decided_by_main, gather_objects, on_every_rank
     from neuroimagen.processes import leave_process_group, make_accelerator, set_deterministic
     from neuroimagen.run import STOPPED, watch_stop_signal
@@ -255,6 +256,22 @@ def caption_pictures(config: CaptionsConfig) -> int:
     accelerator = make_accelerator(config.precision)
     watch_stop_signal()
     out = Path(config.out)
+    path = out.with_name(out.name + ".inputs.json")
+
+    def check(pictures: dict[str, Path], captioned: Mapping[str, str]) -> None:
+        """ValueError if pictures that have a caption, or the model, have changed since; keeps what they are."""
+        found = inputs.hashes(pictures)
+        now = {"images": {"path": config.images, "content": found}}
+        if Path(config.model).is_dir():
+            now["model"] = {"path": config.model, "content": inputs.of_model(config.model)}
+        then = inputs.read(path) if captioned else {}
+        known = {name: old for name, old in then.get("images", now["images"])["content"].items() if name in captioned}
+        if captioned:  # pictures may come and go
+            both = then and {"images": {"content": found | {name: known[name] for name in known if name in found}}}
+            inputs.check(then | both, now, f"out={out}", "choose another out, or delete it")
+        now["images"]["content"] = found | known
+        if now != then:
+            write_atomic(path, json.dumps(now, indent=1))
 
     def look() -> tuple[dict[str, Path], dict[str, str], bool]:
         """The pictures, the captions there are, and whether OUT has them all."""
@@ -262,6 +279,7 @@ def caption_pictures(config: CaptionsConfig) -> int:
             raise ValueError(f"out={out} is there and is no file: give another out=")
         out.parent.mkdir(parents=True, exist_ok=True)
         pictures, captions = _pictures(Path(config.images)), _found_already(out, config.model)
+        check(pictures, captions)
         return pictures, captions, out.exists() and pictures.keys() <= read_captions(out).keys()
 
     pictures, captions, complete = decided_by_main(look)
@@ -286,6 +304,7 @@ def caption_pictures(config: CaptionsConfig) -> int:
 
     def merge() -> None:
         if not missing:
+            check(pictures, captions)
             write_captions(out, captions, config.model)
             for path in out.parent.glob(out.name + ".part-*"):
                 path.unlink()

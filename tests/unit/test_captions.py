@@ -1,6 +1,7 @@
 """Captions: files, embeddings, and the captioning command on small random BLIP models."""
 
 import json
+import shutil
 import signal
 
 import numpy as np
@@ -144,7 +145,7 @@ def test_the_command_captions_every_picture(models, pictures, tmp_path, name, fp
     assert sorted(found) == sorted(f"n0000000{i % 2}_{i}" for i in range(7))
     assert captions_source(out) == str(models[name])
     assert not any("[" in caption or "<" in caption for caption in found.values()), "special tokens were left in"
-    assert [path.name for path in tmp_path.glob("captions*")] == ["captions.jsonl"]
+    assert sorted(path.name for path in tmp_path.glob("captions*")) == ["captions.jsonl", "captions.jsonl.inputs.json"]
 
 
 def test_the_command_continues_where_it_was_stopped(models, pictures, tmp_path, monkeypatch):
@@ -164,6 +165,84 @@ def test_the_command_continues_where_it_was_stopped(models, pictures, tmp_path, 
     assert len(opened) == 4 and not set(opened) & set(done)
     opened.clear()
     assert caption_pictures(config) == 0 and not opened, "a finished file was made again"
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Captions that say what was opened, without a model."""
+    monkeypatch.setattr(captions, "_load_model", lambda *_: (None, None))
+
+    def caption(names, pictures, config, loaded, part):
+        found = {name: f"{len(pictures[name].read_bytes())} bytes" for name in names}
+        part.write_text("".join(captions._line(name, text, config.model) for name, text in found.items()))
+        return found
+
+    monkeypatch.setattr(captions, "_caption", caption)
+
+
+def repainted(path):
+    Image.new("RGB", (8, 8)).save(path)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_captions_are_of_these_pictures(models, pictures, tmp_path, stopped, quick, monkeypatch):
+    """Also while only part of them is there, in a part file."""
+    out, model = tmp_path / "captions.jsonl", shutil.copytree(models["blip"], tmp_path / "blip")
+    config = CaptionsConfig(images=str(pictures), out=str(out), model=str(model))
+    if stopped:
+        with monkeypatch.context() as patch, pytest.raises(pytest.fail.Exception, match="killed"):
+            patch.setattr(captions, "write_captions", lambda *_: pytest.fail("killed"))
+            caption_pictures(config)
+    else:
+        assert caption_pictures(config) == 0
+    assert out.exists() != stopped
+    monkeypatch.setattr(captions, "_caption", lambda names, *_: {name: "new" for name in names})
+    picture, before = pictures / "n00000000" / "n00000000_0.JPEG", sorted(tmp_path.iterdir())
+    kept, weights = picture.read_bytes(), model / "model.safetensors"
+    repainted(picture)
+    said = (
+        rf"out={out} was made of another images={pictures} than there is now \(1 changed, such as n00000000_0\): choose"
+    )
+    with pytest.raises(ValueError, match=said):
+        caption_pictures(config)
+    picture.write_bytes(kept)
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(ValueError, match="of another model=.*1 changed, such as model.safetensors"):
+        caption_pictures(config)
+    weights.write_bytes(data)
+    assert sorted(tmp_path.iterdir()) == before
+    # another place in the folder, a picture more, a picture less: the captions that there are stay right
+    picture.rename(pictures / "n00000001" / picture.name)
+    repainted(pictures / "more.png")
+    (pictures / "n00000001" / "n00000001_1.jpg").unlink()
+    assert caption_pictures(config) == 0
+    found = read_captions(out)
+    assert len(found) == 8 and [name for name, text in found.items() if text == "new"] == ["more"]
+    repainted(pictures / "n00000001" / "n00000001_1.jpg")
+    with pytest.raises(ValueError, match="1 changed, such as n00000001_1"):
+        caption_pictures(config)
+    out.unlink()
+    assert caption_pictures(config) == 0, "deleted, as was advised"
+
+
+def test_a_picture_that_changes_while_it_is_captioned(models, pictures, tmp_path, quick, monkeypatch):
+    config = CaptionsConfig(images=str(pictures), out=str(tmp_path / "captions.jsonl"), model=str(models["blip"]))
+    monkeypatch.setattr(
+        captions, "_load_model", lambda *_: repainted(pictures / "n00000000" / "n00000000_0.JPEG") or (None, None)
+    )
+    with pytest.raises(ValueError, match="1 changed, such as n00000000_0"):
+        caption_pictures(config)
+    assert not (tmp_path / "captions.jsonl").exists()
+
+
+def test_captions_of_before_are_taken_with_a_note(models, pictures, tmp_path, quick, capsys):
+    out = tmp_path / "captions.jsonl"
+    config = CaptionsConfig(images=str(pictures), out=str(out), model=str(models["blip"]))
+    assert caption_pictures(config) == 0
+    (tmp_path / "captions.jsonl.inputs.json").unlink()
+    assert caption_pictures(config) == 0
+    assert f"note: out={out} was made before it was kept of which inputs" in capsys.readouterr().out
 
 
 def test_the_command_leaves_its_output_alone_on_a_mistake(models, pictures, tmp_path):

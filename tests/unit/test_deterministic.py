@@ -93,6 +93,8 @@ def root(tmp_path_factory):
     tiny_pipeline(folder / "pipeline")
     torch.manual_seed(0)
     FeatureExtractor(4, 440, "conv", 5, width=4).save_pretrained(str(folder / "features" / "model"))
+    for name in ("config.yaml", "DONE"):
+        (folder / "features" / name).touch()
     return folder
 
 

@@ -18,7 +18,7 @@ from huggingface_hub import HfApi, hub_mixin
 from safetensors.torch import load_file, save_file
 from tiny_models import TEXT_LENGTH, TEXT_WIDTH, tiny_pipeline, tiny_shards, tiny_stage_runs
 
-from neuroimagen import NeuroImagen
+from neuroimagen import NeuroImagen, inputs
 from neuroimagen import model as model_module
 from neuroimagen.cli import main
 from neuroimagen.config import load_config
@@ -66,6 +66,10 @@ def runs(tmp_path_factory):
     for folder in stages.values():
         config = yaml.safe_load((root / folder / "config.yaml").read_text())
         (root / folder / "config.yaml").write_text(yaml.safe_dump(config | {"shards": str(shards)}))
+        made_of = {"shards": {"path": str(shards), "content": inputs.of_shards(shards)}}
+        if folder != "pixel_saliency":
+            made_of["pipeline"] = {"path": str(pipeline), "content": inputs.of_pipeline(str(pipeline), text_alone=True)}
+        (root / folder / "inputs.json").write_text(json.dumps(made_of))
     fields = {"shards": shards, "pipeline": pipeline, "run_dir": root / "reconstruct", "samples": 2, "chunk": 2}
     fields |= {"num_inference_steps": 4, "rescale_embeddings": True, "rows": f"[{','.join(ROWS)}]", "seed": 3}
     fields |= {field: root / folder for field, folder in stages.items()}
@@ -316,18 +320,28 @@ def test_runs_that_do_not_belong_together(runs, exported, tmp_path, capsys):
     # another study: the same shape of EEG, other trials
     shutil.rmtree(mine / "semantics_label")
     shutil.copytree(runs / "semantics_label", mine / "semantics_label")
-    other = tiny_shards(tmp_path / "shards", seed=1)
-    config = yaml.safe_load((mine / "semantics_label" / "config.yaml").read_text())
-    (mine / "semantics_label" / "config.yaml").write_text(yaml.safe_dump(config | {"shards": str(other)}))
-    refused("another study than", mine, out)
-    (mine / "semantics_label" / "config.yaml").write_text(yaml.safe_dump(config | {"shards": "gone/shards"}))
-    refused("are not there any more", mine, out)
-    (mine / "semantics_label" / "config.yaml").write_text(yaml.safe_dump(config))
+    other = inputs.of_shards(tiny_shards(tmp_path / "shards", seed=1))
+    kept = mine / "semantics_label" / "inputs.json"
+    known = kept.read_text()
+    kept.write_text(json.dumps(json.loads(known) | {"shards": {"path": "gone/shards", "content": other}}))
+    refused(f"semantics_label={kept.parent} was made of another shards={mine / 'shards'} than there is", mine, out)
+    kept.write_text(known)
 
-    # the run that was scored drew with other weights
+    # the text encoder was trained on after the runs that learnt from it
+    kept = runs.parent / "pipeline" / "text_encoder" / "config.json"
+    text = kept.read_text()
+    kept.write_text(text + " ")
+    refused("1 changed, such as text_encoder/config.json): name the runs that belong together", mine, out)
+    kept.write_text(text)
+
+    # the run that was scored drew with other weights, and scores are of its pictures
     weights = mine / "semantics_label" / "model" / "model.safetensors"
     save_file({name: value + (name == "output.bias") for name, value in load_file(weights).items()}, weights)
-    refused("its scores are not those of this model", mine, out)
+    refused(f"/reconstruct was made of another semantics_label={weights.parents[1]} than there is now", mine, out)
+    shutil.copy(runs / "semantics_label" / "model" / "model.safetensors", weights)
+    (mine / "reconstruct" / "scores.json").write_text(json.dumps({**SCORES, "made_of": {"run": "of another"}}))
+    refused("scores.json belongs to other pictures; make it anew with: neuroimagen evaluate", mine, out)
+    (mine / "reconstruct" / "scores.json").unlink()
     (tmp_path / "out.partial").mkdir()  # of an export that was killed
     assert main(["export", out, f"semantics_label={mine / 'semantics_label'}"]) == 0, "on its own it is a model"
     assert "not scored" in capsys.readouterr().out

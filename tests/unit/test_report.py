@@ -4,6 +4,7 @@ import hashlib
 import html.parser
 import io
 import json
+import os
 import re
 import shutil
 from collections import Counter
@@ -15,6 +16,7 @@ from reconstruct_run import ABOUT, EXTRA, ROWS, make_run
 from test_scores import colours
 
 from neuroimagen.data.classes import CLASSES
+from neuroimagen.evaluation import scores as scoring
 from neuroimagen.evaluation.report import ReportConfig, report
 from neuroimagen.evaluation.report_charts import bars, confusion, confusions
 from neuroimagen.evaluation.report_gallery import (
@@ -25,7 +27,7 @@ from neuroimagen.evaluation.report_gallery import (
     read_picture_scores,
     spaced,
 )
-from neuroimagen.evaluation.scores import read_run, score
+from neuroimagen.evaluation.scores import EvaluateConfig, check_scores, evaluate, read_run, score
 
 VOID = {"meta", "img", "br"}
 METRICS = {  # name -> (head, scale, better): what the made-up picture_scores.csv holds
@@ -332,6 +334,76 @@ def test_bars_and_confusion():
     many = {"classes": [str(i) for i in range(100)], "counts": [[1] * 100] * 100}
     page = confusions({row: many for row in ("L", "L+I", "B")}, "L+I")
     assert page.count("<table") == 2 and page.index("Row L+I:") < page.index("Row L:") and "scores.json: B." in page
+
+
+def redrawn(run):
+    with open(min((run / "images" / "L").iterdir()), "ab") as file:
+        file.write(b" ")
+
+
+def relabelled(run):
+    lines = (run / "trials.jsonl").read_text().splitlines(keepends=True)
+    (run / "trials.jsonl").write_text("".join([lines[1], lines[0], *lines[2:]]))
+
+
+def judge_trained_again(run):
+    (run.parent / "judge" / "config.json").write_text('{"classes": 2}')
+
+
+def of_another_run(run):
+    scores = json.loads((run / "scores.json").read_text())
+    scores["made_of"]["run"] = "0" * 64
+    (run / "scores.json").write_text(json.dumps(scores))
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (
+            redrawn,
+            r"was made of another run=.* than there is now \(1 changed, such as images/L/s1_i.*_0.png\)",
+        ),
+        (relabelled, r"was made of another run=.*1 changed, such as trials.jsonl"),
+        (judge_trained_again, r"was made of another classifier=.*/judge than there is now \(1 changed, such as config"),
+        (of_another_run, "belongs to other pictures"),
+        (lambda run: shutil.rmtree(run.parent / "judge"), None),
+        (lambda run: [os.utime(path) for path in run.rglob("*.png")], None),
+        (lambda run: (run / "maps" / "notes.txt").touch(), None),
+    ],
+)
+def test_scores_are_of_the_pictures_that_are_there(change, said, tmp_path, monkeypatch):
+    """Of a run that was moved, too."""
+    made = make_run(tmp_path / "made", classes=2, pictures=1, samples=1)
+    monkeypatch.setattr(scoring, "load_classifier", lambda *_: colours())
+    judge = tmp_path / "judge"
+    judge.mkdir()
+    (judge / "config.json").write_text("{}")
+    evaluate(EvaluateConfig(run=str(made), classifier=str(judge), device="cpu", metrics=["paper"]))
+    run = made.rename(tmp_path / "run")
+    scores = json.loads((run / "scores.json").read_text())
+    check_scores(read_run(run), scores)
+    change(run)
+    scores = json.loads((run / "scores.json").read_text())
+    if said is None:
+        check_scores(read_run(run), scores)
+        return
+    with pytest.raises(ValueError, match=f"^{run}/scores.json .*{said}.* it anew with: neuroimagen evaluate {run}$"):
+        report(ReportConfig(run=str(run)))
+    evaluate(EvaluateConfig(run=str(run), classifier=str(judge), device="cpu", metrics=["paper"]))
+    check_scores(read_run(run), json.loads((run / "scores.json").read_text()))
+
+
+def test_pictures_that_change_while_they_are_scored(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run", classes=2, pictures=1, samples=1)
+    monkeypatch.setattr(scoring, "load_classifier", lambda *_: redrawn(run) or colours())
+    with pytest.raises(ValueError, match="run was being scored with another run=.* give the same command again"):
+        evaluate(EvaluateConfig(run=str(run), device="cpu", metrics=["paper"]))
+    assert not (run / "scores.json").exists()
+
+
+def test_scores_of_before_are_taken_with_a_note(fresh, capsys):
+    check_scores(read_run(fresh), json.loads((fresh / "scores.json").read_text()))
+    assert "scores.json was made before it was kept of which inputs" in capsys.readouterr().out
 
 
 def test_mistakes(fresh):
