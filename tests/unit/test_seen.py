@@ -355,7 +355,7 @@ REFUSED = {
     "BMP": (saved(SMOOTH, "BMP"), "not a JPEG or PNG"),
     "TIFF": (saved(SMOOTH, "TIFF"), "not a JPEG or PNG"),
     "WebP": (saved(SMOOTH, "WEBP"), "not a JPEG or PNG"),
-    "JPEG of 12 bits": (frame[: at + 4] + b"\x0c" + frame[at + 5 :], "a kind of JPEG not read here"),
+    "JPEG of 12 bits": (frame[: at + 4] + b"\x0c" + frame[at + 5 :], "a JPEG cut off or of a rare kind"),
     "truncated JPEG": (frame[: len(frame) * 2 // 3], "(?i)truncated"),
     "truncated PNG": (png(PIXELS, 8, RGB)[:-40], "cannot be decoded"),
     "head alone": (frame[:20], "cannot be decoded"),
