@@ -100,7 +100,7 @@ def open_picture(data: bytes, where: str, background: str = "", orientation: str
     except Unclear as error:
         raise ValueError(f"picture {where} cannot be taken as it is: {error}") from None
     except ValueError as error:
-        raise ValueError(f"picture {where} cannot be decoded ({error}): replace the file") from None
+        raise ValueError(f"picture {where} cannot be decoded ({error}): replace the file by a JPEG or PNG") from None
 
 
 def store_picture(data: bytes, where: str, config: "ShardsConfig") -> tuple[str, bytes, tuple[str, ...]]:

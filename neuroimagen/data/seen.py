@@ -82,7 +82,9 @@ def see(data: bytes, background: str = "", orientation: str = "", least: int = 0
     except Unclear:
         raise
     except Image.UnidentifiedImageError:
-        raise ValueError("a kind of JPEG not read here" if data[:2] == b"\xff\xd8" else "not a JPEG or PNG") from None
+        raise ValueError(
+            "not a JPEG or PNG" if data[:2] != b"\xff\xd8" else "a JPEG cut off or of a rare kind"
+        ) from None
     except Exception as error:  # a damaged picture can raise anything
         pass_on(error)
         raise ValueError((str(error).splitlines() or [type(error).__name__])[0]) from None

@@ -355,7 +355,7 @@ REFUSED = {
     "BMP": (saved(SMOOTH, "BMP"), "not a JPEG or PNG"),
     "TIFF": (saved(SMOOTH, "TIFF"), "not a JPEG or PNG"),
     "WebP": (saved(SMOOTH, "WEBP"), "not a JPEG or PNG"),
-    "JPEG of 12 bits": (frame[: at + 4] + b"\x0c" + frame[at + 5 :], "a kind of JPEG not read here"),
+    "JPEG of 12 bits": (frame[: at + 4] + b"\x0c" + frame[at + 5 :], "a JPEG cut off or of a rare kind"),
     "truncated JPEG": (frame[: len(frame) * 2 // 3], "(?i)truncated"),
     "truncated PNG": (png(PIXELS, 8, RGB)[:-40], "cannot be decoded"),
     "head alone": (frame[:20], "cannot be decoded"),
@@ -463,6 +463,7 @@ def odd_study(folder, transparent: bool):
     ]
     for path, content in zip(paths, contents, strict=False):
         path.write_bytes(content)
+    paths[4] = paths[4].rename(paths[4].with_suffix(".PNG"))
     return paths
 
 
@@ -499,16 +500,16 @@ def test_check_asks_and_the_manifest_notes(tmp_path, capsys):
     noted[seen.LAID] = f"1 picture {seen.LAID}, e.g. {names[6]}"
     assert f"+ {noted[seen.ROUNDED]}" in said and f"+ {noted[seen.LAID]}" in said
 
-    one, two = (pack(tmp_path, f"by {n}", background="white", shard_size=8, processes=n) for n in (1, 2))
-    assert set(noted.values()) <= set(one.notes) and one == two
+    manifest = pack(tmp_path, "out", background="white", shard_size=8, processes=1)
+    assert set(noted.values()) <= set(manifest.notes)
     sources = {path.stem: path.read_bytes() for path in paths}
     for split in ("train", "val", "test"):
-        trials = ShardSplit(tmp_path / "by 1", split)
+        trials = ShardSplit(tmp_path / "out", split)
         for i in range(len(trials)):
             name = trials.info(i)["image"]
             assert (trials.picture(i) == sources[name]) == (name not in names[3:7])
     capsys.readouterr()
-    assert main(["check", str(tmp_path / "by 1")]) == 0
+    assert main(["check", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     assert f"{noted[seen.LYING]}: {seen.OPEN[seen.LYING]}" in said  # that is still open
     assert f"note: {noted[seen.CMYK]}" in said and f"{noted[seen.CMYK]}: " not in said
