@@ -112,5 +112,5 @@ def load_trained(kind: Any, directory: str | Path) -> Any:
     try:
         return kind.from_pretrained(str(directory))
     except Exception as error:  # a damaged model can raise anything
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300].rstrip()
         raise ValueError(f"{directory} cannot be loaded ({reason}): copy it anew, or train it again") from None

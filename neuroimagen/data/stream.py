@@ -52,6 +52,7 @@ from neuroimagen.collectives import decided_by_main, on_every_rank
 from neuroimagen.data.order import BalancedOrder, EpochOrder
 from neuroimagen.data.seen import fraction, see
 from neuroimagen.data.shard_files import MAX_PICTURE_PIXELS, ShardSplit
+from neuroimagen.machine import pass_on
 
 PICTURE_CACHE = 256 << 20  # bytes of decoded pictures kept by each process
 PREFETCH = 2  # batches that each worker makes ahead
@@ -78,7 +79,8 @@ def load_picture(data: bytes, size: int) -> torch.Tensor:
     """Decode a picture: uint8 (3, size, size), its largest centred square resized. ValueError if it is damaged."""
     try:
         pixels = _decode(data, size)
-    except ValueError as error:
+    except (MemoryError, ValueError) as error:
+        pass_on(error)
         raise ValueError(f"its picture cannot be decoded: {error}") from None
     side = min(pixels.shape[:2])
     top, left = ((length - side) // 2 for length in pixels.shape[:2])

@@ -94,7 +94,7 @@ def _text_encoders(pipeline: str, device: torch.device | str) -> list[tuple[Any,
             encoder = encoder_class.from_pretrained(pipeline, subfolder=f"text_encoder{suffix}", use_safetensors=True)
             found.append((tokenizer, encoder.float().to(device).eval(), layer))
     except Exception as error:  # a damaged model can raise anything
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300].rstrip()
         raise ValueError(f"pipeline={pipeline}: its tokenizer and text encoder cannot be loaded: {reason}") from None
     return found
 
@@ -185,7 +185,7 @@ def _load_model(model: str, dtype: torch.dtype, device: torch.device) -> tuple[A
         processor = AutoProcessor.from_pretrained(model, backend="pil")  # the other back end needs torchvision
         network: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, use_safetensors=True)
     except Exception as error:  # a damaged model can raise anything
-        raise ValueError(f"model={model} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+        raise ValueError(f"model={model} cannot be loaded: {' '.join(str(error).split())[:300].rstrip()}") from None
     if network.config.model_type not in ("blip", "blip-2"):
         raise ValueError(f"model={model} is a {network.config.model_type} model, not BLIP or BLIP-2")
     return processor, network.to(device).eval()

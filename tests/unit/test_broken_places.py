@@ -53,6 +53,8 @@ def whole(tmp_path_factory) -> Path:
         path = root / "runs" / stage / "config.yaml"
         path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"shards": str(root / "runs/shards")}))
     shutil.copytree(root / "runs/saliency/model/features", root / "runs/features/model")
+    for name in ("config.yaml", "DONE"):
+        (root / "runs/features" / name).touch()
     make_run(root / "run", classes=2, pictures=2, subjects=1, samples=1)
     (root / "config.yaml").write_text("seed: 0\n")
     return root

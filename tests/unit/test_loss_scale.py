@@ -44,6 +44,8 @@ def study(tmp_path_factory):
     tiny_shards(folder / "shards")
     torch.manual_seed(0)
     FeatureExtractor(4, 440, "conv", 5, width=4).save_pretrained(str(folder / "features" / "model"))
+    for name in ("config.yaml", "DONE"):
+        (folder / "features" / name).touch()
     return folder
 
 
