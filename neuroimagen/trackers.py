@@ -30,14 +30,8 @@ def start_trackers(accelerator: Accelerator, config: TrainConfig, run_dir: Path)
         if not path.exists():
             write_atomic(path, os.urandom(6).hex())
         if config.trackers == "wandb":
-            options = {
-                "wandb": {
-                    "dir": str(run_dir),
-                    "id": path.read_text(encoding="utf-8"),
-                    "resume": "allow",
-                    "name": run_dir.name,
-                }
-            }
+            known = {"id": path.read_text(encoding="utf-8"), "resume": "allow", "name": run_dir.name}
+            options = {"wandb": {"dir": str(run_dir), **known}}
         about = {**vars(config), **{f"environment/{k}": v for k, v in environment(accelerator).items()}}
         plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in about.items()}
         try:
@@ -86,7 +80,7 @@ def log_image(accelerator: Accelerator, run_dir: Path, step: int, name: str, gri
     path = folder / f"{name}-{step:08d}.png"
     with naming(path):
         Image.fromarray(pixels).save(path)
-    options = {"dataformats": "NHWC"} if "tensorboard" in accelerator.log_with else {}
+    options = {"dataformats": "NHWC"} if "tensorboard" in [t.name for t in accelerator.trackers] else {}
     tell(accelerator, "log_images", {name: pixels[None]}, step=step, **options)
 
 
