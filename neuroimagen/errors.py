@@ -27,6 +27,7 @@ REMEDIES = {
     errno.ENFILE: "close other programs: this machine has no more open files to give",
 }
 NO_MEMORY = re.compile("out of memory|can't allocate memory|_ALLOC_FAILED")
+NO_PEER = re.compile(r"gloo/|Connection (closed|reset) by peer")  # gloo's; NCCL and torch's store have a class
 NO_ORDER = " does not have a deterministic implementation"
 # Modules whose errors are about a file or a host, without a base in common.
 READERS = {
@@ -75,6 +76,13 @@ def sentence(error: Exception) -> str | None:
         return (
             f"out of memory ({text[:200]}): a smaller batch_size or chunk, fewer workers or processes, or in a trainer "
             "a larger accumulate, need less"
+        )
+    if "EADDRINUSE" in text:
+        return f"{text[:200]}: another run has MASTER_PORT, launch with another one"
+    if isinstance(error, RuntimeError) and (type(error).__module__ == "torch.distributed" or NO_PEER.search(text)):
+        return (
+            f"the processes of this run do not reach each other ({text[:200]}): see which ended first and what it "
+            "said, then give the same command; unset RANK and WORLD_SIZE if only one was launched"
         )
     if isinstance(error, RuntimeError) and NO_ORDER in text:
         what = text.partition(NO_ORDER)[0]

@@ -79,7 +79,8 @@ def make_accelerator(precision: str, timeout_minutes: float = 30.0, tf32: bool =
     if asked != accelerator.num_processes:
         raise ValueError(
             f"{asked} processes were launched but accelerate sees {accelerator.num_processes}; without GPUs launch "
-            "with ACCELERATE_USE_CPU=yes accelerate launch --multi_gpu --num_processes N"
+            "with ACCELERATE_USE_CPU=yes accelerate launch --multi_gpu --num_processes N, "
+            "and for one process unset a WORLD_SIZE of another job"
         )
     if accelerator.device.type == "cpu" and precision == "fp16":
         raise ValueError("precision=fp16 does nothing on a CPU; use fp32 or bf16")
