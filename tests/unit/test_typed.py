@@ -191,6 +191,7 @@ def test_lists_hold_texts_as_they_are(name, file):
     schema = SCHEMAS[name]
     for field in fields(schema, lambda kind: "list[str]" in str(kind)):
         rest = as_arguments(others(schema, field))
+        one_or_many = typing.get_type_hints(schema)[field] == str | list[str]  # what is typed is one
         plain = ["007", "1.10", "12:30", "2024_01_15", "yes", "null", "1e5", "0x10", "O1", "EEG 1", "a/b"]
         words = [w for w in WORDS if "\n" not in w and "\r" not in w and w.isprintable()]
         for elements in (plain, words):
@@ -200,8 +201,10 @@ def test_lists_hold_texts_as_they_are(name, file):
             )
             file.write_text(f"{field}: {shown}\n", "utf-8")
             for argument in (f"{field}={shown}", f"config={file}"):
-                assert getattr(load_config(schema, [*rest, argument], "x"), field) == elements
-        assert getattr(load_config(schema, [*rest, f"{field}=[]"], "x"), field) == []
+                found = getattr(load_config(schema, [*rest, argument], "x"), field)
+                assert found == (shown if one_or_many and argument.startswith(field) else elements)
+        empty = getattr(load_config(schema, [*rest, f"{field}=[]"], "x"), field)
+        assert empty == ("[]" if one_or_many else [])
 
 
 @dataclasses.dataclass
@@ -331,13 +334,23 @@ def test_what_a_field_cannot_be_is_refused(argument, said, file):
     "line",
     ["path: [a, b]", "path: {x: y}", "path: {x}", "path: a: b", "path: *x", "path: !tag", "path: !!int 5", "path: %x"]
     + ["path: @x", "path: !!binary aGk=", "path: !!python/name:os.system", "name: [", "path: 'x", "path: \t- x\n\ty"]
-    + ["path: " + "[" * 5000, "? [a]\n: b", "- a", "just text", "whole: [1]", "maybe: {a: b}"],
+    + ["path: " + "[" * 5000, "? [a]\n: b", "path: a\npath: b", "- a", "just text", "whole: [1]", "maybe: {a: b}"],
 )
 def test_what_is_no_text_in_a_file_is_one_sentence_with_its_name(line, file):
     file.write_text(line + "\n")
     with pytest.raises(ValueError, match="config.yaml") as error:
         load_config(Kinds, [f"config={file}"], "x")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["shards: {path: a}\nshards: {name: b}", "markers:\n- {value: 1, value: 2, name: a, pictures: b}"]
+)
+def test_a_field_given_twice_is_refused(text, file):
+    """The last one would win, and the first go without a word."""
+    file.write_text(text + "\n")
+    with pytest.raises(ValueError, match=r"config.yaml is not valid YAML: .* given twice: remove one .*line [12]"):
+        load_config(Kinds, [f"config={file}"], "shards")
 
 
 def test_an_unset_variable_is_no_path(tmp_path, monkeypatch, capsys):
@@ -389,10 +402,10 @@ def test_a_run_is_its_own_config(tmp_path_factory, text, rate):
     run = tmp_path_factory.mktemp("run") / "run"
     text = text.lstrip("~") or "x"
     config = Trained(run_dir=str(run), shards=text, rate=rate, maybe=text, names=[text, "b"])
-    _claim(run, config)
-    _claim(run, config)
+    _claim(run, config, {})
+    _claim(run, config, {})
     with pytest.raises(ValueError, match="holds a run of another config"):
-        _claim(run, dataclasses.replace(config, shards=text + "."))
+        _claim(run, dataclasses.replace(config, shards=text + "."), {})
     assert yaml.safe_load((run / "config.yaml").read_text("utf-8")) == dataclasses.asdict(config)
     assert load_config(Trained, [f"config={run / 'config.yaml'}"], "x") == config
 
@@ -402,7 +415,7 @@ def test_a_run_of_before_is_met_by_the_same_command(tmp_path):
     before = dataclasses.asdict(Trained(run_dir="r", shards="s", rate=0.002, eeg_shift=1.0, seed=7, names=["x", "y"]))
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(before, sort_keys=False, allow_unicode=True))
     given = ["run_dir=r", "shards=s", "rate=2e-3", "eeg_shift=1", "seed=7", "names=[x,y]", "maybe=null", "tf32=no"]
-    _claim(tmp_path, load_config(Trained, given, "x"))
+    _claim(tmp_path, load_config(Trained, given, "x"), {})
 
 
 def test_sections(file):
