@@ -118,6 +118,16 @@ class _Texts(yaml.SafeLoader):
         if not tag or tag[-4:] in (":str", ":seq", ":map")
     }
 
+    def compose_mapping_node(self, anchor: str | None) -> Any:
+        node, known = super().compose_mapping_node(anchor), set()
+        for key in (key for key, _ in node.value if key.tag.endswith(":str")):
+            if key.value in known:  # the last would win without a word
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value} is given twice: remove one", problem_mark=key.start_mark
+                )
+            known.add(key.value)
+        return node
+
 
 _Texts.add_constructor("tag:yaml.org,2002:null", lambda loader, node: _Null(node.value))
 _Texts.add_constructor("tag:yaml.org,2002:merge", lambda loader, node: node.value)  # `<<` as a value

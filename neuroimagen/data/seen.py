@@ -82,9 +82,8 @@ def see(data: bytes, background: str = "", orientation: str = "", least: int = 0
     except Unclear:
         raise
     except Image.UnidentifiedImageError:
-        raise ValueError(
-            "not a JPEG or PNG" if data[:2] != b"\xff\xd8" else "a JPEG cut off or of a rare kind"
-        ) from None
+        name = {b"\xff\xd8": "JPEG", b"\x89P": "PNG"}.get(data[:2])
+        raise ValueError(f"a {name} cut off or of a rare kind" if name else "not a JPEG or PNG") from None
     except Exception as error:  # a damaged picture can raise anything
         pass_on(error)
         raise ValueError((str(error).splitlines() or [type(error).__name__])[0]) from None
@@ -142,7 +141,8 @@ def _colours(picture: Image.Image, data: bytes) -> tuple[Image.Image, Image.Imag
         image = image.convert("L" if image.mode == "1" else "RGB")
     if key is None:
         return image, None
-    if values is None and image.mode == "L" and key <= most:  # else PIL (12 and later, of 1 bit) has made it so
+    key = np.bitwise_and(key, most)  # PNG: bits above the picture's depth do not count
+    if values is None and image.mode == "L":  # of 1 bit PIL 12 has made 255 of 1 itself, which is 1 again now
         key *= 255 // most
     values = np.atleast_3d(np.asarray(image)) if values is None else values
     return image, Image.fromarray(np.uint8(255) * (values != key).any(axis=2))

@@ -163,6 +163,12 @@ TRANSPARENT = {
         )
         for d, v in bits.items()
     },
+    "grey key of 2 bits, with bits above": (
+        png(bits[2], 2, GREY, (b"tRNS", b"\1\5")),
+        repeat(bits[2] * 85),
+        np.where(bits[2] == 1, 0, 255),
+    ),
+    "colour key with bits above": (png(key, 8, RGB, (b"tRNS", b"\1\xfa\0\1\0\2")), key, np.where(alpha < 128, 0, 255)),
     "colour key of 16 bits": (
         png(DEEP, 16, RGB, (b"tRNS", DEEP[2, 3].astype(">u2").tobytes())),
         rounded(DEEP),
@@ -356,6 +362,7 @@ REFUSED = {
     "TIFF": (saved(SMOOTH, "TIFF"), "not a JPEG or PNG"),
     "WebP": (saved(SMOOTH, "WEBP"), "not a JPEG or PNG"),
     "JPEG of 12 bits": (frame[: at + 4] + b"\x0c" + frame[at + 5 :], "a JPEG cut off or of a rare kind"),
+    "PNG with a damaged profile chunk": (png(PIXELS, 8, RGB, (b"iCCP", b"xx")), "a PNG cut off or of a rare kind"),
     "truncated JPEG": (frame[: len(frame) * 2 // 3], "(?i)truncated"),
     "truncated PNG": (png(PIXELS, 8, RGB)[:-40], "cannot be decoded"),
     "head alone": (frame[:20], "cannot be decoded"),

@@ -191,6 +191,7 @@ def test_lists_hold_texts_as_they_are(name, file):
     schema = SCHEMAS[name]
     for field in fields(schema, lambda kind: kind == list[str]):
         rest = as_arguments(others(schema, field))
+        one_or_many = typing.get_type_hints(schema)[field] == str | list[str]  # what is typed is one
         plain = ["007", "1.10", "12:30", "2024_01_15", "yes", "null", "1e5", "0x10", "O1", "EEG 1", "a/b"]
         words = [w for w in WORDS if "\n" not in w and "\r" not in w and w.isprintable()]
         for elements in (plain, words):
@@ -200,8 +201,10 @@ def test_lists_hold_texts_as_they_are(name, file):
             )
             file.write_text(f"{field}: {shown}\n", "utf-8")
             for argument in (f"{field}={shown}", f"config={file}"):
-                assert getattr(load_config(schema, [*rest, argument], "x"), field) == elements
-        assert getattr(load_config(schema, [*rest, f"{field}=[]"], "x"), field) == []
+                found = getattr(load_config(schema, [*rest, argument], "x"), field)
+                assert found == (shown if one_or_many and argument.startswith(field) else elements)
+        empty = getattr(load_config(schema, [*rest, f"{field}=[]"], "x"), field)
+        assert empty == ("[]" if one_or_many else [])
 
 
 @dataclasses.dataclass
@@ -331,13 +334,23 @@ def test_what_a_field_cannot_be_is_refused(argument, said, file):
     "line",
     ["path: [a, b]", "path: {x: y}", "path: {x}", "path: a: b", "path: *x", "path: !tag", "path: !!int 5", "path: %x"]
     + ["path: @x", "path: !!binary aGk=", "path: !!python/name:os.system", "name: [", "path: 'x", "path: \t- x\n\ty"]
-    + ["path: " + "[" * 5000, "? [a]\n: b", "- a", "just text", "whole: [1]", "maybe: {a: b}"],
+    + ["path: " + "[" * 5000, "? [a]\n: b", "path: a\npath: b", "- a", "just text", "whole: [1]", "maybe: {a: b}"],
 )
 def test_what_is_no_text_in_a_file_is_one_sentence_with_its_name(line, file):
     file.write_text(line + "\n")
     with pytest.raises(ValueError, match="config.yaml") as error:
         load_config(Kinds, [f"config={file}"], "x")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["shards: {path: a}\nshards: {name: b}", "markers:\n- {value: 1, value: 2, name: a, pictures: b}"]
+)
+def test_a_field_given_twice_is_refused(text, file):
+    """The last one would win, and the first go without a word."""
+    file.write_text(text + "\n")
+    with pytest.raises(ValueError, match=r"config.yaml is not valid YAML: .* given twice: remove one .*line [12]"):
+        load_config(Kinds, [f"config={file}"], "shards")
 
 
 def test_an_unset_variable_is_no_path(tmp_path, monkeypatch, capsys):
