@@ -4,7 +4,7 @@
 
 Only content is compared, so a study may move. Shards count by their manifest, which holds the hashes of all tars; a
 folder of pictures by the hash of each file; a captions file by its captions; a run by the weights that it exported; a
-diffusion model by its weights, or as a hub id by its model_index.json.
+diffusion model by its weights, or as a hub id by that and its model_index.json.
 """
 
 import dataclasses
@@ -102,7 +102,7 @@ def of_pipeline(pipeline: str, text_alone: bool = False) -> dict[str, str]:
     folder = Path(pipeline)
     if not folder.is_dir():
         try:
-            return hashes({"model_index.json": Path(hf_hub_download(pipeline, "model_index.json"))})
+            return {"id": pipeline} | hashes({"model_index.json": Path(hf_hub_download(pipeline, "model_index.json"))})
         except (OSError, ValueError):
             return {}  # whoever loads it says what is wrong
     parts = [path for path in folder.glob("*/*") if path.suffix in WEIGHTS]
@@ -136,10 +136,13 @@ def of(config: Any, fields: Iterable[str] | None = None) -> Inputs:
 def read(path: Path) -> Inputs:
     """What was kept; {} if nothing was."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or not all(isinstance(about["content"], dict) for about in found.values()):
+            raise ValueError("it is not of neuroimagen")
+        return found
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} cannot be read ({error}): it says what was used here; put it back") from None
 
 

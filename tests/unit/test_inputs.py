@@ -299,13 +299,27 @@ def test_runs_made_before_it_was_kept_are_taken_with_a_note(stage, root, capsys)
     assert not (root / "run" / "inputs.json").exists()
 
 
-def test_inputs_json_that_is_cut_off_is_named(root):
+@pytest.mark.parametrize(
+    "text", ["", '{"shards": {"pa', "[]", "[1]", "null", '{"shards": 1}', '{"shards": {"path": "a", "content": [1]}}']
+)
+def test_inputs_json_that_is_cut_off_is_named(text, root):
     config = config_of("pixel_features", root)
     assert not claim(config)
     (root / "run" / "DONE").touch()
-    (root / "run" / "inputs.json").write_text('{"shards": {"pa')
+    (root / "run" / "inputs.json").write_text(text)
     with pytest.raises(ValueError, match="inputs.json cannot be read"):
         claim(config)
+
+
+def test_models_of_the_hub_are_told_apart_by_their_id(root, monkeypatch):
+    """Fine-tuned ones often come with the very model_index.json of their base."""
+    monkeypatch.setattr(inputs, "hf_hub_download", lambda pipeline, name: str(root / "pipeline" / name))
+    config = dataclasses.replace(config_of("sample_semantics", root), pipeline="a-lab/base")
+    assert not claim(config)
+    (root / "run" / "DONE").touch()
+    assert claim(config)
+    with pytest.raises(ValueError, match="of another config .pipeline: 'a-lab/base' there, 'a-lab/tuned' here"):
+        claim(dataclasses.replace(config, pipeline="a-lab/tuned"))
 
 
 def test_rows_that_are_not_drawn_need_no_finished_run(root):
