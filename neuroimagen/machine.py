@@ -59,13 +59,13 @@ def naming(path: Path) -> Iterator[None]:
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader, or a kill, sees the old or the new content whole; text as UTF-8."""
     partial = path.with_name(path.name + ".partial")
-    with naming(path):
-        try:
-            partial.write_bytes(encode(content) if isinstance(content, str) else content)
-            os.replace(partial, path)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
+    try:
+        partial.write_bytes(encode(content) if isinstance(content, str) else content)
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):  # of a file system that cannot be written
+            partial.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def share_weights(folder: Path) -> None:

@@ -137,7 +137,7 @@ def _refuse_other(out: Path, resolved: dict[str, Any]) -> None:
     other = ", ".join(f"{key}={was[key]}" for key in resolved if was[key] != resolved[key])
     if other:
         raise ValueError(f"out={out} was made with {other}: give another out=, or remove it")
-    for path, digest in manifest.inputs.items():
+    for path, digest in (manifest.inputs | manifest.pictures).items():
         if Path(path).is_file() and _hash_with_progress(Path(path)) != digest:
             raise ValueError(f"out={out} was made before {path} changed: give another out=, or remove it")
     for split in SPLITS:
@@ -215,6 +215,8 @@ def _pack(config: ShardsConfig, resolved: dict[str, Any], partial: Path) -> Mani
         shutil.rmtree(partial)
         raise
     manifest.inputs = {name: digest for name, (_, _, digest) in inputs.items()}
+    shown = [picture for job in jobs for picture in records[job.name].images.values()]
+    manifest.pictures = {file: digest for digest, _, file, *_ in shown if file}
     manifest.config = resolved
     write_json(partial / "manifest.json", dataclasses.asdict(manifest))
     (unfinished / "plan.json").unlink()  # from here on the manifest is what says that all is there

@@ -383,7 +383,7 @@ def report(config: ReportConfig) -> None:
     for name in ("trials", "each", "ablation"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name}={getattr(config, name)} must be at least 1")
-    run = scoring.read_run(config.run)
+    run = scoring.read_run(config.run, to_write=True)
     path = run.path / "scores.json"
     if not path.exists():
         raise ValueError(f"{run.path} has no scores.json; make it with: neuroimagen evaluate {run.path}")

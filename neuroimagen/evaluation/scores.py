@@ -112,9 +112,14 @@ class ReconstructRun:
         return groups | {f"class {names[label]}": labels == label for label in sorted(names)}
 
 
-def read_run(path: str | Path) -> ReconstructRun:
-    """ValueError, with the command that continues it, if the run is not finished or pictures are missing."""
+def read_run(path: str | Path, to_write: bool = False) -> ReconstructRun:
+    """ValueError, with the command that continues it, if the run is not finished or pictures are missing.
+
+    to_write: also if nothing can be written into it, as into a colleague's.
+    """
     path = Path(path)
+    if to_write and path.is_dir() and not os.access(path, os.W_OK):
+        raise ValueError(f"{path} cannot be written, and scores and report go there: copy the run to a place of yours")
     go_on = f"python trainers/reconstruct.py config={path / 'config.yaml'}"
     if not (path / "config.yaml").exists():
         raise ValueError(f"{path} is not a run of trainers/reconstruct.py (it holds no config.yaml)")
@@ -214,7 +219,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     accelerator = None if alone else make_accelerator("fp32")
     if accelerator and config.device == "auto":
         device = accelerator.device
-    run = decided_by_main(lambda: read_run(config.run))
+    run = decided_by_main(lambda: read_run(config.run, to_write=True))
     made_of = decided_by_main(lambda: inputs_of(run, config.classifier))
     classifier = on_every_rank(lambda: load_classifier(config.classifier, device, config.weights))
     book = ScoreBook(

@@ -2,6 +2,7 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import shutil
 
 import numpy as np
@@ -37,6 +38,14 @@ def run(tmp_path_factory):
 @pytest.fixture
 def fresh(run, tmp_path):
     return shutil.copytree(run, tmp_path / "run")
+
+
+def test_a_run_that_cannot_be_written_is_refused_before_it_is_scored(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run", classes=4, rows={"L": ROWS["L"]})
+    monkeypatch.setattr("os.access", lambda path, how: how != os.W_OK)
+    with pytest.raises(ValueError, match="run cannot be written, and scores and report go there: copy the run"):
+        read_run(run, to_write=True)
+    assert read_run(run).rows == ["L"]
 
 
 def test_right_and_wrong_rows(run):

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -112,6 +113,22 @@ def test_changed_input_is_noticed(tmp_path):
     make_shards(config(tmp_path, tmp_path / "shards"))
     write_study(tmp_path, seed=2)
     with pytest.raises(ValueError, match=r"was made before .*eeg\.pth changed"):
+        make_shards(config(tmp_path, tmp_path / "shards"))
+
+
+def test_a_changed_picture_is_noticed(tmp_path, capsys):
+    """Also if it is as large as before, and of the same time."""
+    write_study(tmp_path, seed=1)
+    make_shards(config(tmp_path, tmp_path / "shards"))
+    picture = min((tmp_path / "images").rglob("*.JPEG"))
+    known, data = picture.stat(), picture.read_bytes()
+    os.utime(picture)
+    capsys.readouterr()
+    make_shards(config(tmp_path, tmp_path / "shards"))
+    assert "nothing to do" in capsys.readouterr().out
+    picture.write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
+    os.utime(picture, ns=(known.st_atime_ns, known.st_mtime_ns))
+    with pytest.raises(ValueError, match=rf"was made before {picture} changed"):
         make_shards(config(tmp_path, tmp_path / "shards"))
 
 
