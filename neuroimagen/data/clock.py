@@ -46,6 +46,8 @@ def fit_clock(time: np.ndarray, rate: float) -> Clock:
     near = steps[np.abs(steps - usual) < usual / 2]
     line = float(np.polyfit(np.arange(len(time)), time, 1)[0])
     guesses = [*([near.mean()] if len(near) else []), line, np.median(time[64:] - time[:-64]) / 64]
+    starts = np.flatnonzero(steps) + 1  # of packets whose samples share a stamp
+    guesses += [float(np.median(np.diff(time[starts]) / np.diff(starts)))] if 2 < len(starts) < len(steps) / 2 else []
     # Packets whose samples share a stamp, or nearly: no clock is 5 % off within them when its mean is right.
     if abs(line * rate - 1) < 0.01:
         guesses = [guess for guess in guesses if abs(guess * rate - 1) < 0.05]
@@ -68,21 +70,21 @@ def fit_clock(time: np.ndarray, rate: float) -> Clock:
 
 def _refine(time: np.ndarray, step: float, smooth: int, width: int) -> Clock:
     lost, stray = np.zeros(len(time), int), np.zeros(len(time))
-    for _ in range(3):
+    for beside in (64, 64, width, width):  # once the step is known, a longer look sees past packets
         if step <= 0:
             break
-        lost = _losses(time / step - np.arange(len(time)), smooth, width)
+        lost = _losses(time / step - np.arange(len(time)), smooth, width, beside)
         place = np.arange(len(time)) + np.cumsum(lost)
         step, start = np.polyfit(place, time, 1)
         stray = time - start - step * place
     return Clock(float(step), lost, smooth // 2, stray)
 
 
-def _losses(late: np.ndarray, smooth: int, width: int) -> np.ndarray:
+def _losses(late: np.ndarray, smooth: int, width: int, beside: int) -> np.ndarray:
     """Samples lost just before each sample, whose stamps are `late` (n,) by so many samples.
 
     They are lost where all of the next `width` stamps are later than all of the last: jitter comes back. smooth:
-    samples of a median filter against jitter.
+    samples of a median filter against jitter. beside: samples on either side whose middles give their number.
     """
     if smooth > 1:
         late = median_filter(late, smooth, mode="nearest")
@@ -92,8 +94,12 @@ def _losses(late: np.ndarray, smooth: int, width: int) -> np.ndarray:
         before = maximum_filter1d(late, width, origin=(width - 1) // 2, mode="nearest")
         return after[1:] - before[:-1] > 0.5
 
+    def middle(late: np.ndarray) -> float:  # the mean of the half between quartiles; a median of packets is uneven
+        quarter = len(late) // 4
+        return float(np.sort(late)[quarter : len(late) - quarter].mean())
+
     jumps = np.flatnonzero(rises(late) | rises(-late)) + 1
     edges, level = [0, *jumps, len(late)], np.zeros(len(late))
     for first, i, last in zip(edges, jumps, edges[2:], strict=False):
-        level[i] = np.median(late[i : min(last, i + 64)]) - np.median(late[max(first, i - 64) : i])
+        level[i] = middle(late[i : min(last, i + beside)]) - middle(late[max(first, i - beside) : i])
     return np.diff(np.round(np.cumsum(level)), prepend=0).astype(int)

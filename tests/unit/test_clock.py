@@ -136,6 +136,14 @@ def test_packets_that_share_a_stamp(chunk: int) -> None:
     assert clock.step * 250 == pytest.approx(1, abs=1e-3) and not clock.lost.any()
 
 
+@pytest.mark.parametrize("rate, chunk", [(256, 12), (250, 25), (500, 10), (128, 8), (250, 50)])
+@pytest.mark.parametrize("packets, ppm", [(1, 0), (2, 0), (3, 80), (5, -80)])
+def test_lost_packets_are_counted_to_the_sample(rate: int, chunk: int, packets: int, ppm: int) -> None:
+    kept = np.delete(np.arange(40 * rate), slice(600 * chunk // 4, (600 // 4 + packets) * chunk))
+    clock = fit_clock(kept // chunk * chunk / rate * (1 + ppm * 1e-6), rate)
+    assert clock.lost.sum() == packets * chunk
+
+
 @pytest.mark.parametrize("time", [np.zeros(600), -np.arange(600.0)])
 def test_no_clock(time: np.ndarray) -> None:
     assert fit_clock(time, 100).step <= 0
