@@ -81,7 +81,9 @@ def lab(tmp_path: Path) -> Path:
 
 
 def open_lab(lab: Path, *arguments: str, study: str = "") -> Study:
-    (lab / "study.yaml").write_text(STUDY + study)
+    own = [line.partition(":")[0] for line in study.splitlines()]
+    base = [line for line in STUDY.splitlines() if line.partition(":")[0] not in own]
+    (lab / "study.yaml").write_text("\n".join([*base, study]), "utf-8")
     arguments = (f"out={lab / 'out'}", "dataset=recording", f"recording={lab / 'study.yaml'}", *arguments)
     return read(load_config(ShardsConfig, arguments, "shards"))
 
