@@ -87,6 +87,8 @@ def sentence(error: Exception) -> str | None:
     if isinstance(error, RuntimeError) and NO_ORDER in text:
         what = text.partition(NO_ORDER)[0]
         return f"deterministic=true, but torch's {what}{NO_ORDER} on this device: leave it out"
+    if isinstance(error, RuntimeError) and "determine home directory" in text:  # of pathlib, which the hub asks
+        return "this user has no home directory, where the hub's files are kept: set HOME, or HF_HOME"
     if isinstance(error, ImportError) and not (error.name or "").startswith("neuroimagen"):
         return f"{text}: pip install -U {error.name.partition('.')[0]}" if error.name else text
     if isinstance(error, OSError) and error.errno and error.strerror == os.strerror(error.errno):

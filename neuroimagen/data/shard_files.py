@@ -88,7 +88,7 @@ class Manifest:
     before: dict[str, list[float]] | None = None  # what the reader did before the signal options, in their words
     # What the files state: highpass, lowpass, custom_ref_applied ..., and the files; None: nothing.
     recorded: list[dict[str, Any]] | None = None
-    pictures: dict[str, str] = dataclasses.field(default_factory=dict)  # file of a picture -> its SHA-256, as read
+    pictures: dict[str, str] | None = None  # file of each picture -> its SHA-256, as it was read
 
 
 def local_folder(shards: str | Path) -> Path:

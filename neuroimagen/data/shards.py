@@ -137,7 +137,7 @@ def _refuse_other(out: Path, resolved: dict[str, Any]) -> None:
     other = ", ".join(f"{key}={was[key]}" for key in resolved if was[key] != resolved[key])
     if other:
         raise ValueError(f"out={out} was made with {other}: give another out=, or remove it")
-    for path, digest in (manifest.inputs | manifest.pictures).items():
+    for path, digest in (manifest.inputs | (manifest.pictures or {})).items():
         if Path(path).is_file() and _hash_with_progress(Path(path)) != digest:
             raise ValueError(f"out={out} was made before {path} changed: give another out=, or remove it")
     for split in SPLITS:

@@ -311,7 +311,8 @@ def test_a_hub_that_is_not_reached(name, argument, whole, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["sample_semantics", "latent_diffusion", "reconstruct", "export"])
-def test_a_pipeline_of_the_hub_that_is_not_reached(name, whole, tmp_path, capsys):
+def test_a_pipeline_of_the_hub_that_is_not_reached(name, whole, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     arguments = [a.replace("{root}/pipeline", "owner/name") for a in WORK[name][0]]
     code = start(name, [a.format(root=whole, out=tmp_path / "out") for a in arguments])
     said = capsys.readouterr().err

@@ -63,6 +63,7 @@ class FromTheHub(OSError):
         (ModuleNotFoundError("No module named 'mne'", name="mne"), "No module named 'mne': pip install -U mne"),
         (ModuleNotFoundError("No module named 'a.b'", name="a.b"), "No module named 'a.b': pip install -U a\n"),
         (ImportError("BLIP needs\nthe x library: `pip install x`"), "BLIP needs the x library: `pip install x`"),
+        (RuntimeError("Could not determine home directory."), "set HOME, or HF_HOME"),
         (SafetensorError("header too large"), "header too large"),
         (EOFError(), "EOFError"),
         (zlib.error("incorrect header check"), "incorrect header check"),

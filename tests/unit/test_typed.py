@@ -151,6 +151,12 @@ def check_text(schema: type, name: str, text: str, arguments: list[str]) -> None
     assert type(found) is str and found == wanted
 
 
+@pytest.fixture(autouse=True)
+def home(monkeypatch, tmp_path):
+    """The user's, who may have none."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
 @pytest.fixture(scope="module")
 def file(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("typed") / "config.yaml"
