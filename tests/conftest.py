@@ -35,6 +35,15 @@ def pytest_sessionfinish():
     Forked.end()
 
 
+@pytest.fixture(autouse=True)
+def no_run_is_held():
+    """A run that ends in an error holds its directory as long as its process lives: here many more tests."""
+    yield
+    if module := sys.modules.get("neuroimagen.run_dir"):
+        for run_dir in list(module._held):
+            module.release(run_dir)
+
+
 @pytest.fixture
 def one_thread():
     """Bits of a sum depend on how many threads share it: one, as in the processes that the tests start."""
