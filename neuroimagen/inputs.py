@@ -130,6 +130,9 @@ def of(config: Any, fields: Iterable[str] | None = None) -> Inputs:
             continue  # decoders.py asks for it if a row needs it
         if content := look[field](given[field]):
             found[field] = {"path": str(given[field]), "content": content}
+    for field in (field for field in found if field in TRAINERS and "shards" in found):
+        if said := changes(read(Path(given[field]) / "inputs.json"), {"shards": found["shards"]}):
+            _note(f"{field}={given[field]} was made of {said}: it may have been trained on what is test here")
     return found
 
 
@@ -162,13 +165,13 @@ def _differences(then: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 @functools.cache
-def _note(made: str) -> None:
-    print(f"note: {made} was made before it was kept of which inputs: they are taken to be the same")
+def _note(text: str) -> None:
+    print(f"note: {text}")
 
 
 def check(then: Inputs, now: Inputs, made: str, remedy: str) -> None:
     """ValueError if inputs are not `then`, what `made` was made of; a note if that was not kept."""
     if now and not then:
-        _note(made)
+        _note(f"{made} was made before it was kept of which inputs: they are taken to be the same")
     if said := changes(then, now):
         raise ValueError(f"{made} was made of {said}: {remedy}")

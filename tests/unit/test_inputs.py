@@ -340,6 +340,17 @@ def test_a_stage_stands_on_finished_runs(stage, field, lacks, said, root):
     assert not (root / "run").exists()
 
 
+def test_a_run_of_other_shards_may_be_stood_on_with_a_note(root, capsys):
+    """As for a decoder trained on several people and used for one; or by mistake, with a new split."""
+    now = inputs.of_shards(root / "shards")
+    for other, said in ((now, ""), (now | {"train trials": 7}, "(train trials: 7 then, ")):
+        text = json.dumps({"shards": {"path": "elsewhere", "content": other}})
+        (root / "features" / "inputs.json").write_text(text, "utf-8")
+        assert not claim(config_of("pixel_saliency", root, root / f"run{len(said)}"))
+        notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: features=")]
+        assert len(notes) == bool(said) and all(said in note and "test here" in note for note in notes)
+
+
 def test_a_file_is_read_once(root, monkeypatch):
     read = []
     monkeypatch.setattr(inputs, "sha256", lambda path: read.append(path) or sha256(path))
