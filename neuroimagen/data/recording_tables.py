@@ -139,8 +139,8 @@ def read_table(path: Path, study: StudyFile) -> Table:
     eeg, gap = values[:, 1:].T, np.zeros(place[-1] + 1, bool)
     if lost.any():
         eeg = np.stack([np.interp(np.arange(len(gap)), place, channel) for channel in eeg])
-        for row in np.flatnonzero(lost):
-            gap[max(0, place[row - 1] + 1 - doubt) : place[row] + 1 + doubt] = True
+        for k in np.flatnonzero(lost):
+            gap[max(0, place[k - 1] + 1 - doubt) : place[k] + 1 + doubt] = True
         missing, extra = lost.clip(0).sum(), -lost.clip(None, 0).sum()
         count = int(np.count_nonzero(np.diff(gap.astype(int), prepend=0) == 1))
         notes.append(
