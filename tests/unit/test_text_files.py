@@ -317,4 +317,4 @@ def test_our_modules_leave_no_encoding_to_the_locale(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=environment, timeout=900)
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stderr.splitlines() if "EncodingWarning" in line]
-    assert not [line for line in said if line.startswith(f"{REPO}/")]
+    assert not [line for line in said if line.startswith(f"{REPO}/neuroimagen/")]
