@@ -6,7 +6,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ "${1-}" != inside ]; then
-    [ "$(id -u)" = 0 ] && unshare -m true 2>/dev/null && exec unshare -m bash "$0" inside "$@"
+    try='mount --bind "$PWD" "$PWD" && mount -o remount,bind,ro "$PWD" && mount --bind /dev/null /etc/passwd'
+    [ "$(id -u)" = 0 ] && unshare -m sh -c "$try" 2>/dev/null && exec unshare -m bash "$0" inside "$@"
     echo "note: the sources stay writable and the user has a name: to change that takes root and a mount namespace"
 else
     shift
