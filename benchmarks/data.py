@@ -42,9 +42,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from neuroimagen.data import stream
-from neuroimagen.data.shard_files import ShardSplit
-from neuroimagen.data.shards import ShardsConfig, make_shards
+from neuroimagen.batches import stream
+from neuroimagen.shards.format import ShardSplit
+from neuroimagen.shards.pack import ShardsConfig, make_shards
 
 BATCH, PICTURES, SMALL, LARGE = 32, 128, 512, 2048
 SECONDS = 0.6  # of each measurement, and at least 8 batches

@@ -11,8 +11,8 @@ import sys
 
 import numpy as np
 
-from neuroimagen.evaluation.intervals import FEWEST, Estimate, bootstrap_means
-from neuroimagen.evaluation.metrics import inception_estimate, inception_score
+from neuroimagen.scores.intervals import FEWEST, Estimate, bootstrap_means
+from neuroimagen.scores.metrics import inception_estimate, inception_score
 
 DRAW = {  # scores of independent pictures, and their mean over all pictures
     "normal (SSIM)": (lambda rng, shape: rng.normal(0.5, 0.2, shape), 0.5),

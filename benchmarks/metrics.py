@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from neuroimagen.data.classes import CLASSES
-from neuroimagen.evaluation.book import ScoreBook
-from neuroimagen.evaluation.classifiers import load_classifier
-from neuroimagen.evaluation.intervals import bootstrap_means
-from neuroimagen.evaluation.metrics import inception_estimate, n_way_accuracy
-from neuroimagen.evaluation.perceptual import frechet_distance, kernel_distance
-from neuroimagen.evaluation.scores import read_run
+from neuroimagen.scores.book import ScoreBook
+from neuroimagen.scores.classifiers import load_classifier
+from neuroimagen.scores.evaluate import read_run
+from neuroimagen.scores.intervals import bootstrap_means
+from neuroimagen.scores.metrics import inception_estimate, n_way_accuracy
+from neuroimagen.scores.similarity import frechet_distance, kernel_distance
+from neuroimagen.studies.classes import CLASSES
 
 
 def random_trials(probabilities: np.ndarray, truth: np.ndarray, n_way: int, trials: int, seed: int = 0) -> np.ndarray:

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from neuroimagen.reconstruction.pictures import to_image
+from neuroimagen.reconstruction.draw import to_image
 from neuroimagen.reconstruction.reconstructor import Reconstructor, noise_seed
 
 EMBEDDED = Path(__file__).parents[1] / "neuroimagen/embedded/diffusion"
@@ -252,11 +252,11 @@ def machine(folder: Path, rounds: int) -> str:
 
 def quality(folder: Path, rounds: int) -> str:
     """Equal quality: DDIM with 100 steps trial by trial, and us with fewer; who draws what the caption says?"""
+    from neuroimagen.batches.pictures import class_names, list_pictures, load_pictures
     from neuroimagen.cli import main as cli
-    from neuroimagen.data.pictures import class_names, list_pictures, load_pictures
-    from neuroimagen.evaluation.classifiers import load_classifier
-    from neuroimagen.evaluation.metrics import n_way_accuracy, ssim
     from neuroimagen.sample.captions import embed_captions, label_caption
+    from neuroimagen.scores.classifiers import load_classifier
+    from neuroimagen.scores.metrics import n_way_accuracy, ssim
 
     demo = Path(__file__).parents[1] / "configs/demo.yaml"
     pictures = [f"images_per_class={max(2, rounds)}", "picture_size=64", "pictures_only=true", "seed=7"]

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from neuroimagen.data.shards import ShardSplit
-from neuroimagen.data.stream import Batcher
-from neuroimagen.decoders import decode
+from neuroimagen.batches.stream import Batcher
 from neuroimagen.pixel.features import FeatureExtractor
 from neuroimagen.pixel.losses import ssim
 from neuroimagen.pixel.saliency import Generator
+from neuroimagen.reconstruction.decoders import decode
+from neuroimagen.shards.pack import ShardSplit
 
 SIDE = 32
 

@@ -25,12 +25,12 @@ from pathlib import Path
 
 import torch
 
+from neuroimagen.batches.stream import train_batches
 from neuroimagen.cli import main as cli
 from neuroimagen.config import TrainConfig
-from neuroimagen.data.stream import train_batches
 from neuroimagen.pixel import losses
 from neuroimagen.pixel.features import FeatureExtractor
-from neuroimagen.run import Run
+from neuroimagen.run.run import Run
 
 REPO = Path(__file__).parents[1]
 MARKS = ("<!-- scaling: begin (python benchmarks/scaling.py) -->", "<!-- scaling: end -->")

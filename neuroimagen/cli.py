@@ -22,17 +22,17 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "simulate": Command(
-        "data.simulator", "SimulateConfig", "simulate", "write a simulated study, in PerceiveLab format"
+        "simulation.study", "SimulateConfig", "simulate", "write a simulated study, in PerceiveLab format"
     ),
-    "shards": Command("data.shards", "ShardsConfig", "make_shards", "pack a study into WebDataset shards"),
+    "shards": Command("shards.pack", "ShardsConfig", "make_shards", "pack a study into WebDataset shards"),
     "check": Command(
-        "data.check", "CheckConfig", "check", "say what is in a study or its shards, and what is wrong", "source"
+        "doctor.check", "CheckConfig", "check", "say what is in a study or its shards, and what is wrong", "source"
     ),
     "captions": Command("sample.captions", "CaptionsConfig", "caption_pictures", "caption pictures with BLIP, BLIP-2"),
-    "probe": Command("evaluation.classifiers", "ProbeConfig", "probe", "train a classifier for the scores"),
-    "evaluate": Command("evaluation.scores", "EvaluateConfig", "evaluate", "score a reconstruct run", "run"),
-    "export": Command("export", "ExportConfig", "export", "runs as one model for Python and the hub", "runs"),
-    "report": Command("evaluation.report", "ReportConfig", "report", "write a reconstruct run's page", "run"),
+    "probe": Command("scores.classifiers", "ProbeConfig", "probe", "train a classifier for the scores"),
+    "evaluate": Command("scores.evaluate", "EvaluateConfig", "evaluate", "score a reconstruct run", "run"),
+    "export": Command("model.export", "ExportConfig", "export", "runs as one model for Python and the hub", "runs"),
+    "report": Command("report.report", "ReportConfig", "report", "write a reconstruct run's page", "run"),
 }
 
 

@@ -82,7 +82,7 @@ class TrainConfig:
     log_every: int = option(20, "steps between lines in stats.jsonl and tracker updates")
     trackers: str = option("none", "none | tensorboard | wandb (WANDB_MODE=offline works without a network)")
     project: str = option("neuroimagen", "project name shown by the tracker")
-    workers: int = option(0, "loader processes for each rank: speed only, never results (data/stream.py: how many)")
+    workers: int = option(0, "loader processes for each rank: speed only, never results (batches/stream.py: how many)")
     max_bad_samples: int = option(
         0, "unreadable train trials, different ones on a rank, that are replaced by others before it stops; 0: none"
     )
@@ -92,7 +92,7 @@ class TrainConfig:
 
 @dataclasses.dataclass
 class EegAugmentConfig:
-    """Fields of the trainers that learn from EEG: its augmentation, on train batches only (data/eeg_augment.py)."""
+    """Fields of the trainers that learn from EEG: its augmentation, on train batches only (batches/augment.py)."""
 
     eeg_shift: float = option(0.0, "EEG of a trial moves by up to so many seconds, either way; 0: not")
     eeg_channel_dropout: float = option(0.0, "probability that a channel of a trial is set to zero")
@@ -280,6 +280,6 @@ def run_trainer(main: Callable[[C], Any], schema: type[C]) -> None:
     stage = Path(sys.argv[0]).stem
     doc = sys.modules["__main__"].__doc__ or ""
     code = run_command(main, schema, sys.argv[1:], stage, f"{doc.strip()}\n\nusage: {stage}.py key=value ...")
-    if code in (0, 143) and (processes := sys.modules.get("neuroimagen.processes")):
+    if code in (0, 143) and (processes := sys.modules.get("neuroimagen.run.processes")):
         processes.leave_process_group()  # after an error peers may be gone: then just exit
     sys.exit(code)

@@ -39,7 +39,7 @@ def pytest_sessionfinish():
 def no_run_is_held():
     """A run that ends in an error holds its directory as long as its process lives: here many more tests."""
     yield
-    if module := sys.modules.get("neuroimagen.run_dir"):
+    if module := sys.modules.get("neuroimagen.run.directory"):
         for run_dir in list(module._held):
             module.release(run_dir)
 

@@ -27,7 +27,7 @@ from pathlib import Path
 
 REPO = Path(__file__).parents[1]
 TRAINERS = sorted(REPO.glob("trainers/*.py"))
-COMMANDS = ["neuroimagen.evaluation.scores", "neuroimagen.sample.captions"]  # those that run on several processes
+COMMANDS = ["neuroimagen.scores.evaluate", "neuroimagen.sample.captions"]  # those that run on several processes
 
 
 class Forked:
@@ -173,7 +173,7 @@ def hold_where_told() -> None:
     """
     if not (told := os.environ.pop("HOLD", "")):
         return
-    from neuroimagen.run import stop_requested
+    from neuroimagen.run.run import stop_requested
 
     module, path, calls = told.split(":")
     *owners, name = path.split(".")

@@ -285,7 +285,7 @@ def tiny_shards(directory: str | Path, seed: int = 0) -> Path:
     import numpy as np
     from PIL import Image
 
-    from neuroimagen.data.shards import ShardsConfig, make_shards
+    from neuroimagen.shards.pack import ShardsConfig, make_shards
 
     directory = Path(directory)
     rng = np.random.default_rng(seed)

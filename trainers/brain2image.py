@@ -14,11 +14,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from neuroimagen.baselines import losses
 from neuroimagen.baselines.brain2image import Brain2Image, Discriminator
 from neuroimagen.baselines.validation import class_means, validate
+from neuroimagen.batches.augment import augment_eeg
+from neuroimagen.batches.stream import train_batches
 from neuroimagen.config import EegAugmentConfig, TrainConfig, option, path_option, run_trainer
-from neuroimagen.data.eeg_augment import augment_eeg
-from neuroimagen.data.shards import read_manifest
-from neuroimagen.data.stream import train_batches
-from neuroimagen.run import Run, set_learning_rate, warmup_cosine
+from neuroimagen.run.run import Run, set_learning_rate, warmup_cosine
+from neuroimagen.shards.pack import read_manifest
 
 
 @dataclasses.dataclass

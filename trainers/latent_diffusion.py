@@ -13,14 +13,12 @@ import torch
 from diffusers import AutoencoderTiny
 from torch.nn import functional as F
 
-from neuroimagen.collectives import decided_by_main, gather_rows, on_every_rank
+from neuroimagen.batches.order import EpochOrder
+from neuroimagen.batches.pictures import class_names, list_pictures, load_pictures, to_unit
 from neuroimagen.config import TrainConfig, option, path_option, run_trainer
-from neuroimagen.data.classes import BY_WNID
-from neuroimagen.data.order import EpochOrder
-from neuroimagen.data.pictures import class_names, list_pictures, load_pictures, to_unit
 from neuroimagen.errors import load_trained
 from neuroimagen.reconstruction.pipelines import load_pipeline
-from neuroimagen.reconstruction.small import (
+from neuroimagen.reconstruction.small_diffusion import (
     NoisyAutoencoder,
     TextAndUNet,
     encode,
@@ -32,8 +30,10 @@ from neuroimagen.reconstruction.small import (
     make_scheduler,
     make_text_encoder,
 )
-from neuroimagen.run import Run, set_learning_rate, warmup_cosine
+from neuroimagen.run.collectives import decided_by_main, gather_rows, on_every_rank
+from neuroimagen.run.run import Run, set_learning_rate, warmup_cosine
 from neuroimagen.sample.captions import label_caption, read_captions
+from neuroimagen.studies.classes import BY_WNID
 
 
 @dataclass

@@ -10,13 +10,13 @@ from typing import Literal
 import torch
 from torch import nn
 
+from neuroimagen.batches.augment import augment_eeg
+from neuroimagen.batches.stream import eval_batches, train_batches
 from neuroimagen.config import EegAugmentConfig, TrainConfig, option, path_option, run_trainer
-from neuroimagen.data.eeg_augment import augment_eeg
-from neuroimagen.data.shards import read_manifest
-from neuroimagen.data.stream import eval_batches, train_batches
 from neuroimagen.pixel import losses
 from neuroimagen.pixel.features import FeatureExtractor, describe_features, knn_labels
-from neuroimagen.run import Run, set_learning_rate, warmup_cosine
+from neuroimagen.run.run import Run, set_learning_rate, warmup_cosine
+from neuroimagen.shards.pack import read_manifest
 
 
 @dataclasses.dataclass

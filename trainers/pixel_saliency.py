@@ -13,18 +13,18 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from neuroimagen.batches.augment import augment_eeg
+from neuroimagen.batches.stream import Batcher, eval_batches, train_batches
 from neuroimagen.config import EegAugmentConfig, TrainConfig, option, path_option, run_trainer
-from neuroimagen.data.eeg_augment import augment_eeg
-from neuroimagen.data.shards import ShardSplit, read_manifest
-from neuroimagen.data.stream import Batcher, eval_batches, train_batches
 from neuroimagen.errors import load_trained
-from neuroimagen.inputs import finished_run
 from neuroimagen.pixel import losses
 from neuroimagen.pixel.augment import N_RANDOM, augment
 from neuroimagen.pixel.features import FeatureExtractor
 from neuroimagen.pixel.saliency import Discriminator, Generator
-from neuroimagen.run import Run, set_learning_rate, warmup_cosine
-from neuroimagen.seeds import seed_from
+from neuroimagen.run.inputs import finished_run
+from neuroimagen.run.run import Run, set_learning_rate, warmup_cosine
+from neuroimagen.run.seeds import seed_from
+from neuroimagen.shards.pack import ShardSplit, read_manifest
 
 
 @dataclasses.dataclass

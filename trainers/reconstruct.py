@@ -2,10 +2,10 @@
 
 Each row of the paper's Table 3 is a choice of what the diffusion model is given: the saliency map (I), the embedding
 learnt from label captions (L) or from BLIP captions (B). Controls and the paper's baselines are rows too, of the same
-trials (neuroimagen/decoders.py lists them all, neuroimagen/controls.py draws the others). All rows of the diffusion
-model share a picture's noise. Work is cut in chunks of trials in the order of the shards and spread over all processes;
-finished pictures are skipped, so the same command continues a stopped run, and any number of processes writes the same
-bytes. Test shards are opened here alone; train shards are too, for the row "retrieval".
+trials (reconstruction/decoders.py lists them all, reconstruction/controls.py draws the others). All rows of the
+diffusion model share a picture's noise. Work is cut in chunks of trials in the order of the shards and spread over all
+processes; finished pictures are skipped, so the same command continues a stopped run, and any number of processes
+writes the same bytes. Test shards are opened here alone; train shards are too, for the row "retrieval".
 
 Writes RUN/truth, RUN/maps, RUN/images/<row>/<key>_<sample>.png, trials.jsonl, rows.json (rows and settings) and at the
 end pictures.jsonl, one line a picture. What is missing or damaged in a finished run is drawn again by the same command.
@@ -20,22 +20,22 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from neuroimagen import inputs, zero
-from neuroimagen import run as running
-from neuroimagen.collectives import decided_by_main, on_every_rank, wait_for_files
+from neuroimagen.batches.stream import Batcher
 from neuroimagen.config import option, path_option, run_trainer
-from neuroimagen.controls import ClassCaptions, Gallery, draw_baseline
-from neuroimagen.data.shards import ShardSplit
-from neuroimagen.data.stream import Batcher
-from neuroimagen.decoders import ROWS, RUNS, Decoders, rows_to_draw
-from neuroimagen.machine import write_atomic
-from neuroimagen.processes import make_accelerator, set_deterministic
-from neuroimagen.reconstruction.batch import find_chunk, saying_what_fits
-from neuroimagen.reconstruction.pictures import Pictures, chunk_before, still_whole
+from neuroimagen.files import write_atomic
+from neuroimagen.reconstruction.controls import ClassCaptions, Gallery, draw_baseline
+from neuroimagen.reconstruction.decoders import ROWS, RUNS, Decoders, rows_to_draw
+from neuroimagen.reconstruction.draw import Pictures, chunk_before, still_whole
+from neuroimagen.reconstruction.memory import find_chunk, saying_what_fits
 from neuroimagen.reconstruction.pipelines import Scheduler
 from neuroimagen.reconstruction.reconstructor import Reconstructor, check_settings
-from neuroimagen.run_dir import check_inputs, claim_run_dir
+from neuroimagen.run import inputs, zero
+from neuroimagen.run import run as running
+from neuroimagen.run.collectives import decided_by_main, on_every_rank, wait_for_files
+from neuroimagen.run.directory import check_inputs, claim_run_dir
+from neuroimagen.run.processes import make_accelerator, set_deterministic
 from neuroimagen.sample.captions import DTYPES, captions_source
+from neuroimagen.shards.pack import ShardSplit
 
 
 @dataclasses.dataclass

@@ -10,14 +10,14 @@ from typing import Literal
 
 import torch
 
-from neuroimagen.collectives import decided_by_main, on_every_rank
+from neuroimagen.batches.augment import augment_eeg
+from neuroimagen.batches.stream import eval_batches, train_batches
 from neuroimagen.config import EegAugmentConfig, TrainConfig, option, path_option, run_trainer
-from neuroimagen.data.eeg_augment import augment_eeg
-from neuroimagen.data.shards import Manifest, ShardError, ShardSplit, read_manifest
-from neuroimagen.data.stream import eval_batches, train_batches
-from neuroimagen.run import Run, set_learning_rate, warmup_cosine
+from neuroimagen.run.collectives import decided_by_main, on_every_rank
+from neuroimagen.run.run import Run, set_learning_rate, warmup_cosine
 from neuroimagen.sample.captions import embed_captions, label_caption, read_captions
 from neuroimagen.sample.encoder import SampleEncoder, embedding_loss, nearest_caption
+from neuroimagen.shards.pack import Manifest, ShardError, ShardSplit, read_manifest
 
 
 @dataclasses.dataclass

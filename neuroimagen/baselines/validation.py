@@ -5,11 +5,11 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from neuroimagen.data.shards import ShardSplit
-from neuroimagen.data.stream import Batcher, eval_batches
+from neuroimagen.batches.stream import Batcher, eval_batches
 from neuroimagen.pixel.losses import ssim
-from neuroimagen.run import Run
-from neuroimagen.seeds import seed_from
+from neuroimagen.run.run import Run
+from neuroimagen.run.seeds import seed_from
+from neuroimagen.shards.pack import ShardSplit
 
 Draw = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

@@ -9,7 +9,7 @@ import torch
 from torch import distributed as dist
 from torch.nn import functional as F
 
-from neuroimagen.collectives import gather_rows, world_size
+from neuroimagen.run.collectives import gather_rows, world_size
 
 
 def triplet(

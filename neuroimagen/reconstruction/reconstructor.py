@@ -36,10 +36,10 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from neuroimagen.processes import check_bf16, set_tf32
 from neuroimagen.reconstruction.attention import set_attention
 from neuroimagen.reconstruction.pipelines import is_lcm, is_xl, load_pipeline, set_scheduler
-from neuroimagen.seeds import seed_from
+from neuroimagen.run.processes import check_bf16, set_tf32
+from neuroimagen.run.seeds import seed_from
 
 
 @dataclasses.dataclass

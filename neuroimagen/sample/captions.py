@@ -18,8 +18,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from neuroimagen.config import option, path_option
-from neuroimagen.data.seen import see
-from neuroimagen.machine import pass_on, write_atomic
+from neuroimagen.files import pass_on, write_atomic
+from neuroimagen.pictures import see
 from neuroimagen.text_files import encode, read_text
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -153,7 +153,7 @@ class CaptionsConfig:
 
 def _pictures(folder: Path) -> dict[str, Path]:
     """Image name (without extension) -> file, sorted by name."""
-    from neuroimagen.data.pictures import list_pictures
+    from neuroimagen.batches.pictures import list_pictures
 
     if not folder.is_dir():
         raise ValueError(f"images={folder} is not a directory")
@@ -211,7 +211,7 @@ def _caption(
     names: Sequence[str], pictures: Mapping[str, Path], config: CaptionsConfig, loaded: tuple[Any, Any], part: Path
 ) -> dict[str, str]:
     """Captions of these pictures, also appended to `part`; after SIGTERM those of the batches until then."""
-    from neuroimagen.run import stop_requested
+    from neuroimagen.run.run import stop_requested
 
     processor, model = loaded
     captions: dict[str, str] = {}
@@ -245,10 +245,10 @@ def caption_pictures(config: CaptionsConfig) -> int:
     all are done they are merged into OUT, whole or not at all. After SIGTERM the batch at hand is finished; the same
     command, on any number of processes, continues. Collective: every rank.
     """
-    from neuroimagen import inputs
-    from neuroimagen.collectives import decided_by_main, gather_objects, on_every_rank
-    from neuroimagen.processes import leave_process_group, make_accelerator, set_deterministic
-    from neuroimagen.run import STOPPED, watch_stop_signal
+    from neuroimagen.run import inputs
+    from neuroimagen.run.collectives import decided_by_main, gather_objects, on_every_rank
+    from neuroimagen.run.processes import leave_process_group, make_accelerator, set_deterministic
+    from neuroimagen.run.run import STOPPED, watch_stop_signal
 
     if config.precision not in DTYPES or config.batch_size < 1:
         raise ValueError("precision must be fp32, bf16 or fp16, and batch_size at least 1")

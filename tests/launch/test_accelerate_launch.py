@@ -18,7 +18,7 @@ def test_a_dead_rank_is_started_again_and_sigterm_stops_what_the_same_command_co
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "launch/one_node.yaml"]
     restart = ["--rdzv_backend", "c10d", "--max_restarts", "1"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "yes", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
-    environment |= {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "HOLD": "neuroimagen.run:Run.advance:6"}
+    environment |= {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "HOLD": "neuroimagen.run.run:Run.advance:6"}
     run_dir, log = tmp_path / "run", tmp_path / "launch.txt"
     fields = ["max_steps=20", "log_every=1", "checkpoint_every=5", "global_batch_size=8"]
 

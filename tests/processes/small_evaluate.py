@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 from neuroimagen.cli import main
-from neuroimagen.evaluation import perceptual
+from neuroimagen.scores import similarity
 
 KID_ROWS = 5
 
 if __name__ == "__main__":
-    perceptual.KID_ROWS = KID_ROWS
+    similarity.KID_ROWS = KID_ROWS
     if os.environ["RANK"] == "1":
         exists = Path.exists
         Path.exists = lambda self, **how: self.name != "DONE" and exists(self, **how)  # type: ignore[method-assign]

@@ -12,7 +12,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 from forked import hold_where_told
 
 from neuroimagen.config import TrainConfig, option, run_trainer
-from neuroimagen.run import Run, set_learning_rate, warmup_cosine
+from neuroimagen.run.run import Run, set_learning_rate, warmup_cosine
 
 
 @dataclasses.dataclass

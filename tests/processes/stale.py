@@ -16,7 +16,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from neuroimagen import collectives
+from neuroimagen.run import collectives
 
 
 def become_stale(root: str, known: list[str], seconds: float | None) -> None:

@@ -5,11 +5,11 @@ import torch
 from safetensors import SafetensorError
 from torch import distributed as dist
 
-from neuroimagen import collectives
-from neuroimagen.collectives import decided_by_main, on_every_rank
-from neuroimagen.evaluation import judges
-from neuroimagen.evaluation.networks import NotAvailable
-from neuroimagen.processes import leave_process_group
+from neuroimagen.run import collectives
+from neuroimagen.run.collectives import decided_by_main, on_every_rank
+from neuroimagen.run.processes import leave_process_group
+from neuroimagen.scores import judges
+from neuroimagen.scores.networks import NotAvailable
 
 
 def fails_on(ranks, calls=10**9, kind=ValueError):

@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from neuroimagen.data.shard_files import ShardSplit
+from neuroimagen.shards.format import ShardSplit
 
 REPO = Path(__file__).parents[2]
 TRAINER = str(Path(__file__).with_name("small_trainer.py"))
-STEP = "neuroimagen.run:Run.advance:{}"  # where to hold a rank, see forked.hold_where_told
+STEP = "neuroimagen.run.run:Run.advance:{}"  # where to hold a rank, see forked.hold_where_told
 
 
 def command(run_dir, **options) -> list[str]:

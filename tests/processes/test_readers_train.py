@@ -1,18 +1,15 @@
 """Shards made of any study train the first stage with nothing but the config changed."""
 
 import json
-import sys
 from pathlib import Path
 
-import pytest
-
-from neuroimagen.cli import main
-from neuroimagen.data.shard_files import ShardSplit, read_manifest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 import eeg_imagenet_files
 import lab_files
+import pytest
 import things_files
+
+from neuroimagen.cli import main
+from neuroimagen.shards.format import ShardSplit, read_manifest
 
 REPO = Path(__file__).parents[2]
 

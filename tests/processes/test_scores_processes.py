@@ -2,17 +2,14 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from reconstruct_run import ROWS, make_run
 from small_evaluate import KID_ROWS
 
-from neuroimagen.evaluation import perceptual
-from neuroimagen.evaluation.scores import EvaluateConfig, evaluate
+from neuroimagen.scores import similarity
+from neuroimagen.scores.evaluate import EvaluateConfig, evaluate
 
 EVALUATE = str(Path(__file__).with_name("small_evaluate.py"))
 METRICS = ["two_way", "retrieval_top5", "fid_classifier", "kid_classifier", "pixcorr"]
@@ -29,7 +26,7 @@ def test_three_processes_equal_one(run, start, tmp_path, one_thread, monkeypatch
     one, three = (shutil.copytree(run, tmp_path / name) for name in ("one", "three"))
     command = [EVALUATE, str(three), "classifier=embedded", "device=cpu", "batch_size=5"]
     processes = start([*command, f"metrics=[{','.join(METRICS)}]"], 3)
-    monkeypatch.setattr(perceptual, "KID_ROWS", KID_ROWS)
+    monkeypatch.setattr(similarity, "KID_ROWS", KID_ROWS)
     evaluate(EvaluateConfig(run=str(one), classifier="embedded", device="cpu", batch_size=5, metrics=METRICS))
     assert processes.wait() == [0, 0, 0], processes.log.read_text()
     assert processes.log.read_text().count("Table 3. Ablation") == 1

@@ -28,7 +28,7 @@ def test_wandb_offline_stopped_and_continued_is_one_run(start, tmp_path):
     run_dir = tmp_path / "run"
     options = {"trackers": "wandb", "project": "brains", "validate_every": 10}
     environment = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
-    processes = start(command(run_dir, **options), 2, hold="neuroimagen.run:Run.advance:12", **environment)
+    processes = start(command(run_dir, **options), 2, hold="neuroimagen.run.run:Run.advance:12", **environment)
     processes.wait_for_step(run_dir, 12)
     processes.signal(signal.SIGTERM)
     assert processes.wait() == [143, 143], processes.log.read_text()

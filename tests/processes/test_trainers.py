@@ -75,14 +75,14 @@ def test_cut_off_twice_ends_with_the_same_bits(stage, study, start, earlier, tmp
     assert start(command(stage, study, whole, finished)).wait() == [0, 0]
     assert (whole / "DONE").exists()
 
-    processes = start(command(stage, study, cut, finished), hold="neuroimagen.run:Run.advance:1")
+    processes = start(command(stage, study, cut, finished), hold="neuroimagen.run.run:Run.advance:1")
     processes.wait_for_step(cut, 1)
     processes.signal(signal.SIGTERM, slice(1, 2))  # one rank is told; both must stop at the same step
     codes = processes.wait()
     assert codes == [143, 143] and (cut / "PREEMPTED").exists(), processes.log.read_text()[-2000:]
     assert not (cut / "model").exists()
 
-    processes = start(command(stage, study, cut, finished), hold="neuroimagen.run:Run.advance:3")
+    processes = start(command(stage, study, cut, finished), hold="neuroimagen.run.run:Run.advance:3")
     processes.wait_for_step(cut, 4)  # past the checkpoint of step 3
     processes.signal(signal.SIGKILL)
     processes.wait()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from neuroimagen.pixel import losses
-from neuroimagen.processes import leave_process_group
+from neuroimagen.run.processes import leave_process_group
 
 
 def example_batch():

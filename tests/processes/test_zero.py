@@ -119,7 +119,7 @@ def test_zero_ends_where_ddp_ends(stage, zero, tolerance, start, made):
 def test_stopped_and_continued_zero_ends_with_the_same_bits(stage, zero, _, study, start, made, tmp_path):
     whole, cut = made(start, stage, zero), tmp_path / "cut"
     arguments, environment = under(zero, command(stage, study, cut))
-    processes = start(arguments, hold="neuroimagen.run:Run.advance:1", **environment)
+    processes = start(arguments, hold="neuroimagen.run.run:Run.advance:1", **environment)
     processes.wait_for_step(cut, 1)
     processes.signal(signal.SIGTERM, slice(1, 2))
     assert processes.wait() == [143, 143], processes.log.read_text()[-3000:]
@@ -179,7 +179,7 @@ def test_the_gan_and_reconstruct_are_refused(study, start, made, tmp_path):
 def test_what_would_not_be_done_is_refused(setting, value, precision, said, monkeypatch):
     if torch.cuda.is_available() and "GPU" in said:
         pytest.skip("there is one")
-    from neuroimagen.processes import make_accelerator
+    from neuroimagen.run.processes import make_accelerator
 
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv(f"ACCELERATE_{setting}", value)
@@ -190,7 +190,7 @@ def test_what_would_not_be_done_is_refused(setting, value, precision, said, monk
 
 
 def test_deepspeed_that_is_not_installed_is_named(monkeypatch):
-    from neuroimagen.processes import make_accelerator
+    from neuroimagen.run.processes import make_accelerator
 
     for name, value in {"USE_DEEPSPEED": "true", "USE_CPU": "yes"}.items():
         monkeypatch.setenv(f"ACCELERATE_{name}", value)
@@ -201,7 +201,7 @@ def test_deepspeed_that_is_not_installed_is_named(monkeypatch):
 
 
 def test_deepspeed_that_accelerate_does_not_take_is_refused():
-    from neuroimagen import zero
+    from neuroimagen.run import zero
 
     class Plain:
         distributed_type = "MULTI_CPU"

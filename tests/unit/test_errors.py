@@ -143,6 +143,6 @@ def test_a_full_standard_output_is_a_sentence():
 
 def test_a_module_that_cannot_be_imported(monkeypatch, capsys):
     """E.g. torch for another CUDA."""
-    monkeypatch.setitem(sys.modules, "neuroimagen.data.simulator", None)
+    monkeypatch.setitem(sys.modules, "neuroimagen.simulation.study", None)
     assert main(["simulate", "out=x"]) == BUG
     assert "Traceback" in capsys.readouterr().err

@@ -14,8 +14,8 @@ pytest.importorskip("mne", reason="a lab's own epochs are read by mne (an extra)
 
 from lab_files import config, write_epochs
 
-from neuroimagen.data.shard_files import ShardSplit, read_manifest
-from neuroimagen.data.shards import make_shards
+from neuroimagen.shards.format import ShardSplit, read_manifest
+from neuroimagen.shards.pack import make_shards
 from neuroimagen.text_files import show_any_name
 
 REPO = Path(__file__).parents[2]

@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from neuroimagen.config import load_config, stage_section
-from neuroimagen.data.epochs_files import BidsFiles
-from neuroimagen.data.recording import Study
-from neuroimagen.data.recording_tables import StudyFile
-from neuroimagen.data.recording_tables import read_table as read_recording
-from neuroimagen.data.trial_table import TrialTable
-from neuroimagen.evaluation.classifiers import _read_json
 from neuroimagen.sample.captions import read_captions, write_captions
+from neuroimagen.scores.classifiers import _read_json
+from neuroimagen.studies.epochs_files import BidsFiles
+from neuroimagen.studies.epochs_table import TrialTable
+from neuroimagen.studies.recordings import Study
+from neuroimagen.studies.recordings_tables import StudyFile
+from neuroimagen.studies.recordings_tables import read_table as read_recording
 from neuroimagen.text_files import decode, encode, read_table, show_any_name
 
 REPO = Path(__file__).parents[2]

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from neuroimagen.cli import COMMANDS, main
 from neuroimagen.config import EegAugmentConfig, TrainConfig, load_config, option, path_option, stage_section
-from neuroimagen.data.check import CheckConfig, sniff
-from neuroimagen.data.recording_tables import Marker, StudyFile
-from neuroimagen.run_dir import _claim
+from neuroimagen.doctor.check import CheckConfig, sniff
+from neuroimagen.run.directory import _claim
+from neuroimagen.studies.recordings_tables import Marker, StudyFile
 
 TRAINERS = sorted((Path(__file__).parents[2] / "trainers").glob("*.py"))
 SCHEMAS: dict[str, type] = {

@@ -1,0 +1,224 @@
+"""`neuroimagen check SOURCE`: the doctor. What is in a study, what is wrong with it, what a reviewer would ask.
+
+SOURCE is a shard directory, a published file or folder, a simulated study, or a YAML file; `sniff` says which. What is
+looked at: docs/doctor.md.
+"""
+
+import dataclasses
+import re
+import typing
+from pathlib import Path
+from typing import Literal
+
+from neuroimagen.config import option, path_option, stage_section, typed
+from neuroimagen.doctor.examination import examine
+from neuroimagen.doctor.findings import Finding, Findings
+from neuroimagen.doctor.shards import ShardStudy
+from neuroimagen.shards.format import SPLITS, ShardSplit, describe, local_folder
+from neuroimagen.shards.remote import is_remote
+from neuroimagen.studies.open import SourceConfig, open_study
+from neuroimagen.studies.perceivelab import load_plain
+from neuroimagen.studies.study import Faults, Study, absent
+
+ALIKE = 3  # sentences that differ in names and numbers only, before they are counted
+BESIDE = ("block_splits_by_image_all.pth", "splits.pth")  # splits files looked for beside an EEG file
+
+
+@dataclasses.dataclass
+class CheckConfig(SourceConfig):
+    """`neuroimagen check SOURCE`"""
+
+    source: str = path_option(
+        "",
+        "shard directory, published file or folder, or YAML file with a `shards:` section; or give dataset=, eeg= ...",
+    )
+    eeg_dtype: Literal["float16", "float32"] = option("float16", "that of the shards to be made, which may refuse it")
+    shown: int = option(20, "faults, and as many questions, to print; 0: every one")
+    report: str = path_option("", "folder for index.html, faults.txt and pictures; empty: text only")
+
+
+def check(config: CheckConfig) -> int:
+    """Examine and print; 0 fine, 1 faults found. ValueError if the source cannot be read at all."""
+    config, shards, how = sniff(config)
+    fault = Faults(collect=True)
+    try:
+        study: Study = ShardStudy(shards, fault) if shards else open_study(config, fault)
+    except ValueError as error:
+        if not fault.found:
+            raise
+        listed = _listed([Finding(text) for text in fault.found], config)
+        raise ValueError(f"{error}\nbefore that:\n{listed}") from None
+    said = study.manifest.config if isinstance(study, ShardStudy) else dataclasses.asdict(config)
+    dtype = "float32" if shards else config.eeg_dtype
+    examined = examine(study, dtype, said.get("background", ""), said.get("orientation", ""))
+    findings = Findings(examined, str(shards or config.recording or config.eeg))
+    print(summary(findings, how, config))
+    if config.report:
+        from neuroimagen.doctor.page import write_page
+
+        write_page(findings, how, Path(config.report))
+        print(f"{Path(config.report) / 'index.html'}")
+    return 1 if findings.faults else 0
+
+
+def check_shards(shards: str | Path) -> str:
+    """Verify a shard directory against its manifest and return the report.
+
+    Looked at: every tar's size, SHA-256 and members; every EEG array, JSON and picture; labels; the index; that no key
+    comes twice, no image (or recording run) is in two splits and no tar is left over; the train statistics.
+    Raises ValueError, a sentence a line, with everything that is not as the manifest says.
+    """
+    study = ShardStudy(shards, Faults(collect=True))
+    examine(study)
+    if study.fault.found:
+        raise ValueError("\n".join(study.fault.found))
+    return (
+        f"{describe(study.folder, study.manifest)}\nevery shard, trial and picture was read and is as the manifest says"
+    )
+
+
+def sniff(config: CheckConfig) -> tuple[CheckConfig, Path | None, str]:
+    """What `config.source` is: the config with the fields it stands for, or a shard directory; and a sentence.
+
+    Fields that the user gave go before what the source says. ValueError if it is nothing known.
+    """
+    if not config.source:
+        if not (config.eeg or config.recording):
+            raise ValueError("please give a source: a shard directory, a published file or folder, or a YAML file")
+        return config, None, f"dataset={config.dataset}, as the arguments say"
+    path = local_folder(config.source)
+    if is_remote(config.source):
+        for split in SPLITS:
+            ShardSplit(config.source, split)  # fetched into the cache, where they are looked at
+    if path.is_dir():
+        if (path / "manifest.json").is_file():
+            return config, path, f"{path}: a shard directory, for it has a manifest.json"
+        if (path / "eeg.pth").is_file():
+            config = _fill(config, dataset="perceivelab", eeg=path / "eeg.pth", images=path / "images")
+            return _splits_beside(config, f"{path}: a folder with eeg.pth and images, PerceiveLab format")
+        for pattern, word, name in (
+            ("dataset_description.json", "epochs", "a BIDS folder"),
+            ("sub-*/preprocessed_eeg_*.npy", "things", "THINGS-EEG2, for it has sub-*/preprocessed_eeg_*.npy"),
+            ("EEG-ImageNet_*.pth", "imagenet", "EEG-ImageNet (2024), for it has EEG-ImageNet_*.pth"),
+            (
+                "**/*[-_][Ee][Pp][Oo].[Ff][Ii][Ff]*",
+                "epochs",
+                "mne.Epochs, for it has files named *-epo.fif or *_epo.fif",
+            ),
+        ):
+            if any(path.glob(pattern)):
+                return _fill(config, dataset=_reader(word, path), eeg=path), None, f"{path}: {name}"
+        raise ValueError(f"{path} is neither a shard directory (manifest.json) nor a folder of a study that is known")
+    if not path.is_file():
+        raise ValueError(f"{path} {absent(path) or 'does not exist'}")
+    if path.suffix in (".yaml", ".yml"):
+        content = stage_section(path, "shards")
+        if {"files", "markers"} & set(content):
+            return _fill(config, dataset="recording", recording=path), None, f"{path}: a description of recordings"
+        known = {field.name for field in dataclasses.fields(SourceConfig)}
+        if not known & set(content):
+            raise ValueError(f"{path} has no `shards:` section that says which files to read")
+        own = {name: value for name, value in content.items() if name in (*known, "eeg_dtype")}
+        given = typed(CheckConfig, own, f"{path}: ")
+        return _fill(config, **given), None, f"{path}: a config, of which the `shards:` section says what to read"
+    if re.search(r"\.fif(\.gz)?$", path.name, re.IGNORECASE):
+        return _fill(config, dataset=_reader("epochs", path), eeg=path), None, f"{path}: an mne file"
+    if path.suffix == ".npy":  # of a subject; the reader takes the folder of all subjects
+        folder = path.absolute().parent.parent
+        return _fill(config, dataset=_reader("things", path), eeg=folder), None, f"{folder}: THINGS-EEG2, all of it"
+    content = load_plain(path)
+    first = content.get("dataset") if isinstance(content, dict) else None
+    if isinstance(first, list) and first and isinstance(first[0], dict) and "eeg_data" in first[0]:
+        config = _fill(config, dataset=_reader("imagenet", path), eeg=path)
+        return config, None, f"{path}: EEG-ImageNet (2024), for its trials hold `eeg_data`"
+    config = _fill(config, dataset="perceivelab", eeg=path)
+    return _splits_beside(config, f"{path}: a torch file, read as PerceiveLab EEG-ImageNet-40")
+
+
+def _fill(config: CheckConfig, **found: object) -> CheckConfig:
+    """`config` with what was found, where the user left a field as it was."""
+    defaults = {field.name: getattr(CheckConfig(), field.name) for field in dataclasses.fields(CheckConfig)}
+    free = {k: str(v) if isinstance(v, Path) else v for k, v in found.items() if getattr(config, k) == defaults[k]}
+    return typing.cast(CheckConfig, dataclasses.replace(config, **typing.cast(dict[str, typing.Any], free)))
+
+
+def _splits_beside(config: CheckConfig, how: str) -> tuple[CheckConfig, None, str]:
+    """Take the splits file that lies beside the EEG file, unless splits were given."""
+    if config.splits == "official" and not config.splits_file:
+        for name in BESIDE:
+            path = Path(config.eeg).parent / name
+            if path.is_file():
+                return dataclasses.replace(config, splits_file=str(path)), None, f"{how}; splits from {name} beside it"
+    return config, None, how
+
+
+def _reader(word: str, path: Path) -> str:
+    """The reader whose name has `word` in it."""
+    readers = typing.get_args(typing.get_type_hints(SourceConfig)["dataset"])
+    for name in readers:
+        if word in name:
+            return str(name)
+    raise ValueError(f"{path} is for a reader that is not here; dataset= is one of {', '.join(readers)}")
+
+
+def plain(text: str) -> str:
+    """What a file said, without what could steer a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _listed(findings: list[Finding], config: CheckConfig) -> str:
+    """So many as `config.shown` says, and of those that are alike a few and their number."""
+    alike: dict[str, list[tuple[int, Finding]]] = {}
+    for number, finding in enumerate(findings, 1):
+        kind = re.sub(r"\S*[\d/]\S*", "", finding.text) if config.shown else str(number)
+        alike.setdefault(kind, []).append((number, finding))
+    lines, cut = [], 3 if config.shown else max((len(finding.trials) for finding in findings), default=0)
+    for same in alike.values():
+        lines += [f"  {number}. {plain(finding.short(cut))}" for number, finding in same[:ALIKE]]
+        lines += [f"     and {len(same) - ALIKE} more of this kind"] * (len(same) > ALIKE)
+    printed = lines[: config.shown or None]
+    if len(printed) < len(lines) or any(len(same) > ALIKE for same in alike.values()):
+        where = f"{Path(config.report) / 'faults.txt'} has all faults" if config.report else "shown=0 prints all"
+        printed.append(f"  {where}")
+    return "\n".join(printed)
+
+
+def summary(findings: Findings, how: str, config: CheckConfig) -> str:
+    """The verdict, for a terminal."""
+    found, study = findings.found, findings.study
+    lines = [plain(how), verdict(findings)]
+    if study.simulated:
+        lines.append("SIMULATED data: no person was recorded")
+    lines.append(f"split: {plain(study.protocol)}")
+    for what, here, said in findings.counts:
+        lines.append(f"  {what:<10}{here:>10}{f'   published: {said}' if said else ''}")
+    for split in study.splits:
+        trials = [i for i, name in enumerate(found.split) if name == split]
+        images = sum(1 for picture in found.pictures.values() if split in picture.splits)
+        people = len({found.subject[i] for i in trials})
+        lines.append(f"  {split:<10}{len(trials):>10,} trials, {images:,} images, {people} subjects")
+    for row in findings.amplitudes():
+        if row["median"] is not None:
+            band = f", 98 % of its power in {row['band'][0]:.0f}-{row['band'][1]:.0f} Hz" if row["band"] else ""
+            lines.append(
+                f"  subject {row['subject']}: {row['trials']:,} trials, amplitude {row['median']:.3g} (median), "
+                f"{row['p95']:.3g} (95 %) {plain(study.units)}{band}"
+            )
+    lines += [f"  note: {plain(note)}" for note in study.notes]
+    if findings.faults:
+        lines += ["wrong:", _listed(findings.faults, config)]
+    if findings.questions:
+        lines += ["a reviewer would ask:", _listed(findings.questions, config)]
+    if findings.fine:
+        lines += ["fine:", *(f"  + {plain(text)}" for text in findings.fine)]
+    speed = len(found) / max(found.seconds, 1e-9)
+    lines.append(f"{len(found):,} trials in {found.seconds:.1f} s ({speed:,.0f} trials/s)")
+    return "\n".join(lines)
+
+
+def verdict(findings: Findings) -> str:
+    """One line."""
+    found, n, q = findings.found, len(findings.faults), len(findings.questions)
+    left = f", {found.left_out} of them could not be used" if found.left_out else ""
+    faults = f"{n} fault{'s' * (n != 1)}" if n else "no fault"
+    return f"{faults} in {found.planned:,} trials{left}; {q} question{'s' * (q != 1)} that a reviewer would ask"

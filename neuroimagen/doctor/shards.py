@@ -1,0 +1,186 @@
+"""A shard directory as a study whose every byte is verified; what is wrong is listed, and left out."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neuroimagen.shards.format import INDEX, SPLITS, ShardSplit, load_index, read_manifest, scan_tar, sha256
+from neuroimagen.studies.study import Faults, Trial
+
+LARGEST = {"eeg": 1 << 30, "picture": 64 << 20, "json": 1 << 20}  # bytes; more is refused before it is read
+KINDS = {"subject": int, "label": int, "wnid": str, "class_name": str, "image": str, "trial": str}
+
+
+class ShardStudy:
+    """The Study of a shard directory.
+
+    Opening it verifies every tar's size, SHA-256 and members, the index, and that no tar is left over; `trial` verifies
+    that trial against manifest and the trials before it; `finish`, after all trials, what they are together. Faults go
+    to `fault`; ValueError for a manifest that cannot be read, and from `trial` for a trial that cannot be used.
+    """
+
+    def __init__(self, shards: str | Path, fault: Faults | None = None) -> None:
+        self.folder, self.fault = Path(shards), fault or Faults()
+        m = self.manifest = read_manifest(self.folder)
+        self.dataset, self.simulated, self.units, self.channels = m.dataset, m.simulated, m.units, m.channels
+        self.n_chans, self.n_times, self.sfreq = m.n_chans, m.n_times, m.sfreq
+        self.classes, self.split_by, self.protocol, self.notes = m.classes, m.split_by, m.protocol, m.notes
+        self.recorded = m.recorded
+        self.inputs = [Path(path) for path in m.inputs]
+        self.picture_folders: list[Path] = []
+        self.known = {c["label"]: c for c in m.classes}
+        self.place: list[tuple[str, Path, Any]] = []  # split, tar, index row of each trial
+        self.splits: dict[str, list[int]] = {}
+        for split in SPLITS:
+            self._files(split)
+        listed = {tar["name"] for split in SPLITS for tar in m.splits[split]["shards"]}
+        for path in sorted(self.folder.glob("*.tar")):
+            if path.name not in listed:
+                self.fault(f"{path} is not in the manifest: remove it, or make the shards again")
+        self.keys: set[str] = set()
+        self.pictures: dict[str, bytes] = {}  # image -> digest
+        self.side: dict[Any, str] = {}
+        self.subjects: set[int] = set()
+        self.read = dict.fromkeys(SPLITS, 0)
+        self.images: dict[str, set[str]] = {split: set() for split in SPLITS}
+        self.count, self.total = 0, np.zeros((2, m.n_chans))
+
+    def __len__(self) -> int:
+        return len(self.place)
+
+    def _files(self, split: str) -> None:
+        """Verify the tars and the index of a split, and note where its trials are."""
+        tars, rows, whole = self.manifest.splits[split]["shards"], [], True
+        self.splits[split] = []
+        for number, tar in enumerate(tars):
+            path, before = self.folder / tar["name"], len(self.fault.found)
+            if not path.is_file():
+                self.fault(f"{path} is missing: copy it again, or make the shards again")
+            else:
+                if path.stat().st_size != tar["bytes"]:
+                    self.fault(
+                        f"{path} has {path.stat().st_size} bytes where the manifest says {tar['bytes']}: it is "
+                        "truncated or was changed; copy it again, or make the shards again"
+                    )
+                elif sha256(path) != tar["sha256"]:
+                    self.fault(f"{path} was changed since it was made (SHA-256 differs): make the shards again")
+                found: Any = []
+                try:
+                    found = scan_tar(path, number)
+                except ValueError as error:
+                    self.fault(str(error))
+                if len(self.fault.found) == before and len(found) != tar["trials"]:
+                    self.fault(f"{path} does not hold the trials that the manifest counts: make the shards again")
+                for row in found:
+                    self.splits[split].append(len(self.place))
+                    self.place.append((split, path, row))
+                    rows.append(row)
+            whole &= len(self.fault.found) == before
+        if not whole:
+            return  # what the index should be is not known
+        index = self.folder / f"{split}.index.npy"
+        if index.is_file():
+            read = load_index(index, len(rows))
+            if read.dtype != INDEX:
+                self.fault(f"{index} is damaged: remove it, and it is made again from the tars on each start")
+            elif not np.array_equal(read, np.array(rows, INDEX)):
+                self.fault(f"{index} does not fit the tars: remove it, and it is made again from them on each start")
+        try:
+            ShardSplit(self.folder, split)  # what the trainers do
+        except ValueError as error:
+            if not any(str(error) == fault or str(index) in fault for fault in self.fault.found):
+                self.fault(str(error))
+
+    def where(self, index: int) -> str:
+        _, path, row = self.place[index]
+        return f"{path}: trial {row['key'].decode()}"
+
+    def trial(self, index: int) -> Trial:
+        """Read and verify one trial; ValueError if it cannot be used."""
+        m, (split, path, row) = self.manifest, self.place[index]
+        key = row["key"].decode()
+        where = self.where(index)
+        if key in self.keys:
+            raise ValueError(f"{where} comes twice: make the shards again")
+        self.keys.add(key)
+        with open(path, "rb") as file:
+            parts = {}
+            for name, most in LARGEST.items():
+                offset, size = row[name].tolist()
+                if size > most:
+                    raise ValueError(f"{where}: its {name} has {size / 1e6:.0f} MB: make the shards again")
+                file.seek(offset)
+                parts[name] = file.read(size)
+        info = self._info(parts["json"], key, where)
+        self.read[split] += 1
+        self.subjects.add(info["subject"])
+        self.images[split].add(info["image"])
+        by = "image" if m.split_by == "image" else "run"
+        unit = info["image"] if by == "image" else (info["subject"], info.get("session"), info.get("run"))
+        # A run's end may be val while the rest of it is train; test is apart.
+        same = {self.side.setdefault(unit, split), split}
+        if len(same) > 1 and (by == "image" or "test" in same):
+            self.fault(f"{where}: its {by} {unit} is in both {self.side[unit]} and {split}: use another split")
+        digest = hashlib.sha256(parts["picture"]).digest()
+        if (parts["picture"][:4] == b"\x89PNG") != bool(row["png"]):
+            self.fault(f"{where}: the picture is not of the kind that its name says")
+        if self.pictures.setdefault(info["image"], digest) != digest:
+            self.fault(f"{where}: its picture differs from another trial's of the same image name")
+        dtype = np.dtype("<f2" if m.eeg_dtype == "float16" else "<f4")
+        if len(parts["eeg"]) != m.n_chans * m.n_times * dtype.itemsize:
+            raise ValueError(f"{where}: EEG of {split} does not have the size that the manifest says")
+        eeg = np.frombuffer(parts["eeg"], dtype).astype(np.float32).reshape(m.n_chans, m.n_times)
+        if not np.isfinite(eeg).all():
+            raise ValueError(f"{where} holds NaN or infinity in channel {_first_bad(eeg)}")
+        if split == "train":
+            centred = eeg - np.array(m.channel_mean)[:, None]
+            self.count += m.n_times
+            self.total += centred.sum(1), (centred**2).sum(1)
+        extra = {name: value for name, value in info.items() if name not in KINDS}
+        plain = {name: info[name] for name in KINDS if name != "trial"}
+        return Trial(key=key, eeg=eeg, jpeg=parts["picture"], extra=extra, **plain)
+
+    def _info(self, data: bytes, key: str, where: str) -> dict[str, Any]:
+        try:
+            info = json.loads(data)
+        except (ValueError, RecursionError):
+            raise ValueError(f"{where} has damaged JSON: make the shards again") from None
+        if not isinstance(info, dict) or any(type(info.get(name)) is not kind for name, kind in KINDS.items()):
+            raise ValueError(f"{where} has JSON without one of {', '.join(KINDS)}")
+        known = self.known.get(info["label"])
+        named = known and (known["wnid"], known["name"]) == (info["wnid"], info["class_name"])
+        if info["trial"] != key or not named:
+            raise ValueError(f"{where} has JSON of another trial or class: make the shards again")
+        return info
+
+    def finish(self) -> None:
+        """After the last trial: counts, subjects and the train statistics, where all that they are made of was read."""
+        for split, said in self.manifest.splits.items():
+            whole = self.read[split] == sum(tar["trials"] for tar in said["shards"])
+            if whole and (said["trials"], said["images"]) != (self.read[split], len(self.images[split])):
+                self.fault(f"{self.folder}: split {split} does not hold the trials and images that the manifest counts")
+        whole = all(self.read[split] == self.manifest.splits[split]["trials"] for split in SPLITS)
+        if whole and self.subjects != set(self.manifest.subjects):
+            self.fault(f"{self.folder}: the subjects in the tars are {sorted(self.subjects)}, not the manifest's")
+        if self.count == self.manifest.splits["train"]["trials"] * self.n_times:
+            self._compare_statistics()
+
+    def _compare_statistics(self) -> None:
+        """Means and standard deviations, within 1 % and what rounding to float16 (11 bits) can move."""
+        mean, std = np.array(self.manifest.channel_mean), np.array(self.manifest.channel_std)
+        shift = self.total[0] / self.count  # of the mean, from the manifest's
+        found = np.sqrt(np.maximum(self.total[1] / self.count - shift**2, 0))
+        allowed = 0.01 * std + 2.0**-11 * np.abs(mean) + 1e-12
+        wrong = np.flatnonzero((np.abs(shift) > allowed) | (np.abs(found - std) > allowed))
+        if len(wrong):
+            self.fault(
+                f"{self.folder}: the manifest's channel statistics are not those of the train split "
+                f"(channel {wrong[0]}{f' and {len(wrong) - 1} more' * (len(wrong) > 1)}): make the shards again"
+            )
+
+
+def _first_bad(eeg: np.ndarray) -> int:
+    return int(np.flatnonzero(~np.isfinite(eeg).all(axis=1))[0])

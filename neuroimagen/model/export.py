@@ -1,0 +1,201 @@
+"""`neuroimagen export`: the runs of a study as one directory, which `NeuroImagen.from_pretrained` takes (model.py)."""
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import yaml
+
+from neuroimagen.config import option, path_option
+from neuroimagen.model.eeg import Contract
+from neuroimagen.model.model import FOLDER, NeuroImagen
+from neuroimagen.reconstruction.decoders import Decoders
+from neuroimagen.run import inputs
+from neuroimagen.shards.pack import Manifest, read_manifest
+
+# Where launch/paper.sh puts them, below RUNS
+FOLDERS = {
+    "saliency": "pixel_saliency",
+    "semantics_label": "semantics_label",
+    "semantics_blip": "semantics_blip",
+    "reconstruct": "reconstruct",
+    "shards": "shards",
+}
+STAGES = ("saliency", "semantics_label", "semantics_blip")
+# What a model draws with where no reconstruct run says it: the values of configs/reconstruct.yaml
+SETTINGS: dict[str, Any] = {
+    "samples": 3,
+    "seed": 0,
+    "strength": 0.8,
+    "guidance_scale": 7.5,
+    "num_inference_steps": 50,
+    "rescale_embeddings": False,
+    "image_size": None,
+    "chunk": 4,
+    "precision": "fp32",
+}
+LOADED_WITH = ("scheduler", "channels_last", "vae_slicing", "vae_tiling")  # what else a run may say of its pipeline
+
+
+@dataclasses.dataclass
+class ExportConfig:
+    """`neuroimagen export`"""
+
+    out: str = path_option(help="directory to make; what is there already is never overwritten")
+    runs: str = path_option("", "directory that launch/paper.sh filled; the fields below name single runs instead")
+    saliency: str | None = path_option(None, "run of stage 1b; none: RUNS/pixel_saliency, if it is there")
+    semantics_label: str | None = path_option(
+        None, "run of stage 2, label captions; none: RUNS/semantics_label, if there"
+    )
+    semantics_blip: str | None = path_option(
+        None, "run of stage 2, picture captions; none: RUNS/semantics_blip, if there"
+    )
+    reconstruct: str | None = path_option(
+        None, "run of stage 3: settings, pipeline, scores; none: RUNS/reconstruct, if there"
+    )
+    shards: str | None = path_option(None, "the shards of these runs; none: RUNS/shards, or what the runs name")
+    pipeline: str | None = path_option(None, "latent diffusion model, directory or hub id; none: the one of the runs")
+    diffusion: Literal["copy", "name"] = option(
+        "copy", "copy puts a diffusion model that is a directory into out; name keeps its name alone, as of a hub id"
+    )
+    name: str = option("", "name of the model on its card; empty: that of out")
+
+
+def export(config: ExportConfig) -> None:
+    """Write `config.out`, whole or not at all. ValueError for runs that are not done or do not belong together."""
+    out = Path(config.out)
+    if out.exists() or out.is_symlink():
+        raise ValueError(f"out={out} is there already: give another out=, or remove it")
+    places = _places(config)
+    said = {field: _config_of(field, place) for field, place in places.items() if place and field != "shards"}
+    shards = places["shards"] or Path(next((run["shards"] for run in said.values() if run.get("shards")), ""))
+    manifest = read_manifest(shards)
+    stages = {field: str(places[field]) if places[field] else None for field in STAGES}
+    rows = [row for row, field in zip("ILB", STAGES, strict=True) if stages[field]]
+    trained = Decoders(rows, stages, SimpleNamespace(manifest=manifest, folder=shards))  # type: ignore[arg-type]
+    pipeline = config.pipeline or next(
+        (str(run["pipeline"]) for run in reversed(said.values()) if run.get("pipeline")), ""
+    )
+    made_of = _check_inputs(places, shards, pipeline)
+    copied = Path(pipeline).is_dir() and config.diffusion == "copy"
+    if not Path(pipeline).is_dir() and pipeline.count("/") != 1:
+        raise ValueError(f"pipeline={pipeline} is neither a directory here nor a hub id: say pipeline=, where it is")
+    # rows.json says what came of settings that were left to the run, such as chunk=0
+    drawn = said.get("reconstruct", {}) | _json(places["reconstruct"], "rows.json").get("settings", {})
+    settings = {name: drawn.get(name, value) for name, value in SETTINGS.items()}
+    settings |= {name: drawn[name] for name in LOADED_WITH if name in drawn}
+    model = NeuroImagen(
+        eeg=Contract.of(manifest),
+        pipeline=FOLDER if copied else pipeline,
+        settings=settings,
+        features=trained.f_theta and trained.f_theta._hub_mixin_config,
+        generator=trained.g and trained.g._hub_mixin_config,
+        semantics={kind: m_s._hub_mixin_config for kind, m_s in trained.m_s.items()},  # type: ignore[misc]
+        about=_about(config.name or out.name, manifest, places, settings, pipeline) | {"made_of": made_of},
+    )
+    for ours, theirs in (
+        (model.f_theta, trained.f_theta),
+        (model.g, trained.g),
+        *((model.m_s[k], m) for k, m in trained.m_s.items()),
+    ):
+        if ours is not None:
+            ours.load_state_dict(theirs.state_dict())
+    model.folder = Path(pipeline) if copied else None
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
+    try:
+        model.save_pretrained(partial)
+        os.replace(partial, out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
+    scored = "scored" if model.about["scores"] else "not scored"
+    print(f"{out}: rows {', '.join(model.rows)}; {model.eeg}; {scored}; {size:.1f} MB")
+    if not copied:
+        print(f"the diffusion model is not in it: {pipeline} is loaded by name")
+
+
+def _places(config: ExportConfig) -> dict[str, Path | None]:
+    """Field -> directory, None for what there is not."""
+    places: dict[str, Path | None] = {}
+    if config.runs and not Path(config.runs).is_dir():
+        raise ValueError(f"{config.runs} is not a directory: name the one that launch/paper.sh filled")
+    for field, folder in FOLDERS.items():
+        given = getattr(config, field)
+        below = Path(config.runs) / folder if config.runs else None
+        places[field] = Path(given) if given else below if below and below.exists() else None
+    if not any(places[field] for field in STAGES):
+        where = f"{config.runs} holds none" if config.runs else "none is named"
+        raise ValueError(f"a model needs trained decoders, and {where}: give RUNS, or {'=, '.join(STAGES)}=RUN_DIR")
+    return places
+
+
+def _config_of(field: str, run: Path) -> dict[str, Any]:
+    """config.yaml of a finished run."""
+    return yaml.safe_load((inputs.finished_run(field, run) / "config.yaml").read_text(encoding="utf-8"))
+
+
+def _check_inputs(places: dict[str, Path | None], shards: Path, pipeline: str) -> dict[str, str]:
+    """ValueError unless the runs were made from these shards, and the one whose scores the card will show with these
+    very decoders; field -> SHA-256 of each of them."""
+    now: inputs.Inputs = {"shards": {"path": str(shards), "content": inputs.of_shards(shards)}}
+    for field, run in places.items():
+        if run and field in STAGES:
+            now[field] = {"path": str(run), "content": inputs.of_model(run / "model")}
+    for field, run in places.items():
+        if run and field != "shards":
+            then = inputs.read(run / "inputs.json")
+            content = inputs.of_pipeline(pipeline, text_alone=field in STAGES)
+            same = then.get("pipeline", {}).get("path") == pipeline
+            drawn = now | ({"pipeline": {"path": pipeline, "content": content}} if same else {})
+            inputs.check(then, drawn, f"{field}={run}", "name the runs that belong together")
+    return inputs.digests(now)
+
+
+def _json(run: Path | None, name: str) -> dict[str, Any]:
+    """What a JSON file of a run holds, {} if there is none."""
+    if run is None or not (run / name).is_file():
+        return {}
+    try:
+        return json.loads((run / name).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{run / name} is not JSON ({error}): make it again") from None
+
+
+def _about(
+    name: str, manifest: Manifest, places: dict[str, Path | None], settings: dict[str, Any], pipeline: str
+) -> dict[str, Any]:
+    """What the model card says; no path of this machine."""
+    drawn = places["reconstruct"]
+    rows, scores = _json(drawn, "rows.json"), _json(drawn, "scores.json")
+    if drawn and "made_of" in scores:
+        from neuroimagen.scores.evaluate import check_scores, read_run
+
+        check_scores(read_run(drawn), scores)
+    environment = _json(drawn or next(place for place in places.values() if place), "environment.json")
+    captions = str(rows.get("captions_source") or "")
+    kept = ("trials", "pictures", "samples", "classifier", "interval", "n_way", "chance", "metrics")
+    shown = {name: scores[name] for name in kept if name in scores} | {
+        "split": rows.get("settings", {}).get("split", "test"),
+        "rows": {row: groups["all"] for row, groups in scores.get("rows", {}).items()},
+    }
+    versions = {k: v for k, v in environment.get("versions", {}).items() if v != "not installed"}
+    return {
+        "name": name,
+        "simulated": manifest.simulated,
+        "subjects": manifest.subjects,
+        "classes": [str(c["name"]) for c in manifest.classes],
+        "trials": {split: content["trials"] for split, content in manifest.splits.items()},
+        "protocol": manifest.protocol,
+        "notes": manifest.notes,
+        "captions": Path(captions).name if captions.endswith(".jsonl") else captions,
+        "diffusion": Path(pipeline).name if Path(pipeline).is_dir() else pipeline,
+        "settings": settings,
+        "scores": shown if scores else None,
+        "versions": versions | ({"commit": environment["commit"]} if environment.get("commit") else {}),
+    }

@@ -1,0 +1,308 @@
+"""NeuroImagen from Python: all trained parts in one directory, EEG in, pictures out.
+
+    from neuroimagen import NeuroImagen
+
+    model = NeuroImagen.from_pretrained("my_model")  # a directory of `neuroimagen export`, or a hub id
+    result = model.reconstruct(eeg)  # (n_trials, n_chans, n_times), or mne.Epochs
+    result.images[0][0].save("trial_0.png")
+
+The directory is that of huggingface_hub's mixin: config.json, model.safetensors (f_θ, G and M_s), README.md; and
+diffusion/, the latent diffusion model, unless config.json names it by its hub id. Nothing in it is unpickled.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
+from PIL import Image
+from torch import nn
+from tqdm import tqdm
+
+from neuroimagen.batches.stream import channel_statistics
+from neuroimagen.files import share_weights
+from neuroimagen.model.card import TEMPLATE, fill
+from neuroimagen.model.eeg import Contract, take
+from neuroimagen.pixel.features import FeatureExtractor
+from neuroimagen.pixel.saliency import Generator
+from neuroimagen.reconstruction.decoders import ROWS, decode
+from neuroimagen.reconstruction.draw import to_image
+from neuroimagen.reconstruction.memory import find_chunk, saying_what_fits
+from neuroimagen.reconstruction.reconstructor import Reconstructor, check_settings
+from neuroimagen.run.processes import set_tf32
+from neuroimagen.sample.captions import DTYPES
+from neuroimagen.sample.encoder import SampleEncoder
+from neuroimagen.text_files import encode, read_text
+
+FOLDER = "diffusion"  # below a model's directory; as `pipeline` in its config: the diffusion model is there
+BEST_FIRST = ("L+I", "B+I", "L", "B", "I", "none")  # the paper's model 5 is its best
+LOADING = ("precision", "scheduler", "channels_last", "vae_slicing", "vae_tiling")  # settings that F is loaded with
+NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")  # parts of a pipeline: see load_pipeline
+WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+
+
+@dataclasses.dataclass
+class Reconstruction:
+    """What `NeuroImagen.reconstruct` gives.
+
+    images: [trial][sample], RGB; maps: the saliency map M_p(x) of each trial, [] if the model has none
+    embeddings: (n_trials, L, D_s) float32, what M_s(x) told the diffusion model; None for rows without semantics
+    """
+
+    images: list[list[Image.Image]]
+    maps: list[Image.Image]
+    embeddings: torch.Tensor | None
+    keys: list[str]
+    row: str
+
+
+def copy_pipeline(source: Path, target: Path) -> None:
+    """Copy a diffusion model as far as it is used: configs, vocabularies, safetensors; licences; no pickled weights."""
+    try:
+        index = json.loads(read_text(source / "model_index.json"))
+        parts = [name for name, kind in index.items() if isinstance(kind, list) and kind[0] and name not in NOT_LOADED]
+    except (OSError, ValueError, AttributeError, IndexError):
+        raise ValueError(
+            f"{source} has no sound model_index.json, so it is not a diffusers pipeline directory"
+        ) from None
+    target.mkdir(parents=True)
+    for path in [source / "model_index.json", *source.glob("README*"), *source.glob("LICENSE*")]:
+        shutil.copyfile(path, target / path.name)
+    for part in parts:
+        files = [path for path in (source / part).glob("*") if path.is_file()]
+        wanted = [path for path in files if path.suffix in (".json", ".txt", ".model") or WEIGHTS.fullmatch(path.name)]
+        if not wanted or (any(path.suffix == ".bin" for path in files) and not any(map(_is_weights, wanted))):
+            raise ValueError(f"{source / part} holds no safetensors: save the pipeline with diffusers' save_pretrained")
+        (target / part).mkdir()
+        for path in wanted:
+            shutil.copyfile(path, target / part / path.name)
+
+
+def _is_weights(path: Path) -> bool:
+    return path.suffix == ".safetensors"
+
+
+class NeuroImagen(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="neuroimagen",
+    license="apache-2.0",
+    tags=["eeg", "brain-decoding", "image-reconstruction", "diffusers"],
+    paper_url="https://arxiv.org/abs/2308.02510",
+    model_card_template=TEMPLATE,
+):
+    """f_θ, G and M_s with what they take and how they were drawn from; the diffusion model F is loaded at first use.
+
+    eeg: what EEG it takes (also what `reconstruct` checks and converts); settings: of `reconstruct`, by default
+    pipeline: hub id of F, or "diffusion": the folder of that name in the model's own directory
+    features, generator, semantics: the arguments of f_θ, G, and of M_s for "label" and "blip"; None: not in this model
+    about: what the model card says of data, protocol, scores (model_card.py)
+    """
+
+    def __init__(
+        self,
+        eeg: Contract,
+        pipeline: str,
+        settings: dict[str, Any],
+        features: dict[str, Any] | None = None,
+        generator: dict[str, Any] | None = None,
+        semantics: dict[str, dict[str, Any]] | None = None,
+        about: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.eeg, self.pipeline, self.about = eeg, pipeline, about or {}
+        self.settings = {"rescale_embeddings": False} | settings
+        self.f_theta = FeatureExtractor(**features) if features else None
+        self.g = Generator(**generator) if generator else None
+        self.m_s: Any = nn.ModuleDict({kind: SampleEncoder(**given) for kind, given in (semantics or {}).items()})
+        self.mean, self.std = channel_statistics(eeg)
+        self.folder: Path | None = None  # where F is, once that is known
+        self.origin: dict[str, Any] = {}  # the hub's repository that this was loaded from
+        self.dtype: torch.dtype | None = None
+        self.loading = {name: self.settings.pop(name) for name in LOADING if name in self.settings}
+        self._diffusion: Reconstructor | None = None
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        directory: str | Path,
+        *,
+        pipeline: str | Path | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        attention: str = "auto",
+        scheduler: str | None = None,
+        **hub: Any,
+    ) -> "NeuroImagen":
+        """Load a directory of `neuroimagen export`, or a hub id.
+
+        pipeline: another copy of the diffusion model, directory or hub id; device: None takes a GPU if there is one
+        dtype, scheduler: of the diffusion model; None: as in the run that was scored (dtype on a CPU: float32)
+        attention: auto | xformers | sdpa | sliced; hub: revision, token, cache_dir, local_files_only, force_download
+
+        Raises ValueError, in a sentence, for what is not such a model.
+        """
+        name, local = str(directory), Path(directory).is_dir()
+        if not local and (name.startswith((".", "/", "~")) or name.count("/") != 1):
+            raise ValueError(f"{name} is neither a directory nor a hub id (owner/name)")
+        if local and not all((Path(directory) / file).is_file() for file in ("config.json", "model.safetensors")):
+            raise ValueError(f"{name} holds no exported model: make one with neuroimagen export RUNS out={name}")
+        try:
+            with contextlib.redirect_stdout(None):  # the hub library prints where it loads from
+                model = super().from_pretrained(name, strict=True, **hub)
+        except (TypeError, KeyError) as error:  # no config.json, or another model's
+            raise ValueError(f"{name} is not an exported NeuroImagen model ({error})") from None
+        except RuntimeError as error:
+            raise ValueError(
+                f"{name}: its weights do not fit its config.json: {' '.join(str(error).split())}"
+            ) from None
+        if local:
+            model.folder = Path(directory) / FOLDER
+        else:
+            known = ("revision", "token", "cache_dir", "local_files_only")
+            model.origin = {"repo_id": name} | {key: hub[key] for key in known if key in hub}
+        if pipeline is not None:
+            model.pipeline, model.folder = str(pipeline), None
+        if model.pipeline == FOLDER and local and not (Path(directory) / FOLDER).is_dir():
+            raise ValueError(f"{name} has no {FOLDER}/: copy it again, or say pipeline=, where the diffusion model is")
+        set_tf32(False)  # the decoders compute in fp32
+        model.dtype = dtype
+        model.loading |= {"attention": attention} | ({"scheduler": scheduler} if scheduler else {})
+        return model.requires_grad_(False).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    @classmethod
+    def _load_as_pickle(cls, model: Any, model_file: str, map_location: str, strict: bool) -> Any:
+        raise ValueError("that repository holds no model.safetensors; pickled weights are not opened")
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        super()._save_pretrained(save_directory)
+        share_weights(save_directory)
+        config: Any = self._hub_mixin_config
+        # By ourselves: the mixin would sort the keys, and with them the rows and columns of the card's table.
+        (save_directory / "config.json").write_bytes(encode(json.dumps(config, indent=1, ensure_ascii=False) + "\n"))
+        if config["pipeline"] == FOLDER:
+            target, source = save_directory / FOLDER, Path(self._pipeline())
+            if not source.is_dir():
+                raise ValueError(f"the diffusion model {source} is no directory, so it cannot be saved along")
+            if not target.exists():
+                copy_pipeline(source, target)
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        return super().generate_model_card(*args, **fill(self.about, self.eeg, self.rows, self.pipeline), **kwargs)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def rows(self) -> list[str]:
+        """What this model can draw from, best first: rows of the paper's Table 3."""
+        given = {None, *self.m_s}
+        return [row for row in BEST_FIRST if ROWS[row].semantics in given and (self.g is not None or not ROWS[row].map)]
+
+    @property
+    def diffusion(self) -> Reconstructor:
+        """F, on the device of this model; loaded at first use. ValueError if it cannot be, or does not fit M_s."""
+        if self._diffusion is None or self._diffusion.device != self.device:
+            loading = dict(self.loading)
+            dtype = DTYPES[loading.pop("precision", "fp32")]
+            dtype = self.dtype or (torch.float32 if self.device.type == "cpu" else dtype)
+            loaded = Reconstructor(self._pipeline(), self.device, dtype, **loading)
+            for kind, m_s in self.m_s.items():
+                loaded.check_embedding(m_s.n_tokens, m_s.width, f"what the model decodes ({kind} captions)")
+                # A caption's first token is always the same one and sees no other: M_s knows how it was encoded.
+                first, ours = loaded.empty[0, 0].float().cpu(), m_s.mean[0].cpu()
+                if ours.any() and (first - ours).norm() > 0.05 * ours.norm():
+                    raise ValueError(f"the model was trained for another text encoder than that of {loaded.name}")
+            self._diffusion = loaded
+        return self._diffusion
+
+    def _pipeline(self) -> str:
+        """Hub id or directory of F; fetched from the model's own repository if it is there."""
+        if self.pipeline != FOLDER:
+            return self.pipeline
+        if self.folder is None and self.origin:
+            self.folder = Path(snapshot_download(allow_patterns=[f"{FOLDER}/*"], **self.origin)) / FOLDER
+        return str(self.folder)
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        eeg: Any,
+        keys: Sequence[str] | None = None,
+        *,
+        row: str | None = None,
+        sfreq: float | None = None,
+        tmin: float = 0.0,
+        channels: list[str] | None = None,
+        **settings: Any,
+    ) -> Reconstruction:
+        """Draw pictures for each trial.
+
+        eeg: mne.Epochs, which are picked, filtered, resampled and cut as the training data were; or an array (n_trials,
+            n_chans, n_times) as the shards hold it; or one as recorded, if `sfreq` (Hz) says so, from `tmin` s after
+            picture onset, with `channels` (names) if yours are others or in another order. `print(model.eeg)`: what it
+            takes
+        keys: names of the trials; with `seed` they fix the noise, so the same key and EEG give the same picture.
+            None: "0", "1", ...
+        row: what to draw from, one of `model.rows`; None: the first of them
+        settings: samples, seed, strength, guidance_scale, num_inference_steps, rescale_embeddings (as far from
+            the train captions' mean as captions are), image_size, chunk (trials drawn together; another value may
+            change the last bit of a picture; 0: found by trial); others as in the run
+
+        Raises ValueError, in a sentence, for EEG that is not what the model takes, or settings that cannot be.
+        """
+        asked = self._settings(settings)
+        row = self.rows[0] if row is None else row
+        if row not in self.rows:
+            raise ValueError(f"row={row!r}: this model has {', '.join(self.rows)}")
+        if settings.get("rescale_embeddings") and ROWS[row].semantics is None:
+            raise ValueError(f"rescale_embeddings=True: row {row} has no decoded embedding; leave it out")
+        x = take(self.eeg, eeg, sfreq, tmin, channels)
+        keys = [str(i) for i in range(len(x))] if keys is None else [str(key) for key in keys]
+        if len(keys) != len(x):
+            raise ValueError(f"keys names {len(keys)} trials, but eeg holds {len(x)}")
+        size = asked.pop("image_size")
+        asked |= {"height": size, "width": size}
+        diffusion, semantics = self.diffusion, ROWS[row].semantics
+        chunk, rescale = asked.pop("chunk"), asked.pop("rescale_embeddings")
+        chunk = chunk or find_chunk(diffusion, len(x), asked)
+        result = Reconstruction([], [], None, keys, row)
+        embedded = []
+        with tqdm(total=len(x), unit="trial", disable=None) as bar:  # None: shown at a terminal only
+            for start in range(0, len(x), chunk):
+                some = keys[start : start + chunk]
+                standardised = x[start : start + chunk].sub(self.mean).div(self.std).to(self.device)
+                maps, embeddings = decode(standardised, some, self.f_theta, self.g, self.m_s, asked["seed"], rescale)
+                embedding = embeddings[semantics] if semantics else None
+                given = maps if ROWS[row].map else None
+                with saying_what_fits(chunk):
+                    drawn = diffusion.reconstruct(embedding, given, some, **asked)
+                result.images += [[to_image(picture) for picture in pictures] for pictures in drawn]
+                result.maps += [] if maps is None else [to_image(picture) for picture in maps]
+                embedded += [] if embedding is None else [embedding.cpu()]
+                bar.update(len(some))
+        result.embeddings = torch.cat(embedded) if embedded else None
+        return result
+
+    def _settings(self, given: dict[str, Any]) -> dict[str, Any]:
+        """All settings of a drawing: `given`, else the model's."""
+        for name in given:
+            if name not in self.settings:
+                near = difflib.get_close_matches(name, self.settings, 1)
+                raise ValueError(
+                    f"{name} is no setting ({', '.join(self.settings)})"
+                    + (f"; did you mean {near[0]}?" if near else "")
+                )
+        asked = self.settings | given
+        if type(asked["chunk"]) is not int or asked["chunk"] < 0:
+            raise ValueError(f"chunk={asked['chunk']}: at least one trial is drawn at a time (0: as many as fit)")
+        check_settings(asked["samples"], asked["strength"], asked["guidance_scale"], asked["num_inference_steps"])
+        return asked

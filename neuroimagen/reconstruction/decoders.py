@@ -1,0 +1,192 @@
+"""What reconstruction can draw, row by row, and the trained models it takes: stages 1 and 2, and the baselines."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+
+from neuroimagen.baselines.brain2image import Brain2Image
+from neuroimagen.baselines.neurovision import NeuroVision
+from neuroimagen.errors import load_trained
+from neuroimagen.pixel.features import FeatureExtractor
+from neuroimagen.pixel.saliency import Generator
+from neuroimagen.reconstruction.reconstructor import Reconstructor
+from neuroimagen.run.inputs import ROW_RUNS as RUNS
+from neuroimagen.run.inputs import finished_run
+from neuroimagen.run.seeds import seed_from
+from neuroimagen.sample.captions import embed_captions
+from neuroimagen.sample.encoder import SampleEncoder
+from neuroimagen.shards.pack import ShardSplit
+
+
+class Row(NamedTuple):
+    """One way to make pictures: a name for `rows=`, a directory in RUN/images, a line of the tables.
+
+    semantics: what the diffusion model is told: M_s(x) learnt from "label" or "blip" captions; the label caption of a
+    class, "oracle" or "random class" (controls.ClassCaptions); None: the empty caption
+    map: does it start from the saliency map M_p(x)?
+    by: who draws: "diffusion", "retrieval" (controls.Gallery), or a baseline, by the config field that names its run
+    """
+
+    kind: str  # paper | control | baseline
+    means: str
+    semantics: str | None = None
+    map: bool = False
+    by: str = "diffusion"
+
+    def needs(self) -> list[str]:
+        """Config fields of the runs it needs; of retrieval's two either will do."""
+        if self.by == "retrieval":
+            return ["semantics_label", "semantics_blip"]
+        learnt = self.semantics in ("label", "blip")
+        return ["saliency"] * self.map + [f"semantics_{self.semantics}"] * learnt + [self.by] * (self.by in RUNS)
+
+
+ROWS = {
+    "I": Row("paper", "the saliency map alone", map=True),
+    "L": Row("paper", "meaning learnt from label captions", "label"),
+    "B": Row("paper", "meaning learnt from picture captions", "blip"),
+    "B+I": Row("paper", "meaning learnt from picture captions, and the saliency map", "blip", map=True),
+    "L+I": Row("paper", "meaning learnt from label captions, and the saliency map", "label", map=True),
+    "none": Row("paper", "the diffusion model, told nothing"),
+    "oracle": Row("control", "the diffusion model, told the true class: its ceiling for label decoding", "oracle"),
+    "random class": Row("control", "the diffusion model, told a class of the study drawn at random", "random class"),
+    "retrieval": Row("control", "the training picture nearest in the decoded embedding", by="retrieval"),
+    "Brain2Image": Row("baseline", "conditional GAN on EEG features (Kavasidis et al. 2017)", by="brain2image"),
+    "Brain2Image-VAE": Row("baseline", "conditional VAE on EEG features (Kavasidis et al. 2017)", by="brain2image_vae"),
+    "NeuroVision": Row("baseline", "conditional progressive GAN (Khare et al. 2022)", by="neurovision"),
+}
+
+
+def rows_to_draw(rows: Sequence[str] | None, runs: Mapping[str, str | None]) -> list[str]:
+    """`rows`, or for None every row but "none" that the given runs allow. ValueError for what no run can draw."""
+    if rows is None:
+        given = {field for field, directory in runs.items() if directory is not None}
+        if not given & {"saliency", "semantics_label", "semantics_blip"}:
+            raise ValueError("rows=null draws what the given runs allow: give saliency= or semantics_label=RUN_DIR")
+        some = {row for row, about in ROWS.items() if about.by == "retrieval" and given & set(about.needs())}
+        return [row for row in ROWS if row != "none" and (row in some or given >= set(ROWS[row].needs()))]
+    if set(rows) - set(ROWS) or not rows or len(set(rows)) < len(rows):
+        raise ValueError(f"rows={rows} must be different names out of {', '.join(ROWS)}")
+    return list(rows)
+
+
+def stage_run(field: str, directory: str | None, rows: list[str]) -> Path:
+    """The finished stage run that a config field names, or a ValueError that says what is wrong with it."""
+    if directory is None:
+        raise ValueError(f"rows {', '.join(rows)} need {field}=RUN_DIR, a run of trainers/{RUNS[field]}.py")
+    return finished_run(field, directory)
+
+
+def decode(
+    eeg: torch.Tensor,
+    keys: Sequence[str],
+    f_theta: Any,
+    g: Any,
+    m_s: Mapping[str, Any],
+    seed: int,
+    rescale_embeddings: bool = False,
+) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
+    """EEG (B, C, T) -> maps (B, 3, h, w) in [0, 1], None without `g`, and the embeddings (B, L, D_s) of each of `m_s`.
+
+    (seed, key) fixes the noise z of a map. rescale_embeddings: SampleEncoder.rescaled
+    """
+    maps = None
+    if g is not None:
+        noises = [torch.Generator().manual_seed(seed_from(seed, "map", key)) for key in keys]
+        z = torch.stack([torch.randn(g.z_dim, generator=noise) for noise in noises]).to(eeg.device)
+        maps = g(z, f_theta(eeg)).add(1).div(2)  # M_p(x) = G(z, f_θ(x))
+    embeddings = {kind: model(eeg) for kind, model in m_s.items()}
+    if rescale_embeddings:
+        embeddings = {kind: m_s[kind].rescaled(embedding) for kind, embedding in embeddings.items()}
+    return maps, embeddings
+
+
+class Decoders:
+    """f_θ and G, M_s for each kind of captions, and the baselines, as far as the rows need them.
+
+    runs: {a name in RUNS: run directory of that stage, or None}
+    seed: with a trial's key it fixes the noise z of its map
+    rescale_embeddings: as far from the captions' mean as a caption is (SampleEncoder.rescaled)
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[str],
+        runs: Mapping[str, str | None],
+        split: ShardSplit,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        rescale_embeddings: bool = False,
+    ) -> None:
+        """Raises ValueError for a run that is not there, not done, or not of this EEG."""
+
+        def load(kind: Any, directory: Path) -> Any:
+            with contextlib.redirect_stdout(None):  # the hub library prints where it loads from
+                model = load_trained(kind, directory)
+            model = model.to(device).requires_grad_(False).eval()
+            given = (split.manifest.n_chans, split.manifest.n_times)
+            if kind is not Generator and (model.n_chans, model.n_times) != given:
+                shape = f"{model.n_chans} x {model.n_times}"
+                raise ValueError(f"{directory} takes EEG of {shape}, but {split.folder} holds {given[0]} x {given[1]}")
+            return model
+
+        if rescale_embeddings and not any(ROWS[row].semantics in ("label", "blip") for row in rows):
+            raise ValueError(
+                f"rescale_embeddings=true: no row of {', '.join(rows)} has a decoded embedding; leave it out"
+            )
+        self.rows, self.device, self.seed, self.rescale_embeddings = list(rows), device, seed, rescale_embeddings
+        self.f_theta: Any = None
+        self.g: Any = None
+        self.m_s: dict[str, SampleEncoder] = {}
+        self.configs: dict[str, dict[str, Any]] = {}
+        self.retrieval: str | None = None  # the M_s in whose embeddings the nearest picture is looked for
+        if "retrieval" in rows:
+            self.retrieval = "label" if runs.get("semantics_label") or not runs.get("semantics_blip") else "blip"
+        if wanted := [row for row in rows if ROWS[row].map]:
+            run = stage_run("saliency", runs.get("saliency"), wanted)
+            self.f_theta = load(FeatureExtractor, run / "model" / "features")
+            self.g = load(Generator, run / "model" / "generator")
+        for kind in ("label", "blip"):
+            retrieves = ["retrieval"] * (self.retrieval == kind)
+            if wanted := [row for row in rows if ROWS[row].semantics == kind] + retrieves:
+                field = f"semantics_{kind}"
+                run = stage_run(field, runs.get(field), wanted)
+                self.configs[kind] = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+                captions = self.configs[kind]["captions"]
+                if (captions == "label") != (kind == "label"):
+                    raise ValueError(
+                        f"{field}={run} was trained with captions={captions}, so it is not for rows with "
+                        + {"label": "L", "blip": "B"}[kind]
+                    )
+                self.m_s[kind] = load(SampleEncoder, run / "model")
+        self.baselines: dict[str, Any] = {}  # by config field
+        for row in [row for row in rows if ROWS[row].kind == "baseline"]:
+            field = ROWS[row].by
+            run = stage_run(field, runs.get(field), [row])
+            model = load(NeuroVision if field == "neurovision" else Brain2Image, run / "model")
+            if isinstance(model, Brain2Image) and model.variant != ("vae" if field == "brain2image_vae" else "gan"):
+                raise ValueError(f"{field}={run} was trained with variant={model.variant}, so it is not for row {row}")
+            self.baselines[field] = model
+            self.configs[field] = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+
+    def check(self, diffusion: Reconstructor) -> None:
+        """Raise ValueError unless every M_s speaks the language of the pipeline's text encoder."""
+        for kind, m_s in self.m_s.items():
+            diffusion.check_embedding(m_s.n_tokens, m_s.width, f"what semantics_{kind} decodes")
+            trained_with = self.configs[kind]["pipeline"]
+            if trained_with != diffusion.name and Path(trained_with).is_dir():
+                theirs = embed_captions(trained_with, [""]).to(diffusion.empty)
+                if not torch.allclose(theirs, diffusion.empty, atol=1e-2):
+                    raise ValueError(
+                        f"semantics_{kind} was trained for the text encoder of {trained_with}, not {diffusion.name}"
+                    )
+
+    @torch.inference_mode()
+    def __call__(self, eeg: torch.Tensor, keys: Sequence[str]) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
+        """EEG (B, C, T) -> maps (B, 3, h, w) in [0, 1] or None, and {"label" | "blip": embeddings (B, L, D_s)}."""
+        eeg = eeg.to(self.device)
+        return decode(eeg, keys, self.f_theta, self.g, self.m_s, self.seed, self.rescale_embeddings)

@@ -1,0 +1,272 @@
+"""The paper's Figures 3, 4 and 5 of a scored run, each with the rule that chose its trials; none is picked by hand.
+
+`trials` says what a figure shows (for the page), `build` draws it, `write` puts the PNGs into RUN/figures.
+"""
+
+import io
+import itertools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image, ImageDraw, ImageFont
+
+from neuroimagen.files import write_atomic
+from neuroimagen.report.tables import full_row, kind_of_eeg, rows_of_kind
+from neuroimagen.scores.evaluate import ReconstructRun
+
+FIGURES = ("figure3", "figure4", "figure5")
+FIGURE_4 = ("airliner", "giant panda", "jack-o'-lantern")  # the paper's classes
+FIGURE_5 = ("anemone fish", "pizza", "electric guitar", "canoe")
+TRIALS = 16  # at most, in Figure 3
+SAMPLES = 3  # in Figure 3
+PICTURES = 3  # of each class, in Figure 4
+RED, INK, SOFT = "#cf1f1f", "#1b1d22", "#5d6470"
+
+
+class Picture(NamedTuple):
+    """A picture of a figure: its file, what it is in words, and whether it is the one seen (it gets a red frame)."""
+
+    path: Path
+    alt: str
+    seen: bool = False
+
+
+class Line(NamedTuple):
+    """Pictures side by side under the heads, with a name and a smaller second name."""
+
+    name: str
+    below: str
+    pictures: list[Picture]
+
+
+class Figure(NamedTuple):
+    """`rule`: a sentence. `columns`: in so many columns the lines are set, the first half of them left."""
+
+    name: str
+    title: str
+    rule: str
+    heads: list[str]
+    lines: list[Line]
+    columns: int = 1
+
+
+def _ordered(run: ReconstructRun) -> list[dict[str, Any]]:
+    return sorted(run.trials, key=lambda trial: trial["key"])
+
+
+def _classes(run: ReconstructRun) -> dict[str, int]:
+    """Class names -> labels, in the order of labels."""
+    return {t["class_name"]: t["label"] for t in sorted(run.trials, key=lambda t: t["label"])}
+
+
+def _wanted(run: ReconstructRun, paper: tuple[str, ...], possible: list[str] | None = None) -> tuple[list[str], str]:
+    """The paper's classes that the run has, filled up with its first by label; and how that is said."""
+    possible = list(_classes(run)) if possible is None else possible
+    found = [name for name in paper if name in possible]
+    filled = [name for name in possible if name not in found][: len(paper) - len(found)]
+    if not filled:
+        return found, "the classes are the paper's"
+    others = f"the first others by label ({', '.join(filled)})"
+    if not found:
+        return filled, f"none of the paper's classes can be shown here, so {others}"
+    return found + filled, f"the paper's classes as far as they can be shown here ({', '.join(found)}), then {others}"
+
+
+def _of(trial: dict[str, Any]) -> str:
+    return f"{trial['class_name']}, subject {trial['subject']}, trial {trial['key']}"
+
+
+def _seen(run: ReconstructRun, trial: dict[str, Any]) -> Picture:
+    return Picture(run.truth(trial["key"]), f"{_seen_head(run)}: {_of(trial)}", seen=True)
+
+
+def _seen_head(run: ReconstructRun) -> str:
+    return "seen" if run.pictures_known else "category seen"
+
+
+def _drawn(run: ReconstructRun, row: str, trial: dict[str, Any], sample: int) -> Picture:
+    return Picture(run.image(row, trial["key"], sample), f"{row}, sample {sample + 1}: {_of(trial)}")
+
+
+def _title(run: ReconstructRun, text: str) -> str:
+    return f"{text}, on {kind_of_eeg({'simulated': bool(run.about.get('simulated'))})}"
+
+
+def _figure3(run: ReconstructRun) -> Figure:
+    """Seen, saliency map, samples of the full model; the first trial of each class."""
+    first: dict[int, dict[str, Any]] = {}
+    for trial in _ordered(run):
+        first.setdefault(trial["label"], trial)
+    chosen = [first[label] for label in sorted(first)]
+    rule = "the first trial of each class in the order of trial keys"
+    if len(chosen) > TRIALS:
+        rule += f"; {TRIALS} of {len(chosen)} classes, evenly spaced by label"
+        chosen = [chosen[i * len(chosen) // TRIALS] for i in range(TRIALS)]
+    row, samples = full_row(run), min(SAMPLES, run.samples)
+    maps = all(run.map(trial["key"]).exists() for trial in chosen)
+    lines = []
+    for trial in chosen:
+        pictures = [_seen(run, trial)]
+        pictures += [Picture(run.map(trial["key"]), f"saliency map: {_of(trial)}")] * maps
+        pictures += [_drawn(run, row, trial, sample) for sample in range(samples)]
+        lines.append(Line(trial["class_name"], f"subject {trial['subject']}", pictures))
+    heads = [_seen_head(run), *["saliency map"] * maps, *(f"sample {s + 1}" for s in range(samples))]
+    title = _title(run, f"Figure 3. Pictures reconstructed by row {row}")
+    return Figure("figure3", title, f"Shown: {rule}.", heads, lines, columns=2 if len(lines) > 1 else 1)
+
+
+def _figure4(run: ReconstructRun) -> Figure:
+    """The baselines against ours, three pictures of each of three classes."""
+    baselines = rows_of_kind(run, "baseline")
+    if not baselines:
+        raise ValueError(
+            "Figure 4 compares with the baselines, and this run has none of them: reconstruct with the runs of "
+            "trainers/brain2image.py and trainers/neurovision.py."
+        )
+    names, said = _wanted(run, FIGURE_4)
+    trials = []
+    for name in names:
+        first: dict[str, dict[str, Any]] = {}
+        for trial in _ordered(run):
+            if trial["class_name"] == name:
+                first.setdefault(trial["image"], trial)
+        trials += list(first.values())[:PICTURES]
+    lines = [Line(_seen_head(run), "", [_seen(run, trial) for trial in trials])]
+    for row in [*baselines, full_row(run)]:
+        name, below = (row, "baseline") if row in baselines else ("NeuroImagen", f"row {row}")
+        lines.append(Line(name, below, [_drawn(run, row, trial, 0) for trial in trials]))
+    rule = (
+        f"Shown: {said}; of each the first trial of its first {PICTURES} pictures in the order of trial keys; of each "
+        "row the first sample."
+    )
+    heads = [trial["class_name"] for trial in trials]
+    return Figure("figure4", _title(run, "Figure 4. The baselines and NeuroImagen"), rule, heads, lines)
+
+
+def _figure5(run: ReconstructRun) -> Figure:
+    """One picture a class, reconstructed from the EEG of every subject who saw it, which is all of them."""
+    subjects = sorted({trial["subject"] for trial in run.trials})
+    if len(subjects) < 2:
+        raise ValueError("Figure 5 compares subjects, and this run has one.")
+    if not run.pictures_known:
+        raise ValueError(
+            "Figure 5 shows one picture as seen by all subjects, and this recording kept only its category."
+        )
+    by_image: dict[str, dict[Any, dict[str, Any]]] = {}
+    for trial in _ordered(run):
+        by_image.setdefault(trial["image"], {}).setdefault(trial["subject"], trial)
+    shared: dict[str, dict[Any, dict[str, Any]]] = {}  # class -> its first picture that all saw -> subject -> trial
+    for image in sorted(by_image):
+        if len(by_image[image]) == len(subjects):
+            shared.setdefault(next(iter(by_image[image].values()))["class_name"], by_image[image])
+    if not shared:
+        raise ValueError("Figure 5 shows pictures that all subjects saw, and this run has no such picture.")
+    names, said = _wanted(run, FIGURE_5, [name for name in _classes(run) if name in shared])
+    row = full_row(run)
+    lines = []
+    for name in names:
+        trials = [shared[name][subject] for subject in subjects]
+        pictures = [_seen(run, trials[0]), *(_drawn(run, row, trial, 0) for trial in trials)]
+        lines.append(Line(name, "", pictures))
+    rule = (
+        f"Shown: {said}; of each the first picture by name that all subjects saw, of each subject the first trial with "
+        f"it in the order of trial keys, the first sample of row {row}."
+    )
+    heads = [_seen_head(run), *(f"subject {subject}" for subject in subjects)]
+    return Figure("figure5", _title(run, "Figure 5. The same picture for all subjects"), rule, heads, lines)
+
+
+def trials(run: ReconstructRun, name: str) -> Figure:
+    """What "figure3", "figure4" or "figure5" shows; ValueError, with a sentence why, if it cannot be made."""
+    return {"figure3": _figure3, "figure4": _figure4, "figure5": _figure5}[name](run)
+
+
+def absent(run: ReconstructRun) -> dict[str, str]:
+    """Why a figure cannot be made: {"figure4": sentence}."""
+    found = {}
+    for name in FIGURES:
+        try:
+            trials(run, name)
+        except ValueError as error:
+            found[name] = str(error)
+    return found
+
+
+def build(run: ReconstructRun, scores: dict[str, Any]) -> dict[str, Image.Image]:
+    """The figures that can be made, drawn."""
+    lacking = absent(run)
+    return {name: draw(trials(run, name)) for name in FIGURES if name not in lacking}
+
+
+def write(run: ReconstructRun, scores: dict[str, Any], folder: Path) -> None:
+    """folder/{figure3, figure4, figure5}.png; those that can no more be made are removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images = build(run, scores)
+    for name in FIGURES:
+        path = folder / f"{name}.png"
+        if name not in images:
+            path.unlink(missing_ok=True)
+            continue
+        buffer = io.BytesIO()
+        images[name].save(buffer, "PNG", optimize=True)
+        write_atomic(path, buffer.getvalue())
+
+
+def draw(figure: Figure, cell: int = 128) -> Image.Image:
+    """The figure on white; pictures are cell x cell px."""
+    gap, margin, columns = 8, 20, figure.columns
+    fonts = {size: ImageFont.load_default(size=size) for size in (20, 15, 13)}
+    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+
+    def width(text: str, size: int) -> int:
+        return int(measure.textlength(text, font=fonts[size])) + 1
+
+    names = max(max(width(line.name, 15), width(line.below, 13)) for line in figure.lines)
+    across = [max(cell, width(head, 13)) for head in figure.heads]
+    grouped = len(set(figure.heads)) < len(figure.heads)  # equal heads side by side stand closer
+    steps = [12] + [gap + 16 * (grouped and a != b) for a, b in itertools.pairwise(figure.heads)]
+    block = names + sum(steps) + sum(across)
+    half = -(-len(figure.lines) // columns)
+    total = max(2 * margin + columns * block + (columns - 1) * 28, 2 * margin + width(figure.title, 20))
+    said = _wrap(figure.rule, total - 2 * margin, lambda text: width(text, 13))
+    top = margin + 32 + 19 * len(said) + 14
+    image = Image.new("RGB", (total, top + 24 + half * (cell + gap) + margin - gap), "white")
+    pen = ImageDraw.Draw(image)
+    pen.text((margin, margin), figure.title, fill=RED if "simulated" in figure.title else INK, font=fonts[20])
+    for i, text in enumerate(said):
+        pen.text((margin, margin + 32 + 19 * i), text, fill=SOFT, font=fonts[13])
+    for column in range(columns):
+        x0 = margin + column * (block + 28)
+        starts = [x0 + names + sum(steps[: i + 1]) + sum(across[:i]) for i in range(len(across))]
+        ends = [x + wide for x, wide in zip(starts, across, strict=True)]
+        for head, group in itertools.groupby(range(len(across)), key=lambda i: figure.heads[i]):
+            places = list(group)  # equal heads side by side are written once
+            middle = (starts[places[0]] + ends[places[-1]]) / 2
+            pen.text((middle, top), head, fill=INK, font=fonts[13], anchor="ma")
+        for number, line in enumerate(figure.lines[column * half : (column + 1) * half]):
+            y = top + 24 + number * (cell + gap)
+            right = x0 + names
+            pen.text(
+                (right, y + cell / 2 - 2), line.name, fill=INK, font=fonts[15], anchor="rs" if line.below else "rm"
+            )
+            if line.below:
+                pen.text((right, y + cell / 2 + 4), line.below, fill=SOFT, font=fonts[13], anchor="ra")
+            for x, wide, picture in zip(starts, across, line.pictures, strict=True):
+                left = x + (wide - cell) // 2
+                with Image.open(picture.path) as opened:
+                    found = opened.convert("RGB").resize((cell, cell), Image.Resampling.LANCZOS)
+                image.paste(found, (left, y))
+                if picture.seen:
+                    pen.rectangle([left - 3, y - 3, left + cell + 2, y + cell + 2], outline=RED, width=3)
+    return image
+
+
+def _wrap(text: str, limit: int, width: Any) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and width(longer) > limit:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines

@@ -1,0 +1,369 @@
+"""The paper's tables of a scored run: Table 1 (baselines), 2 (subjects), 3 (ablation), and all metrics.
+
+Each number has its interval, chance and ceiling below it, and the paper's number beside it where there is one. What
+differs from the paper's protocol is said under every table. `neuroimagen evaluate` prints them, `neuroimagen report`
+writes them to RUN/tables as HTML, Markdown and LaTeX.
+"""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from neuroimagen.files import write_atomic
+from neuroimagen.report import published
+from neuroimagen.report.formats import ABSENT, TICK, Cell, Column, Row, Table, decimal
+from neuroimagen.report.notes import kind_of_eeg, notes, protocol, split_of, uses
+from neuroimagen.scores.definitions import METRICS
+from neuroimagen.scores.evaluate import FULL, PAPER_ROWS, ReconstructRun
+
+NAMES = ("table1", "table2", "table3", "metrics", "published", "protocol")
+BASELINES = {  # in the order of the paper's Table 1, and the trainer that makes them
+    "Brain2Image": "trainers/brain2image.py",
+    "Brain2Image-VAE": "trainers/brain2image.py",
+    "NeuroVision": "trainers/neurovision.py",
+}
+CONTROLS = ("retrieval", "oracle", "random class")
+MAIN = (
+    "acc_balanced",  # where classes are uneven (scores["headline"])
+    "acc",
+    "auc",
+    "shuffled",
+    "acc_label",
+    "is",
+    "is_inception",
+    "ssim",
+    "ssim_other",
+    "ssim_gain",
+)  # columns of Tables 1 to 3
+PLAIN = ("ssim_other",)  # without its interval in these: that of the gain counts
+
+
+def kind_of_row(run: ReconstructRun, row: str) -> str:
+    """paper | baseline | control"""
+    for about in run.about["rows"]:
+        if about["name"] == row and "kind" in about:
+            return about["kind"]
+    return "baseline" if row in BASELINES else "control" if row in CONTROLS else "paper"
+
+
+def rows_of_kind(run: ReconstructRun, kind: str) -> list[str]:
+    """In the order of the paper's tables, whatever the order in which they were drawn; unknown ones last."""
+    order = (*PAPER_ROWS, *BASELINES, *CONTROLS)
+    found = [row for row in run.rows if kind_of_row(run, row) == kind]
+    return sorted(found, key=lambda row: order.index(row) if row in order else len(order))
+
+
+def full_row(run: ReconstructRun) -> str:
+    """The row that stands for our method: L+I, or the last of the paper's rows that the run has."""
+    if FULL in run.rows:
+        return FULL
+    return [*run.rows, *rows_of_kind(run, "paper")][-1]
+
+
+def subjects(scores: dict[str, Any]) -> list[str]:
+    """Names of the groups "subject 1", ..."""
+    return [group for group in next(iter(scores["rows"].values())) if group.startswith("subject ")]
+
+
+def describe(scores: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Of each metric measured its head, scale, digits, better, chance, ceiling, definition (scores["metrics"])."""
+    names = dict.fromkeys(metric for groups in scores["rows"].values() for metric in groups["all"])
+    said = scores.get("metrics", {})
+    basic = {n: {"head": m.head, "scale": m.scale, "digits": m.digits, "better": m.better} for n, m in METRICS.items()}
+    return {
+        name: basic.get(name, {"head": name, "scale": 1, "digits": 3}) | said.get(name, {}) for name in [*said, *names]
+    }
+
+
+def shown(estimate: dict[str, Any] | None, metric: dict[str, Any], ranged: bool = True) -> Cell:
+    """An estimate with its interval, for a table cell."""
+    if estimate is None or estimate.get("value") is None:
+        return Cell(ABSENT)
+    ranged = ranged and estimate.get("low") is not None
+    ends = [estimate[name] for name in ("value", *(("low", "high") if ranged else ()))]
+    text, *interval = (decimal(metric["scale"] * end, metric["digits"]) for end in ends)
+    return Cell(text, f"[{', '.join(interval)}]" if interval else "")
+
+
+class _Book:
+    """The score book of one run, cut into cells."""
+
+    def __init__(self, run: ReconstructRun, scores: dict[str, Any]) -> None:
+        self.run, self.scores, self.metrics = run, scores, describe(scores)
+        rows = scores["rows"].values()
+        left_out = "" if scores["headline"] == "acc_balanced" else "acc_balanced"
+        self.main = [name for name in MAIN if name != left_out and any(name in groups["all"] for groups in rows)]
+        self.inception = "is_inception" if "is_inception" in self.main else "is"  # the paper's is by Inception-v3
+        self.full, self.eeg = full_row(run), kind_of_eeg(scores)
+        counts = ", ".join(f"{scores[name]} {name}" for name in ("trials", "pictures", "subjects"))
+        self.size = f"{counts}, {scores['samples']} samples each"
+
+    def columns(self, names: list[str], beside: bool) -> list[Column]:
+        """`names`: heads of the leading columns. `beside`: with the paper's numbers."""
+        columns = [Column(name) for name in names]
+        own = {"acc": "acc", "ssim": "ssim", self.inception: "is"}  # our column -> what the paper calls the same
+        for name in self.main:
+            columns.append(Column(self.metrics[name]["head"], name))
+            if beside and name in own:
+                columns.append(Column("paper", own[name], paper=True))
+        return columns
+
+    def cells(
+        self, columns: list[Column], found: dict[str, Any] | None, paper: published.Published | None = None
+    ) -> list[Cell]:
+        """One row of numbers; `found` None: not in this run."""
+        cells = []
+        for column in columns:
+            if column.paper:
+                cells.append(Cell(paper.values.get(column.metric, "") if paper else ""))
+            elif column.metric:
+                estimate = found.get(column.metric) if found else None
+                cells.append(shown(estimate, self.metrics[column.metric], column.metric not in PLAIN))
+        return cells
+
+    def references(self, columns: list[Column]) -> list[Row]:
+        """Chance and ceiling, as the last rows of a table."""
+        blank = [Cell()] * sum(not column.metric for column in columns)
+        rows = []
+        for kind, name in (("chance", "chance"), ("ceiling", "the pictures seen")):
+            values = {m: {"value": about.get(kind)} for m, about in self.metrics.items() if about.get(kind) is not None}
+            cells = [c if c.text != ABSENT else Cell() for c in self.cells(columns, values)]
+            rows.append(Row([Cell(name), *blank[1:], *cells], kind))
+        if guess := self.scores["truth"].get("guessing"):
+            cells = [c if c.text != ABSENT else Cell() for c in self.cells(columns, guess)]
+            rows.insert(1, Row([Cell("guessing in the study"), *blank[1:], *cells], "chance"))
+        rows = [row for row in rows if any(cell.text for cell in row.cells[1:])]
+        return [row._replace(rule=i == 0) for i, row in enumerate(rows)]
+
+
+def _table1(book: _Book) -> Table:
+    run, scores = book.run, book.scores
+    columns = book.columns(["Model"], beside=True)
+    rows, notes = [], []
+    others = [row for row in rows_of_kind(run, "baseline") if row not in BASELINES]
+    for name in [*BASELINES, *others]:
+        if name in scores["rows"]:
+            found = scores["rows"][name]["all"]
+            rows.append(Row([Cell(name), *book.cells(columns, found, published.TABLE_1.get(name))], "baseline"))
+        else:
+            cells = book.cells(columns, None, published.TABLE_1.get(name))
+            rows.append(Row([Cell(name), *cells], "absent"))
+    missing = [name for name in BASELINES if name not in scores["rows"]]
+    if missing:
+        trainers = " and ".join(dict.fromkeys(BASELINES[name] for name in missing))
+        notes.append(f"Not in this run: {', '.join(missing)}; trained on the same shards by {trainers}.")
+    cells = book.cells(columns, scores["rows"][book.full]["all"], published.TABLE_1.get(book.full))
+    rows.append(Row([Cell(f"NeuroImagen ({book.full})"), *cells], "full"))
+    for i, name in enumerate(rows_of_kind(run, "control")):
+        cells = book.cells(columns, scores["rows"][name]["all"])
+        rows.append(Row([Cell(f"control: {name}"), *cells], "control", rule=i == 0))
+    notes += [f"{row['name']}: {row['means']}." for row in run.about["rows"] if row.get("means") and _beside(run, row)]
+    notes.append(
+        "The paper's IS of the baselines are quoted by it from other papers; ours are trained by this protocol."
+    )
+    title = f"Table 1. NeuroImagen, baselines and controls, on {book.eeg} ({book.size})"
+    return Table("table1", title, columns, rows + book.references(columns), notes)
+
+
+def _beside(run: ReconstructRun, about: dict[str, Any]) -> bool:
+    return kind_of_row(run, about["name"]) != "paper"
+
+
+def _table2(book: _Book) -> Table:
+    scores = book.scores
+    # The paper's rows are six certain persons: beside anybody else's, or a simulation's, they would say nothing.
+    same = scores["dataset"] == published.PERCEIVELAB and not scores["simulated"] and book.full == FULL
+    columns = book.columns(["Subject"], beside=same)
+    rows: list[Row] = []
+    found = {group: scores["rows"][book.full][group] for group in subjects(scores)}
+    for group, metrics in found.items():
+        number = group.removeprefix("subject ")
+        paper = published.TABLE_2.get(int(number)) if same and number.isdecimal() else None
+        rows.append(Row([Cell(group), *book.cells(columns, metrics, paper)]))
+    for name, of in (("mean over subjects", statistics.mean), ("spread (SD)", statistics.stdev)):
+        cells = []
+        for column in columns[1:]:
+            if column.paper:
+                values = [float(entry.values[column.metric]) for entry in published.TABLE_2.values()]
+                digits = _digits(published.TABLE_2[1].values[column.metric])
+                cells.append(Cell(f"{of(values):.{digits}f}"))
+            else:
+                ours = [metrics[column.metric]["value"] for metrics in found.values() if column.metric in metrics]
+                value = of(ours) if len(ours) == len(found) else None
+                cells.append(shown({"value": value}, book.metrics[column.metric]))
+        rows.append(Row([Cell(name), *cells], "mean", rule=name.startswith("mean")))
+    notes = ["Spread: standard deviation over subjects (n - 1)."]
+    if not same:
+        means = []
+        for name in ("acc", "is", "ssim"):
+            values = [float(entry.values[name]) for entry in published.TABLE_2.values()]
+            digits = _digits(published.TABLE_2[1].values[name])
+            mean, sd = (f"{of(values):.{digits}f}" for of in (statistics.mean, statistics.stdev))
+            means.append(f"{published.HEADS[name]} {mean} (SD {sd})")
+        why = "these subjects are simulated" if scores["simulated"] else "these are other subjects or another row"
+        notes.append(
+            f"The paper's Table 2 is not set beside this one: its rows are six certain persons, {why}. "
+            f"Over its subjects the paper has {', '.join(means)}."
+        )
+    title = f"Table 2. Row {book.full} by subject, on {book.eeg} ({book.size})"
+    return Table("table2", title, columns, rows + book.references(columns), notes)
+
+
+def _digits(printed: str) -> int:
+    """Decimals of a number as printed."""
+    return len(printed.partition(".")[2])
+
+
+def _table3(book: _Book) -> Table:
+    scores = book.scores
+    columns = book.columns(["Model", "Row", "B", "L", "I"], beside=True)
+    rows: list[Row] = []
+    extra = False
+    for name in rows_of_kind(book.run, "paper"):
+        number = str(PAPER_ROWS.index(name) + 1) if name in PAPER_ROWS else ""
+        ticks = [Cell(TICK if used else ABSENT) for used in uses(name)]
+        cells = book.cells(columns, scores["rows"][name]["all"], published.TABLE_3.get(name))
+        kind, rule = "full" if name == book.full else "", not number and not extra and bool(rows)
+        rows.append(Row([Cell(number), Cell(name), *ticks, *cells], kind, rule))
+        extra = extra or not number
+    return Table(
+        "table3",
+        f"Table 3. Ablation, on {book.eeg} ({book.size})",
+        columns,
+        rows + [Row([Cell(), row.cells[0], *row.cells[2:]], row.kind, row.rule) for row in book.references(columns)],
+        [],
+    )
+
+
+def _metrics_table(book: _Book) -> Table:
+    """All metrics; a line each, so that it stays readable with many rows."""
+    run, scores = book.run, book.scores
+    names = [*rows_of_kind(run, "paper"), *rows_of_kind(run, "baseline"), *rows_of_kind(run, "control")]
+    columns = [Column("Metric"), Column("better")]
+    columns += [Column(name, number=True) for name in (*names, "chance", "pictures seen")]
+    rows: list[Row] = []
+    blocks = [("", scores["rows"])]
+    if scores.get("best_of_n"):
+        blocks.append((f"best of {scores['samples']}: ", scores["best_of_n"]))
+    for prefix, block in blocks:
+        first = bool(rows)
+        for metric, about in book.metrics.items():
+            found = [block.get(name, {}).get("all", {}).get(metric) for name in names]
+            if not any(found):
+                continue
+            known = ("chance_best_of_n", "") if prefix else ("chance", "ceiling")
+            ends = [shown({"value": about[k]}, about) if about.get(k) is not None else Cell() for k in known]
+            cells = [Cell(prefix + about["head"]), Cell(about.get("better") or ""), *(shown(e, about) for e in found)]
+            rows.append(Row([*cells, *ends], rule=first))
+            first = False
+    notes = [f"{about['head']}: {about['definition']}" for about in book.metrics.values() if about.get("definition")]
+    if scores.get("best_of_n"):
+        notes.append(
+            f"best of {scores['samples']}: of each trial the sample that scores best, chosen with the truth in sight: "
+            "never to be compared with a mean."
+        )
+    return Table("metrics", f"All metrics, on {book.eeg} ({book.size})", columns, rows, notes + _unavailable(book))
+
+
+def _unavailable(book: _Book) -> list[str]:
+    unavailable = book.scores.get("unavailable", {})
+    heads = {name: METRICS[name].head if name in METRICS else name for name in unavailable}
+    return [
+        f"{', '.join(heads[name] for name, said in unavailable.items() if said == why)}: {why}"
+        for why in dict.fromkeys(unavailable.values())
+    ]
+
+
+def _published_table(book: _Book) -> list[Table]:
+    scores = book.scores
+    entries = published.on(scores["dataset"])
+    names = [name for name in published.HEADS if any(name in entry.values for entry in entries)]
+    if not entries:
+        return []
+    metrics = {name: book.metrics.get(name, {"head": published.HEADS[name], "scale": 1, "digits": 3}) for name in names}
+    columns = [Column("Work"), *(Column(metrics[name]["head"], name) for name in names)]
+    columns += [Column(head) for head in ("Band", "Selected on", "Subjects", "Split", "N", "Source")]
+    found = scores["rows"][book.full]["all"]
+    ours = [shown(found.get(book.inception if name == "is" else name), metrics[name]) for name in names]
+    split, n_way = split_of(book.run)[0], f"{scores['n_way']}-way top-{scores['top_k']}"
+    here = {what: said for what, said, _ in protocol(book.run, scores)}
+    people = f"{scores['subjects']}, {book.eeg}"
+    told = [Cell(text) for text in (here["Band"], here["Selected on"], people, split, n_way, "this run")]
+    rows = [Row([Cell(f"NeuroImagen ({book.full})"), *ours, *told], "full")]
+    for i, entry in enumerate(entries):
+        p = entry.protocol
+        told = [Cell(text) for text in (p.band, p.selected, p.subjects, p.split, p.n_way, entry.source)]
+        values = [Cell(entry.values.get(name, "")) for name in names]
+        rows.append(Row([Cell(entry.name), *values, *told], "published", rule=i == 0))
+    which = "the data set that is simulated here" if scores["simulated"] else "the same data set"
+    title = f"Published on {which}; our row is on {book.eeg}"
+    notes = [
+        "Published numbers are as printed by their sources and were not computed by us.",
+        "Selected on: the split that chose the checkpoint or the epoch, as the published code shows or the text says; "
+        f"last: none was chosen; {published.NOT_STATED}: in nothing that we read.",
+        *(f"{entry.name}: {entry.remark}." for entry in entries if entry.remark),
+    ]
+    return [Table("published", title, columns, rows, notes)]
+
+
+def _protocol_table(book: _Book) -> Table:
+    columns = [Column("Protocol"), Column("here"), Column("in the paper")]
+    rows = [Row([Cell(text) for text in line]) for line in protocol(book.run, book.scores)]
+    source = f"In the paper: {published.PAPER}. Everything in which the two differ is a reason not to compare numbers."
+    return Table("protocol", f"Protocol beside the paper's, on {book.eeg}", columns, rows, [source])
+
+
+def absent(run: ReconstructRun, scores: dict[str, Any]) -> dict[str, str]:
+    """Why a table cannot be made: {"table2": sentence}."""
+    if len(subjects(scores)) < 2:
+        return {"table2": "Table 2 compares subjects, and this run has one."}
+    return {}
+
+
+def build(run: ReconstructRun, scores: dict[str, Any]) -> list[Table]:
+    """Tables 1, 2 (if there are several subjects), 3, all metrics, what else is published on the data set, protocol."""
+    book, lacking = _Book(run, scores), absent(run, scores)
+    first, *others = notes(run, scores, {name: book.metrics[name] for name in book.main})
+    tables = [_table1(book), *([] if "table2" in lacking else [_table2(book)]), _table3(book)]
+    for table in tables:
+        table.notes += others
+    tables += [_metrics_table(book), *_published_table(book)]
+    for table in tables:
+        table.notes.insert(0, first)
+    return [*tables, _protocol_table(book)]
+
+
+def format_tables(run: ReconstructRun, scores: dict[str, Any]) -> str:
+    """Tables 1 to 3 as text, with their notes once, and what could not be measured."""
+    found = build(run, scores)
+    tables = [table for table in found if table.name.startswith("table")]
+    _, *said = dict.fromkeys(note for table in tables for note in table.notes)
+    parts = [table.text(notes=False) for table in (*tables, found[-1])]  # the last says what the first note does
+    unavailable = _unavailable(_Book(run, scores))
+    return "\n\n".join([*parts, "\n".join([*said, *absent(run, scores).values(), *unavailable])])
+
+
+def write(run: ReconstructRun, scores: dict[str, Any], folder: Path) -> None:
+    """folder/NAMES.{html, md, tex}; files of tables that are no more are removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = {table.name: table for table in build(run, scores)}
+    for name in NAMES:
+        for suffix in ("html", "md", "tex"):
+            path = folder / f"{name}.{suffix}"
+            if name not in tables:
+                path.unlink(missing_ok=True)
+            elif suffix == "html":
+                head = f'<!doctype html>\n<meta charset="utf-8">\n<title>{name}</title>\n<style>{STYLE}</style>\n'
+                write_atomic(path, head + tables[name].html())
+            else:
+                write_atomic(path, tables[name].markdown() if suffix == "md" else tables[name].latex())
+
+
+STYLE = (
+    "body{font:14px/1.4 system-ui,sans-serif;margin:2em}table{border-collapse:collapse}"
+    "caption{text-align:left;font-weight:600;margin-bottom:.5em}th,td{padding:4px 10px;text-align:left;"
+    "vertical-align:top}td small{display:block;color:#666;white-space:nowrap;font-weight:400}"
+    "tbody th{font-weight:inherit}thead th,tbody{border-bottom:1px solid #888}td.paper{color:#666;font-weight:400}"
+    "tr.full{font-weight:600}tr.chance,tr.ceiling{color:#666;font-style:italic}"
+    ".notes{color:#555;font-size:12px;max-width:100ch}"
+)

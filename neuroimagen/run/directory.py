@@ -1,0 +1,159 @@
+"""A run directory: of one config, and of one run at a time; run.py says which files it holds."""
+
+import dataclasses
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+
+from neuroimagen.files import variables, write_atomic
+from neuroimagen.run import inputs, zero
+from neuroimagen.run.collectives import decided_by_main, wait_for_files
+
+# Fields that change where or how loudly a run computes, never what: they may differ when a run is continued.
+FREE_FIELDS = frozenset(
+    {"run_dir", "workers", "trackers", "project", "log_every", "checkpoint_every", "accumulate", "nonfinite"}
+    | {"timeout_minutes"}
+)
+
+
+def check_inputs(run_dir: Path, now: inputs.Inputs) -> None:
+    """ValueError if these are not, or no longer, the inputs that the run was begun with."""
+    inputs.check(inputs.read(run_dir / "inputs.json"), now, f"run_dir {run_dir}", "choose another run_dir or delete it")
+
+
+def _begun(run_dir: Path) -> bool:
+    """Whether anything there was made of its inputs; if not, as after an error about one of them, they may change."""
+    return any(any(run_dir.glob(name)) for name in ("DONE", "rows.json", "checkpoints/step-*[0-9]"))
+
+
+def _claim(run_dir: Path, config: Any, now: inputs.Inputs) -> None:
+    """Create `run_dir`; ValueError if there is one that does not belong to `config` and the inputs there are now."""
+    wanted = dataclasses.asdict(config)
+    path = run_dir / "config.yaml"
+    if path.exists():
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # A field that there was not yet when the run began had the effect of its default.
+        fields = dataclasses.fields(config)
+        found = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING} | found
+        then = inputs.read(run_dir / "inputs.json")
+        moved = {k for k in now if k in then and now[k]["content"] == then[k]["content"]}
+        changed = [k for k in sorted({*wanted, *found} - FREE_FIELDS - moved) if wanted.get(k) != found.get(k)]
+        if changed:
+            listed = ", ".join(f"{k}: {found.get(k)!r} there, {wanted.get(k)!r} here" for k in changed)
+            raise ValueError(
+                f"run_dir {run_dir} holds a run of another config ({listed}); choose another run_dir or delete it"
+            )
+        if _begun(run_dir):
+            check_inputs(run_dir, now)
+        return
+    if run_dir.exists() and any(run_dir.iterdir()):
+        raise ValueError(
+            f"run_dir {run_dir} is not empty and holds no config.yaml, so it is not a run; choose another run_dir"
+        )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
+
+
+_held: dict[Path, int] = {}  # run directory -> descriptor of its lock file, open while this process works there
+
+
+def _lock(run_dir: Path) -> None:
+    """Claim `run_dir` for this process until it ends, however it ends; ValueError if another holds it.
+
+    A POSIX record lock: the kernel drops it with the process, children do not inherit it, and NFS knows it.
+    """
+    if run_dir in _held:
+        return
+    file = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        holder = os.read(file, 200).decode(errors="replace") or "another process"
+        os.close(file)
+        raise ValueError(
+            f"run_dir {run_dir} is in use by {holder}; wait for that run, stop it, or choose another run_dir"
+        ) from None
+    except OSError as error:
+        print(f"warning: {run_dir} cannot be locked here ({error.strerror}); start only one run there", file=sys.stderr)
+    os.ftruncate(file, 0)
+    os.write(file, f"process {os.getpid()} on {platform.node()}".encode())
+    _held[run_dir] = file
+
+
+def release(run_dir: Path) -> None:
+    """Let another process have `run_dir`."""
+    if run_dir in _held:
+        os.close(_held.pop(run_dir))
+
+
+def claim_run_dir(config: Any, accelerator: Accelerator) -> Path:
+    """Create or re-enter `config.run_dir`; collective: every rank.
+
+    Raises ValueError, on every rank, if the directory holds a run of another config (the keys are listed) or of other
+    inputs (what changed is said), or if another process works in it. Exits with code 0 if that run is already done.
+    """
+    run_dir = Path(config.run_dir)
+
+    def claim() -> bool:
+        now = inputs.of(config)
+        try:
+            _claim(run_dir, config, now)
+            if (run_dir / "DONE").exists():
+                return True
+            _lock(run_dir)
+            if not _begun(run_dir):
+                write_atomic(run_dir / "inputs.json", json.dumps(now, indent=1))
+            (run_dir / "PREEMPTED").unlink(missing_ok=True)
+            write_atomic(run_dir / "environment.json", json.dumps(environment(accelerator), indent=1))
+            return False
+        except OSError as error:
+            release(run_dir)
+            raise ValueError(f"cannot write to run_dir {run_dir}: {error.strerror}") from None
+
+    if decided_by_main(claim):
+        accelerator.print(f"{run_dir} is already done")
+        raise SystemExit(0)
+    wait_for_files([run_dir / "config.yaml"])
+    return run_dir
+
+
+def environment(accelerator: Accelerator) -> dict[str, Any]:
+    """What a reviewer asks about a run's surroundings: versions, commit, command, device, world size."""
+    packages = ("neuroimagen", "torch", "accelerate", "diffusers", "transformers", "webdataset", "numpy", "deepspeed")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    quiet = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}  # a full disk would leave a stale lock in the repository
+    describe = ["git", "describe", "--always", "--dirty"]
+    try:
+        said = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, env=quiet).stdout
+        commit = said.decode("utf-8", "replace").strip()
+    except OSError:  # there is no git
+        commit = ""
+    device = accelerator.device
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "versions": versions,
+        "commit": commit or None,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({os.cpu_count()})",
+        "world_size": accelerator.num_processes,
+        "zero_stage": zero.stage_of(accelerator),
+        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+        "variables": variables(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }

@@ -1,0 +1,376 @@
+"""The score book of one run: from what was measured of each picture to every number that scores.json holds.
+
+What the numbers are: scores/definitions.py and docs/scores.md. Means run over trials and their samples; intervals
+resample ground-truth pictures. A row that no table shows is measured like the others: "truth", the ground-truth
+pictures as if they were reconstructions (the ceilings).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from PIL import Image
+from scipy.special import softmax
+
+from neuroimagen.run.collectives import gather_objects, spread
+from neuroimagen.scores import metrics as numbers
+from neuroimagen.scores.classifiers import Classifier
+from neuroimagen.scores.definitions import BEST, CONTROL_OF, METRICS, PAIRED, Facts, chosen, describe
+from neuroimagen.scores.intervals import FEWEST, Estimate, bootstrap_means
+from neuroimagen.scores.judges import load_judges, pair_measures
+from neuroimagen.scores.measure import Arrays, Judge, Measured, measure
+from neuroimagen.scores.metrics import success_by_rank
+from neuroimagen.scores.similarity import frechet_distance, kernel_distance
+from neuroimagen.studies.classes import UNEVEN
+
+if TYPE_CHECKING:
+    from neuroimagen.scores.evaluate import ReconstructRun
+
+ONE_PICTURE = "not available: all trials show one and the same picture; reconstruct a test set with more"
+# metric -> layer, whose ground-truth pictures are ranked by their correlation with the reconstruction's
+RANKED = {f"{name}_{kind}": layer for name, layer in (("retrieval", "features"), ("clip", "clip"))
+          for kind in ("top1", "top5", "nway")}  # fmt: skip
+TWO_WAY = {"two_way": "features", "alex2": "alex2", "alex5": "alex5", "inception": "inception", "clip": "clip"}
+DISTANCES = ("effnet", "swav")
+FRECHET = {"fid": "fid", "fid_classifier": "features"}  # metric -> layer
+KERNEL = {"kid": "fid", "kid_classifier": "features"}
+
+
+class ScoreBook:
+    """Every number of one run, by one classifier and the networks at hand."""
+
+    def __init__(
+        self,
+        run: ReconstructRun,
+        classifier: Classifier,
+        n_way: int = 50,
+        top_k: int = 1,
+        metrics: Sequence[str] = ("paper",),
+        distractors: Literal["classifier", "study"] = "classifier",
+        inception_splits: int = 1,
+        weights: str | None = None,
+        download: bool = False,
+    ) -> None:
+        """ValueError, before any work: an N, a metric or a choice of distractors that makes no sense here."""
+        self.run, self.classifier, self.asked, self.top_k = run, classifier, n_way, top_k
+        self.splits, self.distractors = inception_splits, distractors
+        self.wanted = chosen(metrics)
+        self.unavailable: dict[str, str] = {}
+        self.groups = run.groups()
+        trials = run.trials
+        self.labels = np.array([trial["label"] for trial in trials])
+        images = np.array([trial["image"] for trial in trials])
+        # Within one class diversity is no virtue, and within one picture nothing can be dealt out.
+        self.wide = {group: mask for group, mask in self.groups.items() if not group.startswith("class ")}
+        self.deals = {group: numbers.deal(int(mask.sum()), run.samples) for group, mask in self.wide.items()
+                      if len(set(images[mask])) > 1}  # fmt: skip
+        # The study's classes, those of its test trials, and where the classifier has them.
+        names = {trial["label"]: (trial.get("wnid", ""), trial["class_name"]) for trial in trials}
+        self.class_names = {label: names[label][1] for label in sorted(names)}
+        found = {label: classifier.find(*names[label]) for label in sorted(names)}
+        unknown = [self.class_names[label] for label, index in found.items() if index is None]
+        self.known: np.ndarray | None = None if unknown else np.array(list(found.values()), dtype=np.int64)
+        remedy = "give one that does, for a lab's own classes one by `neuroimagen probe`"
+        if unknown:
+            said = f"the classifier does not know {len(unknown)} of the data set's classes (first: {unknown[0]})"
+            if distractors == "study":
+                raise ValueError(f"distractors=study, but {said}; {remedy}, or distractors=classifier")
+            self.unavailable["acc_label"] = f"not available: {said}; {remedy}"
+        self.judged = len(found) if distractors == "study" else len(classifier.classes)
+        self.n_way = numbers.check_n_way(self.judged, n_way, top_k)
+        if not 1 <= inception_splits <= len(trials):
+            raise ValueError(f"inception_splits={inception_splits} must be 1 to the number of trials, {len(trials)}")
+        if "all" not in self.deals:
+            for name in ("shuffled", *CONTROL_OF, *RANKED, *TWO_WAY):
+                self.unavailable[name] = ONE_PICTURE
+        if len(found) != 2 and "auc" in metrics:
+            self.unavailable["auc"] = f"not available: AUC is of two classes, and these trials are of {len(found)}"
+        elif len(found) == 2 and unknown:
+            self.unavailable["auc"] = self.unavailable["acc_label"]
+        counts = np.unique(self.labels, return_counts=True)[1]
+        self.headline = "acc_balanced" if counts.max() > UNEVEN * counts.min() else "acc"
+        with Image.open(run.truth(trials[0]["key"])) as picture:
+            self.side = min(picture.size)
+        self.judges, self.lpips, missing = load_judges(self.wants, classifier.device, weights, download, self.side)
+        self.unavailable |= missing
+
+    def wants(self, *names: str) -> bool:
+        return any(name in self.wanted and name not in self.unavailable for name in names)
+
+    def measure(self, batch_size: int = 16) -> None:
+        """All that needs the pictures. Collective: every rank. ValueError: not all have the same networks at hand."""
+        lacking = [set(names) for names in gather_objects(list(self.unavailable))]
+        if differ := set.union(*lacking) - set.intersection(*lacking):
+            raise ValueError(
+                f"{', '.join(sorted(differ))} can be measured by some processes only: give weights= a directory that "
+                "all machines see, or leave these metrics out"
+            )
+        run, samples = self.run, range(self.run.samples)
+        keys = [trial["key"] for trial in run.trials]
+        compare = (
+            ["features"] if self.wants("two_way", *(m for m, layer in RANKED.items() if layer == "features")) else []
+        )
+        keep = ["probabilities"] + ["features"] * self.wants("fid_classifier", "kid_classifier")
+        judges = [Judge(self.classifier.outputs, keep, compare), *self.judges]
+        self.measured: Measured = measure(
+            {row: [[run.image(row, key, sample) for sample in samples] for key in keys] for row in run.rows},
+            [run.truth(key) for key in keys],
+            {
+                group: (inside := np.flatnonzero(self.wide[group]), inside[dealt.trials])
+                for group, dealt in self.deals.items()
+            },
+            judges,
+            [*pair_measures(self.wants, self.side), *self.lpips],
+            batch_size,
+            self.classifier.device,
+        )
+        first: dict[int, str] = {}  # two files of equal pixels are one picture
+        shown = zip(self.measured.numbers["truth"][:, 0].tolist(), run.trials, strict=True)
+        self.images = np.array([first.setdefault(number, trial["image"]) for number, trial in shown])
+        self.units = self.images if run.pictures_known else run.units()
+        if self.deals and self.measured.gallery <= 5:
+            few = f"not available: {self.measured.gallery} different ground-truth pictures, top-5 needs more"
+            self.unavailable |= {name: few for name in RANKED if name.endswith("top5")}
+        if self.measured.gallery < 4:
+            few = f"not available: {self.measured.gallery} different ground-truth pictures, a distance of sets needs 4"
+            self.unavailable |= {name: few for name in (*FRECHET, *KERNEL) if self.wants(name)}
+        # The truth of ACC, for the classifier or among the study's classes
+        self.seen = self.among(self.measured.of("probabilities", "truth")).argmax(1)
+        self.values = {row: self._values(row) for row in self.measured.numbers}
+
+    def among(self, probabilities: np.ndarray) -> np.ndarray:
+        """(n, K) -> (n, classes that are judged among)"""
+        return probabilities[:, self.known] if self.distractors == "study" else probabilities
+
+    def _tables(self) -> Arrays:
+        """metric -> what a picture gets by the rank of its truth: of each metric that counts ranks."""
+        m = self.measured.gallery
+        way = min(self.asked, m)
+        by_class = success_by_rank(self.judged, self.n_way, self.top_k)
+        found = {name: by_class for name in ("acc", "acc_balanced", "acc_label")}
+        if m > 1:
+            kinds = {"top1": np.arange(m) < 1.0, "top5": np.arange(m) < 5.0, "nway": success_by_rank(m, way, 1)}
+            found |= {name: kinds[name.rpartition("_")[2]].astype(float) for name in RANKED}
+            found |= {name: success_by_rank(m, 2, 1) for name in TWO_WAY}
+        return {name: table for name, table in found.items() if self.wants(name)}
+
+    def _values(self, row: str) -> Arrays:
+        """metric -> (n, samples) of one row, for all metrics of single pictures."""
+        shape = self.measured.numbers[row].shape
+        tables = self._tables()
+        probabilities = self.among(self.measured.of("probabilities", row))
+
+        def ranked(truth: np.ndarray) -> np.ndarray:
+            return numbers.ranks_of(probabilities, truth.repeat(shape[1])[:, None]).reshape(shape)
+
+        found = {"acc": tables["acc"][ranked(self.seen)]}
+        if "acc_label" in tables:
+            assert self.known is not None
+            place = np.searchsorted(sorted(self.class_names), self.labels)
+            found["acc_label"] = tables["acc_label"][
+                ranked(place if self.distractors == "study" else self.known[place])
+            ]
+        found |= {name: values for name in PAIRED if (values := self._paired(name, row)) is not None}
+        for name, layer in (RANKED | TWO_WAY).items():
+            if name in tables and f"rank {layer}" in self.measured.pairs:
+                found[name] = tables[name][self.measured.compared(f"rank {layer}", row)]
+        return {name: found[name].astype(np.float64) for name in self.wanted if name in found and self.wants(name)}
+
+    def _paired(self, name: str, row: str, deal: str | None = None) -> np.ndarray | None:
+        """One of PAIRED, as `Measured.compared`; None: not measured."""
+        layer = f"own {name}" if name in DISTANCES else name
+        if layer not in self.measured.pairs:
+            return None
+        found = self.measured.compared(layer, row, deal).astype(np.float64)
+        return 1 - found if name in DISTANCES else found
+
+    def _means(self, group: str, best: bool = False) -> dict[tuple[str, str], Estimate]:
+        """(row, metric) -> mean over a group's trials, of all their samples or of each one's best."""
+        mask, rows = self.groups[group], self.run.rows
+        columns = [(row, name) for row in rows for name in self.values[row] if name in BEST or not best]
+        values = [self.values[row][name][mask] for row, name in columns]
+        if best:
+            pairs = zip(values, columns, strict=True)
+            values = [numbers.best_of(found, METRICS[name].better or "")[:, None] for found, (_, name) in pairs]
+        units = self.units[mask].repeat(values[0].shape[1])
+        shares = [METRICS[name].scale == 100 for _, name in columns]
+        estimates = bootstrap_means(np.stack([found.ravel() for found in values], 1), units, shares)
+        return dict(zip(columns, estimates, strict=True))
+
+    def _inside(self, row: str, group: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Which pictures of a row are in a group, a mask; of these the units, and the numbers of the truths."""
+        samples, mask = self.measured.numbers[row].shape[1], self.wide[group]
+        truths = self.measured.numbers["truth"][mask, 0]
+        return mask.repeat(samples), self.units[mask].repeat(samples), truths.repeat(samples)
+
+    def _sets(self, place: tuple[str, str]) -> dict[str, Estimate]:
+        """Of a row and group the metrics of a whole set of pictures, but for KID."""
+        (row, group), found = place, {}
+        samples, mask = self.measured.numbers[row].shape[1], self.wide[group]
+        inside, units, truths = self._inside(row, group)
+        probabilities = self.measured.of("probabilities", row)[inside]
+        if self.wants("is") and len(units) >= self.splits:
+            found["is"] = numbers.inception_estimate(probabilities, units, self.splits)
+        if self.wants("is_inception") and len(units) >= self.splits:
+            theirs = softmax(self.measured.of("logits", row)[inside].astype(np.float64), 1)
+            found["is_inception"] = numbers.inception_estimate(theirs, units, self.splits)
+        own = np.unique(truths)  # different ground-truth pictures
+        for name, layer in FRECHET.items():
+            if self.wants(name) and len(own) >= 4:
+                distance = frechet_distance(self.measured.of(layer, row)[inside], self.measured.outputs[layer][own])
+                found[name] = Estimate(distance, None, None, len(set(units)))
+        labels = self.labels[mask].repeat(samples)
+        if self.wants("acc_balanced"):
+            values = self.values[row]["acc"][mask].ravel()
+            found["acc_balanced"] = numbers.balanced_estimate(values, labels, units)
+        if self.wants("auc") and self.known is not None and len(self.known) == 2 and len(set(labels)) == 2:
+            logs = np.log(np.maximum(probabilities[:, self.known].astype(np.float64), 1e-300))  # they may be 1e-40
+            found["auc"] = numbers.auc_estimate(logs[:, 1] - logs[:, 0], labels == self.labels.max(), units)
+        if group not in self.deals:
+            return found
+        if self.wants("shuffled"):
+            seen = self.among(self.measured.outputs["probabilities"][truths]).argmax(1)
+            classes, which = np.unique(seen, return_inverse=True)  # only these can be dealt out
+            table = success_by_rank(self.judged, self.n_way, self.top_k)
+            success = table[numbers.ranks_of(self.among(probabilities), classes)]
+            found["shuffled"] = numbers.shuffled_estimate(success, which, units)
+        for name in PAIRED:
+            if (dealt := self._paired(name, row, group)) is not None and self.wants(f"{name}_gain"):
+                whose, better = self.deals[group].trials[:, :samples], METRICS[name].better or ""
+                both = numbers.dealt_estimates(self.values[row][name][mask], dealt, whose, self.units[mask], better)
+                found[f"{name}_other"], found[f"{name}_gain"] = both
+        return found
+
+    def _kernel(self, place: tuple[str, str]) -> dict[str, Estimate]:
+        """KID of a row and group. Collective: every rank; of a large set it is longer than all other metrics."""
+        inside, units, truths = self._inside(*place)
+        own, which = np.unique(truths, return_inverse=True)
+        found = {}
+        for name, layer in KERNEL.items():
+            if self.wants(name) and len(own) >= 4:
+                ours, theirs = self.measured.of(layer, place[0])[inside], self.measured.outputs[layer][own]
+                found[name] = Estimate(kernel_distance(ours, theirs, which), None, None, len(set(units)))
+        return found
+
+    def scores(self) -> dict[str, Any]:
+        """What scores.json holds (version 4), but for the command's config. Collective: every rank."""
+        run, rows = self.run, self.run.rows
+        found: dict[str, dict[str, dict[str, Any]]] = {row: {group: {} for group in self.groups} for row in rows}
+        best: dict[str, dict[str, dict[str, Any]]] = {row: {"all": {}} for row in rows} if run.samples > 1 else {}
+        for group, estimates in zip(self.groups, spread(self._means, list(self.groups)), strict=True):
+            for (row, name), estimate in estimates.items():
+                found[row][group][name] = estimate._asdict()
+        for (row, name), estimate in (self._means("all", best=True) if best else {}).items():
+            best[row]["all"][name] = estimate._asdict()
+        ceilings = {name: float(value.mean()) for name, value in self.values["truth"].items()}
+        places = [("truth", "all"), *((row, group) for group in self.wide for row in rows)]
+        for (row, group), sets in zip(places, spread(self._sets, places), strict=True):
+            sets |= self._kernel((row, group))
+            if row == "truth":
+                ceilings |= {name: estimate.value for name, estimate in sets.items()}
+            else:
+                found[row][group] |= {name: estimate._asdict() for name, estimate in sets.items()}
+        measured = [name for name in self.wanted if any(name in found[row]["all"] for row in rows)]
+        seen = self.measured.of("probabilities", "truth").argmax(1)
+        truth: dict[str, Any] = {"is": ceilings["is"]} if "is" in ceilings else {}
+        if "all" in self.deals:
+            truth["guessing"] = {name: estimate._asdict() for name, estimate in self._guessing().items()}
+        if self.known is not None:
+            right = self.known[np.searchsorted(sorted(self.class_names), self.labels)]
+            truth["named_rightly"] = float((seen == right).mean())
+        return {
+            "trials": len(run.trials),
+            "pictures": len(set(self.images)),
+            "subjects": len({trial["subject"] for trial in run.trials}),
+            "samples": run.samples,
+            "classifier": self.classifier.describe,
+            "classes": len(self.classifier.classes),
+            "distractors": self.distractors,
+            "n_way": self.n_way,
+            "n_way_asked": self.asked,
+            "top_k": self.top_k,
+            "chance": self.top_k / self.n_way,
+            "headline": self.headline,
+            "gallery": self.measured.gallery,
+            "ssim_settings": numbers.SSIM_SETTINGS + "; ssim: mean of the colour channels, ssim_grey: luma",
+            "inception_splits": self.splits,
+            "interval": f"95 % percentile bootstrap over {run.unit}, 2000 resamples, levels widened for few (all 0 or "
+            "all 1: Clopper-Pearson; sets of pictures, such as IS and shuffled, and what is gained over such: a "
+            f"jackknife over the same), none below {FEWEST}; n counts them",
+            "truth": truth,
+            "metrics": self._described(measured, ceilings),
+            "unavailable": {name: self.unavailable[name] for name in self.wanted if name in self.unavailable},
+            "rows": found,
+            "best_of_n": best,
+            "confusion": {} if self.known is None else {row: self._confusion(row) for row in rows},
+        }
+
+    def _guessing(self) -> dict[str, Estimate]:
+        """What the best answer gets that is the same for all trials, and knows how often each class comes."""
+        table = success_by_rank(self.judged, self.n_way, self.top_k)
+        _, place, each = np.unique(self.labels, return_inverse=True, return_counts=True)
+        balanced = numbers.best_guess(self.seen, table, 1 / each[place])
+        return {
+            "acc": bootstrap_means(numbers.best_guess(self.seen, table)[:, None], self.units, [True])[0],
+            "acc_balanced": numbers.balanced_estimate(balanced, self.labels, self.units),
+        }
+
+    def _described(self, measured: list[str], ceilings: dict[str, float]) -> dict[str, dict[str, Any]]:
+        """Of each metric its definition, chance, and what the ground-truth pictures get."""
+        samples, gallery, dealt = self.run.samples, self.measured.gallery, "the exact mean over all shuffles"
+        if (deal := self.deals.get("all")) and not deal.exact:
+            k = deal.trials.shape[2]
+            dealt = f"{k} seeded shuffles of each sample, the error of so few is part of the interval"
+        facts = Facts(self.n_way, self.top_k, self.judged, self.distractors, gallery, min(self.asked, gallery),
+                      self.splits, len(self.run.trials) * samples, dealt)  # fmt: skip
+        by_chance = {"is": 1.0, "is_inception": 1.0, "auc": 0.5, **{f"{name}_gain": 0.0 for name in PAIRED}}
+        found = {}
+        for name in measured:
+            said = found[name] = describe(name, facts)
+            said["ceiling"] = ceilings.get(name)
+            if name in (tables := self._tables()):
+                said["chance"] = float(tables[name].mean())
+                said["chance_best_of_n"] = numbers.chance_best_of(tables[name], samples) if samples > 1 else None
+            elif name in by_chance:
+                said["chance"] = by_chance[name]
+        return found
+
+    def _confusion(self, row: str) -> dict[str, Any]:
+        """Class of the trial x the most probable class among the study's, over trials and samples."""
+        assert self.known is not None
+        guess = self.measured.of("probabilities", row)[:, self.known].argmax(1)
+        place = np.searchsorted(sorted(self.class_names), self.labels).repeat(self.run.samples)
+        counts = numbers.confusion(place, guess, len(self.class_names))
+        return {"classes": list(self.class_names.values()), "counts": counts.tolist()}
+
+    def pictures_csv(self) -> str:
+        """picture_scores.csv: one line a picture; seen and guess: what the classifier sees in truth and picture.
+
+        Collective: every rank.
+        """
+        per_picture = [name for name in self.wanted if any(name in self.values[row] for row in self.run.rows)]
+        about = ("key", "sample", "subject", "label", "class_name", "image")
+        names = np.array(self.classifier.classes, dtype=object)
+        names = names[self.known] if self.distractors == "study" else names
+
+        def lines(row: str) -> str:
+            text = io.StringIO()
+            table = csv.writer(text, lineterminator="\n")
+            guesses = self.among(self.measured.of("probabilities", row)).argmax(1).reshape(-1, self.run.samples)
+            for t, trial in enumerate(self.run.trials):
+                for sample in range(self.run.samples):
+                    line = [
+                        trial["key"],
+                        sample,
+                        *(trial[name] for name in ("subject", "label", "class_name", "image")),
+                    ]
+                    values = (self.values[row].get(name) for name in per_picture)
+                    measured = ["" if v is None else f"{v[t, sample]:.7g}" for v in values]
+                    table.writerow([row, *line, names[self.seen[t]], names[guesses[t, sample]], *measured])
+            return text.getvalue()
+
+        return ",".join(["row", *about, "seen", "guess", *per_picture]) + "\n" + "".join(spread(lines, self.run.rows))

@@ -1,0 +1,201 @@
+"""One pass over a run's pictures: each different picture through each network once, each pair compared once.
+
+A reconstruction is compared with its own ground truth and with those that it is dealt (metrics.deal).
+
+Pictures are told apart by their pixels, so the ground truth of several subjects' trials, or a training picture that the
+retrieval row returns many times, is judged once. Work is cut in fixed batches that the processes take in turn: a
+picture meets the same company on any number of processes, and so the same bits come out.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from tqdm import tqdm
+
+from neuroimagen.run.collectives import spread, world_size
+from neuroimagen.scores.classifiers import read_pictures, read_pixels
+
+TRUTH_CACHE = 256 << 20  # bytes of ground-truth pictures kept by each process
+Arrays = dict[str, np.ndarray]
+T = TypeVar("T")
+
+
+@dataclasses.dataclass
+class Judge:
+    """A network, and what is wanted of its layers.
+
+    `outputs` takes float (B, 3, H, W) in [0, 1] on the device and gives {layer: (B, D)}.
+    """
+
+    outputs: Callable[[Tensor], dict[str, Tensor]]
+    keep: Sequence[str] = ()  # layers handed back for each picture
+    compare: Sequence[str] = ()  # layers correlated (Pearson) with those of the ground-truth pictures
+
+
+# reconstructions (B, 3, H, W), ground truths (m, 3, H, W) in [0, 1], pairs of them (p, 2) -> {metric: (p,)}
+PairMeasure = Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
+
+
+@dataclasses.dataclass
+class Measured:
+    """What the pass found; pictures are numbered, the ground truths 0 .. gallery - 1."""
+
+    numbers: Arrays  # row -> (n, samples) picture numbers; ground truths: (n, 1)
+    outputs: Arrays  # kept layer -> (pictures, D)
+    pairs: Arrays  # measure -> (pairs,)
+    where: dict[tuple[str, str | None], np.ndarray]  # (row, deal or None: own truth) -> places in `pairs`
+    gallery: int
+
+    def of(self, layer: str, row: str) -> np.ndarray:
+        """(n * samples, D)"""
+        return self.outputs[layer][self.numbers[row].ravel()]
+
+    def compared(self, name: str, row: str, deal: str | None = None) -> np.ndarray:
+        """(n, samples) of a pair measure of trials and their own truths; (trials, samples, k) of those of a deal."""
+        return self.pairs[name][self.where[row, deal]]
+
+
+def _spread(parts: Sequence[T], work: Callable[[T], Arrays], weigh: Callable[[T], int], bar: Any) -> Arrays:
+    """`work` of each part, by the processes in turn; results concatenated in the parts' order, on every process."""
+
+    def counted(part: T) -> Arrays:
+        found = work(part)
+        bar.update(min(weigh(part) * world_size(), bar.total - bar.n))
+        return found
+
+    found = spread(counted, parts)
+    return {name: np.concatenate([arrays[name] for arrays in found]) for name in (found[0] if found else ())}
+
+
+def _cut(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _identify(paths: Sequence[Path], bar: Any) -> Arrays:
+    """Of each picture a "digest" of its pixels, and its "size" (height, width)."""
+
+    def work(part: Sequence[Path]) -> Arrays:
+        pixels = [read_pixels(path) for path in part]
+        digests = [hashlib.blake2b(picture.tobytes(), digest_size=16).hexdigest() for picture in pixels]
+        return {"digest": np.array(digests), "size": np.array([picture.shape[:2] for picture in pixels])}
+
+    return _spread(_cut(paths, 64), work, lambda part: 0, bar)
+
+
+def standardise(features: Tensor) -> Tensor:
+    """Rows of (B, D) to mean 0 and length 1, so that products are Pearson correlations.
+
+    A row that is constant but for rounding becomes 0, as in perceptual.py.
+    """
+    centred = features.float() - features.float().mean(1, keepdim=True)
+    norms, scale = centred.norm(dim=1, keepdim=True), features.abs().amax(1, keepdim=True) * features.shape[1] ** 0.5
+    return torch.where(norms > 1e-6 * scale, centred / norms.clamp(min=1e-30), 0.0)
+
+
+def measure(
+    rows: dict[str, list[list[Path]]],
+    truths: list[Path],
+    deals: dict[str, tuple[np.ndarray, np.ndarray]],
+    judges: Iterable[Judge],
+    pair_measures: Iterable[PairMeasure],
+    batch_size: int,
+    device: torch.device,
+) -> Measured:
+    """Judge every picture and compare every pair; collective: every rank.
+
+    rows: by name, of each trial its samples. truths: of each trial. deals: by name, trials (t,) and, of each of their
+    samples, the trials (t, samples, k) with whose truths it is compared besides. The ground truths are measured as the
+    row "truth". Pair measures have, for each compared layer, "own <layer>", the correlation with the truth of the pair,
+    and "rank <layer>", how many other ground truths correlate at least as much.
+    ValueError: a picture that cannot be read, or of another size than its ground truth.
+    """
+    judges, pair_measures = list(judges), list(pair_measures)
+    everything = truths + [path for trial in zip(*rows.values(), strict=True) for cell in trial for path in cell]
+    quiet = True if world_size() > 1 and dist.get_rank() else None
+    with tqdm(total=0, desc="evaluate", unit="picture", disable=quiet) as bar:
+        about = _identify(everything, bar)
+        digests = dict(zip(everything, about["digest"].tolist(), strict=True))
+        if len(wrong := np.flatnonzero((about["size"] != about["size"][0]).any(1))):
+            (h, w), (h0, w0) = about["size"][wrong[0]], about["size"][0]
+            raise ValueError(
+                f"{everything[wrong[0]]} is {w} x {h} px, its truth {w0} x {h0}: pictures of two runs are mixed, "
+                "reconstruct anew"
+            )
+        first: dict[str, Path] = {}
+        for path in everything:
+            first.setdefault(digests[path], path)
+        number, paths = {digest: i for i, digest in enumerate(first)}, list(first.values())
+        numbers = {row: np.array([[number[digests[p]] for p in cell] for cell in cells])
+                   for row, cells in (rows | {"truth": [[path] for path in truths]}).items()}  # fmt: skip
+        own = numbers["truth"][:, 0]
+        gallery = len(np.unique(own))  # they came first
+        bar.total = len(paths)
+        bar.refresh()
+
+        # Different pairs (p, 2) of a picture and a ground truth, by picture, and where each is wanted
+        codes: dict[tuple[str, str | None], np.ndarray] = {}
+        for row, mine in numbers.items():
+            codes[row, None] = mine * gallery + own[:, None]
+            for name, (inside, dealt) in deals.items():
+                codes[row, name] = mine[inside][..., None] * gallery + own[dealt[:, : mine.shape[1]]]
+        unique, inverse = np.unique(np.concatenate([code.ravel() for code in codes.values()]), return_inverse=True)
+        ends = np.cumsum([code.size for code in codes.values()])[:-1]
+        where = {key: part.reshape(codes[key].shape) for key, part in zip(codes, np.split(inverse, ends), strict=True)}
+        pairs = np.stack([unique // gallery, unique % gallery], 1)
+        truth_layers: Arrays = {}
+        compared: dict[str, Tensor] = {}
+
+        def layers_of(images: Tensor) -> dict[str, Tensor]:
+            return {name: layer for judge in judges for name, layer in judge.outputs(images).items()
+                    if name in (*judge.keep, *judge.compare)}  # fmt: skip
+
+        @torch.inference_mode()
+        def forward(part: Sequence[int]) -> Arrays:
+            images = read_pictures([paths[i] for i in part]).to(device)
+            return {name: layer.float().cpu().numpy() for name, layer in layers_of(images).items()}
+
+        # Ground truths are wanted again and again: some are kept.
+        kept_truths = max(batch_size, TRUTH_CACHE // int(12 * about["size"][0].prod()))
+        truth_picture = functools.lru_cache(kept_truths)(lambda t: read_pictures([paths[t]])[0])
+
+        @torch.inference_mode()
+        def work(part: Sequence[int]) -> Arrays:
+            images = read_pictures([paths[i] for i in part]).to(device)
+            if part[-1] < gallery:
+                layers = {name: torch.from_numpy(layer[part[0] : part[-1] + 1]) for name, layer in truth_layers.items()}
+            else:
+                layers = layers_of(images)
+            found: Arrays = {}
+            start, stop = np.searchsorted(pairs[:, 0], (part[0], part[-1] + 1))
+            at, target = pairs[start:stop, 0] - part[0], pairs[start:stop, 1]
+            for judge in judges:
+                found |= {name: layers[name].float().cpu().numpy() for name in judge.keep}
+                for name in judge.compare:
+                    match = standardise(layers[name].to(device)) @ compared[name].T  # (B, gallery)
+                    # The digits after the sixth depend on a picture's company; rounding may leave [-1, 1].
+                    match = match.mul(1e6).round().div(1e6).clamp(-1, 1)
+                    same = match[at, target]
+                    found[f"own {name}"] = same.cpu().numpy()
+                    found[f"rank {name}"] = ((match[at] >= same[:, None]).sum(1) - 1).cpu().numpy()
+            different, which = np.unique(target, return_inverse=True)
+            seen = torch.stack([truth_picture(t) for t in different.tolist()]).to(device)
+            both = torch.from_numpy(np.stack([at, which], 1)).to(device)
+            for measure_pairs in pair_measures:
+                values = measure_pairs(images, seen, both)
+                found |= {name: v.float().cpu().numpy() for name, v in values.items()}
+            return found
+
+        cut = _cut(range(gallery), batch_size)
+        truth_layers = _spread(cut, forward, lambda part: 0, bar)
+        compared = {n: standardise(torch.from_numpy(truth_layers[n])).to(device) for j in judges for n in j.compare}
+        found = _spread([*cut, *_cut(range(gallery, len(paths)), batch_size)], work, len, bar)
+    kept = {name: found.pop(name) for judge in judges for name in judge.keep}
+    return Measured(numbers, kept, found, where, gallery)

@@ -1,0 +1,429 @@
+"""Packing a study into shards (`neuroimagen shards`); shards/format.py says what a shard directory is.
+
+Work goes on in OUT.partial, which is renamed when it is whole. It holds the tars that are whole, and in unfinished/ a
+record of each and plan.json: the command, the input and the versions they were made with. So the same command goes on
+after the last whole tar, however it was stopped, and any other one starts afresh. A command that is refused, for what
+is wrong in the data, leaves nothing.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from neuroimagen.config import option, path_option
+from neuroimagen.pictures import LAID, TOLD_TO_LIE, TURNED, described
+from neuroimagen.shards.format import (
+    INDEX,
+    SPLITS,
+    Manifest,
+    ShardError,
+    ShardSplit,
+    describe,
+    read_manifest,
+    scan_tar,
+    sha256,
+)
+from neuroimagen.shards.tars import (
+    Died,
+    Job,
+    Moments,
+    Packer,
+    Record,
+    bad_key,
+    fingerprint,
+    jobs_of,
+    other_picture,
+    pack_in_processes,
+    people_apart,
+    record_path,
+    write_json,
+)
+from neuroimagen.studies.open import PATHS, SourceConfig, open_study
+from neuroimagen.studies.study import Study
+
+__all__ = ["SPLITS", "Manifest", "ShardError", "ShardSplit", "ShardsConfig", "describe"]
+__all__ += ["make_shards", "read_manifest", "scan_tar", "sha256"]
+
+FREE = ("out", "processes")  # fields that change no byte of the shards
+OURS = re.compile(r"unfinished|manifest\.json.*|(train|val|test)(-\d{6}\.tar.*|\.index\.npy)")  # in OUT.partial
+MOST_PROCESSES = 16  # unless asked for more: then the disk, not the processor, is what one waits for
+IMPORT_SECONDS = 4.0  # of a new process, until it can open the study
+
+
+@dataclasses.dataclass
+class ShardsConfig(SourceConfig):
+    """`neuroimagen shards`"""
+
+    out: str = path_option(help="shard directory to make")
+    eeg_dtype: Literal["float16", "float32"] = option("float16", "how EEG is stored; float16 halves the size")
+    shard_mb: float = option(64.0, "aim for tars of so many million bytes")
+    shard_size: int = option(0, "trials in a tar; 0: as many as shard_mb says")
+    picture_size: int = option(0, "make the shortest side of larger pictures this, in pixels; 0 keeps the files' bytes")
+    picture_quality: int = option(95, "of resized pictures: JPEG quality, 1 to 100; 0 stores PNG, without loss")
+    processes: int = option(
+        0, "processes that pack, each of which opens the study; 0: by processors, memory and work. Changes speed only"
+    )
+
+
+def make_shards(config: ShardsConfig) -> None:
+    """Pack a study. OUT appears whole or not at all; made again with the same config and input, nothing is done.
+
+    The same config and input give the same bytes, whatever `processes` is and however often it was stopped between.
+    """
+    out = Path(config.out).absolute()
+    _check(config)
+    resolved = {key: value for key, value in dataclasses.asdict(config).items() if key not in FREE}
+    for key in PATHS:
+        resolved[key] = str(Path(resolved[key]).absolute()) if resolved[key] else ""
+    if _is_made(out, resolved):
+        return
+    partial = out.with_name(out.name + ".partial")
+    with _alone(partial, out):
+        if _is_made(out, resolved):  # by another process, just now
+            return
+        strange = [path for path in partial.glob("*") if not OURS.fullmatch(path.name)]
+        if strange:
+            raise ValueError(f"{strange[0]} is not of neuroimagen shards, which works in {partial}: move it elsewhere")
+        try:
+            manifest = _pack(config, resolved, partial)
+            os.replace(partial, out)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise OSError(
+                error.errno, f"the disk of {out} is full: make room, and the same command goes on where it was"
+            ) from None
+    print(describe(out, manifest))
+
+
+def _check(config: ShardsConfig) -> None:
+    if config.shard_size < 0 or config.processes < 0 or not config.shard_mb > 0:
+        raise ValueError("shard_size and processes must be at least 0, shard_mb more than 0")
+    if config.picture_size < 0 or not 0 <= config.picture_quality <= 100:
+        raise ValueError("picture_size must be at least 0, picture_quality 0 to 100")
+
+
+def _is_made(out: Path, resolved: dict[str, Any]) -> bool:
+    """Whether `out` holds the whole result of this config; ValueError if it holds anything else."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    _refuse_other(out, resolved)
+    print(f"{out} is complete and was made by this very command: nothing to do")
+    return True
+
+
+def _refuse_other(out: Path, resolved: dict[str, Any]) -> None:
+    """ValueError unless `out` holds the whole result of this config on inputs that have not changed since."""
+    if not (out / "manifest.json").is_file():
+        raise ValueError(f"out={out} exists and is not a shard directory: give another out=, or remove it")
+    manifest = read_manifest(out)
+    # A field that there was not yet when they were made had the effect of its default.
+    defaults = {field.name: field.default for field in dataclasses.fields(ShardsConfig)}
+    was = {key: manifest.config.get(key, defaults[key]) for key in resolved}
+    other = ", ".join(f"{key}={was[key]}" for key in resolved if was[key] != resolved[key])
+    if other:
+        raise ValueError(f"out={out} was made with {other}: give another out=, or remove it")
+    for path, digest in (manifest.inputs | (manifest.pictures or {})).items():
+        if Path(path).is_file() and _hash_with_progress(Path(path)) != digest:
+            raise ValueError(f"out={out} was made before {path} changed: give another out=, or remove it")
+    for split in SPLITS:
+        ShardSplit(out, split)
+
+
+@contextlib.contextmanager
+def _alone(partial: Path, out: Path) -> Iterator[None]:
+    """Refuse a second packer of `out`. The kernel drops the lock with this process, however that ends."""
+    path = partial.with_name(partial.name + ".lock")  # not inside: the directory is renamed
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = open(path, "a+", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ValueError(f"cannot write to {path.parent} ({error.strerror}): give another out=") from None
+    with opened as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = os.path.exists(path) and os.stat(path).st_ino == os.fstat(file.fileno()).st_ino
+        except (BlockingIOError, PermissionError):
+            mine = False
+        except OSError as error:
+            print(f"warning: {path} cannot be locked here ({error.strerror}): pack {out} by one command at a time")
+            mine = True
+        if not mine:
+            file.seek(0)
+            by = file.read(200) or "another process"
+            raise ValueError(f"out={out} is being packed by {by}: wait for it, or give another out=")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _pack(config: ShardsConfig, resolved: dict[str, Any], partial: Path) -> Manifest:
+    """Have the whole shard directory in `partial`, with nothing else in it."""
+    unfinished = partial / "unfinished"
+    if (partial / "manifest.json").is_file() and not (unfinished / "plan.json").is_file():
+        try:
+            _refuse_other(partial, resolved)  # stopped just before it was renamed
+        except ValueError:
+            pass
+        else:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            return read_manifest(partial)
+    start = time.monotonic()
+    study = open_study(config)
+    opening = time.monotonic() - start
+    inputs = _inputs(study, unfinished / "plan.json")
+    packer = Packer(study, config, partial)
+    trials, trial_seconds = _trials_in_a_tar(packer, config)
+    jobs = jobs_of(study, trials)
+    plan = {
+        "config": resolved,
+        "inputs": inputs,
+        "study": fingerprint(study),
+        "trials": trials,
+        "versions": {name: _version(name) for name in ("neuroimagen", "numpy", "scipy", "mne", "pillow", "torch")},
+    }
+    records = _go_on(partial, plan, jobs)
+    try:
+        _write_tars(packer, jobs, records, opening, trial_seconds)
+        for name, (size, changed, _) in inputs.items():
+            if _stamp(Path(name)) != [size, changed]:
+                raise ValueError(f"{name} changed while it was packed: give the same command again")
+        manifest = _manifest(study, config, [(job, records[job.name]) for job in jobs], partial)
+    except Died:
+        raise
+    except ValueError:  # this command cannot succeed: it leaves nothing
+        shutil.rmtree(partial)
+        raise
+    manifest.inputs = {name: digest for name, (_, _, digest) in inputs.items()}
+    shown = [picture for job in jobs for picture in records[job.name].images.values()]
+    manifest.pictures = {file: digest for digest, _, file, *_ in shown if file}
+    manifest.config = resolved
+    write_json(partial / "manifest.json", dataclasses.asdict(manifest))
+    (unfinished / "plan.json").unlink()  # from here on the manifest is what says that all is there
+    shutil.rmtree(unfinished)
+    return manifest
+
+
+def _write_tars(
+    packer: Packer, jobs: list[Job], records: dict[str, Record], opening: float, trial_seconds: float
+) -> None:
+    """Write the tars that have no record yet, and add their records."""
+    todo = [job for job in jobs if job.name not in records]
+    n, left = (sum(len(job.indices) for job in some) for some in (jobs, todo))
+    processes = min(packer.config.processes or _processes(opening, left * trial_seconds), max(1, len(todo)))
+    with tqdm(total=n, initial=n - left, unit="trial", desc="shards", disable=None) as progress:
+        if processes == 1:
+            for job in todo:
+                records[job.name] = packer.pack(job, progress.update)
+            return
+        with contextlib.closing(pack_in_processes(packer, todo, processes)) as packed:
+            for record in packed:
+                if record is None:
+                    progress.update()
+                else:
+                    records[record.name] = record
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _stamp(path: Path) -> list[int]:
+    known = path.stat()
+    return [known.st_size, known.st_mtime_ns]
+
+
+def _hash_with_progress(path: Path) -> str:
+    with tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=path.name, delay=2, disable=None) as progress:
+        return sha256(path, progress.update)
+
+
+def _inputs(study: Study, plan: Path) -> dict[str, list[Any]]:
+    """Path -> [size, time of change, SHA-256] of each input; one that looks as it did for `plan` is not read again."""
+    before = _read_json(plan).get("inputs", {})
+    found = {}
+    for path in study.inputs:
+        name, stamp = str(path.absolute()), _stamp(path)
+        known = before.get(name, [])
+        found[name] = known if known[:2] == stamp else [*stamp, _hash_with_progress(path)]
+    return found
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _go_on(partial: Path, plan: dict[str, Any], jobs: list[Job]) -> dict[str, Record]:
+    """The records of the tars that an earlier, stopped command left whole; none, and an empty `partial`, otherwise."""
+    unfinished = partial / "unfinished"
+    before = _read_json(unfinished / "plan.json")
+
+    def without_stamps(plan: dict[str, Any]) -> dict[str, Any]:
+        return plan | {"inputs": {name: digest for name, (_, _, digest) in plan["inputs"].items()}}
+
+    if not before or without_stamps(before) != without_stamps(json.loads(json.dumps(plan))):
+        if before:
+            changed = ", ".join(key for key in plan if before.get(key) != plan[key])
+            print(f"{partial} is left over from another command ({changed} differ): starting afresh")
+        shutil.rmtree(partial, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+    write_json(unfinished / "plan.json", plan)
+    records = {}
+    for job in jobs:
+        if record := _true_record(partial, job.name):
+            records[job.name] = record
+        else:
+            record_path(partial, job.name).unlink(missing_ok=True)
+    for path in partial.glob("*.tar*"):
+        if path.name not in records:
+            path.unlink()
+    if before and records:
+        print(f"{partial}: {len(records)} of {len(jobs)} tars are whole, going on with the others")
+    return records
+
+
+def _true_record(partial: Path, name: str) -> Record | None:
+    """The record of a tar, if the tar is there and the picture files in it are those of today."""
+    try:
+        record = Record(**_read_json(record_path(partial, name)))
+        if (partial / name).stat().st_size != record.bytes:
+            return None
+        pictures = [(file, stamp) for _, _, file, *stamp in record.images.values() if file]
+        return record if all(_stamp(Path(file)) == stamp for file, stamp in pictures) else None
+    except (OSError, TypeError, ValueError):
+        return None
+
+
+def _trials_in_a_tar(packer: Packer, config: ShardsConfig) -> tuple[int, float]:
+    """How many trials a tar gets, by the size of some that are spread over the study; and the seconds one takes."""
+    every = [i for split in SPLITS for i in packer.study.splits[split]]
+    some = [every[i] for i in sorted({*np.linspace(0, len(every) - 1, 32).astype(int).tolist()})] if every else []
+    start, size = time.monotonic(), 0
+    for i in some:
+        members = packer.sample(packer.study.trial(int(i)), Record(""))
+        size += sum(512 + -(-len(data) // 512) * 512 for name, data in members.items() if name != "__key__")
+    seconds = (time.monotonic() - start) / max(1, len(some))
+    return config.shard_size or max(1, int(config.shard_mb * 1e6 * len(some) / max(1, size))), seconds
+
+
+def _processes(opening: float, work: float) -> int:
+    """How many processes to pack with: one, where starting more would cost about what they save (seconds)."""
+    most = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, MOST_PROCESSES)
+    with contextlib.suppress(OSError):  # what the study holds in memory, each process would hold
+        held, free = _kilobytes("/proc/self/status", "RssAnon"), _kilobytes("/proc/meminfo", "MemAvailable")
+        most = max(1, min(most, free // (2 * max(1, held))))
+    return most if opening + IMPORT_SECONDS + work / most < 0.8 * work else 1
+
+
+def _kilobytes(path: str, name: str) -> int:
+    found = re.search(rf"^{name}:\s*(\d+) kB", Path(path).read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
+def _manifest(study: Study, config: ShardsConfig, tars: Iterable[tuple[Job, Record]], folder: Path) -> Manifest:
+    """The manifest, without inputs and config, and the index files; checks what concerns several tars."""
+    keys: set[str] = set()
+    side: dict[str, str] = {}  # image -> split
+    known: dict[str, str] = {}  # image -> SHA-256 of the picture
+    first: dict[str, str] = {}  # SHA-256 of a picture -> the first image that has it
+    done: dict[str, list[str]] = {}  # image -> what was done to its picture
+    notes, subjects, moments = list(study.notes), set(), Moments.none(study.n_chans)
+    error, power = 0.0, 0.0
+    sizes: dict[int, np.ndarray] = {}
+    splits: dict[str, dict[str, Any]] = {name: {"trials": 0, "images": 0, "shards": []} for name in SPLITS}
+    images: dict[str, set[str]] = {name: set() for name in SPLITS}
+    rows: dict[str, list[tuple[Any, ...]]] = {name: [] for name in SPLITS}
+    for job, record in tars:
+        split = job.split
+        for key, png, *places in record.rows:
+            if key in keys:
+                raise ValueError(bad_key(key))
+            keys.add(key)
+            rows[split].append((key.encode(), job.number, png, *places))
+        for image, (digest, key, *_) in record.images.items():
+            if study.split_by == "image" and side.setdefault(image, split) != split:
+                raise ValueError(f"image {image} is in both {side[image]} and {split}: use another split")
+            if known.setdefault(image, digest) != digest:
+                raise ValueError(other_picture(key, image))
+            twin = first.setdefault(digest, image)
+            if study.split_by == "image" and side[twin] != split and image not in images[split]:
+                notes.append(f"{twin} ({side[twin]}) and {image} ({split}) are the same picture")
+            images[split].add(image)
+        done |= record.done
+        subjects.update(record.subjects)
+        count, mean, m2 = record.moments
+        moments.add(Moments(count, np.array(mean), np.array(m2)))
+        error, power = error + record.squared_error, power + record.squared_signal
+        for subject, size in record.sizes.items():
+            sizes[int(subject)] = sizes.get(int(subject), np.zeros(2)) + size
+        tar = {"name": record.name, "trials": len(record.rows), "bytes": record.bytes, "sha256": record.sha256}
+        splits[split]["shards"].append(tar)
+        splits[split]["trials"] += len(record.rows)
+    if apart := people_apart({subject: float(np.exp(total / n)) for subject, (n, total) in sorted(sizes.items())}):
+        raise ValueError(apart)
+    for name, content in splits.items():
+        content["images"] = len(images[name])
+        np.save(folder / f"{name}.index.npy", np.array(rows[name], INDEX))
+        content["index_sha256"] = sha256(folder / f"{name}.index.npy")
+    notes += [said for said, _ in described(done)]
+    every = {what for some in done.values() for what in some}
+    if config.background and LAID not in every:
+        notes.append(f"background={config.background} changed nothing: no picture is transparent")
+    if config.orientation and not {TURNED, TOLD_TO_LIE} & every:
+        notes.append(f"orientation={config.orientation} changed nothing: no picture has an EXIF orientation")
+    if config.picture_size:
+        kind = f"JPEG of quality {config.picture_quality}" if config.picture_quality else "PNG"
+        notes.append(f"larger pictures were resized to a shortest side of {config.picture_size} px, stored as {kind}")
+    return Manifest(
+        format="neuroimagen-shards",
+        version=1,
+        dataset=study.dataset,
+        simulated=study.simulated,
+        n_chans=study.n_chans,
+        n_times=study.n_times,
+        sfreq=study.sfreq,
+        eeg_dtype=config.eeg_dtype,
+        channels=study.channels,
+        units=study.units,
+        classes=study.classes,
+        subjects=sorted(subjects),
+        channel_mean=moments.mean.tolist(),
+        channel_std=np.sqrt(moments.m2 / moments.count).tolist(),
+        splits=splits,
+        split_by=study.split_by,
+        protocol=study.protocol,
+        notes=notes,
+        inputs={},
+        config={},
+        eeg_error=(error / power) ** 0.5 if power else 0.0,
+        tmin=getattr(study, "tmin", 0.0),
+        before=getattr(study, "before", {}),
+        recorded=getattr(study, "recorded", None),
+    )

@@ -1,0 +1,318 @@
+"""Reader of THINGS-EEG2 (Gifford et al. 2022), as published and as later decoders preprocess it.
+
+The files, for each subject in a folder sub-01, sub-02, ...:
+  preprocessed_eeg_training.npy   pickled dict: `preprocessed_eeg_data` (conditions, repetitions, channels, samples),
+  preprocessed_eeg_test.npy       `ch_names`, `times` (s after onset); see plain_pickle.py for the two kinds of file
+  <images>/training_images/00001_aardvark/*.jpg, <images>/test_images/00001_aircraft_carrier/*.jpg
+Condition c is the c-th picture of the sorted folders and of the sorted files in each. Published are 16,540 training
+conditions (1,654 concepts x 10) of 4 repetitions and 200 test conditions (one a concept) of 80: 17 channels at 100 Hz,
+or 63 channels at 250 Hz. `times` may begin before the samples do (a baseline was cut off): its last entries count.
+
+A trial is one repetition of one picture; it is read from the file when it is asked for, and nothing else is. At the
+published size (250 Hz, ten people, 97 GB, laid out as published but empty) opening took 0.4 s and 41 MB, and reading
+all trials of one training file of 8.34 GB 4 MB more (peak of resident memory).
+"""
+
+import bisect
+import dataclasses
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neuroimagen.studies import plain_pickle
+from neuroimagen.studies.study import Faults, Trial, absent, some
+
+FILES = {"training": "preprocessed_eeg_training.npy", "test": "preprocessed_eeg_test.npy"}
+FIELDS = ("preprocessed_eeg_data", "ch_names", "times")
+EXTENSIONS = (".jpg", ".jpeg", ".png")  # in lower case
+
+
+@dataclasses.dataclass
+class Picture:
+    path: Path
+    image: str
+    label: int
+
+
+@dataclasses.dataclass
+class Part:
+    """One file: its trials are numbered from `first`, condition by condition."""
+
+    subject: int
+    name: str  # "training" or "test"
+    path: Path
+    eeg: Any  # (conditions, repetitions, channels, samples), an array or a StoredArray
+    channels: list[str]
+    times: np.ndarray  # of the samples, s after onset
+    first: int = 0
+
+    def __len__(self) -> int:
+        return int(self.eeg.shape[0] * self.eeg.shape[1])
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What is in a folder, by name; not what file managers hide there."""
+    return sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda p: p.name)
+
+
+class Study:
+    """Single repetitions of all subjects, or of one. See `read`."""
+
+    dataset = "things_eeg2"
+    split_by = "image"
+    units = "as in the file"  # it names none; the published data are whitened (multivariate noise normalisation)
+
+    def __init__(self, eeg: Path, images: Path, subject: int = 0, seed: int = 0, fault: Faults | None = None) -> None:
+        self.fault = fault or Faults()
+        self.notes: list[str] = []
+        self.simulated = (eeg / "simulation.json").is_file()
+        self.pictures = self._pictures(images)
+        self.picture_folders = [images / "training_images", images / "test_images"]
+        folders = self._subject_folders(eeg, subject)
+        self.subjects = sorted(folders)
+        self.parts: list[Part] = []
+        for number in self.subjects:
+            for name, file in FILES.items():
+                part = self._part(number, name, folders[number] / file)
+                part.first = len(self)
+                self.parts.append(part)
+        self.inputs = [part.path for part in self.parts]
+        self._agree()
+        first = self.parts[0]
+        self.channels: list[str] | None = first.channels
+        self.n_chans, self.n_times = len(first.channels), len(first.times)
+        self.times, self.tmin = first.times, float(first.times[0])
+        self.sfreq = round(float((self.n_times - 1) / (first.times[-1] - first.times[0])), 6)
+        self.notes.append(f"samples run from {first.times[0]:.3f} to {first.times[-1]:.3f} s after onset")
+        self.splits = self._split(seed)
+        self._say(seed)
+
+    def __len__(self) -> int:
+        return self.parts[-1].first + len(self.parts[-1]) if self.parts else 0
+
+    def trial(self, index: int) -> Trial:
+        """Trial `index`, (n_chans, n_times): the only one that is read."""
+        part, condition, repetition = self._place(index)
+        with np.errstate(over="ignore"):
+            eeg = np.asarray(part.eeg[condition, repetition], dtype=np.float32)
+        picture = self.pictures[part.name][condition]
+        if not np.isfinite(eeg).all():
+            channel = part.channels[int((~np.isfinite(eeg)).any(1).argmax())]
+            raise ValueError(
+                f"{part.path}: condition {condition} (image {picture.image}), repetition {repetition} holds NaN, "
+                f"infinity or a number too large for float32 in channel {channel}: mend it or leave this subject out"
+            )
+        concept = self.classes[picture.label]
+        return Trial(
+            key=f"s{part.subject:02d}_{part.name}_c{condition:05d}_r{repetition:02d}",
+            eeg=eeg,
+            jpeg=picture.path,
+            subject=part.subject,
+            label=picture.label,
+            wnid=concept["wnid"],
+            class_name=concept["name"],
+            image=picture.image,
+            extra={"condition": condition, "repetition": repetition},
+        )
+
+    def shown(self, index: int) -> tuple[int, str]:
+        """(subject, image) of a trial; reads nothing."""
+        part, condition, _ = self._place(index)
+        return part.subject, self.pictures[part.name][condition].image
+
+    def _place(self, index: int) -> tuple[Part, int, int]:
+        part = self.parts[bisect.bisect_right([p.first for p in self.parts], index) - 1]
+        return part, *divmod(index - part.first, part.eeg.shape[1])
+
+    def _subject_folders(self, eeg: Path, subject: int) -> dict[int, Path]:
+        if not eeg.is_dir():
+            raise ValueError(
+                f"eeg={eeg} is not a folder: dataset=things_eeg2 takes the one that holds sub-01, sub-02, ..."
+            )
+        found: dict[int, Path] = {}
+        others: list[str] = []
+        for path in _visible(eeg):
+            if (match := re.fullmatch(r"sub-(\d{1,6})", path.name)) and path.is_dir():
+                number = int(match[1])
+                if number == 0 or number in found:
+                    raise ValueError(f"{path}: subjects are numbered from 1, each in one folder: rename it")
+                found[number] = path
+            elif path.is_symlink() and not path.exists():
+                self.fault(f"{path} {absent(path)}")
+            elif re.match(r"sub", path.name, re.IGNORECASE):
+                others.append(path.name)
+        if others:
+            self.notes.append(f"left out, for it is not called sub-01, sub-02, ...: {some(others)}")
+        if not found:
+            near = any((eeg / file).exists() for file in FILES.values())
+            raise ValueError(
+                f"eeg={eeg} holds no folder sub-01, sub-02, ...: give "
+                + ("the folder above it, and subject=... for this one alone" if near else "the one that holds them")
+            )
+        if subject and subject not in found:
+            raise ValueError(f"eeg={eeg} has no subject={subject}; it has subjects {sorted(found)}")
+        return {subject: found[subject]} if subject else found
+
+    def _part(self, subject: int, name: str, path: Path) -> Part:
+        """Open one file and check everything about it but the samples themselves."""
+        content = plain_pickle.load(path)
+        if not isinstance(content, dict) or not set(FIELDS) <= set(content):
+            raise ValueError(f"{path} is not a THINGS-EEG2 file: it must hold {', '.join(FIELDS)}")
+        eeg, names, times = (content[field] for field in FIELDS)
+        shape = eeg.shape if isinstance(eeg, (np.ndarray, plain_pickle.StoredArray)) else ()
+        if len(shape) != 4 or 0 in shape or eeg.dtype.kind not in "fiu":
+            raise ValueError(
+                f"{path}: `preprocessed_eeg_data` must be a table of numbers, conditions x repetitions x channels x "
+                + (f"samples; it has the shape {shape}" if shape else "samples")
+            )
+        channels = self._channels(path, names)
+        if len(channels) != shape[2]:
+            raise ValueError(f"{path}: `ch_names` names {len(channels)} channels, but the data have {shape[2]}")
+        pictures = self.pictures[name]
+        if len(pictures) != shape[0]:
+            folders = len({picture.path.parent for picture in pictures})
+            raise ValueError(
+                f"{path} holds {shape[0]} conditions, but {pictures[0].path.parents[1]} holds {len(pictures)} pictures "
+                f"in {folders} folders, where each picture is a condition: use the pictures that belong to this file"
+            )
+        return Part(subject, name, path, eeg, channels, self._times(path, times, shape[3]))
+
+    @staticmethod
+    def _channels(path: Path, names: Any) -> list[str]:
+        if isinstance(names, (np.ndarray, plain_pickle.StoredArray)):
+            names = names[...].tolist()
+        if not isinstance(names, (list, tuple)) or not all(isinstance(n, str) and n.strip() for n in names):
+            raise ValueError(f"{path}: `ch_names` must be a list of names")
+        if len(set(names)) < len(names):
+            raise ValueError(f"{path}: `ch_names` holds {Counter(names).most_common(1)[0][0]!r} twice")
+        return [str(n) for n in names]
+
+    def _times(self, path: Path, times: Any, n: int) -> np.ndarray:
+        """The times of the samples: the last n entries."""
+        if isinstance(times, plain_pickle.StoredArray):
+            times = times[...]
+        try:
+            times = np.asarray(times, dtype=np.float64)
+        except (TypeError, ValueError):
+            times = np.zeros(0)
+        if times.ndim != 1 or len(times) < n or n < 2:
+            raise ValueError(
+                f"{path}: `times` must hold the times of the {n} samples, at least two; it has shape {times.shape}"
+            )
+        if len(times) > n:
+            note = f"`times` names {len(times)} times for {n} samples: the last {n} are theirs"
+            self.notes += [note] if note not in self.notes else []
+        times = times[-n:]
+        steps = np.diff(times)
+        if not np.isfinite(times).all() or steps[0] <= 0 or np.abs(steps - steps.mean()).max() > 0.01 * steps.mean():
+            raise ValueError(f"{path}: `times` must rise in even steps; the sampling rate is taken from it")
+        return times
+
+    def _agree(self) -> None:
+        """Two files of one study have the same channels at the same times."""
+        first = self.parts[0]
+        for part in self.parts[1:]:
+            if part.channels != first.channels:
+                raise ValueError(f"{part.path} has other channels, or in another order, than {first.path}")
+            if part.times.shape != first.times.shape or not np.allclose(part.times, first.times, atol=1e-3):
+                raise ValueError(
+                    f"{part.path} has {len(part.times)} samples from {part.times[0]:g} to {part.times[-1]:g} s where "
+                    f"{first.path} has {len(first.times)} from {first.times[0]:g} to {first.times[-1]:g} s: "
+                    "take all files from one source"
+                )
+
+    def _pictures(self, root: Path) -> dict[str, list[Picture]]:
+        """The pictures of both sets in the order of conditions; makes `classes`, one for each concept folder."""
+        folders: list[tuple[str, Path, list[Path]]] = []  # set, concept folder, pictures
+        odd = 0
+        for name in FILES:
+            own = root / f"{name}_images"
+            if not own.is_dir():
+                raise ValueError(f"{own} is not a folder: images= must hold training_images/ and test_images/")
+            found = [
+                (path, [p for p in _visible(path) if p.suffix.lower() in EXTENSIONS])
+                for path in _visible(own)
+                if path.is_dir()
+            ]
+            if not any(files for _, files in found):
+                raise ValueError(
+                    f"{own} holds no folder of pictures: it must hold one for each concept, 00001_aardvark, ..."
+                )
+            usual = Counter(len(files) for _, files in found).most_common(1)[0][0]
+            for path, files in found:
+                if len(files) != usual:
+                    odd += 1
+                    self.fault(
+                        f"{path} holds {len(files)} pictures where the other folders hold {usual}: one too few or "
+                        "too many shifts all conditions after it; put the published pictures there"
+                    )
+            folders += [(name, path, files) for path, files in found]
+        if odd:
+            raise ValueError(f"images={root}: {odd} folders hold another number of pictures than the others")
+        concepts = [re.sub(r"^\d+_(?=.)", "", path.name) for _, path, _ in folders]
+        stems = Counter(file.stem for _, _, files in folders for file in files)
+        often = Counter(concepts)
+        self.classes: list[dict[str, Any]] = []
+        pictures: dict[str, list[Picture]] = {name: [] for name in FILES}
+        for label, (concept, (name, path, files)) in enumerate(zip(concepts, folders, strict=True)):
+            wnid = concept if often[concept] == 1 else f"{name}_{path.name}"
+            self.classes.append({"label": label, "wnid": wnid, "name": concept.replace("_", " ")})
+            for file in files:
+                image = file.stem if stems[file.stem] == 1 else f"{name}_{path.name}_{file.stem}"
+                pictures[name].append(Picture(file, image, label))
+        if len({picture.image for own in pictures.values() for picture in own}) < sum(map(len, pictures.values())):
+            raise ValueError(f"images={root} holds two pictures of one name in one folder: rename one")
+        n_train = sum(name == "training" for name, _, _ in folders)
+        self.both = sorted(set(concepts[:n_train]) & set(concepts[n_train:]))
+        if max(often.values()) > 1:
+            self.notes.append(
+                f"{sum(n > 1 for n in often.values())} concept names stand for several folders (e.g. "
+                f"{often.most_common(1)[0][0]}): these classes are told apart by set and folder"
+            )
+        return pictures
+
+    def _split(self, seed: int) -> dict[str, list[int]]:
+        """val: one picture of each training concept, all its repetitions, the same for every subject."""
+        by_label: dict[int, list[int]] = {}
+        for condition, picture in enumerate(self.pictures["training"]):
+            by_label.setdefault(picture.label, []).append(condition)
+        alone = next((label for label, conditions in by_label.items() if len(conditions) < 2), None)
+        if alone is not None:
+            raise ValueError(
+                f"{self.picture_folders[0]}: concept {self.classes[alone]['name']} has one picture; two are needed, "
+                "as one goes to val"
+            )
+        held = {own[int(np.random.default_rng([seed, label]).integers(len(own)))] for label, own in by_label.items()}
+        splits: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+        for part in self.parts:
+            for index in range(part.first, part.first + len(part)):
+                condition = (index - part.first) // part.eeg.shape[1]
+                splits["test" if part.name == "test" else "val" if condition in held else "train"].append(index)
+        return splits
+
+    def _say(self, seed: int) -> None:
+        concepts = {name: len({picture.label for picture in own}) for name, own in self.pictures.items()}
+        unseen = "none of them in training"
+        if self.both:
+            unseen = (
+                f"of which {len(self.both)} ({', '.join(self.both[:3])}) are also trained on: NOT zero-shot for those"
+            )
+        self.protocol = (
+            f"test: the published test set, {concepts['test']} concepts, {unseen} ({concepts['test']}-way zero-shot), "
+            f"single repetitions; val: one picture of each of {concepts['training']} training concepts (seed {seed}), "
+            "with all its repetitions; train: the other training pictures"
+        )
+        if len(self.subjects) == 1:
+            self.protocol += f"; subject {self.subjects[0]} only"
+
+
+def read(eeg: str | Path, images: str | Path, subject: int = 0, seed: int = 0, fault: Faults | None = None) -> Study:
+    """Open the files of all subjects below `eeg`, or of one; EEG is read trial by trial.
+
+    images: the folder with training_images/ and test_images/. `seed` draws the val pictures.
+    Raises ValueError, in one sentence, for whatever in the files is not as published.
+    """
+    return Study(Path(eeg), Path(images), subject, seed, fault)
