@@ -30,6 +30,7 @@ test-slurm: $(VENV)/test-ready  ## the sbatch files on a SLURM of two nodes on t
 lint: $(VENV)/test-ready
 	ruff check .
 	ruff format --check .
+	lint-imports
 	mypy
 
 bench: $(VENV)/test-ready  ## each prints a ratio against what one would otherwise run

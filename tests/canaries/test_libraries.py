@@ -38,6 +38,47 @@ def test_webdataset_asks_for_a_nodesplitter(tmp_path, monkeypatch):
         list(wds.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False))
 
 
+def test_webdataset_passes_over_what_is_cut_at_a_member(tmp_path):
+    """Hence a manifest with counts and SHA-256 of every tar."""
+    import webdataset as wds
+
+    path = tmp_path / "a.tar"
+    with wds.TarWriter(str(path)) as tar:
+        for key in "abc":
+            tar.write({"__key__": key, "txt": "hello"})
+    assert len(list(wds.WebDataset(str(path), shardshuffle=False))) == 3
+    path.write_bytes(path.read_bytes()[: 2 * 1024])  # header and content of two samples, 512 bytes each
+    assert len(list(wds.WebDataset(str(path), shardshuffle=False))) < 3
+
+
+def test_opening_a_loader_draws_from_the_global_generator():
+    """Hence torch is seeded before each step, and batches come from a stream of our own."""
+    before = torch.get_rng_state()
+    next(iter(torch.utils.data.DataLoader([0, 1])))
+    assert not torch.equal(before, torch.get_rng_state())
+
+
+def test_more_processes_on_a_cpu_need_multi_gpu():
+    """`accelerate launch --cpu --num_processes 2` starts one process; hence the launch files say which."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    words = ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "t.py"]
+    for extra, several in (["--cpu"], False), (["--multi_gpu"], True):
+        arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args([*extra, *words]))
+        assert bool(arguments.multi_gpu) == several
+
+
+def test_too_few_steps_for_a_strength_fail_inside_diffusers(tmp_path):
+    """Hence check_settings refuses what draws no step."""
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    pipe = StableDiffusionImg2ImgPipeline.from_pretrained(tiny_pipeline(tmp_path / "pipe"), safety_checker=None)
+    embedding = torch.zeros(1, *pipe.text_encoder(torch.arange(16)[None])[0].shape[1:])
+    given = {"prompt_embeds": embedding, "negative_prompt_embeds": embedding, "image": torch.rand(1, 3, 64, 64)}
+    with pytest.raises((IndexError, ValueError, RuntimeError)):
+        pipe(**given, strength=0.3, num_inference_steps=3)
+
+
 def test_set_attention_backend_does_nothing_on_the_unet_of_stable_diffusion(tmp_path):
     """Hence reconstruction/attention.py sets processors and looks at what is in force."""
     from diffusers import UNet2DConditionModel
