@@ -214,9 +214,7 @@ def examine(study: Study, eeg_dtype: str = "float32", background: str = "", orie
                     study.fault(str(error))
                     found.left_out += 1
                 progress.update()
-    finish = getattr(study, "finish", None)
-    if finish is not None:
-        finish()
+    study.finish()
     found.same_eeg = found.copies.pairs() | found.same_eeg
     there = {path for folder in study.picture_folders for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES}
     found.orphans = sorted(there - found.used_files)

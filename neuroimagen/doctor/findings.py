@@ -411,7 +411,7 @@ class Findings:
 
     def _recorded(self) -> None:
         """What the files state of pass band and reference must be the same of all, or people differ by that alone."""
-        groups: list[dict[str, Any]] = getattr(self.study, "recorded", None) or []
+        groups = self.study.recorded or []
         if len(groups) > 1:
             parts = [f"{said(group)} ({len(group['files'])} files, {some(group['files'], 2)})" for group in groups]
             self.ask(

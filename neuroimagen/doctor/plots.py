@@ -131,7 +131,7 @@ def evoked(findings: Findings) -> Any:
     subjects = [s for s in found.subjects if found.summed[s]]
     if not subjects:
         return None
-    onset = getattr(study, "tmin", None)  # s from picture onset to the first sample, where the reader says so
+    onset = study.tmin  # s from picture onset to the first sample, where the reader says so
     ms = 1000 * (np.arange(study.n_times) / study.sfreq + (onset or 0))
     total: np.ndarray = np.sum([found.evoked[s] for s in subjects], axis=0) / sum(found.summed[s] for s in subjects)
     power = total.std(axis=0) if study.n_chans > 1 else np.abs(total[0])
@@ -207,16 +207,8 @@ def amplitude(findings: Findings) -> Any:
     return figure
 
 
-def trial_lengths(findings: Findings) -> list[int]:
-    """Samples of every trial in the file, where the reader keeps them as published (dicts of torch tensors)."""
-    study: Any = getattr(findings.study, "study", findings.study)  # under signal options
-    trials, broken = getattr(study, "trials", []), getattr(study, "broken", ())
-    whole = [trial for i, trial in enumerate(trials) if i not in broken and isinstance(trial, dict)]
-    return [trial["eeg" if "eeg" in trial else "eeg_data"].shape[1] for trial in whole]
-
-
 def lengths(findings: Findings) -> Any:
-    values = trial_lengths(findings)
+    values = findings.study.lengths()
     if not values:
         return None
     figure = _figure(10.4, 2.4)

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from neuroimagen.shards.format import INDEX, SPLITS, ShardSplit, load_index, read_manifest, scan_tar, sha256
-from neuroimagen.studies.study import Faults, Trial
+from neuroimagen.studies.study import Faults, Study, Trial
 
 LARGEST = {"eeg": 1 << 30, "picture": 64 << 20, "json": 1 << 20}  # bytes; more is refused before it is read
 KINDS = {"subject": int, "label": int, "wnid": str, "class_name": str, "image": str, "trial": str}
 
 
-class ShardStudy:
+class ShardStudy(Study):
     """The Study of a shard directory.
 
     Opening it verifies every tar's size, SHA-256 and members, the index, and that no tar is left over; `trial` verifies
@@ -23,14 +23,14 @@ class ShardStudy:
     """
 
     def __init__(self, shards: str | Path, fault: Faults | None = None) -> None:
-        self.folder, self.fault = Path(shards), fault or Faults()
+        super().__init__(fault)
+        self.folder = Path(shards)
         m = self.manifest = read_manifest(self.folder)
         self.dataset, self.simulated, self.units, self.channels = m.dataset, m.simulated, m.units, m.channels
         self.n_chans, self.n_times, self.sfreq = m.n_chans, m.n_times, m.sfreq
         self.classes, self.split_by, self.protocol, self.notes = m.classes, m.split_by, m.protocol, m.notes
-        self.recorded = m.recorded
+        self.tmin, self.before, self.recorded = m.tmin, m.before or {}, m.recorded
         self.inputs = [Path(path) for path in m.inputs]
-        self.picture_folders: list[Path] = []
         self.known = {c["label"]: c for c in m.classes}
         self.place: list[tuple[str, Path, Any]] = []  # split, tar, index row of each trial
         self.splits: dict[str, list[int]] = {}

@@ -601,7 +601,7 @@ def test_figures_and_topographies(clean, tmp_path, monkeypatch):
     for png in drawn.values():
         assert min(Image.open(io.BytesIO(png)).size) > 100
     content = torch.load(clean / "eeg.pth", weights_only=True)
-    assert sorted(doctor_plots.trial_lengths(findings)) == sorted(t["eeg"].shape[1] for t in content["dataset"])
+    assert sorted(findings.study.lengths()) == sorted(t["eeg"].shape[1] for t in content["dataset"])
     folder = tmp_path / "named"
     write_study(folder, n_chans=9)
     named = look(folder, n_chans=9)

@@ -10,7 +10,11 @@ import pytest
 from perceivelab_files import write_study
 
 from neuroimagen.cli import main
+from neuroimagen.doctor.examination import examine
+from neuroimagen.doctor.findings import Findings
+from neuroimagen.doctor.shards import ShardStudy
 from neuroimagen.shards.pack import ShardsConfig, make_shards
+from neuroimagen.studies.study import Faults
 
 
 def run(*arguments: str | Path) -> int:
@@ -48,6 +52,17 @@ def test_clean_shards_say_what_the_source_says(clean, packed, capsys):
         return [line for line in lines if "picture in the folders" not in line]  # those are not in shards
 
     assert comparable(from_shards) == comparable(from_source)
+
+
+def test_trials_of_shards_are_drawn_from_where_they_begin(packed):
+    """The customary cut of this data set begins 20 ms after onset."""
+    pytest.importorskip("mne", reason="figures need the mne extra")
+    from neuroimagen.doctor import plots
+
+    study = ShardStudy(packed, Faults(collect=True))
+    drawn = plots.evoked(Findings(examine(study), str(packed)))
+    axes = [one for one in drawn.axes if one.get_xlabel() == "ms from picture onset"]
+    assert study.tmin == 0.02 and axes and axes[0].lines[0].get_xdata()[0] == 20
 
 
 def test_all_damage_to_shards_is_listed(shards, tmp_path, capsys):
