@@ -15,8 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageColor
 
-from neuroimagen.files import pass_on
-from neuroimagen.shards.format import MAX_PICTURE_PIXELS
+from neuroimagen.files import MAX_PICTURE_PIXELS, pass_on
 
 FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}  # MPO: a JPEG of several pictures, the first of which is shown
 T = Image.Transpose

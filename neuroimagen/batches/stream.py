@@ -49,10 +49,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, get_worker_info
 
 from neuroimagen.batches.order import BalancedOrder, EpochOrder
-from neuroimagen.files import pass_on
+from neuroimagen.files import MAX_PICTURE_PIXELS, pass_on
 from neuroimagen.pictures import fraction, see
 from neuroimagen.run.collectives import decided_by_main, on_every_rank
-from neuroimagen.shards.format import MAX_PICTURE_PIXELS, ShardSplit
+from neuroimagen.shards.format import ShardSplit
 
 PICTURE_CACHE = 256 << 20  # bytes of decoded pictures kept by each process
 PREFETCH = 2  # batches that each worker makes ahead
