@@ -76,10 +76,12 @@ def see(data: bytes, background: str = "", orientation: str = "", least: int = 0
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PIL's; of decompression bombs, our own limit is lower
+            warnings.simplefilter("ignore")  # PIL's
             return _see(data, background, orientation, least)
     except Unclear:
         raise
+    except Image.DecompressionBombError:  # PIL's own limit, above ours, comes before the size can be asked
+        raise ValueError(f"it claims more than {MAX_PICTURE_PIXELS:,} pixels in all") from None
     except Image.UnidentifiedImageError:
         name = {b"\xff\xd8": "JPEG", b"\x89P": "PNG"}.get(data[:2])
         raise ValueError(f"a {name} cut off or of a rare kind" if name else "not a JPEG or PNG") from None

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from neuroimagen.batches.stream import Batcher, load_picture
+from neuroimagen.batches.decode import load_picture
+from neuroimagen.batches.stream import Batcher
 from neuroimagen.reconstruction.reconstructor import Reconstructor, noise_seed
 from neuroimagen.run.collectives import sum_over_processes
 from neuroimagen.run.seeds import seed_from

@@ -4,9 +4,11 @@ import errno
 import inspect
 import json
 import os
+import platform
 import re
 import shutil
 import stat
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -20,7 +22,8 @@ from perceivelab_files import write_study
 from safetensors.torch import save_model
 
 from neuroimagen import files
-from neuroimagen.batches.stream import eval_batches, load_picture, train_batches
+from neuroimagen.batches.decode import load_picture
+from neuroimagen.batches.stream import eval_batches, train_batches
 from neuroimagen.config import TrainConfig
 from neuroimagen.run import environment, processes, trackers
 from neuroimagen.run.run import Run
@@ -255,6 +258,75 @@ def test_what_cannot_be_written_is_named_and_the_old_stays(tmp_path, monkeypatch
     assert stopped.value.errno == code and path.read_text() == "old" and [*tmp_path.iterdir()] == [path]
 
 
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_what_is_replaced_is_the_old_or_the_new_whole(tmp_path, kind):
+    """Also where a process that was killed has left half of it; and nothing of a failure stays."""
+    path, left = tmp_path / "model", tmp_path / "model.partial"
+
+    def write(partial: Path, text: str) -> None:
+        if kind == "directory":
+            partial.mkdir()
+        (partial / "weights" if kind == "directory" else partial).write_text(text)
+
+    write(left, "half")
+    with files.replacing(path) as partial:
+        write(partial, "whole")
+    with pytest.raises(KeyboardInterrupt), files.replacing(path) as partial:
+        write(partial, "new")
+        raise KeyboardInterrupt
+    assert [*tmp_path.iterdir()] == [path]
+    assert (path / "weights" if kind == "directory" else path).read_text() == "whole"
+
+
+def test_two_processes_may_write_the_same_file(tmp_path):
+    with files.replacing(tmp_path / "a", own=True) as partial:
+        assert str(os.getpid()) in partial.name
+        partial.write_text("mine")
+        files.write_atomic(tmp_path / "a", "theirs")
+    assert (tmp_path / "a").read_text() == "mine"
+
+
+CLAIM = """
+import sys
+from pathlib import Path
+from neuroimagen import files
+try:
+    files.claim(Path(sys.argv[1]), "")
+    print("mine")
+except files.Taken as holder:
+    print(holder)
+"""
+
+
+def test_what_is_claimed_is_refused_to_others_until_it_is_let_go(tmp_path):
+    path = tmp_path / "lock"
+
+    def another() -> str:
+        return subprocess.run([sys.executable, "-c", CLAIM, str(path)], capture_output=True, text=True).stdout.strip()
+
+    file = files.claim(path, "")
+    assert another() == f"process {os.getpid()} on {platform.node()}"
+    os.close(file)
+    assert another() == "mine"
+
+
+def test_where_nothing_can_be_locked_the_user_is_told(tmp_path, monkeypatch, capsys):
+    def unknown(file, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.lockf", unknown)
+    os.close(files.claim(tmp_path / "lock", "start only one run there"))
+    said = capsys.readouterr().err
+    assert said == f"warning: {tmp_path}/lock cannot be locked here (No locks available): start only one run there\n"
+
+
+def test_versions():
+    assert files.versions("torch", "no-such-package") == {
+        "torch": torch.__version__,
+        "no-such-package": "not installed",
+    }
+
+
 def test_a_full_disk_under_the_log_is_named(tmp_path, monkeypatch):
     class Full:
         def __enter__(self):
@@ -335,7 +407,7 @@ def test_memory_that_runs_out_replaces_no_trial(made, monkeypatch, capsys):
     def no_memory(*what, **how):
         raise MemoryError
 
-    monkeypatch.setattr("neuroimagen.batches.stream.simplejpeg.decode_jpeg_header", no_memory)
+    monkeypatch.setattr("neuroimagen.batches.decode.simplejpeg.decode_jpeg_header", no_memory)
     with pytest.raises(ValueError, match=r"trial \S+ cannot be read \(Cannot allocate memory\)"):
         next(train_batches(made, batch_size=8, image_size=16, max_bad_samples=30))
     with pytest.raises(OSError, match="Cannot allocate memory"):
