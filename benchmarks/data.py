@@ -43,6 +43,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from neuroimagen.batches import stream
+from neuroimagen.batches.decode import load_picture
 from neuroimagen.shards.format import ShardSplit
 from neuroimagen.shards.pack import ShardsConfig, make_shards
 
@@ -127,7 +128,7 @@ def customary(folder: Path, size: int, workers: int) -> Iterator[Any]:
 def prepared(eeg: np.ndarray, jpeg: bytes, label: int, size: int) -> tuple[torch.Tensor, int, torch.Tensor]:
     """What ours does to a trial, for the streaming libraries."""
     signal = torch.from_numpy(np.array(eeg)).view(128, 440).float().sub_(0.1).div_(1.1)
-    image = stream.load_picture(jpeg, size).float().div_(127.5).sub_(1) if size else torch.zeros(0)
+    image = load_picture(jpeg, size).float().div_(127.5).sub_(1) if size else torch.zeros(0)
     return signal, label, image
 
 
@@ -235,7 +236,7 @@ def decode(folder: Path, size: int, number: int) -> float:
     pictures = [split.picture(i) for i in range(PICTURES)]
     began = time.perf_counter()
     for count, data in enumerate(itertools.cycle(pictures)):
-        stream.load_picture(data, size)
+        load_picture(data, size)
         if (passed := time.perf_counter() - began) > SECONDS:
             return (count + 1) / passed
     raise AssertionError

@@ -20,7 +20,7 @@ from neuroimagen.pixel.features import FeatureExtractor
 from neuroimagen.pixel.losses import ssim
 from neuroimagen.pixel.saliency import Generator
 from neuroimagen.reconstruction.decoders import decode
-from neuroimagen.shards.pack import ShardSplit
+from neuroimagen.shards.format import ShardSplit
 
 SIDE = 32
 

@@ -1,32 +1,28 @@
-"""What a machine may lack, or bring along: rights, room, open files, memory; variables that change numbers."""
+"""The one door to the file system: whole files, locks, hashes, limits; and which errors are the machine's own."""
 
 import contextlib
 import errno
+import fcntl
+import hashlib
+import importlib.metadata
 import os
-import re
+import platform
 import resource
+import shutil
 import stat
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from neuroimagen.text_files import encode
 
+# More than any study needs, whoever reads it; what claims more is refused before it is read or decoded.
+MAX_PICTURE_BYTES = 64 << 20  # of a JPEG or PNG file
+MAX_PICTURE_PIXELS = 50_000_000  # width x height
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of an OSError: there is no room on the disk
 # An OSError with one of these tells of the file that was asked for: it is not there. Those of decoders have none.
 OF_THE_FILE = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
-
-# Variable -> the values that ask for nothing. What asks accelerate for another way to train than the config's:
-WAYS = ("USE_FSDP", "USE_MEGATRON_LM", "USE_PARALLELISM_CONFIG", "USE_SAGEMAKER", "FP8_BACKEND")
-OTHER_WAYS = dict.fromkeys([f"ACCELERATE_{way}" for way in WAYS], ("", "0", "false", "no"))
-# ... and what lets oneDNN multiply fp32 with fewer bits.
-FEWER_BITS = dict.fromkeys(("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"), ("", "strict"))
-# Variables by which libraries choose kernels, threads, algorithms or sources, which may change the last bits or more.
-READ_BY_LIBRARIES = re.compile(
-    r"(ACCELERATE|AT|ATEN|BLIS|CUBLAS\w*|CUDA|CUDNN|DEEPSPEED|DIFFUSERS|(ONE)?DNNL?|DS|FBGEMM|FLASH_ATTENTION|FSDP|GLOO"
-    r"|GOMP|GOPEN|HF|HIP\w*|HSA|HUGGINGFACE|KMP|MEGATRON_LM|MIOPEN|MKL|MKLDNN|MNE|NCCL|NPY|NUMBA|NUMEXPR|NUMPY|NVIDIA|OMP"
-    r"|OPENBLAS|PARALLELISM_CONFIG|PYTORCH|ROCBLAS|SCIPY|TORCH\w*|TRANSFORMERS|TRITON|USE_HUB|VECLIB|WDS|XLA)_.+"
-    r"|PYTHONHASHSEED|PYTHONOPTIMIZE|LD_PRELOAD|LD_LIBRARY_PATH"
-)
-SECRET = re.compile(r"\A\w*(TOKEN|KEY|SECRET|PASSW|CREDENTIAL)\w*=|://[^/]*@")
 
 
 def pass_on(error: BaseException) -> None:
@@ -56,16 +52,78 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader, or a kill, sees the old or the new content whole; text as UTF-8."""
-    partial = path.with_name(path.name + ".partial")
+@contextlib.contextmanager
+def replacing(path: Path, own: bool = False) -> Iterator[Path]:
+    """Where to write a file or make a directory: it takes the place of `path` when the block ends well, else it goes.
+
+    So a reader, or a kill, sees the old or the new one whole. own: another process may be doing the same at this time.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial" if own else f"{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     try:
-        partial.write_bytes(encode(content) if isinstance(content, str) else content)
+        yield partial
         os.replace(partial, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # of a file system that cannot be written
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it was a directory, or the file system cannot be written
             partial.unlink()
+        raise
+
+
+def write_atomic(path: Path, content: str | bytes, own: bool = False) -> None:
+    """Write a file by `replacing`; text as UTF-8. OSError names the file."""
+    try:
+        with replacing(path, own) as partial:
+            partial.write_bytes(encode(content) if isinstance(content, str) else content)
+    except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+class Taken(Exception):
+    """Another process has the lock: "process 7 on node1"."""
+
+
+def claim(path: Path, advice: str) -> int:
+    """A descriptor of `path`, locked for this process until that is closed or this ends, however it ends. Or Taken.
+
+    A POSIX record lock: the kernel drops it with the process, children do not inherit it, and NFS knows it; where it
+    cannot be had, a warning with `advice`. (To wait for another process there is filelock.FileLock.)
+    """
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        mine = os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(file))  # or its holder has removed it
+    except (BlockingIOError, PermissionError):
+        mine = False
+    except OSError as error:
+        print(f"warning: {path} cannot be locked here ({error.strerror}): {advice}", file=sys.stderr)
+        mine = True
+    if not mine:
+        holder = os.read(file, 200).decode(errors="replace") or "another process"
+        os.close(file)
+        raise Taken(holder)
+    os.ftruncate(file, 0)
+    os.write(file, f"process {os.getpid()} on {platform.node()}".encode())
+    return file
+
+
+def sha256(path: Path, progress: Callable[[int], Any] = lambda n: None) -> str:
+    """SHA-256 of a file; `progress` is told each number of bytes read."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+            progress(len(block))
+    return digest.hexdigest()
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Package -> its version, or "not installed"."""
+    found = dict.fromkeys(packages, "not installed")
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
 
 
 def share_weights(folder: Path) -> None:
@@ -76,16 +134,3 @@ def share_weights(folder: Path) -> None:
     probe.unlink()
     for path in folder.rglob("*.safetensors"):
         path.chmod(rights)
-
-
-def refuse_variables(harmless: Mapping[str, tuple[str, ...]], effect: str) -> None:
-    """Raise ValueError if the environment has one of these with a value that is not harmless."""
-    for name, values in harmless.items():
-        if (value := os.environ.get(name, "")).lower() not in values:
-            raise ValueError(f"the environment has {name}={value}, {effect}: unset it")
-
-
-def variables() -> dict[str, str]:
-    """The environment's variables that may change numbers; of secrets only that they are there."""
-    found = {name: value for name, value in sorted(os.environ.items()) if READ_BY_LIBRARIES.fullmatch(name)}
-    return {name: "(set)" if SECRET.search(f"{name}={value}") else value for name, value in found.items()}

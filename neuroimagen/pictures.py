@@ -15,8 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageColor
 
-from neuroimagen.files import pass_on
-from neuroimagen.shards.format import MAX_PICTURE_PIXELS
+from neuroimagen.files import MAX_PICTURE_PIXELS, pass_on
 
 FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}  # MPO: a JPEG of several pictures, the first of which is shown
 T = Image.Transpose
@@ -77,10 +76,12 @@ def see(data: bytes, background: str = "", orientation: str = "", least: int = 0
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PIL's; of decompression bombs, our own limit is lower
+            warnings.simplefilter("ignore")  # PIL's
             return _see(data, background, orientation, least)
     except Unclear:
         raise
+    except Image.DecompressionBombError:  # PIL's own limit, above ours, comes before the size can be asked
+        raise ValueError(f"it claims more than {MAX_PICTURE_PIXELS:,} pixels in all") from None
     except Image.UnidentifiedImageError:
         name = {b"\xff\xd8": "JPEG", b"\x89P": "PNG"}.get(data[:2])
         raise ValueError(f"a {name} cut off or of a rare kind" if name else "not a JPEG or PNG") from None

@@ -18,7 +18,7 @@ from neuroimagen.batches.augment import augment_eeg
 from neuroimagen.batches.stream import train_batches
 from neuroimagen.config import EegAugmentConfig, TrainConfig, option, path_option, run_trainer
 from neuroimagen.run.run import Run, set_learning_rate, warmup_cosine
-from neuroimagen.shards.pack import read_manifest
+from neuroimagen.shards.format import read_manifest
 
 
 @dataclasses.dataclass

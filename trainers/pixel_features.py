@@ -16,7 +16,7 @@ from neuroimagen.config import EegAugmentConfig, TrainConfig, option, path_optio
 from neuroimagen.pixel import losses
 from neuroimagen.pixel.features import FeatureExtractor, describe_features, knn_labels
 from neuroimagen.run.run import Run, set_learning_rate, warmup_cosine
-from neuroimagen.shards.pack import read_manifest
+from neuroimagen.shards.format import read_manifest
 
 
 @dataclasses.dataclass

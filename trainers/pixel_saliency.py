@@ -24,7 +24,7 @@ from neuroimagen.pixel.saliency import Discriminator, Generator
 from neuroimagen.run.inputs import finished_run
 from neuroimagen.run.run import Run, set_learning_rate, warmup_cosine
 from neuroimagen.run.seeds import seed_from
-from neuroimagen.shards.pack import ShardSplit, read_manifest
+from neuroimagen.shards.format import ShardSplit, read_manifest
 
 
 @dataclasses.dataclass

@@ -35,7 +35,7 @@ from neuroimagen.run.collectives import decided_by_main, on_every_rank, wait_for
 from neuroimagen.run.directory import check_inputs, claim_run_dir
 from neuroimagen.run.processes import make_accelerator, set_deterministic
 from neuroimagen.sample.captions import DTYPES, captions_source
-from neuroimagen.shards.pack import ShardSplit
+from neuroimagen.shards.format import ShardSplit
 
 
 @dataclasses.dataclass

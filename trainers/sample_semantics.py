@@ -17,7 +17,7 @@ from neuroimagen.run.collectives import decided_by_main, on_every_rank
 from neuroimagen.run.run import Run, set_learning_rate, warmup_cosine
 from neuroimagen.sample.captions import embed_captions, label_caption, read_captions
 from neuroimagen.sample.encoder import SampleEncoder, embedding_loss, nearest_caption
-from neuroimagen.shards.pack import Manifest, ShardError, ShardSplit, read_manifest
+from neuroimagen.shards.format import Manifest, ShardError, ShardSplit, read_manifest
 
 
 @dataclasses.dataclass

@@ -9,7 +9,7 @@ from neuroimagen.batches.stream import Batcher, eval_batches
 from neuroimagen.pixel.losses import ssim
 from neuroimagen.run.run import Run
 from neuroimagen.run.seeds import seed_from
-from neuroimagen.shards.pack import ShardSplit
+from neuroimagen.shards.format import ShardSplit
 
 Draw = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

@@ -4,8 +4,13 @@ An order is called with two positions, `order(start, stop)`, and gives the indic
 """
 
 import functools
+import itertools
+from collections.abc import Callable, Iterator
 
 import numpy as np
+from torch.utils.data import get_worker_info
+
+Order = Callable[[int, int], np.ndarray]
 
 
 class EpochOrder:
@@ -78,3 +83,28 @@ class BalancedOrder:
         return np.concatenate([self.batch(step) for step in range(first, last)])[
             start - first * size : stop - first * size
         ]
+
+
+def worker() -> tuple[int, int]:
+    """(number, count) of this loader worker; (0, 1) without workers.
+
+    Worker w of W makes batches w, w+W, ... and the loader takes from the workers in turn, so the order is that of none.
+    """
+    this = get_worker_info()
+    return (this.id, this.num_workers) if this else (0, 1)
+
+
+def train_indices(order: Order, batch_size: int, rank: int, world: int, step: int) -> Iterator[np.ndarray]:
+    """Of each batch of this rank and loader worker, from `step` on: the rank's slice of the global batch."""
+    number, workers = worker()
+    for s in itertools.count(step + number, workers):
+        start = (s * world + rank) * batch_size
+        yield order(start, start + batch_size)
+
+
+def eval_indices(n: int, batch_size: int, rank: int, world: int) -> Iterator[np.ndarray]:
+    """The same, of all n trials once: rank, rank + world, ..."""
+    number, workers = worker()
+    mine = np.arange(rank, n, world)
+    for start in range(number * batch_size, len(mine), workers * batch_size):
+        yield mine[start : start + batch_size]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from neuroimagen.batches.stream import load_picture
+from neuroimagen.batches.decode import load_picture
 from neuroimagen.files import pass_on
 from neuroimagen.studies.classes import BY_WNID
 

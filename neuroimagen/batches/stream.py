@@ -8,8 +8,7 @@ cut among the ranks in the same way. No global random generator is drawn from.
 
 A batch is a dict: "eeg" float32 (B, C, T), standardised by the manifest's train statistics; "label", "subject", "index"
 (position in the split) int64 (B,); "key", "image_name" lists of str; "skipped", the keys of trials that were found to
-be unreadable when this batch was made (a list, empty as a rule); and, if image_size is given, "image" float32 (B, 3, S,
-S) in [-1, 1]: the largest centred square of the picture, resized to S.
+be unreadable when this batch was made; and, if image_size is given, "image" float32 (B, 3, S, S) in [-1, 1].
 
 A trial that cannot be read (its tar is gone or cut off, its JSON or picture is damaged, its EEG holds NaN) ends the
 stream with a ValueError that names tar and trial. Train batches may instead replace up to `max_bad_samples` such
@@ -17,14 +16,11 @@ trials: each by a readable one that is a function of the trial and of what can b
 number of processes still change nothing. Each rank counts for itself, and from its start.
 
 How a batch travels: whoever reads (a loader process, or this one without workers) fills a slot of memory that both
-share with EEG as stored and uint8 pictures; only here do they become float32, on the device. That is half to a quarter
-of the bytes, nothing is allocated for each batch, and nothing passes through a pipe but the slot's number and the small
-fields.
+share with EEG as stored and uint8 pictures; only here do they become float32, on the device. Through the pipe goes
+nothing but the slot's number and the small fields.
 
-How many workers: one CPU second makes some 11,000 trials of EEG, or 1,400 with pictures at 64 px, or 900 at 224 px. On
-two cores an LSTM step of 64 trials waited 9-15 of 450-900 ms for EEG without workers, and workers, which want the same
-cores, gained nothing: hence 0 by default. Beside a GPU take what its steps eat: one for EEG, some for pictures. More
-than 2 batches ahead of each worker (4, 8) measured no faster.
+How many workers: a CPU second makes some 11,000 trials of EEG, or 1,400 with pictures at 64 px, or 900 at 224 px. None
+by default, as without a GPU they want the cores that the steps want; beside one, one for EEG, some for pictures.
 """
 
 import atexit
@@ -37,63 +33,27 @@ import signal
 import sys
 import weakref
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import simplejpeg
 import torch
 import webdataset as wds
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader
 
-from neuroimagen.batches.order import BalancedOrder, EpochOrder
-from neuroimagen.files import pass_on
-from neuroimagen.pictures import fraction, see
+from neuroimagen.batches.decode import load_picture
+from neuroimagen.batches.order import BalancedOrder, EpochOrder, Order, eval_indices, train_indices, worker
 from neuroimagen.run.collectives import decided_by_main, on_every_rank
-from neuroimagen.shards.format import MAX_PICTURE_PIXELS, ShardSplit
+from neuroimagen.shards.format import ShardSplit
 
 PICTURE_CACHE = 256 << 20  # bytes of decoded pictures kept by each process
-PREFETCH = 2  # batches that each worker makes ahead
-Order = Callable[[int, int], np.ndarray]
-
-
-def _decode(data: bytes, size: int) -> np.ndarray:
-    """Pixels (H, W, 3) uint8, scaled down by 2, 4 or 8 where that leaves at least 2 x `size`: as PIL's thumbnail()."""
-
-    # simplejpeg gives the very bits that PIL gives (both are libjpeg-turbo), in 2/3 of the time. PIL takes what it does
-    # not: PNG, CMYK, colour profiles, and JPEGs with a recoverable fault, of which PIL decides whether they are whole.
-    if data[:2] == b"\xff\xd8" and b"ICC_PROFILE" not in data:
-        try:
-            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-            if colours in ("YCbCr", "Gray", "RGB") and width * height <= MAX_PICTURE_PIXELS:
-                k = fraction(width, height, size)
-                return simplejpeg.decode_jpeg(data, min_height=-(-height // k), min_width=-(-width // k))
-        except ValueError:
-            pass
-    return np.array(see(data, least=size).image.convert("RGB"))
-
-
-def load_picture(data: bytes, size: int) -> torch.Tensor:
-    """Decode a picture: uint8 (3, size, size), its largest centred square resized. ValueError if it is damaged."""
-    try:
-        pixels = _decode(data, size)
-    except (MemoryError, ValueError) as error:
-        pass_on(error)
-        raise ValueError(f"its picture cannot be decoded: {error}") from None
-    side = min(pixels.shape[:2])
-    top, left = ((length - side) // 2 for length in pixels.shape[:2])
-    square = torch.from_numpy(pixels[top : top + side, left : left + side]).permute(2, 0, 1)[None]
-    # On bytes torch resizes in whole numbers: the same bits with and without AVX, within 1 of PIL's, 4 times as fast.
-    return F.interpolate(square, (size, size), mode="bicubic", antialias=True)[0].contiguous()
+PREFETCH = 2  # batches that each worker makes ahead; 4 and 8 measured no faster
 
 
 def channel_statistics(manifest: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of the train split's channels, (n_chans, 1) float32 each."""
-    mean, std = (
-        torch.tensor(values, dtype=torch.float32)[:, None] for values in (manifest.channel_mean, manifest.channel_std)
-    )
+    mean, std = (torch.tensor(x, dtype=torch.float32)[:, None] for x in (manifest.channel_mean, manifest.channel_std))
     return mean, torch.where(std > 0, std, 1.0)  # a channel that never moves stays at zero
 
 
@@ -116,11 +76,11 @@ class Batcher:
 
     def __call__(self, indices: np.ndarray) -> dict[str, Any]:
         """A batch on the CPU. ValueError for a trial that cannot be read."""
-        eeg, image = self.room(len(indices), torch.empty)
-        told = self.read(indices, eeg, image)
+        room = self.room(len(indices), torch.empty)
+        told = self.read(indices, *room)
         if told["bad"]:
             raise ValueError(next(iter(told["bad"].values())))
-        return self.finish(told, eeg, image, torch.device("cpu"))
+        return self.finish(told, room, torch.device("cpu"))
 
     def room(self, n: int, empty: Callable[..., torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Where `read` puts n trials: EEG as stored (n, C, T), pictures uint8 (n, 3, S, S)."""
@@ -130,28 +90,34 @@ class Batcher:
     def read(self, indices: np.ndarray, eeg: torch.Tensor, image: torch.Tensor) -> dict[str, Any]:
         """Fill rows of `eeg` and `image`; returns the small fields, and "bad": {index: what is wrong with that trial}.
 
-        With more than `allowed` bad trials the batch is left unfinished and only "bad" is returned. OSError, which
-        names the trial, if it is the machine that cannot read (machine.pass_on): that is no trial's fault.
+        With more than `allowed` bad trials only "bad" is returned. OSError, which names the trial, if it is the machine
+        that cannot read (files.pass_on).
         """
         bad: dict[int, str] = {}
         taken = np.empty(len(indices), np.int64)
         for row, wanted in enumerate(indices.tolist()):
             for i in self.substitutes(wanted):
-                try:
-                    self.read_trial(i, eeg[row], image[row])
+                if self.sound(i, bad, functools.partial(self.read_trial, i, eeg[row], image[row])):
                     taken[row] = i
                     break
-                except OSError as error:
-                    raise OSError(error.errno, self.sentence(i, error)) from None
-                except ValueError as error:
-                    bad[i] = self.sentence(i, error)
-                    if len(bad) > self.allowed:
-                        return {"bad": bad}
+                if len(bad) > self.allowed:
+                    return {"bad": bad}
             else:
                 return {"bad": bad}
         names = [self.names[place] for place in self.image[taken].tolist()]
         columns = {"label": self.label[taken], "subject": self.subject[taken], "index": taken}
         return {"bad": bad, "columns": columns, "image_name": names}
+
+    def sound(self, i: int, bad: dict[int, str], read: Callable[[], Any]) -> bool:
+        """Whether trial i can be read; else `bad` gets what is wrong with it. OSError if that is the machine."""
+        try:
+            read()
+            return True
+        except OSError as error:
+            raise OSError(error.errno, self.sentence(i, error)) from None
+        except ValueError as error:
+            bad[i] = self.sentence(i, error)
+            return False
 
     def read_trial(self, i: int, eeg: torch.Tensor, image: torch.Tensor) -> None:
         self.read_info(i)
@@ -170,22 +136,21 @@ class Batcher:
             self.label[i], self.subject[i] = int(info["label"]), int(info["subject"])
         except (TypeError, KeyError, OverflowError) as error:
             raise ValueError(f"its JSON is not that of a trial: {error!r}") from None
-        if name not in self.name_place:
-            self.name_place[name] = len(self.names)
+        self.image[i] = self.name_place.setdefault(name, len(self.names))
+        if self.image[i] == len(self.names):
             self.names.append(name)
-        self.image[i] = self.name_place[name]
         self.known[i] = True
 
     def picture(self, i: int) -> torch.Tensor:
         assert self.image_size
         data = self.split.picture(i)
         # The name is not enough: a damaged copy must fail, or look damaged, whether or not its twin is kept already.
-        kept = self.pictures.get(int(self.image[i]))
-        if kept and kept[0] == zlib.crc32(data):
+        name, checksum = int(self.image[i]), zlib.crc32(data)
+        if (kept := self.pictures.get(name)) and kept[0] == checksum:
             return kept[1]
         picture = load_picture(data, self.image_size)
         if not kept and (len(self.pictures) + 1) * picture.numel() <= PICTURE_CACHE:
-            self.pictures[int(self.image[i])] = (zlib.crc32(data), picture)
+            self.pictures[name] = checksum, picture
         return picture
 
     def substitutes(self, i: int) -> Iterator[int]:
@@ -212,29 +177,21 @@ class Batcher:
         """(n,) the class of every trial, and what is wrong with those whose JSON cannot be read (they get -1)."""
         bad: dict[int, str] = {}
         for i in range(len(self.split)):
-            try:
-                self.read_info(i)
-            except OSError as error:
-                raise OSError(error.errno, self.sentence(i, error)) from None
-            except ValueError as error:
-                bad[i] = self.sentence(i, error)
-                if len(bad) > self.allowed:
-                    break
+            if not self.sound(i, bad, functools.partial(self.read_info, i)) and len(bad) > self.allowed:
+                break
         return np.where(self.known, self.label, -1), bad
 
-    def finish(
-        self, told: dict[str, Any], eeg: torch.Tensor, image: torch.Tensor, device: torch.device
-    ) -> dict[str, Any]:
+    def finish(self, told: dict[str, Any], room: Sequence[torch.Tensor], device: torch.device) -> dict[str, Any]:
         """The batch, on `device`, from what `read` returned and filled; nothing in it shares memory with those."""
         columns = {name: torch.from_numpy(column) for name, column in told["columns"].items()}
-        n = len(columns["index"])
+        eeg, image = (part[: len(columns["index"])] for part in room)
         mean, std = self.mean.to(device), self.std.to(device)
-        batch: dict[str, Any] = {"eeg": _as_float(eeg[:n], device, lambda x: x.sub_(mean).div_(std)), **columns}
+        batch: dict[str, Any] = {"eeg": _as_float(eeg, device, lambda x: x.sub_(mean).div_(std)), **columns}
         batch["key"] = [self.split.keys[i] for i in told["columns"]["index"].tolist()]
         batch["image_name"] = told["image_name"]
         batch["skipped"] = [self.split.keys[i] for i in told["bad"]]
         if self.image_size:
-            batch["image"] = _as_float(image[:n], device, lambda x: x.div_(127.5).sub_(1))
+            batch["image"] = _as_float(image, device, lambda x: x.div_(127.5).sub_(1))
         return batch
 
 
@@ -248,29 +205,6 @@ def _as_float(stored: torch.Tensor, device: torch.device, work: Callable[[torch.
     for rows, source in zip(done.split(step), stored.split(step), strict=True):
         work(rows.copy_(source))
     return done
-
-
-def _worker() -> tuple[int, int]:
-    """(number, count) of this loader worker; (0, 1) without workers.
-
-    Worker w of W makes batches w, w+W, ... and the loader takes from the workers in turn, so the order is that of none.
-    """
-    worker = get_worker_info()
-    return (worker.id, worker.num_workers) if worker else (0, 1)
-
-
-def _train_indices(order: Order, batch_size: int, rank: int, world: int, step: int) -> Iterator[np.ndarray]:
-    number, workers = _worker()
-    for s in itertools.count(step + number, workers):
-        start = (s * world + rank) * batch_size
-        yield order(start, start + batch_size)
-
-
-def _eval_indices(n: int, batch_size: int, rank: int, world: int) -> Iterator[np.ndarray]:
-    number, workers = _worker()
-    mine = np.arange(rank, n, world)
-    for start in range(number * batch_size, len(mine), workers * batch_size):
-        yield mine[start : start + batch_size]
 
 
 def _shared(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -287,11 +221,10 @@ class _Reads:
         # At any time a worker's batches are: PREFETCH in the making or waiting, one being finished by the consumer.
         self.each = PREFETCH + 1 if workers else 1
         n = self.each * max(1, workers)
-        rooms = [batcher.room(batch_size, _shared) for _ in range(n)]
-        self.slots = [(eeg, image, _shared((1,), torch.int64)) for eeg, image in rooms]
+        self.slots = [(*batcher.room(batch_size, _shared), _shared((1,), torch.int64)) for _ in range(n)]
 
     def __call__(self, stream: Iterator[np.ndarray]) -> Iterator[dict[str, Any]]:
-        first = _worker()[0] * self.each
+        first = worker()[0] * self.each
         for number, indices in enumerate(stream):
             eeg, image, owner = self.slots[first + number % self.each]
             owner[0] = number
@@ -312,10 +245,6 @@ def _close_loaders() -> None:
         batches.close()  # type: ignore[attr-defined]
 
 
-def _as_it_is(item: Any) -> Any:
-    return item
-
-
 def _load(
     indices: Callable[[], Iterator[np.ndarray]],
     batcher: Batcher,
@@ -329,7 +258,7 @@ def _load(
     loader = DataLoader(
         wds.DataPipeline(indices, reads),
         batch_size=None,
-        collate_fn=_as_it_is,
+        collate_fn=lambda item: item,
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
         multiprocessing_context="fork" if workers else None,  # slots are shared by fork
@@ -343,8 +272,8 @@ def _load(
         _count_bad(told["bad"], bad, batcher.allowed)
         if "columns" not in told:
             raise ValueError(f"{batcher.split.folder}: no trial of {batcher.split.name} can be read")
-        eeg, image, owner = reads.slots[told["slot"]]
-        batch = batcher.finish(told, eeg, image, device)
+        *room, owner = reads.slots[told["slot"]]
+        batch = batcher.finish(told, room, device)
         assert owner.item() == told["number"], "a loader worker has overwritten a batch that was being read"
         return batch
 
@@ -355,16 +284,15 @@ def _load(
             # They start with the first batch and keep the signal mask they are born with, so no signal comes too early.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT} if workers else ())
             try:
-                try:
-                    if workers:
-                        multiprocessing.Lock()  # as each queue needs one: a loader that fails to start prints more
-                    loaded = iter(loader)
-                except OSError as error:
-                    raise ValueError(
-                        f"workers={workers}: loader processes cannot be started ({error.strerror or error}): make "
-                        "/dev/shm writable and allow more processes, or give workers=0"
-                    ) from None
+                if workers:
+                    multiprocessing.Lock()  # as each queue needs one: a loader that fails to start prints more
+                loaded = iter(loader)
                 first = list(itertools.islice(loaded, 1))
+            except OSError as error:  # of starting: those of reading come as text
+                raise ValueError(
+                    f"workers={workers}: loader processes cannot be started ({error.strerror or error}): make "
+                    "/dev/shm writable and allow more processes, or give workers=0"
+                ) from None
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             yield from map(finish, first)
@@ -433,7 +361,7 @@ def train_batches(
         _count_bad(faults, bad, max_bad_samples)
         order = BalancedOrder(labels, classes_per_batch, trials_per_class, seed)
         batcher.groups = order.members
-    indices = functools.partial(_train_indices, order, batch_size, rank, world, step)
+    indices = functools.partial(train_indices, order, batch_size, rank, world, step)
     return _load(indices, batcher, batch_size, workers, device, bad)
 
 
@@ -457,5 +385,5 @@ def eval_batches(
     assert batch_size > 0 and 0 <= rank < world and workers >= 0
     allowed = max_bad_samples if split == "train" else 0
     batcher = Batcher(on_every_rank(lambda: ShardSplit(shards, split, incomplete=allowed > 0)), image_size, allowed)
-    indices = functools.partial(_eval_indices, len(batcher.split), batch_size, rank, world)
+    indices = functools.partial(eval_indices, len(batcher.split), batch_size, rank, world)
     return _load(indices, batcher, batch_size, workers, device, set())

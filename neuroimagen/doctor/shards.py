@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from neuroimagen.shards.format import INDEX, SPLITS, ShardSplit, load_index, read_manifest, scan_tar, sha256
+from neuroimagen.files import sha256
+from neuroimagen.shards.format import INDEX, SPLITS, ShardSplit, load_index, read_manifest, scan_tar
 from neuroimagen.studies.study import Faults, Study, Trial
 
 LARGEST = {"eeg": 1 << 30, "picture": 64 << 20, "json": 1 << 20}  # bytes; more is refused before it is read

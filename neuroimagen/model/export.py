@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import os
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -11,11 +9,12 @@ from typing import Any, Literal
 import yaml
 
 from neuroimagen.config import option, path_option
+from neuroimagen.files import replacing
 from neuroimagen.model.eeg import Contract
 from neuroimagen.model.model import FOLDER, NeuroImagen
 from neuroimagen.reconstruction.decoders import Decoders
 from neuroimagen.run import inputs
-from neuroimagen.shards.pack import Manifest, read_manifest
+from neuroimagen.shards.format import Manifest, read_manifest
 
 # Where launch/paper.sh puts them, below RUNS
 FOLDERS = {
@@ -105,14 +104,8 @@ def export(config: ExportConfig) -> None:
         if ours is not None:
             ours.load_state_dict(theirs.state_dict())
     model.folder = Path(pipeline) if copied else None
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
-    try:
+    with replacing(out) as partial:
         model.save_pretrained(partial)
-        os.replace(partial, out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
     scored = "scored" if model.about["scores"] else "not scored"
     print(f"{out}: rows {', '.join(model.rows)}; {model.eeg}; {scored}; {size:.1f} MB")

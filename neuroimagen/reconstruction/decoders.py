@@ -19,7 +19,7 @@ from neuroimagen.run.inputs import finished_run
 from neuroimagen.run.seeds import seed_from
 from neuroimagen.sample.captions import embed_captions
 from neuroimagen.sample.encoder import SampleEncoder
-from neuroimagen.shards.pack import ShardSplit
+from neuroimagen.shards.format import ShardSplit
 
 
 class Row(NamedTuple):

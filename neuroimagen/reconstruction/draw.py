@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from neuroimagen.files import naming, pass_on
+from neuroimagen.files import naming, pass_on, replacing
 from neuroimagen.reconstruction.reconstructor import noise_seed
 
 HEAD = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR"  # then width, height, and 8 bit RGB
@@ -115,10 +115,8 @@ class Pictures:
     def save(self, kind: str, number: int, pictures: Iterable[Tensor]) -> None:
         """Write a chunk's pictures, each (3, H, W) in [0, 1], as PNG: each file whole or not at all."""
         for path, picture in zip(self.files(kind, number), pictures, strict=True):
-            partial = path.with_name(path.name + ".partial")
-            with naming(path):
+            with naming(path), replacing(path) as partial:
                 to_image(picture).save(partial, format="PNG")
-                os.replace(partial, path)
 
     def index(self, trials: Iterable[dict[str, Any]], seed: int) -> Iterator[str]:
         """pictures.jsonl: which file shows what; "seed" is what the noise of the picture was seeded with.

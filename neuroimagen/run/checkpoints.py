@@ -4,7 +4,7 @@ checkpoints/step-00000500 is written as .partial and renamed when whole; the new
 answer each rank differently, so rank 0 says which checkpoint there is, and a failure on one rank is one on all.
 """
 
-import os
+import contextlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from neuroimagen.files import share_weights, write_atomic
+from neuroimagen.files import replacing, share_weights, write_atomic
 from neuroimagen.run import zero
 from neuroimagen.run.collectives import ERRORS, decided_by_main, gather_objects, wait_for_files
 
@@ -42,29 +42,27 @@ def save(run_dir: Path, step: int, accelerator: Accelerator) -> None:
     final, main = run_dir / "checkpoints" / f"step-{step:08d}", accelerator.is_main_process
     if decided_by_main(final.exists):
         return
-    partial = final.with_suffix(".partial")
+    partial, made = final.with_suffix(".partial"), contextlib.ExitStack()
 
     def begin() -> None:
         if main:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+            made.enter_context(replacing(final)).mkdir(parents=True)
 
     def publish() -> None:
         if main:
             zero.mark(partial, zero.stage_of(accelerator), accelerator.num_processes)
             share_weights(partial)
-            os.replace(partial, final)
+            made.close()
 
-    for work in (begin, lambda: wait_for_files([partial]), lambda: accelerator.save_state(str(partial)), publish):
-        if not (reason := failure(work)):
-            continue
-        if main:
-            shutil.rmtree(partial, ignore_errors=True)
-        kept = whole_checkpoints(run_dir)
-        raise ValueError(
-            f"{run_dir}: the checkpoint of step {step} could not be written ({reason}); "
-            f"{f'{kept[-1].name} is kept' if kept else 'there is none yet'}; make room and run the same command"
-        )
+    with made:
+        for work in (begin, lambda: wait_for_files([partial]), lambda: accelerator.save_state(str(partial)), publish):
+            if not (reason := failure(work)):
+                continue
+            kept = whole_checkpoints(run_dir)
+            raise ValueError(
+                f"{run_dir}: the checkpoint of step {step} could not be written ({reason}); "
+                f"{f'{kept[-1].name} is kept' if kept else 'there is none yet'}; make room and run the same command"
+            )
     if main:
         for old in whole_checkpoints(run_dir)[:-2]:
             shutil.rmtree(old, ignore_errors=True)
@@ -114,13 +112,11 @@ def export(run_dir: Path, step: int, accelerator: Accelerator, models: Mapping[s
 
     def write() -> None:
         if accelerator.is_main_process:
-            partial = run_dir / "model.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            for name, model in models.items():
-                model.save_pretrained(str(partial / name if len(models) > 1 else partial))
-            share_weights(partial)
-            shutil.rmtree(run_dir / "model", ignore_errors=True)
-            os.replace(partial, run_dir / "model")
+            with replacing(run_dir / "model") as partial:
+                for name, model in models.items():
+                    model.save_pretrained(str(partial / name if len(models) > 1 else partial))
+                share_weights(partial)
+                shutil.rmtree(run_dir / "model", ignore_errors=True)
             write_atomic(run_dir / "DONE", f"step {step}\n")
 
     if reason := failure(write):

@@ -1,8 +1,6 @@
 """A run directory: of one config, and of one run at a time; run.py says which files it holds."""
 
 import dataclasses
-import fcntl
-import importlib.metadata
 import json
 import os
 import platform
@@ -16,9 +14,10 @@ import torch
 import yaml
 from accelerate import Accelerator
 
-from neuroimagen.files import variables, write_atomic
+from neuroimagen.files import Taken, claim, versions, write_atomic
 from neuroimagen.run import inputs, zero
 from neuroimagen.run.collectives import decided_by_main, wait_for_files
+from neuroimagen.run.environment import variables
 
 # Fields that change where or how loudly a run computes, never what: they may differ when a run is continued.
 FREE_FIELDS = frozenset(
@@ -69,26 +68,15 @@ _held: dict[Path, int] = {}  # run directory -> descriptor of its lock file, ope
 
 
 def _lock(run_dir: Path) -> None:
-    """Claim `run_dir` for this process until it ends, however it ends; ValueError if another holds it.
-
-    A POSIX record lock: the kernel drops it with the process, children do not inherit it, and NFS knows it.
-    """
+    """Claim `run_dir` for this process until it ends, however it ends; ValueError if another holds it."""
     if run_dir in _held:
         return
-    file = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        holder = os.read(file, 200).decode(errors="replace") or "another process"
-        os.close(file)
+        _held[run_dir] = claim(run_dir / "lock", "start only one run there")
+    except Taken as holder:
         raise ValueError(
             f"run_dir {run_dir} is in use by {holder}; wait for that run, stop it, or choose another run_dir"
         ) from None
-    except OSError as error:
-        print(f"warning: {run_dir} cannot be locked here ({error.strerror}); start only one run there", file=sys.stderr)
-    os.ftruncate(file, 0)
-    os.write(file, f"process {os.getpid()} on {platform.node()}".encode())
-    _held[run_dir] = file
 
 
 def release(run_dir: Path) -> None:
@@ -131,12 +119,6 @@ def claim_run_dir(config: Any, accelerator: Accelerator) -> Path:
 def environment(accelerator: Accelerator) -> dict[str, Any]:
     """What a reviewer asks about a run's surroundings: versions, commit, command, device, world size."""
     packages = ("neuroimagen", "torch", "accelerate", "diffusers", "transformers", "webdataset", "numpy", "deepspeed")
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
     quiet = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}  # a full disk would leave a stale lock in the repository
     describe = ["git", "describe", "--always", "--dirty"]
     try:
@@ -148,7 +130,7 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
     return {
         "command": sys.argv,
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": versions(*packages),
         "commit": commit or None,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({os.cpu_count()})",
         "world_size": accelerator.num_processes,

@@ -18,8 +18,9 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from tqdm import tqdm
 
+from neuroimagen.files import sha256
 from neuroimagen.sample.captions import read_captions
-from neuroimagen.shards.format import read_manifest, sha256
+from neuroimagen.shards.format import read_manifest
 
 Inputs = dict[str, dict[str, Any]]  # of the module's docstring
 # Config fields that name a run -> the trainer; reconstruct.py takes those of ROW_RUNS, as far as its rows need them

@@ -9,8 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 
-from neuroimagen import files
-from neuroimagen.run import zero
+from neuroimagen.run import environment, zero
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"  # of these values cuBLAS repeats its bits, and cuDNN those of an LSTM
 WORKSPACES = (":4096:8", ":16:8")
@@ -47,7 +46,7 @@ def set_tf32(allowed: bool) -> None:
     ValueError if the environment has libraries do otherwise whatever is said here.
     """
     override = {"NVIDIA_TF32_OVERRIDE": ("", str(int(allowed)))}
-    files.refuse_variables(files.FEWER_BITS | override, "which changes how exactly fp32 is computed")
+    environment.refuse_variables(environment.FEWER_BITS | override, "which changes how exactly fp32 is computed")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
@@ -60,7 +59,7 @@ def make_accelerator(precision: str, timeout_minutes: float = 30.0, tf32: bool =
     modes = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
     if precision not in modes:
         raise ValueError(f"precision={precision!r} is not one of {', '.join(modes)}")
-    files.refuse_variables(files.OTHER_WAYS, "which is another way to train than the config's")
+    environment.refuse_variables(environment.OTHER_WAYS, "which is another way to train than the config's")
     plugin = zero.make_plugin(precision) if zero.asked_for() else None
     accelerator = Accelerator(
         mixed_precision="no" if plugin else modes[precision],  # zero.py does its own autocast

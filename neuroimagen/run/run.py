@@ -32,10 +32,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from neuroimagen.config import TrainConfig
-from neuroimagen.files import naming, refuse_variables, write_atomic
+from neuroimagen.files import naming, write_atomic
 from neuroimagen.run import checkpoints, inputs, zero
 from neuroimagen.run.collectives import decided_by_main
 from neuroimagen.run.directory import check_inputs, claim_run_dir, release
+from neuroimagen.run.environment import refuse_variables
 from neuroimagen.run.processes import make_accelerator, set_deterministic
 from neuroimagen.run.seeds import seed_from
 from neuroimagen.run.trackers import log_class_table, log_image, start_trackers, tell

@@ -11,9 +11,7 @@ Four kinds, by name:
 
 import dataclasses
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
 from neuroimagen.config import option, path_option
-from neuroimagen.files import pass_on
+from neuroimagen.files import pass_on, replacing
 from neuroimagen.pictures import see
 from neuroimagen.run.processes import set_tf32
 from neuroimagen.studies.classes import BY_WNID, CLASSES
@@ -417,12 +415,10 @@ def train_linear_probe(config: ProbeConfig) -> dict[str, Any]:
         },
         "config": dataclasses.asdict(config),
     }
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    (partial / "model.safetensors").write_bytes(save(tensors))  # save_file would make it private to its owner
-    (partial / "config.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, out)
+    with replacing(out) as partial:
+        partial.mkdir(parents=True)
+        (partial / "model.safetensors").write_bytes(save(tensors))  # save_file would make it private to its owner
+        (partial / "config.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     shown = ", ".join(
         f"{100 * value:.1f} % at sharpness {share}" for share, value in zip(SHARPNESS, by_view, strict=True)
     )

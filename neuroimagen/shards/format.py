@@ -10,7 +10,6 @@ split is opened without reading its tars; it can be made again from them. Nothin
 
 import dataclasses
 import errno
-import hashlib
 import json
 import math
 import os
@@ -18,20 +17,18 @@ import re
 import resource
 import tarfile
 import tokenize
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from neuroimagen.files import pass_on
+from neuroimagen.files import MAX_PICTURE_BYTES, pass_on
 from neuroimagen.shards.remote import cached_folder, fetch_split, fetch_tar, is_remote
 
 SPLITS = ("train", "val", "test")
-# More than any study needs; what claims more is refused before it is read or decoded.
-MAX_PICTURE_BYTES = 64 << 20  # of a JPEG or PNG file
-MAX_PICTURE_PIXELS = 50_000_000  # width x height
+# More than any study needs, as MAX_PICTURE_BYTES is; what claims more is refused before it is read.
 MAX_JSON_BYTES = 1 << 20  # of a trial
 MAX_MANIFEST_BYTES = 64 << 20
 KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")  # a tar header holds 100 characters
@@ -126,37 +123,19 @@ def read_manifest(shards: str | Path) -> Manifest:
         raise ValueError(f"{path} lacks {missing[0]!r}: make the shards again")
     manifest = Manifest(**{field.name: content[field.name] for field in fields if field.name in content})
     try:
-        numbers = [
-            manifest.n_chans,
-            manifest.n_times,
-            *(tar[n] for _, tar in _tars(manifest) for n in ("trials", "bytes")),
-        ]
+        tars = [(name, tar) for name in SPLITS for tar in manifest.splits[name]["shards"]]
+        numbers = [manifest.n_chans, manifest.n_times, *(tar[n] for _, tar in tars for n in ("trials", "bytes"))]
         sound = all(type(number) is int and 0 < number < 1 << 60 for number in numbers)
         sound &= all(math.isfinite(value) for value in manifest.channel_mean + manifest.channel_std)
         sound &= set(manifest.splits) == set(SPLITS) and manifest.eeg_dtype in ("float16", "float32")
         sound &= len(manifest.channel_mean) == len(manifest.channel_std) == manifest.n_chans > 0 < manifest.n_times
         sound &= all({"label", "wnid", "name"} <= set(c) and type(c["label"]) is int for c in manifest.classes)
-        sound &= all(TAR_NAME.fullmatch(t["name"]) and t["name"].startswith(f"{n}-") for n, t in _tars(manifest))
+        sound &= all(TAR_NAME.fullmatch(t["name"]) and t["name"].startswith(f"{n}-") for n, t in tars)
     except (TypeError, KeyError, AttributeError):
         sound = False
     if not sound:
         raise ValueError(f"{path} is damaged or was changed by hand: make the shards again")
     return manifest
-
-
-def _tars(manifest: Manifest) -> list[tuple[str, dict[str, Any]]]:
-    """(split, {name, trials, bytes, sha256}) of every tar."""
-    return [(name, tar) for name in SPLITS for tar in manifest.splits[name]["shards"]]
-
-
-def sha256(path: Path, progress: Callable[[int], Any] = lambda n: None) -> str:
-    """SHA-256 of a file; `progress` is told each number of bytes read."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-            progress(len(block))
-    return digest.hexdigest()
 
 
 def describe(shards: Path, manifest: Manifest) -> str:

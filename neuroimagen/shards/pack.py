@@ -8,75 +8,40 @@ is wrong in the data, leaves nothing.
 
 import contextlib
 import dataclasses
-import errno
-import fcntl
-import importlib.metadata
 import json
 import os
-import platform
 import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from neuroimagen.config import option, path_option
+from neuroimagen.files import FULL, Taken, claim, sha256, versions
 from neuroimagen.pictures import LAID, TOLD_TO_LIE, TURNED, described
-from neuroimagen.shards.format import (
-    INDEX,
-    SPLITS,
-    Manifest,
-    ShardError,
-    ShardSplit,
-    describe,
-    read_manifest,
-    scan_tar,
-    sha256,
-)
+from neuroimagen.shards.format import INDEX, SPLITS, Manifest, ShardSplit, describe, read_manifest
 from neuroimagen.shards.tars import (
-    Died,
     Job,
     Moments,
     Packer,
     Record,
+    ShardsConfig,
     bad_key,
-    fingerprint,
-    jobs_of,
     other_picture,
-    pack_in_processes,
     people_apart,
     record_path,
     write_json,
 )
-from neuroimagen.studies.open import PATHS, SourceConfig, open_study
+from neuroimagen.shards.workers import Died, fingerprint, how_many, pack_in_processes
+from neuroimagen.studies.open import PATHS, open_study
 from neuroimagen.studies.study import Study
-
-__all__ = ["SPLITS", "Manifest", "ShardError", "ShardSplit", "ShardsConfig", "describe"]
-__all__ += ["make_shards", "read_manifest", "scan_tar", "sha256"]
 
 FREE = ("out", "processes")  # fields that change no byte of the shards
 OURS = re.compile(r"unfinished|manifest\.json.*|(train|val|test)(-\d{6}\.tar.*|\.index\.npy)")  # in OUT.partial
-MOST_PROCESSES = 16  # unless asked for more: then the disk, not the processor, is what one waits for
-IMPORT_SECONDS = 4.0  # of a new process, until it can open the study
-
-
-@dataclasses.dataclass
-class ShardsConfig(SourceConfig):
-    """`neuroimagen shards`"""
-
-    out: str = path_option(help="shard directory to make")
-    eeg_dtype: Literal["float16", "float32"] = option("float16", "how EEG is stored; float16 halves the size")
-    shard_mb: float = option(64.0, "aim for tars of so many million bytes")
-    shard_size: int = option(0, "trials in a tar; 0: as many as shard_mb says")
-    picture_size: int = option(0, "make the shortest side of larger pictures this, in pixels; 0 keeps the files' bytes")
-    picture_quality: int = option(95, "of resized pictures: JPEG quality, 1 to 100; 0 stores PNG, without loss")
-    processes: int = option(
-        0, "processes that pack, each of which opens the study; 0: by processors, memory and work. Changes speed only"
-    )
+OF_THE_STUDY = ("dataset", "simulated", "n_chans", "n_times", "sfreq", "channels", "units", "classes", "split_by")
 
 
 def make_shards(config: ShardsConfig) -> None:
@@ -85,10 +50,9 @@ def make_shards(config: ShardsConfig) -> None:
     The same config and input give the same bytes, whatever `processes` is and however often it was stopped between.
     """
     out = Path(config.out).absolute()
-    _check(config)
+    config.check()
     resolved = {key: value for key, value in dataclasses.asdict(config).items() if key not in FREE}
-    for key in PATHS:
-        resolved[key] = str(Path(resolved[key]).absolute()) if resolved[key] else ""
+    resolved |= {key: str(Path(resolved[key]).absolute()) for key in PATHS if resolved[key]}
     if _is_made(out, resolved):
         return
     partial = out.with_name(out.name + ".partial")
@@ -102,7 +66,7 @@ def make_shards(config: ShardsConfig) -> None:
             manifest = _pack(config, resolved, partial)
             os.replace(partial, out)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in FULL:
                 raise
             raise OSError(
                 error.errno, f"the disk of {out} is full: make room, and the same command goes on where it was"
@@ -110,23 +74,16 @@ def make_shards(config: ShardsConfig) -> None:
     print(describe(out, manifest))
 
 
-def _check(config: ShardsConfig) -> None:
-    if config.shard_size < 0 or config.processes < 0 or not config.shard_mb > 0:
-        raise ValueError("shard_size and processes must be at least 0, shard_mb more than 0")
-    if config.picture_size < 0 or not 0 <= config.picture_quality <= 100:
-        raise ValueError("picture_size must be at least 0, picture_quality 0 to 100")
-
-
 def _is_made(out: Path, resolved: dict[str, Any]) -> bool:
     """Whether `out` holds the whole result of this config; ValueError if it holds anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    _refuse_other(out, resolved)
+    _made_before(out, resolved)
     print(f"{out} is complete and was made by this very command: nothing to do")
     return True
 
 
-def _refuse_other(out: Path, resolved: dict[str, Any]) -> None:
+def _made_before(out: Path, resolved: dict[str, Any]) -> Manifest:
     """ValueError unless `out` holds the whole result of this config on inputs that have not changed since."""
     if not (out / "manifest.json").is_file():
         raise ValueError(f"out={out} exists and is not a shard directory: give another out=, or remove it")
@@ -142,65 +99,55 @@ def _refuse_other(out: Path, resolved: dict[str, Any]) -> None:
             raise ValueError(f"out={out} was made before {path} changed: give another out=, or remove it")
     for split in SPLITS:
         ShardSplit(out, split)
+    return manifest
 
 
 @contextlib.contextmanager
 def _alone(partial: Path, out: Path) -> Iterator[None]:
-    """Refuse a second packer of `out`. The kernel drops the lock with this process, however that ends."""
+    """Refuse a second packer of `out`."""
     path = partial.with_name(partial.name + ".lock")  # not inside: the directory is renamed
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        opened = open(path, "a+", encoding="utf-8")  # noqa: SIM115
+        lock = claim(path, f"pack {out} by one command at a time")
+    except Taken as holder:
+        raise ValueError(f"out={out} is being packed by {holder}: wait for it, or give another out=") from None
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             raise
         raise ValueError(f"cannot write to {path.parent} ({error.strerror}): give another out=") from None
-    with opened as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            mine = os.path.exists(path) and os.stat(path).st_ino == os.fstat(file.fileno()).st_ino
-        except (BlockingIOError, PermissionError):
-            mine = False
-        except OSError as error:
-            print(f"warning: {path} cannot be locked here ({error.strerror}): pack {out} by one command at a time")
-            mine = True
-        if not mine:
-            file.seek(0)
-            by = file.read(200) or "another process"
-            raise ValueError(f"out={out} is being packed by {by}: wait for it, or give another out=")
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}")
-        file.flush()
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(lock)
 
 
 def _pack(config: ShardsConfig, resolved: dict[str, Any], partial: Path) -> Manifest:
     """Have the whole shard directory in `partial`, with nothing else in it."""
     unfinished = partial / "unfinished"
     if (partial / "manifest.json").is_file() and not (unfinished / "plan.json").is_file():
-        try:
-            _refuse_other(partial, resolved)  # stopped just before it was renamed
-        except ValueError:
-            pass
-        else:
+        with contextlib.suppress(ValueError):
+            manifest = _made_before(partial, resolved)  # stopped just before it was renamed
             shutil.rmtree(unfinished, ignore_errors=True)
-            return read_manifest(partial)
+            return manifest
     start = time.monotonic()
     study = open_study(config)
     opening = time.monotonic() - start
     inputs = _inputs(study, unfinished / "plan.json")
     packer = Packer(study, config, partial)
     trials, trial_seconds = _trials_in_a_tar(packer, config)
-    jobs = jobs_of(study, trials)
+    jobs = []
+    for split in SPLITS:
+        indices = [int(i) for i in study.splits[split]]
+        if not indices:
+            raise ValueError(f"split {split!r} of the study holds no trial")
+        jobs += [Job(split, n, indices[i : i + trials]) for n, i in enumerate(range(0, len(indices), trials))]
     plan = {
         "config": resolved,
         "inputs": inputs,
         "study": fingerprint(study),
         "trials": trials,
-        "versions": {name: _version(name) for name in ("neuroimagen", "numpy", "scipy", "mne", "pillow", "torch")},
+        "versions": versions("neuroimagen", "numpy", "scipy", "mne", "pillow", "torch"),
     }
     records = _go_on(partial, plan, jobs)
     try:
@@ -230,7 +177,7 @@ def _write_tars(
     """Write the tars that have no record yet, and add their records."""
     todo = [job for job in jobs if job.name not in records]
     n, left = (sum(len(job.indices) for job in some) for some in (jobs, todo))
-    processes = min(packer.config.processes or _processes(opening, left * trial_seconds), max(1, len(todo)))
+    processes = min(packer.config.processes or how_many(opening, left * trial_seconds), max(1, len(todo)))
     with tqdm(total=n, initial=n - left, unit="trial", desc="shards", disable=None) as progress:
         if processes == 1:
             for job in todo:
@@ -242,13 +189,6 @@ def _write_tars(
                     progress.update()
                 else:
                     records[record.name] = record
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _stamp(path: Path) -> list[int]:
@@ -333,20 +273,6 @@ def _trials_in_a_tar(packer: Packer, config: ShardsConfig) -> tuple[int, float]:
     return config.shard_size or max(1, int(config.shard_mb * 1e6 * len(some) / max(1, size))), seconds
 
 
-def _processes(opening: float, work: float) -> int:
-    """How many processes to pack with: one, where starting more would cost about what they save (seconds)."""
-    most = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, MOST_PROCESSES)
-    with contextlib.suppress(OSError):  # what the study holds in memory, each process would hold
-        held, free = _kilobytes("/proc/self/status", "RssAnon"), _kilobytes("/proc/meminfo", "MemAvailable")
-        most = max(1, min(most, free // (2 * max(1, held))))
-    return most if opening + IMPORT_SECONDS + work / most < 0.8 * work else 1
-
-
-def _kilobytes(path: str, name: str) -> int:
-    found = re.search(rf"^{name}:\s*(\d+) kB", Path(path).read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
-    return int(found[1]) if found else 0
-
-
 def _manifest(study: Study, config: ShardsConfig, tars: Iterable[tuple[Job, Record]], folder: Path) -> Manifest:
     """The manifest, without inputs and config, and the index files; checks what concerns several tars."""
     keys: set[str] = set()
@@ -354,7 +280,7 @@ def _manifest(study: Study, config: ShardsConfig, tars: Iterable[tuple[Job, Reco
     known: dict[str, str] = {}  # image -> SHA-256 of the picture
     first: dict[str, str] = {}  # SHA-256 of a picture -> the first image that has it
     done: dict[str, list[str]] = {}  # image -> what was done to its picture
-    notes, subjects, moments = list(study.notes), set(), Moments.none(study.n_chans)
+    notes, subjects, moments = list(study.notes), set(), Moments()
     error, power = 0.0, 0.0
     sizes: dict[int, np.ndarray] = {}
     splits: dict[str, dict[str, Any]] = {name: {"trials": 0, "images": 0, "shards": []} for name in SPLITS}
@@ -378,8 +304,8 @@ def _manifest(study: Study, config: ShardsConfig, tars: Iterable[tuple[Job, Reco
             images[split].add(image)
         done |= record.done
         subjects.update(record.subjects)
-        count, mean, m2 = record.moments
-        moments.add(Moments(count, np.array(mean), np.array(m2)))
+        count, *arrays = record.moments
+        moments.add(count, *map(np.array, arrays))
         error, power = error + record.squared_error, power + record.squared_signal
         for subject, size in record.sizes.items():
             sizes[int(subject)] = sizes.get(int(subject), np.zeros(2)) + size
@@ -402,22 +328,14 @@ def _manifest(study: Study, config: ShardsConfig, tars: Iterable[tuple[Job, Reco
         kind = f"JPEG of quality {config.picture_quality}" if config.picture_quality else "PNG"
         notes.append(f"larger pictures were resized to a shortest side of {config.picture_size} px, stored as {kind}")
     return Manifest(
+        **{name: getattr(study, name) for name in OF_THE_STUDY},
         format="neuroimagen-shards",
         version=1,
-        dataset=study.dataset,
-        simulated=study.simulated,
-        n_chans=study.n_chans,
-        n_times=study.n_times,
-        sfreq=study.sfreq,
         eeg_dtype=config.eeg_dtype,
-        channels=study.channels,
-        units=study.units,
-        classes=study.classes,
         subjects=sorted(subjects),
         channel_mean=moments.mean.tolist(),
         channel_std=np.sqrt(moments.m2 / moments.count).tolist(),
         splits=splits,
-        split_by=study.split_by,
         protocol=study.protocol,
         notes=notes,
         inputs={},

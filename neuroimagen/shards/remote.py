@@ -11,7 +11,6 @@ content is part of the directory's name: shards made again under the same URL ne
 """
 
 import contextlib
-import errno
 import functools
 import hashlib
 import http.client
@@ -32,6 +31,8 @@ from urllib.parse import urlsplit, urlunsplit
 import fsspec
 from filelock import FileLock
 from tqdm import tqdm
+
+from neuroimagen.files import FULL, replacing
 
 ATTEMPTS = 5  # to fetch a file
 PAUSE = 1.0  # seconds before the second attempt; twice as long before each further one
@@ -138,7 +139,7 @@ def _download(shards: str, name: str, partial: Path, size: int | None, digest: s
             except (FileNotFoundError, ValueError):
                 raise
             except Exception as error:  # each back end of fsspec has errors of its own
-                if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                if getattr(error, "errno", None) in FULL:
                     raise
                 reason = getattr(error, "reason", None) or str(error) or type(error).__name__
                 if attempt == ATTEMPTS or isinstance(error, NOT_RETRIED):
@@ -157,24 +158,20 @@ def fetch(shards: str, name: str, path: Path, size: int | None, digest: str | No
     """
     if _whole(path, size):
         return
-    partial = path.with_name(path.name + ".partial")
     try:
         locks = path.parent / "locks"
         locks.mkdir(parents=True, exist_ok=True)
         with FileLock(locks / f"{path.name}.lock", timeout=LOCK_TIMEOUT):
-            try:
-                if not _whole(path, size):  # or another process was faster
+            if not _whole(path, size):  # or another process was faster
+                with replacing(path) as partial:
                     _download(shards, name, partial, size, digest, most)
-                    os.replace(partial, path)
-            finally:
-                partial.unlink(missing_ok=True)
     except FileNotFoundError:
         raise ValueError(f"{name} is missing at {shown(shards)}: copy the shards there again") from None
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        room = "make room, or " if error.errno in FULL else ""
         raise ValueError(
             f"cannot write to the cache {path.parent} ({error.strerror or error}): "
-            f"{'make room, or ' if full else ''}set NEUROIMAGEN_CACHE to a folder of your own"
+            f"{room}set NEUROIMAGEN_CACHE to a folder of your own"
         ) from None
 
 

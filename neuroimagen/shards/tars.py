@@ -1,4 +1,4 @@
-"""Packing one tar of a study, and doing so in several processes; shards/pack.py makes a shard directory of them.
+"""One tar of a study; shards/workers.py has several processes write them, shards/pack.py makes a directory of them.
 
 A tar is a function of (study, config, number) alone, whoever writes it. What concerns several tars (keys, pictures,
 statistics) is in their records, which are put together in the order of the tars: so the number of processes and the
@@ -10,38 +10,47 @@ import hashlib
 import io
 import json
 import os
-import signal
 import stat
-import traceback
-from collections.abc import Callable, Generator
-from multiprocessing import connection, get_context
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import numpy as np
-import torch
 import webdataset as wds
 from PIL import Image
 
-from neuroimagen.files import pass_on
+from neuroimagen.config import option, path_option
+from neuroimagen.files import MAX_PICTURE_BYTES, pass_on, replacing, write_atomic
 from neuroimagen.pictures import FORMATS, Seen, Unclear, see
-from neuroimagen.shards.format import (
-    KEY,
-    MAX_JSON_BYTES,
-    MAX_PICTURE_BYTES,
-    SPLITS,
-    scan_tar,
-)
-from neuroimagen.studies.open import open_study
+from neuroimagen.shards.format import KEY, MAX_JSON_BYTES, scan_tar
+from neuroimagen.studies.open import SourceConfig
 from neuroimagen.studies.study import Study, Trial
 from neuroimagen.text_files import encode
-
-if TYPE_CHECKING:
-    from neuroimagen.shards.pack import ShardsConfig
 
 OFFSET = 20  # times the signal: a mean that EEG does not have, unless it is DC-coupled
 APART = 100  # times: no two people differ so much
 MAX_KEPT = 64 << 20  # bytes of pictures made anew that a process keeps for further trials that show them
+
+
+@dataclasses.dataclass
+class ShardsConfig(SourceConfig):
+    """`neuroimagen shards`"""
+
+    out: str = path_option(help="shard directory to make")
+    eeg_dtype: Literal["float16", "float32"] = option("float16", "how EEG is stored; float16 halves the size")
+    shard_mb: float = option(64.0, "aim for tars of so many million bytes")
+    shard_size: int = option(0, "trials in a tar; 0: as many as shard_mb says")
+    picture_size: int = option(0, "make the shortest side of larger pictures this, in pixels; 0 keeps the files' bytes")
+    picture_quality: int = option(95, "of resized pictures: JPEG quality, 1 to 100; 0 stores PNG, without loss")
+    processes: int = option(
+        0, "processes that pack, each of which opens the study; 0: by processors, memory and work. Changes speed only"
+    )
+
+    def check(self) -> None:
+        if self.shard_size < 0 or self.processes < 0 or not self.shard_mb > 0:
+            raise ValueError("shard_size and processes must be at least 0, shard_mb more than 0")
+        if self.picture_size < 0 or not 0 <= self.picture_quality <= 100:
+            raise ValueError("picture_size must be at least 0, picture_quality 0 to 100")
 
 
 def encode_eeg(eeg: np.ndarray, dtype: str, where: str) -> tuple[bytes, float, float]:
@@ -103,7 +112,7 @@ def open_picture(data: bytes, where: str, background: str = "", orientation: str
         raise ValueError(f"picture {where} cannot be decoded ({error}): replace the file by a JPEG or PNG") from None
 
 
-def store_picture(data: bytes, where: str, config: "ShardsConfig") -> tuple[str, bytes, tuple[str, ...]]:
+def store_picture(data: bytes, where: str, config: ShardsConfig) -> tuple[str, bytes, tuple[str, ...]]:
     """Extension and bytes to store, and what was done to the picture (keys of OPEN); `data` itself where that will do.
 
     A picture whose shortest side is larger than picture_size becomes that small, and of JPEG by picture_quality.
@@ -148,26 +157,34 @@ def read_picture(path: Path) -> tuple[bytes, list[Any]]:
 class Moments:
     """Count, mean and sum of squared deviations of each channel, in float64; no cancellation (Chan et al. 1979)."""
 
-    count: int
-    mean: np.ndarray
-    m2: np.ndarray
+    count: int = 0
+    mean: Any = 0.0
+    m2: Any = 0.0
 
-    @classmethod
-    def none(cls, n_chans: int) -> "Moments":
-        return cls(0, np.zeros(n_chans), np.zeros(n_chans))
+    def add(self, count: int, mean: Any, m2: Any) -> None:
+        if count:
+            total = self.count + count
+            delta = mean - self.mean
+            self.m2 = self.m2 + (m2 + delta**2 * self.count * count / total)
+            self.mean = self.mean + delta * count / total
+            self.count = total
 
-    @classmethod
-    def of(cls, eeg: np.ndarray) -> "Moments":
+    def add_eeg(self, eeg: np.ndarray) -> None:
         mean = eeg.mean(axis=1, dtype=np.float64)
-        return cls(eeg.shape[1], mean, ((eeg - mean[:, None]) ** 2).sum(axis=1))
+        self.add(eeg.shape[1], mean, ((eeg - mean[:, None]) ** 2).sum(axis=1))
 
-    def add(self, other: "Moments") -> None:
-        total = self.count + other.count
-        if other.count:
-            delta = other.mean - self.mean
-            self.m2 += other.m2 + delta**2 * self.count * other.count / total
-            self.mean += delta * other.count / total
-        self.count = total
+
+@dataclasses.dataclass
+class Job:
+    """One tar to write: trials `indices` of the study."""
+
+    split: str
+    number: int
+    indices: list[int]
+
+    @property
+    def name(self) -> str:
+        return f"{self.split}-{self.number:06d}.tar"
 
 
 @dataclasses.dataclass
@@ -188,35 +205,21 @@ class Record:
     squared_signal: float = 0.0
 
 
-@dataclasses.dataclass
-class Job:
-    """One tar to write: trials `indices` of the study."""
-
-    split: str
-    number: int
-    indices: list[int]
-
-    @property
-    def name(self) -> str:
-        return f"{self.split}-{self.number:06d}.tar"
+def record_path(folder: Path, name: str) -> Path:
+    """Where the record of a tar is kept until all tars are whole."""
+    return folder / "unfinished" / f"{name}.json"
 
 
-def jobs_of(study: Study, trials: int) -> list[Job]:
-    """The tars of a study, `trials` in each, in the order of the manifest."""
-    found = []
-    for split in SPLITS:
-        indices = [int(i) for i in study.splits[split]]
-        if not indices:
-            raise ValueError(f"split {split!r} of the study holds no trial")
-        found += [Job(split, n, indices[i : i + trials]) for n, i in enumerate(range(0, len(indices), trials))]
-    return found
+def write_json(path: Path, content: Any) -> None:
+    write_atomic(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n", own=True)
 
 
-def fingerprint(study: Study) -> str:
-    """To see that a study opened again is the same one."""
-    said = [study.dataset, study.n_chans, study.n_times, study.sfreq, study.units, study.channels, study.classes]
-    splits = {name: [int(i) for i in study.splits[name]] for name in SPLITS}
-    return hashlib.sha256(json.dumps([*said, study.protocol, study.notes, splits]).encode()).hexdigest()
+def bad_key(key: str) -> str:
+    return f"trial {key}: a key is 1 to 90 of A-Z a-z 0-9 _ -, and unique in its study"
+
+
+def other_picture(key: str, image: str) -> str:
+    return f"trial {key}: image {image} is not the same picture as in an earlier trial: rename one"
 
 
 class _Hashed:
@@ -233,12 +236,11 @@ class _Hashed:
 class Packer:
     """Writes tars of a study into `folder`; checks each trial on the way."""
 
-    def __init__(self, study: Study, config: "ShardsConfig", folder: Path) -> None:
+    def __init__(self, study: Study, config: ShardsConfig, folder: Path) -> None:
         self.study, self.config, self.folder = study, config, folder
         self.classes = {c["label"]: c for c in study.classes}
-        # SHA-256 of a picture as read -> extension, what was done (`store_picture`), whether it is stored as read
-        self.known: dict[str, tuple[str, tuple[str, ...], bool]] = {}
-        self.anew: dict[str, bytes] = {}  # the same -> the picture stored anew, as far as MAX_KEPT goes
+        # SHA-256 of a picture as read -> what `store_picture` made of it, "" for the same bytes, as far as `room` goes
+        self.known: dict[str, tuple[str, bytes, tuple[str, ...]]] = {}
         self.room = MAX_KEPT
 
     def sample(self, trial: Trial, record: Record) -> dict[str, Any]:
@@ -253,14 +255,8 @@ class Packer:
         if trial.label not in self.classes or self.classes[trial.label]["wnid"] != trial.wnid:
             raise ValueError(f"{where} has label {trial.label} ({trial.wnid}), which is not among the study's classes")
         extension, picture = self._picture(trial, record)
-        info = {
-            "subject": int(trial.subject),
-            "label": int(trial.label),
-            "wnid": trial.wnid,
-            "class_name": trial.class_name,
-            "image": trial.image,
-            "trial": trial.key,
-        }
+        info = {"subject": int(trial.subject), "label": int(trial.label), "wnid": trial.wnid, "trial": trial.key}
+        info |= {"class_name": trial.class_name, "image": trial.image}
         assert not set(info) & set(trial.extra), "a reader's extra fields must not hide ours"
         text = encode(json.dumps(info | trial.extra, ensure_ascii=False, sort_keys=True))
         if len(text) > MAX_JSON_BYTES:
@@ -269,8 +265,8 @@ class Packer:
         record.squared_error += error
         record.squared_signal += power
         if (spread := trial.eeg.std(axis=1))[spread > 0].size:
-            known = record.sizes.setdefault(str(trial.subject), [0, 0.0])
-            known[:] = known[0] + 1, known[1] + float(np.log(np.median(spread[spread > 0])))
+            n, total = record.sizes.get(str(trial.subject), (0, 0.0))
+            record.sizes[str(trial.subject)] = [n + 1, total + float(np.log(np.median(spread[spread > 0])))]
         return {"__key__": trial.key, "eeg": eeg, extension: picture, "json": text}
 
     def _picture(self, trial: Trial, record: Record) -> tuple[str, bytes]:
@@ -280,25 +276,19 @@ class Packer:
         digest = hashlib.sha256(data).hexdigest()
         if record.images.setdefault(trial.image, [digest, trial.key, *file])[0] != digest:
             raise ValueError(other_picture(trial.key, trial.image))
-        extension, done, kept = self.known.get(digest, ("", (), False))
-        stored = data if kept else self.anew.get(digest)
-        if stored is None:
-            extension, stored, done = store_picture(data, where, self.config)
-            self.known[digest] = extension, done, stored is data
-            if stored is not data and len(stored) <= self.room:
-                self.anew[digest] = stored
-                self.room -= len(stored)
+        extension, stored, done = self.known.get(digest) or store_picture(data, where, self.config)
+        anew = b"" if stored is data else stored
+        if digest not in self.known and len(anew) <= self.room:
+            self.known[digest] = extension, anew, done
+            self.room -= len(anew)
         if done:
             record.done[trial.image] = list(done)
-        return extension, stored
+        return extension, stored or data
 
     def pack(self, job: Job, progress: Callable[[], Any]) -> Record:
         """Write a tar and, when it is whole and on the disk, its record; `progress` is called once a trial."""
-        record = Record(job.name)
-        moments, subjects, keys = Moments.none(self.study.n_chans), set(), set()
-        path = self.folder / job.name
-        partial = path.with_name(f"{job.name}.{os.getpid()}.partial")
-        try:
+        record, moments, subjects, keys = Record(job.name), Moments(), set(), set()
+        with replacing(self.folder / job.name, own=True) as partial:
             with open(partial, "wb") as file:
                 hashed = _Hashed(file)
                 with wds.TarWriter(hashed, user="", group="", mtime=0, encoder=False) as tar:
@@ -310,7 +300,7 @@ class Packer:
                         tar.write(self.sample(trial, record))
                         subjects.add(int(trial.subject))
                         if job.split == "train":
-                            moments.add(Moments.of(trial.eeg))
+                            moments.add_eeg(trial.eeg)
                         progress()
                 file.flush()
                 os.fsync(file.fileno())  # the record must not outlive a power cut that its tar does not
@@ -318,118 +308,7 @@ class Packer:
                 places = [row[member].tolist() for member in ("eeg", "picture", "json")]
                 record.rows.append([row["key"].decode(), bool(row["png"]), *places])
             record.bytes, record.sha256 = partial.stat().st_size, hashed.digest.hexdigest()
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
         record.subjects = sorted(subjects)
-        record.moments = [moments.count, moments.mean.tolist(), moments.m2.tolist()]
+        record.moments = [moments.count, *(np.asarray(values).tolist() for values in (moments.mean, moments.m2))]
         write_json(record_path(self.folder, job.name), dataclasses.asdict(record))
         return record
-
-
-def bad_key(key: str) -> str:
-    return f"trial {key}: a key is 1 to 90 of A-Z a-z 0-9 _ -, and unique in its study"
-
-
-def other_picture(key: str, image: str) -> str:
-    return f"trial {key}: image {image} is not the same picture as in an earlier trial: rename one"
-
-
-def record_path(folder: Path, name: str) -> Path:
-    """Where the record of a tar is kept until all tars are whole."""
-    return folder / "unfinished" / f"{name}.json"
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(encode(json.dumps(content, ensure_ascii=False, indent=1) + "\n"))
-    os.replace(partial, path)
-
-
-class Died(ValueError):
-    """A packing process ended that was not asked to."""
-
-
-def _work(config: "ShardsConfig", folder: Path, known: str, pipe: connection.Connection) -> None:
-    """A packing process: opens the study, then packs the tars it is sent. Ends with its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent answers it
-    torch.set_num_threads(1)
-
-    def send(content: Any) -> None:
-        try:
-            pipe.send(content)
-        except OSError:  # the parent is gone
-            os._exit(1)
-
-    def receive() -> Job:
-        try:
-            return pipe.recv()
-        except (OSError, EOFError):
-            os._exit(1)
-
-    try:
-        study = open_study(config)
-        if fingerprint(study) != known:
-            raise ValueError("the input changed while it was packed: give the same command again")
-        packer = Packer(study, config, folder)
-        send(None)  # ready
-        while True:
-            send(packer.pack(receive(), lambda: send(1)))
-    except OSError as error:
-        plain = error.errno is None  # the others are made anew: not each comes through a pipe as it was
-        send(OSError(str(error)) if plain else OSError(error.errno, error.strerror, error.filename))
-    except ValueError as error:
-        send(ValueError(str(error)))
-    except BaseException:
-        send(RuntimeError(traceback.format_exc()))
-
-
-def pack_in_processes(packer: Packer, todo: list[Job], processes: int) -> Generator[Record | None, None, None]:
-    """What `packer` would do, by processes that take whole tars: records as they come, and None for each trial.
-
-    The processes open the study themselves. To fork them from this one would spare that, but a fork copies the locks
-    of torch's, mne's and BLAS's threads as they are at that moment, without the threads: now and then one waits for
-    ever. So they are forked from a server, which has imported what they need once and never starts a thread. What the
-    readers map (a 3 GB .pth) is one copy in memory for all processes; what they hold is not.
-    """
-    context = get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    waiting, known = list(reversed(todo)), fingerprint(packer.study)
-    workers = {}
-    try:
-        for _ in range(processes):
-            here, there = context.Pipe()
-            worker = context.Process(target=_work, args=(packer.config, packer.folder, known, there), daemon=True)
-            worker.start()
-            there.close()  # or the end of the worker would not be seen
-            workers[here] = worker
-        missing = len(todo)
-        while missing:
-            for pipe in connection.wait(list(workers)):
-                assert isinstance(pipe, connection.Connection)
-                try:
-                    said = pipe.recv()
-                    if isinstance(said, Exception):
-                        raise said
-                    if said != 1 and waiting:
-                        pipe.send(waiting.pop())
-                except (EOFError, BrokenPipeError, ConnectionResetError):
-                    raise Died(_death(workers[pipe])) from None
-                if isinstance(said, Record):
-                    missing -= 1
-                if said is not None:
-                    yield said if isinstance(said, Record) else None
-    finally:
-        for worker in workers.values():
-            worker.kill()  # idle, or its work is no longer wanted
-        for pipe, worker in workers.items():
-            worker.join()
-            pipe.close()
-
-
-def _death(worker: Any) -> str:
-    worker.join(10)
-    how = f"by signal {-worker.exitcode}" if (worker.exitcode or 0) < 0 else f"with exit code {worker.exitcode}"
-    reason = ", as when memory runs out" if worker.exitcode == -signal.SIGKILL else ""
-    return f"a packing process was ended {how}{reason}: the same command continues; processes=1 needs least memory"

@@ -21,8 +21,6 @@ class is to be read from the response to the picture or not at all.
 import dataclasses
 import difflib
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +30,7 @@ import torch
 from tqdm import tqdm
 
 from neuroimagen.config import option, path_option
+from neuroimagen.files import replacing
 from neuroimagen.simulation import brain
 from neuroimagen.simulation.pictograms import draw_picture
 from neuroimagen.studies.classes import CLASSES, ImageClass
@@ -226,17 +225,14 @@ def simulate(config: SimulateConfig) -> None:
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there and is not a simulated study: choose another out=")
-    partial = out.with_name(f"{out.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)  # of a simulation that was stopped
-    partial.mkdir(parents=True)
-    pictures = _draw_pictures(config, classes, partial)
-    about: dict[str, Any] = {"simulated": True, "parameters": parameters}
-    if not config.pictures_only:
-        _write_eeg(config, classes, pictures, partial)
-        about |= {"sfreq": brain.SFREQ, "channels": brain.CHANNELS, "noise_shares": brain.SHARES}
-        about |= {"stages": {name: dataclasses.asdict(stage) for name, stage in brain.STAGES.items()}}
-    (partial / "simulation.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, out)
+    with replacing(out) as partial:
+        partial.mkdir(parents=True)
+        pictures = _draw_pictures(config, classes, partial)
+        about: dict[str, Any] = {"simulated": True, "parameters": parameters}
+        if not config.pictures_only:
+            _write_eeg(config, classes, pictures, partial)
+            about |= {"sfreq": brain.SFREQ, "channels": brain.CHANNELS, "noise_shares": brain.SHARES}
+            about |= {"stages": {name: dataclasses.asdict(stage) for name, stage in brain.STAGES.items()}}
+        (partial / "simulation.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     eeg = "no EEG" if config.pictures_only else f"{len(pictures) * config.n_subjects} trials at snr={config.snr:g}"
     print(f"{out}: simulated study, {len(pictures)} pictures of {len(classes)} classes, {eeg}")

@@ -4,9 +4,11 @@ import errno
 import inspect
 import json
 import os
+import platform
 import re
 import shutil
 import stat
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -20,9 +22,10 @@ from perceivelab_files import write_study
 from safetensors.torch import save_model
 
 from neuroimagen import files
-from neuroimagen.batches.stream import eval_batches, load_picture, train_batches
+from neuroimagen.batches.decode import load_picture
+from neuroimagen.batches.stream import eval_batches, train_batches
 from neuroimagen.config import TrainConfig
-from neuroimagen.run import processes, trackers
+from neuroimagen.run import environment, processes, trackers
 from neuroimagen.run.run import Run
 from neuroimagen.shards.format import ShardSplit, load_index, read_manifest, scan_tar
 from neuroimagen.shards.pack import ShardsConfig, make_shards
@@ -111,11 +114,11 @@ def test_no_variable_of_accelerate_changes_the_weights(monkeypatch):
     names, plain = said_by_accelerate(), step()
     assert {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_FSDP"} <= {*names}
     words = {"MIXED_PRECISION": "bf16", "DYNAMO_BACKEND": "inductor", "TORCH_DEVICE": "cpu"}
-    for name in {*names} - {*files.OTHER_WAYS}:
+    for name in {*names} - {*environment.OTHER_WAYS}:
         number = name.endswith(("STEPS", "SIZE", "VERSION", "CLIPPING"))
         monkeypatch.setenv(name, words.get(name[11:], "64" if number else "true"))
     assert torch.equal(step(), plain)  # all at once
-    assert {*names} - {*files.variables()} == {*files.OTHER_WAYS} - {*files.variables()}
+    assert {*names} - {*environment.variables()} == {*environment.OTHER_WAYS} - {*environment.variables()}
 
 
 def test_a_default_config_of_accelerate_changes_nothing(tmp_path, plain, monkeypatch):
@@ -138,9 +141,9 @@ def test_a_default_config_of_accelerate_changes_nothing(tmp_path, plain, monkeyp
     assert told["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] == "64" and {*changed} <= {*told}
 
 
-@pytest.mark.parametrize("name", [*files.OTHER_WAYS, *files.FEWER_BITS, "NVIDIA_TF32_OVERRIDE"])
+@pytest.mark.parametrize("name", [*environment.OTHER_WAYS, *environment.FEWER_BITS, "NVIDIA_TF32_OVERRIDE"])
 def test_what_computes_otherwise_is_refused(tmp_path, monkeypatch, name):
-    harmless = {"NVIDIA_TF32_OVERRIDE": "0", **dict.fromkeys(files.FEWER_BITS, "STRICT")}.get(name, "NO")
+    harmless = {"NVIDIA_TF32_OVERRIDE": "0", **dict.fromkeys(environment.FEWER_BITS, "STRICT")}.get(name, "NO")
     monkeypatch.setenv(name, harmless)
     AcceleratorState._reset_state(reset_partial_state=True)
     processes.make_accelerator("fp32")
@@ -149,7 +152,7 @@ def test_what_computes_otherwise_is_refused(tmp_path, monkeypatch, name):
         AcceleratorState._reset_state(reset_partial_state=True)
         with pytest.raises(ValueError, match=f"the environment has {name}={value}, .*: unset it"):
             processes.make_accelerator("fp32")
-    if name not in files.OTHER_WAYS:  # nor do the commands that have no accelerator
+    if name not in environment.OTHER_WAYS:  # nor do the commands that have no accelerator
         with pytest.raises(ValueError, match=name):
             processes.set_tf32(False)
 
@@ -191,7 +194,7 @@ def test_what_may_change_the_last_bits_is_recorded_without_secrets(tmp_path, mon
     ):
         monkeypatch.setenv(name, "hostile")
     monkeypatch.setenv("HF_ENDPOINT", "https://me:hostile@mirror")
-    found = files.variables()
+    found = environment.variables()
     assert {name for name in RECORDED.split() if found.get(name) != "hostile"} == set()
     assert found["HF_TOKEN"] == found["HF_ENDPOINT"] == "(set)" and "EDITOR" not in found
     assert [name for name in found if name not in RECORDED.split() and found[name] == "hostile"] == []
@@ -253,6 +256,75 @@ def test_what_cannot_be_written_is_named_and_the_old_stays(tmp_path, monkeypatch
     with pytest.raises(OSError, match=re.escape(str(path))) as stopped:
         files.write_atomic(path, "new")
     assert stopped.value.errno == code and path.read_text() == "old" and [*tmp_path.iterdir()] == [path]
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_what_is_replaced_is_the_old_or_the_new_whole(tmp_path, kind):
+    """Also where a process that was killed has left half of it; and nothing of a failure stays."""
+    path, left = tmp_path / "model", tmp_path / "model.partial"
+
+    def write(partial: Path, text: str) -> None:
+        if kind == "directory":
+            partial.mkdir()
+        (partial / "weights" if kind == "directory" else partial).write_text(text)
+
+    write(left, "half")
+    with files.replacing(path) as partial:
+        write(partial, "whole")
+    with pytest.raises(KeyboardInterrupt), files.replacing(path) as partial:
+        write(partial, "new")
+        raise KeyboardInterrupt
+    assert [*tmp_path.iterdir()] == [path]
+    assert (path / "weights" if kind == "directory" else path).read_text() == "whole"
+
+
+def test_two_processes_may_write_the_same_file(tmp_path):
+    with files.replacing(tmp_path / "a", own=True) as partial:
+        assert str(os.getpid()) in partial.name
+        partial.write_text("mine")
+        files.write_atomic(tmp_path / "a", "theirs")
+    assert (tmp_path / "a").read_text() == "mine"
+
+
+CLAIM = """
+import sys
+from pathlib import Path
+from neuroimagen import files
+try:
+    files.claim(Path(sys.argv[1]), "")
+    print("mine")
+except files.Taken as holder:
+    print(holder)
+"""
+
+
+def test_what_is_claimed_is_refused_to_others_until_it_is_let_go(tmp_path):
+    path = tmp_path / "lock"
+
+    def another() -> str:
+        return subprocess.run([sys.executable, "-c", CLAIM, str(path)], capture_output=True, text=True).stdout.strip()
+
+    file = files.claim(path, "")
+    assert another() == f"process {os.getpid()} on {platform.node()}"
+    os.close(file)
+    assert another() == "mine"
+
+
+def test_where_nothing_can_be_locked_the_user_is_told(tmp_path, monkeypatch, capsys):
+    def unknown(file, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.lockf", unknown)
+    os.close(files.claim(tmp_path / "lock", "start only one run there"))
+    said = capsys.readouterr().err
+    assert said == f"warning: {tmp_path}/lock cannot be locked here (No locks available): start only one run there\n"
+
+
+def test_versions():
+    assert files.versions("torch", "no-such-package") == {
+        "torch": torch.__version__,
+        "no-such-package": "not installed",
+    }
 
 
 def test_a_full_disk_under_the_log_is_named(tmp_path, monkeypatch):
@@ -335,7 +407,7 @@ def test_memory_that_runs_out_replaces_no_trial(made, monkeypatch, capsys):
     def no_memory(*what, **how):
         raise MemoryError
 
-    monkeypatch.setattr("neuroimagen.batches.stream.simplejpeg.decode_jpeg_header", no_memory)
+    monkeypatch.setattr("neuroimagen.batches.decode.simplejpeg.decode_jpeg_header", no_memory)
     with pytest.raises(ValueError, match=r"trial \S+ cannot be read \(Cannot allocate memory\)"):
         next(train_batches(made, batch_size=8, image_size=16, max_bad_samples=30))
     with pytest.raises(OSError, match="Cannot allocate memory"):

@@ -14,8 +14,8 @@ from picture_files import GREY, LA, PALETTE, RGB, RGBA, display, exif, grey, png
 from PIL import Image, ImageCms, ImageOps
 
 from neuroimagen import pictures as seen
+from neuroimagen.batches.decode import decode, load_picture
 from neuroimagen.batches.pictures import load_pictures
-from neuroimagen.batches.stream import _decode, load_picture
 from neuroimagen.cli import main
 from neuroimagen.sample.captions import _open_rgb
 from neuroimagen.scores.classifiers import read_pixels
@@ -39,7 +39,7 @@ def store(data: bytes, **fields) -> tuple[np.ndarray, bytes, tuple[str, ...]]:
     with Image.open(io.BytesIO(stored)) as picture:
         assert {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}[picture.format] == extension
         pixels = np.asarray(picture.convert("RGB"))
-    np.testing.assert_array_equal(_decode(stored, 1 << 20), pixels)
+    np.testing.assert_array_equal(decode(stored, 1 << 20), pixels)
     return pixels, stored, done
 
 
@@ -216,7 +216,7 @@ def test_sixteen_bits_are_rounded_on_their_whole_range(kind, n, interlaced):
     pixels, _, done = store(data)
     assert done == (seen.ROUNDED,)
     np.testing.assert_array_equal(pixels, rounded(values[..., :3] if n > 2 else np.repeat(values[..., :1], 3, axis=2)))
-    np.testing.assert_array_equal(_decode(data, 4), pixels)
+    np.testing.assert_array_equal(decode(data, 4), pixels)
 
 
 def lab_grey() -> int:
@@ -241,7 +241,7 @@ def test_cmyk(inks):
     by_profile, stored, done = store(saved(picture, "JPEG", quality=100, icc_profile=press()))
     assert done == (seen.CONVERTED,) and stored[:4] == b"\x89PNG"
     assert np.abs(by_profile.astype(int) - (lab_grey() if level is None else level)).max() <= 2
-    assert np.array_equal(_decode(saved(picture, "JPEG", quality=100), 8), plain)  # from a folder, too
+    assert np.array_equal(decode(saved(picture, "JPEG", quality=100), 8), plain)  # from a folder, too
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "RGBA", "16 bits", "palette"])
@@ -272,7 +272,7 @@ def test_wide_gamuts_are_converted(kind, name, gamma):
     assert seen.CONVERTED in done and b"iCCP" not in stored
     assert np.abs(found - expected).max() <= 2.5
     if kind != "RGBA":
-        assert np.array_equal(_decode(data, 1 << 20), found)  # from a folder, too
+        assert np.array_equal(decode(data, 1 << 20), found)  # from a folder, too
 
 
 def _chunks(data: bytes):

@@ -16,7 +16,8 @@ from tiny_models import TEXT_LENGTH, TEXT_WIDTH, tiny_pipeline
 
 from neuroimagen import NeuroImagen
 from neuroimagen.model.eeg import Contract, _compare, take
-from neuroimagen.shards.pack import ShardSplit, make_shards, read_manifest
+from neuroimagen.shards.format import ShardSplit, read_manifest
+from neuroimagen.shards.pack import make_shards
 
 OPTIONS = {
     "plain": [],

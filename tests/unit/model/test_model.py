@@ -24,7 +24,7 @@ from neuroimagen.config import load_config
 from neuroimagen.model import model as model_module
 from neuroimagen.model.model import copy_pipeline
 from neuroimagen.run import inputs
-from neuroimagen.shards.pack import ShardSplit
+from neuroimagen.shards.format import ShardSplit
 
 TRAINER = Path(__file__).parents[3] / "trainers" / "reconstruct.py"
 ROWS = ["I", "B", "L+I"]

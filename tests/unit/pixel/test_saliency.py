@@ -17,7 +17,7 @@ from neuroimagen.pixel.features import (
     retrieval_at_1,
 )
 from neuroimagen.pixel.saliency import Discriminator, Generator
-from neuroimagen.shards.pack import ShardSplit
+from neuroimagen.shards.format import ShardSplit
 
 
 @pytest.mark.parametrize("size", [16, 32, 64])

@@ -13,7 +13,7 @@ from neuroimagen.reconstruction.decoders import ROWS, RUNS, rows_to_draw
 from neuroimagen.reconstruction.reconstructor import Reconstructor
 from neuroimagen.sample.captions import embed_captions
 from neuroimagen.sample.encoder import SampleEncoder, short_embeddings
-from neuroimagen.shards.pack import ShardSplit
+from neuroimagen.shards.format import ShardSplit
 
 
 def m_s(seed=0):

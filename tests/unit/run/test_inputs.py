@@ -20,6 +20,7 @@ from tiny_models import tiny_pipeline, tiny_shards, tiny_stage_runs
 from torch import nn
 
 from neuroimagen.config import TrainConfig, load_config
+from neuroimagen.files import sha256
 from neuroimagen.pixel.features import FeatureExtractor
 from neuroimagen.run import directory as run_dir
 from neuroimagen.run import inputs
@@ -28,7 +29,6 @@ from neuroimagen.run.directory import claim_run_dir
 from neuroimagen.run.processes import make_accelerator
 from neuroimagen.run.run import Run
 from neuroimagen.sample.captions import read_captions, write_captions
-from neuroimagen.shards.format import sha256
 
 TRAINERS = Path(__file__).parents[3] / "trainers"
 CLASSES = ("n02389026", "n03888257", "n03584829")

@@ -18,8 +18,9 @@ from PIL import Image
 
 from neuroimagen.cli import main
 from neuroimagen.doctor.check import check_shards
+from neuroimagen.files import sha256
 from neuroimagen.shards import pack as shards
-from neuroimagen.shards.format import SPLITS, ShardSplit, read_manifest, sha256
+from neuroimagen.shards.format import SPLITS, ShardSplit, read_manifest
 from neuroimagen.shards.pack import ShardsConfig, make_shards
 from neuroimagen.studies.study import Study, Trial
 
