@@ -89,6 +89,11 @@ class TrainConfig:
     nonfinite: Literal["stop", "skip"] = option("stop", "a loss that is NaN or infinite: stop, or skip that step")
     timeout_minutes: float = option(30.0, "a rank without progress prints where it is, and the others give up")
 
+    def check(self) -> None:
+        """ValueError for what cannot go together; Run asks before it starts anything. Trainers add their own."""
+        if self.trackers not in ("none", "tensorboard", "wandb"):
+            raise ValueError(f"trackers={self.trackers!r} is not one of none, tensorboard, wandb")
+
 
 @dataclasses.dataclass
 class EegAugmentConfig:

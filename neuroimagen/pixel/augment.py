@@ -15,15 +15,20 @@ def _window(values: torch.Tensor, low: int, high: int) -> torch.Tensor:
     return (low + torch.floor(values * (high - low + 1))).long().clamp(max=high)
 
 
-def augment(images: torch.Tensor, random: torch.Tensor, policy: str = "color,translation,cutout") -> torch.Tensor:
-    """images (n, 3, S, S) -> the same shape; random (n, N_RANDOM) uniform in [0, 1); policy: comma-separated.
+def policy(text: str) -> list[str]:
+    """The parts of a comma-separated policy; ValueError for one that there is not."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if unknown := [part for part in parts if part not in ("color", "translation", "cutout")]:
+        raise ValueError(f"augmentation {unknown[0]!r} is unknown: choose from color, translation, cutout")
+    return parts
+
+
+def augment(images: torch.Tensor, random: torch.Tensor, chosen: str = "color,translation,cutout") -> torch.Tensor:
+    """images (n, 3, S, S) -> the same shape; random (n, N_RANDOM) uniform in [0, 1); chosen: see `policy`.
 
     Differentiable in `images`. Outside the picture, after a shift or under a cutout, there are zeros (mid grey).
     """
-    parts = [p.strip() for p in policy.split(",") if p.strip()]
-    unknown = [p for p in parts if p not in ("color", "translation", "cutout")]
-    if unknown:
-        raise ValueError(f"augmentation {unknown[0]!r} is unknown: choose from color, translation, cutout")
+    parts = policy(chosen)
     n, _, height, width = images.shape
     u = random.to(images.dtype)
     if "color" in parts:

@@ -22,8 +22,8 @@ class FeatureExtractor(nn.Module, PyTorchModelHubMixin, library_name="neuroimage
         encoder: str = "lstm",
         n_features: int = 128,
         dropout: float = 0.0,
-        normalise: bool = True,
         width: int | None = None,
+        normalise: bool = True,
     ) -> None:
         super().__init__()
         self.n_chans, self.n_times, self.n_features, self.normalise = n_chans, n_times, n_features, normalise

@@ -70,8 +70,7 @@ class Run:
 
     def __init__(self, config: TrainConfig) -> None:
         """Collective: every rank. Raises ValueError for a config the machine or the directory cannot honour."""
-        if config.trackers not in ("none", "tensorboard", "wandb"):
-            raise ValueError(f"trackers={config.trackers!r} is not one of none, tensorboard, wandb")
+        config.check()
         self.config = config
         trackers = None if config.trackers == "none" else config.trackers
         set_deterministic(config.deterministic)
@@ -115,6 +114,22 @@ class Run:
         self._clear()
         torch.manual_seed(seed_from(config.seed, "init"))  # the same initial weights on every rank
         start_trackers(self.accelerator, config, self.dir)
+
+    @property
+    def share(self) -> dict[str, Any]:
+        """What `eval_batches` needs of a run."""
+        return {
+            "batch_size": self.batch_size,
+            "rank": self.rank,
+            "world": self.world,
+            "max_bad_samples": self.config.max_bad_samples,
+        }
+
+    @property
+    def position(self) -> dict[str, Any]:
+        """What `train_batches` needs of a run, to go on at its step."""
+        at = {"step": self.step, "seed": self.config.seed, "workers": self.config.workers, "device": self.device}
+        return self.share | at
 
     def prepare(self, *objects: Any) -> Any:
         """accelerate's prepare for models and optimizers (never loaders, see batches/stream.py).
