@@ -18,10 +18,8 @@ from torch import distributed as dist
 from neuroimagen.errors import sentence
 
 # How torch, safetensors, accelerate and yaml say that a file cannot be written or read.
-ERRORS = (
-    *(OSError, ValueError, RuntimeError, EOFError, KeyError),
-    *(pickle.UnpicklingError, SafetensorError, yaml.YAMLError),
-)
+_SAID = (OSError, ValueError, RuntimeError, EOFError, KeyError)
+ERRORS = (*_SAID, pickle.UnpicklingError, SafetensorError, yaml.YAMLError)
 T = TypeVar("T")
 R = TypeVar("R")
 PATIENCE = 90.0  # s that a rank waits to see what rank 0 sees: NFS keeps what it knows of a directory for up to 60
@@ -70,11 +68,9 @@ def gather_objects(item: Any) -> list[Any]:
 
 def _told(error: Exception) -> Exception:
     """The error as the command line makes a sentence of it."""
-    return (
-        error
-        if isinstance(error, (ValueError, OSError))
-        else ValueError(sentence(error) or str(error) or type(error).__name__)
-    )
+    if isinstance(error, (ValueError, OSError)):
+        return error
+    return ValueError(sentence(error) or str(error) or type(error).__name__)
 
 
 def decided_by_main(look: Callable[[], T]) -> T:

@@ -3,6 +3,7 @@
 import datetime
 import gc
 import os
+import signal
 from typing import Any
 
 import torch
@@ -14,6 +15,25 @@ from neuroimagen.run import zero
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"  # of these values cuBLAS repeats its bits, and cuDNN those of an LSTM
 WORKSPACES = (":4096:8", ":16:8")
+STOPPED = 143  # exit code after SIGTERM (128 + 15): run the same command again
+
+_stop_requested = False
+
+
+def watch_stop_signal() -> None:
+    """Make SIGTERM ask for a stop at the next step instead of killing the process."""
+    global _stop_requested
+    _stop_requested = False
+
+    def request(signum: int, frame: Any) -> None:
+        global _stop_requested
+        _stop_requested = True
+
+    signal.signal(signal.SIGTERM, request)
+
+
+def stop_requested() -> bool:
+    return _stop_requested
 
 
 def set_deterministic(wanted: bool) -> None:

@@ -21,8 +21,14 @@ from neuroimagen.files import pass_on, write_atomic
 from neuroimagen.pictures import list_pictures, see
 from neuroimagen.run import inputs
 from neuroimagen.run.collectives import decided_by_main, gather_objects, on_every_rank
-from neuroimagen.run.processes import leave_process_group, make_accelerator, set_deterministic
-from neuroimagen.run.run import STOPPED, stop_requested, watch_stop_signal
+from neuroimagen.run.processes import (
+    STOPPED,
+    leave_process_group,
+    make_accelerator,
+    set_deterministic,
+    stop_requested,
+    watch_stop_signal,
+)
 from neuroimagen.studies.captions import line_of, lines_of, read_captions, write_captions
 from neuroimagen.text_files import encode, read_text
 

@@ -22,7 +22,7 @@ from torch import nn
 from neuroimagen.config import TrainConfig, load_config
 from neuroimagen.pixel.features import FeatureExtractor
 from neuroimagen.run import directory as run_dir
-from neuroimagen.run import inputs
+from neuroimagen.run import inputs, processes
 from neuroimagen.run import run as running
 from neuroimagen.run.directory import ROW_RUNS, claim_run_dir
 from neuroimagen.run.processes import make_accelerator
@@ -442,7 +442,7 @@ def test_an_input_that_was_read_may_change_while_the_run_goes_on(config, root):
 
 def test_a_preempted_run_is_not_continued_on_other_shards(config, root):
     def stop(step):
-        running._stop_requested = step == 1
+        processes._stop_requested = step == 1
 
     assert train(config, stop) == running.STOPPED and (root / "run" / "PREEMPTED").exists()
     one_byte(root / "shards")
