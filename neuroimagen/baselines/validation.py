@@ -30,9 +30,7 @@ def validate(
 
 
 @torch.no_grad()
-def class_means(
-    run: Run, classifier: torch.nn.Module, shards: str, n_classes: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def class_means(run: Run, classifier: torch.nn.Module, shards: str, n_classes: int) -> list[torch.Tensor]:
     """Mean features of each class over the train split (n_classes, n_features), zero for a class without trials, and
     which classes have some (n_classes,). Collective: every rank."""
     classifier.eval()
@@ -42,4 +40,4 @@ def class_means(
         one_hot = F.one_hot(batch["label"].to(run.device), n_classes).double()
         sums = sums + one_hot.T @ torch.cat([features, torch.ones_like(features[:, :1])], 1)
     total = run.accelerator.reduce(sums, "sum")
-    return (total[:, :-1] / total[:, -1:].clamp(min=1)).float(), total[:, -1] > 0
+    return [(total[:, :-1] / total[:, -1:].clamp(min=1)).float(), total[:, -1] > 0]

@@ -43,14 +43,11 @@ def augment(images: torch.Tensor, random: torch.Tensor, chosen: str = "color,tra
     if "translation" in parts:
         from_row = rows[None] - _window(u[:, 3], -(height // 8), height // 8)[:, None]
         from_column = columns[None] - _window(u[:, 4], -(width // 8), width // 8)[:, None]
-        inside = ((from_row >= 0) & (from_row < height))[:, :, None] & ((from_column >= 0) & (from_column < width))[
-            :, None, :
-        ]
+        rows_inside, columns_inside = (from_row >= 0) & (from_row < height), (from_column >= 0) & (from_column < width)
         sample = torch.arange(n, device=images.device)[:, None, None]
-        moved = images.permute(0, 2, 3, 1)[
-            sample, from_row.clamp(0, height - 1)[:, :, None], from_column.clamp(0, width - 1)[:, None, :]
-        ].permute(0, 3, 1, 2)
-        images = moved * inside[:, None]
+        place = sample, from_row.clamp(0, height - 1)[:, :, None], from_column.clamp(0, width - 1)[:, None, :]
+        moved = images.permute(0, 2, 3, 1)[place].permute(0, 3, 1, 2)
+        images = moved * (rows_inside[:, :, None] & columns_inside[:, None, :])[:, None]
     if "cutout" in parts:
         top = _window(u[:, 5], 0, height)[:, None] - height // 4  # centre anywhere: the square may hang over an edge
         left = _window(u[:, 6], 0, width)[:, None] - width // 4

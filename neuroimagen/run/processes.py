@@ -39,8 +39,7 @@ def stop_requested() -> bool:
 def set_deterministic(wanted: bool) -> None:
     """Whether operations give the same bits each time on a GPU too, slower; call before CUDA starts.
 
-    An operation that cannot then raises a RuntimeError, of which config.run_command makes a sentence. Raises ValueError
-    if it is too late, or if the environment forbids it.
+    One that cannot raises a RuntimeError. ValueError if it is too late, or if the environment forbids it.
     """
     if wanted:
         if torch.cuda.is_initialized() and CUBLAS not in os.environ:
@@ -62,10 +61,8 @@ def check_bf16(device: torch.device | str) -> None:
 
 
 def set_tf32(allowed: bool) -> None:
-    """Whether fp32 may be computed with 10 bits of mantissa on this process's GPUs; torch allows it in convolutions.
-
-    ValueError if the environment has libraries do otherwise whatever is said here.
-    """
+    """Whether fp32 may be computed with 10 bits of mantissa on this process's GPUs, as torch allows in convolutions;
+    ValueError if the environment has libraries do otherwise."""
     override = {"NVIDIA_TF32_OVERRIDE": ("", str(int(allowed)))}
     files.refuse_variables(files.FEWER_BITS | override, "which changes how exactly fp32 is computed")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
@@ -74,8 +71,7 @@ def set_tf32(allowed: bool) -> None:
 def make_accelerator(precision: str, timeout_minutes: float = 30.0, tf32: bool = False, **kwargs: Any) -> Accelerator:
     """An Accelerator that is what was asked for, or a ValueError: accelerate itself never complains.
 
-    timeout_minutes: how long a collective waits for a rank before it gives up
-    tf32: see set_tf32
+    timeout_minutes: how long a collective waits for a rank before it gives up; tf32: see set_tf32
     """
     modes = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
     if precision not in modes:

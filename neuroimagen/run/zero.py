@@ -27,10 +27,7 @@ def asked_for() -> bool:
 
 
 def make_plugin(precision: str) -> Any:
-    """accelerate's DeepSpeedPlugin for what the launcher asked for; call before the Accelerator is made.
-
-    Raises ValueError for anything asked for that would not be done.
-    """
+    """accelerate's DeepSpeedPlugin for what the launcher asked for, or ValueError; before the Accelerator is made."""
     stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
     if stage not in ("1", "2", "3"):
         raise ValueError(f"DeepSpeed with zero_stage={stage} is not offered: launch with launch/zero2.yaml (1, 2 or 3)")
