@@ -12,6 +12,7 @@ PREEMPTED | DONE  how the last start ended
 
 import dataclasses
 import fcntl
+import functools
 import importlib.metadata
 import json
 import os
@@ -68,17 +69,20 @@ def open_run(directory: str | Path, field: str) -> Path:
     return path
 
 
+def _of_run(field: str, directory: str) -> dict[str, str]:
+    return inputs.of_model(open_run(directory, field) / "model")
+
+
 def inputs_of(config: Any, fields: Iterable[str] | None = None) -> inputs.Inputs:
     """The inputs that a trainer's config names, as they are now. ValueError for one that cannot be read."""
     given = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-
     look: dict[str, Callable[[str], dict[str, Any]]] = {
         "shards": inputs.of_shards,
         "images": lambda folder: inputs.of_files(folder, list_pictures(folder)),
         "captions": lambda path: {} if path == "label" else read_captions(path),
         "pipeline": lambda name: inputs.of_pipeline(name, text_alone="captions" in given),
         "init": inputs.of_pipeline,
-        **{field: lambda run, field=field: inputs.of_model(open_run(run, field) / "model") for field in TRAINERS},
+        **{field: functools.partial(_of_run, field) for field in TRAINERS},
     }
     found = {}
     for field in (name for name in fields or look if given.get(name)):
