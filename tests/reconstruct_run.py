@@ -95,4 +95,4 @@ def by_colour(images):
 
 def colours(classes=CLASSES[:4], logits=by_colour):
     names, wnids = [c.name for c in classes], [c.wnid for c in classes]
-    return Classifier("colours", "the colour test", names, wnids, torch.device("cpu"), logits)
+    return Classifier("colours", "the colour test", names, wnids, torch.device("cpu"), lambda x: (logits(x), logits(x)))

@@ -29,7 +29,7 @@ def by_strongest(classes=CLASSES[:3]):
 
     names = [CLASSES[39], *classes]
     wnids = [c.wnid for c in names]
-    return Classifier("flat", "flat", [c.name for c in names], wnids, torch.device("cpu"), lambda x: both(x)[0], both)
+    return Classifier("flat", "flat", [c.name for c in names], wnids, torch.device("cpu"), both)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from neuroimagen.scores import classifiers, networks
 from neuroimagen.scores.backbones import AlexNet, EfficientNetB1, InceptionV3, ResNet50, ViT
-from neuroimagen.scores.classifiers import load_imagenet_classifier
+from neuroimagen.scores.classifiers import load_classifier
 from neuroimagen.scores.networks import NETWORKS, NotAvailable, load_lpips, load_network
 from neuroimagen.scores.similarity import lpips
 
@@ -86,7 +86,7 @@ def test_vit_is_torchvisions(tmp_path):
 def test_imagenet_classifier_prepares_as_its_weights_want(tmp_path, monkeypatch):
     monkeypatch.setattr(classifiers, "ViT", lambda *shape: ViT(shape[0], 112, 32, 1, 2))  # the real one is 330 MB
     save_file(fill(on_meta(lambda: ViT(224, 112, 32, 1, 2))), tmp_path / "vit_b_16-c867db91.safetensors")
-    logits, names, describe = load_imagenet_classifier("torchvision:vit_b_16", "cpu", tmp_path)
+    classifier = load_classifier("torchvision:vit_b_16", "cpu", str(tmp_path))
     images = torch.rand(2, 3, 256, 256, generator=torch.Generator().manual_seed(0))
     mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in networks.IMAGENET)
     with torch.inference_mode():
@@ -97,8 +97,8 @@ def test_imagenet_classifier_prepares_as_its_weights_want(tmp_path, monkeypatch)
             torch.device("cpu"),
         )
         wanted = model((images[:, :, 16:240, 16:240] - mean) / std)
-        torch.testing.assert_close(logits(images), wanted)
-    assert len(names) == 1000 and names[963] == "pizza" and "224 px" in describe
+        torch.testing.assert_close(classifier.both(images)[0], wanted)
+    assert len(classifier.classes) == 1000 and classifier.classes[963] == "pizza" and "224 px" in classifier.describe
 
 
 def test_lpips_is_that_of_torchmetrics(tmp_path, monkeypatch):
