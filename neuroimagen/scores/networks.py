@@ -111,8 +111,7 @@ class Network:
     def features(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """float (B, 3, H, W) in [0, 1] -> {layer: (B, D) float32 on the CPU}.
 
-        D is 184,512 for "alex2" and 57,600 for "alex5" (keep those of the truths only, and give the pictures to
-        `perceptual.two_way` batch by batch), 2,048 for "inception", "fid" and "swav", 1,280 for "effnet", 768 for
+        D is 184,512 for "alex2" and 57,600 for "alex5" (keep those of the truths only), 2,048 for "inception", "fid" and "swav", 1,280 for "effnet", 768 for
         "clip", 1,008 for "logits".
         """
         assert images.ndim == 4 and images.shape[1] == 3, images.shape
@@ -356,7 +355,7 @@ class Lpips(nn.Module):
 
 
 def load_lpips(device: str | torch.device = "cpu", weights: str | Path | None = None) -> Lpips:
-    """For `perceptual.lpips`. weights and errors as `load_network`; the file is AlexNet's."""
+    """weights and errors as `load_network`; the file is AlexNet's."""
     backbone = fill("lpips", AlexNet, find_weights("lpips", weights), torch.device(device))
     found = importlib.util.find_spec("torchmetrics")
     assert found is not None and found.origin is not None

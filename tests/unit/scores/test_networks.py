@@ -15,7 +15,6 @@ from neuroimagen.scores import classifiers, networks
 from neuroimagen.scores.backbones import AlexNet, EfficientNetB1, InceptionV3, ResNet50, ViT
 from neuroimagen.scores.classifiers import load_classifier
 from neuroimagen.scores.networks import NETWORKS, NotAvailable, load_lpips, load_network
-from neuroimagen.scores.similarity import lpips
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_networks.json").read_text())
 BUILD = {
@@ -111,7 +110,8 @@ def test_lpips_is_that_of_torchmetrics(tmp_path, monkeypatch):
     images, truths = pictures()[:1], pictures()[1:]
     images, truths = torch.cat([images, truths]), torch.cat([truths, truths])
     wanted = theirs.learned_perceptual_image_patch_similarity(images, truths, "alex", "none", normalize=True)
-    found = lpips(images, truths, load_lpips("cpu", tmp_path))
+    pairs = torch.arange(len(images))[:, None].expand(-1, 2)
+    found = load_lpips("cpu", tmp_path)(images, truths, pairs)
     torch.testing.assert_close(found, wanted)
     assert found[0] > 0.01 and found[1] == 0
 
