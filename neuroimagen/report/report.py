@@ -20,8 +20,9 @@ from neuroimagen.files import write_atomic
 from neuroimagen.report import figures, tables
 from neuroimagen.report.charts import bars, confusions, legend
 from neuroimagen.report.gallery import Gallery, Metric, Pictures, define, read_picture_scores, spaced, text
-from neuroimagen.scores import evaluate as scoring
-from neuroimagen.scores.evaluate import ReconstructRun
+from neuroimagen.scores import run_files
+from neuroimagen.scores.evaluate import EvaluateConfig
+from neuroimagen.scores.run_files import ReconstructRun
 
 BUDGET = 6_500_000  # characters of inlined pictures; the page stays below 8 MB
 
@@ -336,7 +337,7 @@ class Page:
 
         return (
             f"python trainers/reconstruct.py config={run}/config.yaml\n"
-            f"neuroimagen evaluate {run}{given(self.scores.get('config', {}), scoring.EvaluateConfig)}\n"
+            f"neuroimagen evaluate {run}{given(self.scores.get('config', {}), EvaluateConfig)}\n"
             f"neuroimagen report {run}{given(dataclasses.asdict(self.config), ReportConfig)}\n"
         )
 
@@ -383,14 +384,14 @@ def report(config: ReportConfig) -> None:
     for name in ("trials", "each", "ablation"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name}={getattr(config, name)} must be at least 1")
-    run = scoring.read_run(config.run, to_write=True)
+    run = run_files.read_run(config.run, to_write=True)
     path = run.path / "scores.json"
     if not path.exists():
         raise ValueError(f"{run.path} has no scores.json; make it with: neuroimagen evaluate {run.path}")
     scores = json.loads(path.read_text(encoding="utf-8"))
-    if scores.get("version") != scoring.VERSION:
+    if scores.get("version") != run_files.VERSION:
         raise ValueError(f"{path} is of another version; make it anew with: neuroimagen evaluate {run.path}")
-    scoring.check_scores(run, scores)
+    run_files.check_scores(run, scores)
     page = Page(run, scores, config)
     tables.write(run, scores, run.path / "tables")
     figures.write(run, scores, run.path / "figures")

@@ -12,7 +12,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from PIL import Image
-from reconstruct_run import ABOUT, EXTRA, ROWS, colours, make_run
+from reconstruct_run import ABOUT, EXTRA, ROWS, colours, make_run, score
 
 from neuroimagen.report.charts import bars, confusion, confusions
 from neuroimagen.report.gallery import (
@@ -25,7 +25,8 @@ from neuroimagen.report.gallery import (
 )
 from neuroimagen.report.report import ReportConfig, report
 from neuroimagen.scores import evaluate as scoring
-from neuroimagen.scores.evaluate import EvaluateConfig, check_scores, evaluate, read_run, score
+from neuroimagen.scores.evaluate import EvaluateConfig, evaluate
+from neuroimagen.scores.run_files import check_scores, read_run
 from neuroimagen.studies.classes import CLASSES
 
 VOID = {"meta", "img", "br"}

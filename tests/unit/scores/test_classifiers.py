@@ -8,16 +8,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from neuroimagen.scores import classifiers
 from neuroimagen.scores.classifiers import (
     IMAGENET_INDEX,
-    ProbeConfig,
+    efficientnet,
     features,
     load_classifier,
     read_pictures,
     to_square,
-    train_linear_probe,
 )
+from neuroimagen.scores.probe import ProbeConfig
+from neuroimagen.scores.probe import probe as train
 
 REAL = Path(__file__).parents[4] / "shared" / "real" / "images_imagenet40"
 
@@ -39,7 +39,7 @@ def pictures(tmp_path_factory):
 def probe(pictures, tmp_path_factory):
     pytest.importorskip("efficientnet_lite_pytorch")
     out = tmp_path_factory.mktemp("probe") / "probe"
-    train_linear_probe(ProbeConfig(images=str(pictures), out=str(out), picture_size=32, size=64))
+    train(ProbeConfig(images=str(pictures), out=str(out), picture_size=32, size=64))
     return out
 
 
@@ -67,7 +67,7 @@ def test_folded_network_equals_the_package():
     images = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = plain.extract_features((images * 255 - 127) / 128).mean((2, 3))
-        found = features(classifiers._efficientnet(96, torch.device("cpu")), images, 96)
+        found = features(efficientnet(96, torch.device("cpu")), images, 96)
     assert torch.allclose(found, expected, atol=1e-3)
 
 
@@ -99,27 +99,27 @@ def test_probe_learns_and_loads(probe, pictures):
 
 
 def test_probe_is_reproducible(probe, pictures, tmp_path):
-    train_linear_probe(ProbeConfig(images=str(pictures), out=str(tmp_path / "b"), picture_size=32, size=64))
+    train(ProbeConfig(images=str(pictures), out=str(tmp_path / "b"), picture_size=32, size=64))
     a, b = (load_file(d / "model.safetensors") for d in (probe, tmp_path / "b"))
     assert torch.allclose(a["weight"], b["weight"], atol=1e-5)
 
 
 def test_probe_mistakes(probe, pictures, tmp_path):
     with pytest.raises(ValueError, match="exists already"):
-        train_linear_probe(ProbeConfig(images=str(pictures), out=str(probe)))
+        train(ProbeConfig(images=str(pictures), out=str(probe)))
     with pytest.raises(ValueError, match="is not a folder"):
-        train_linear_probe(ProbeConfig(images=str(tmp_path / "none"), out=str(tmp_path / "out")))
+        train(ProbeConfig(images=str(tmp_path / "none"), out=str(tmp_path / "out")))
     (tmp_path / "one" / "a").mkdir(parents=True)
     with pytest.raises(ValueError, match="holds 1 sub-folders"):
-        train_linear_probe(ProbeConfig(images=str(tmp_path / "one"), out=str(tmp_path / "out")))
+        train(ProbeConfig(images=str(tmp_path / "one"), out=str(tmp_path / "out")))
     (tmp_path / "one" / "b").mkdir()
     with pytest.raises(ValueError, match="holds 0 pictures"):
-        train_linear_probe(ProbeConfig(images=str(tmp_path / "one"), out=str(tmp_path / "out")))
+        train(ProbeConfig(images=str(tmp_path / "one"), out=str(tmp_path / "out")))
     for folder in "ab":
         for copy in range(2):  # one picture a class, under two names
             Image.new("RGB", (9, 9), (90, 5, ord(folder))).save(tmp_path / "one" / folder / f"{copy}.png")
     with pytest.raises(ValueError, match="a holds 1 pictures, and so 1 more folders; a class needs two that differ"):
-        train_linear_probe(ProbeConfig(images=str(tmp_path / "one"), out=str(tmp_path / "out")))
+        train(ProbeConfig(images=str(tmp_path / "one"), out=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
 
 

@@ -5,30 +5,25 @@ resample ground-truth pictures. A row that no table shows is measured like the o
 pictures as if they were reconstructions (the ceilings).
 """
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 from scipy.special import softmax
 
-from neuroimagen.run.collectives import gather_objects, spread
+from neuroimagen.run.collectives import spread
 from neuroimagen.scores import metrics as numbers
 from neuroimagen.scores.classifiers import Classifier
 from neuroimagen.scores.definitions import BEST, CONTROL_OF, METRICS, PAIRED, Facts, chosen, describe
 from neuroimagen.scores.intervals import FEWEST, Estimate, bootstrap_means
-from neuroimagen.scores.judges import load_judges, pair_measures
-from neuroimagen.scores.measure import Arrays, Judge, Measured, measure
+from neuroimagen.scores.measure import Arrays, Judge, Measured, load_judges, measure
 from neuroimagen.scores.metrics import success_by_rank
-from neuroimagen.scores.similarity import frechet_distance, kernel_distance
+from neuroimagen.scores.run_files import VERSION, ReconstructRun
+from neuroimagen.scores.similarity import SSIM_SETTINGS, frechet_distance, kernel_distance
 from neuroimagen.studies.classes import UNEVEN
-
-if TYPE_CHECKING:
-    from neuroimagen.scores.evaluate import ReconstructRun
 
 ONE_PICTURE = "not available: all trials show one and the same picture; reconstruct a test set with more"
 # metric -> layer, whose ground-truth pictures are ranked by their correlation with the reconstruction's
@@ -94,21 +89,15 @@ class ScoreBook:
         counts = np.unique(self.labels, return_counts=True)[1]
         self.headline = "acc_balanced" if counts.max() > UNEVEN * counts.min() else "acc"
         with Image.open(run.truth(trials[0]["key"])) as picture:
-            self.side = min(picture.size)
-        self.judges, self.lpips, missing = load_judges(self.wants, classifier.device, weights, download, self.side)
+            side = min(picture.size)
+        self.judges, self.pairs, missing = load_judges(self.wants, classifier.device, weights, download, side)
         self.unavailable |= missing
 
     def wants(self, *names: str) -> bool:
         return any(name in self.wanted and name not in self.unavailable for name in names)
 
     def measure(self, batch_size: int = 16) -> None:
-        """All that needs the pictures. Collective: every rank. ValueError: not all have the same networks at hand."""
-        lacking = [set(names) for names in gather_objects(list(self.unavailable))]
-        if differ := set.union(*lacking) - set.intersection(*lacking):
-            raise ValueError(
-                f"{', '.join(sorted(differ))} can be measured by some processes only: give weights= a directory that "
-                "all machines see, or leave these metrics out"
-            )
+        """All that needs the pictures. Collective: every rank."""
         run, samples = self.run, range(self.run.samples)
         keys = [trial["key"] for trial in run.trials]
         compare = (
@@ -124,7 +113,7 @@ class ScoreBook:
                 for group, dealt in self.deals.items()
             },
             judges,
-            [*pair_measures(self.wants, self.side), *self.lpips],
+            self.pairs,
             batch_size,
             self.classifier.device,
         )
@@ -194,8 +183,8 @@ class ScoreBook:
         columns = [(row, name) for row in rows for name in self.values[row] if name in BEST or not best]
         values = [self.values[row][name][mask] for row, name in columns]
         if best:
-            pairs = zip(values, columns, strict=True)
-            values = [numbers.best_of(found, METRICS[name].better or "")[:, None] for found, (_, name) in pairs]
+            values = [found.max(1, keepdims=True) if METRICS[name].better == "higher" else found.min(1, keepdims=True)
+                      for found, (_, name) in zip(values, columns, strict=True)]  # fmt: skip
         units = self.units[mask].repeat(values[0].shape[1])
         shares = [METRICS[name].scale == 100 for _, name in columns]
         estimates = bootstrap_means(np.stack([found.ravel() for found in values], 1), units, shares)
@@ -257,8 +246,8 @@ class ScoreBook:
         return found
 
     def scores(self) -> dict[str, Any]:
-        """What scores.json holds (version 4), but for the command's config. Collective: every rank."""
-        run, rows = self.run, self.run.rows
+        """What scores.json holds, but for the command's config and what it was made of. Collective: every rank."""
+        run, rows, about = self.run, self.run.rows, self.run.about
         found: dict[str, dict[str, dict[str, Any]]] = {row: {group: {} for group in self.groups} for row in rows}
         best: dict[str, dict[str, dict[str, Any]]] = {row: {"all": {}} for row in rows} if run.samples > 1 else {}
         for group, estimates in zip(self.groups, spread(self._means, list(self.groups)), strict=True):
@@ -283,6 +272,11 @@ class ScoreBook:
             right = self.known[np.searchsorted(sorted(self.class_names), self.labels)]
             truth["named_rightly"] = float((seen == right).mean())
         return {
+            "format": "neuroimagen-scores",
+            "version": VERSION,
+            "simulated": bool(about.get("simulated")),
+            "dataset": about.get("manifest", {}).get("dataset"),
+            "captions_source": about.get("captions_source"),
             "trials": len(run.trials),
             "pictures": len(set(self.images)),
             "subjects": len({trial["subject"] for trial in run.trials}),
@@ -296,7 +290,7 @@ class ScoreBook:
             "chance": self.top_k / self.n_way,
             "headline": self.headline,
             "gallery": self.measured.gallery,
-            "ssim_settings": numbers.SSIM_SETTINGS + "; ssim: mean of the colour channels, ssim_grey: luma",
+            "ssim_settings": SSIM_SETTINGS + "; ssim: mean of the colour channels, ssim_grey: luma",
             "inception_splits": self.splits,
             "interval": f"95 % percentile bootstrap over {run.unit}, 2000 resamples, levels widened for few (all 0 or "
             "all 1: Clopper-Pearson; sets of pictures, such as IS and shuffled, and what is gained over such: a "
@@ -344,7 +338,8 @@ class ScoreBook:
         assert self.known is not None
         guess = self.measured.of("probabilities", row)[:, self.known].argmax(1)
         place = np.searchsorted(sorted(self.class_names), self.labels).repeat(self.run.samples)
-        counts = numbers.confusion(place, guess, len(self.class_names))
+        n = len(self.class_names)
+        counts = np.bincount(place * n + guess, minlength=n**2).reshape(n, n)
         return {"classes": list(self.class_names.values()), "counts": counts.tolist()}
 
     def pictures_csv(self) -> str:
