@@ -24,11 +24,12 @@ from neuroimagen.batches.stream import Batcher
 from neuroimagen.config import option, path_option, run_trainer
 from neuroimagen.files import write_atomic
 from neuroimagen.reconstruction.controls import ClassCaptions, Gallery, draw_baseline
-from neuroimagen.reconstruction.decoders import ROWS, RUNS, Decoders, rows_to_draw
+from neuroimagen.reconstruction.decoders import Decoders
 from neuroimagen.reconstruction.draw import Pictures, chunk_before, still_whole
 from neuroimagen.reconstruction.memory import find_chunk, saying_what_fits
 from neuroimagen.reconstruction.pipelines import Scheduler
 from neuroimagen.reconstruction.reconstructor import Reconstructor, check_settings
+from neuroimagen.rows import PAPER, ROWS, RUNS, rows_to_draw
 from neuroimagen.run import inputs, zero
 from neuroimagen.run import run as running
 from neuroimagen.run.collectives import decided_by_main, on_every_rank, wait_for_files
@@ -54,7 +55,7 @@ class ReconstructConfig:
     )
     neurovision: str | None = path_option(None, "run directory of trainers/neurovision.py; for row NeuroVision")
     rows: list[str] | None = option(
-        ["I", "L", "B", "B+I", "L+I"],
+        list(PAPER),
         "any of I, L, B, B+I, L+I, none (Table 3); oracle, random class, retrieval (controls); Brain2Image, "
         "Brain2Image-VAE, NeuroVision (baselines); null: all but none that the runs given here allow",
     )

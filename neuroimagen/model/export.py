@@ -14,6 +14,7 @@ from neuroimagen.config import option, path_option
 from neuroimagen.model.eeg import Contract
 from neuroimagen.model.model import FOLDER, NeuroImagen
 from neuroimagen.reconstruction.decoders import Decoders
+from neuroimagen.rows import PAPER, ROWS, STAGES
 from neuroimagen.run import inputs
 from neuroimagen.shards.pack import Manifest, read_manifest
 
@@ -25,7 +26,6 @@ FOLDERS = {
     "reconstruct": "reconstruct",
     "shards": "shards",
 }
-STAGES = ("saliency", "semantics_label", "semantics_blip")
 # What a model draws with where no reconstruct run says it: the values of configs/reconstruct.yaml
 SETTINGS: dict[str, Any] = {
     "samples": 3,
@@ -75,7 +75,7 @@ def export(config: ExportConfig) -> None:
     shards = places["shards"] or Path(next((run["shards"] for run in said.values() if run.get("shards")), ""))
     manifest = read_manifest(shards)
     stages = {field: str(places[field]) if places[field] else None for field in STAGES}
-    rows = [row for row, field in zip("ILB", STAGES, strict=True) if stages[field]]
+    rows = [row for row in PAPER if all(stages[field] for field in ROWS[row].needs)]
     trained = Decoders(rows, stages, SimpleNamespace(manifest=manifest, folder=shards))  # type: ignore[arg-type]
     pipeline = config.pipeline or next(
         (str(run["pipeline"]) for run in reversed(said.values()) if run.get("pipeline")), ""

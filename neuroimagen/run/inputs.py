@@ -18,20 +18,13 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from tqdm import tqdm
 
+from neuroimagen.rows import RUNS
 from neuroimagen.sample.captions import read_captions
 from neuroimagen.shards.format import read_manifest, sha256
 
 Inputs = dict[str, dict[str, Any]]  # of the module's docstring
-# Config fields that name a run -> the trainer; reconstruct.py takes those of ROW_RUNS, as far as its rows need them
-ROW_RUNS = {
-    "saliency": "pixel_saliency",
-    "semantics_label": "sample_semantics",
-    "semantics_blip": "sample_semantics",
-    "brain2image": "brain2image",
-    "brain2image_vae": "brain2image",
-    "neurovision": "neurovision",
-}
-TRAINERS = ROW_RUNS | {"features": "pixel_features", "autoencoder": "latent_diffusion", "reconstruct": "reconstruct"}
+# Config fields that name a run -> the trainer
+TRAINERS = RUNS | {"features": "pixel_features", "autoencoder": "latent_diffusion", "reconstruct": "reconstruct"}
 WEIGHTS = (".json", ".txt", ".safetensors")  # what is read of a model's directory
 _hashed: dict[tuple[Any, ...], str] = {}  # file as it was -> SHA-256, so that looking again costs no reading
 
@@ -126,7 +119,7 @@ def of(config: Any, fields: Iterable[str] | None = None) -> Inputs:
     }
     found = {}
     for field in (name for name in fields or look if given.get(name)):
-        if field in ROW_RUNS and not (Path(given[field]) / "DONE").exists():
+        if field in RUNS and not (Path(given[field]) / "DONE").exists():
             continue  # decoders.py asks for it if a row needs it
         if content := look[field](given[field]):
             found[field] = {"path": str(given[field]), "content": content}

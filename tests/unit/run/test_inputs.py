@@ -21,6 +21,7 @@ from torch import nn
 
 from neuroimagen.config import TrainConfig, load_config
 from neuroimagen.pixel.features import FeatureExtractor
+from neuroimagen.rows import RUNS
 from neuroimagen.run import directory as run_dir
 from neuroimagen.run import inputs
 from neuroimagen.run import run as running
@@ -68,7 +69,7 @@ STAGES = {
     "latent_diffusion": ["images", "captions", "autoencoder"],
     "latent_diffusion part=autoencoder": ["images"],
     "latent_diffusion init": ["images", "init"],
-    "reconstruct": ["shards", "pipeline", *inputs.ROW_RUNS],
+    "reconstruct": ["shards", "pipeline", *RUNS],
 }
 
 
