@@ -16,6 +16,7 @@ from neuroimagen.model.model import FOLDER, NeuroImagen
 from neuroimagen.reconstruction.decoders import Decoders
 from neuroimagen.rows import PAPER, ROWS, STAGES
 from neuroimagen.run import inputs
+from neuroimagen.run.directory import open_run
 from neuroimagen.shards.pack import Manifest, read_manifest
 
 # Where launch/paper.sh puts them, below RUNS
@@ -137,7 +138,7 @@ def _places(config: ExportConfig) -> dict[str, Path | None]:
 
 def _config_of(field: str, run: Path) -> dict[str, Any]:
     """config.yaml of a finished run."""
-    return yaml.safe_load((inputs.finished_run(field, run) / "config.yaml").read_text(encoding="utf-8"))
+    return yaml.safe_load((open_run(run, field) / "config.yaml").read_text(encoding="utf-8"))
 
 
 def _check_inputs(places: dict[str, Path | None], shards: Path, pipeline: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ from neuroimagen.pixel.features import FeatureExtractor
 from neuroimagen.pixel.saliency import Generator
 from neuroimagen.reconstruction.reconstructor import Reconstructor
 from neuroimagen.rows import ROWS, RUNS, SEMANTICS
-from neuroimagen.run.inputs import finished_run
+from neuroimagen.run.directory import open_run
 from neuroimagen.run.seeds import seed_from
 from neuroimagen.sample.captions import embed_captions
 from neuroimagen.sample.encoder import SampleEncoder
@@ -26,7 +26,7 @@ def stage_run(field: str, directory: str | None, rows: list[str]) -> Path:
     """The finished stage run that a config field names, or a ValueError that says what is wrong with it."""
     if directory is None:
         raise ValueError(f"rows {', '.join(rows)} need {field}=RUN_DIR, a run of trainers/{RUNS[field]}.py")
-    return finished_run(field, directory)
+    return open_run(directory, field)
 
 
 def decode(

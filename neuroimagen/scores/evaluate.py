@@ -19,6 +19,7 @@ from neuroimagen.files import write_atomic
 from neuroimagen.rows import PAPER
 from neuroimagen.run import inputs
 from neuroimagen.run.collectives import decided_by_main, on_every_rank
+from neuroimagen.run.directory import open_run
 from neuroimagen.run.processes import leave_process_group, make_accelerator
 from neuroimagen.scores.book import ScoreBook
 from neuroimagen.scores.classifiers import Classifier, load_classifier, pick_device
@@ -120,10 +121,7 @@ def read_run(path: str | Path, to_write: bool = False) -> ReconstructRun:
     if to_write and path.is_dir() and not os.access(path, os.W_OK):
         raise ValueError(f"{path} cannot be written, and scores and report go there: copy the run to a place of yours")
     go_on = f"python trainers/reconstruct.py config={path / 'config.yaml'}"
-    if not (path / "config.yaml").exists():
-        raise ValueError(f"{path} is not a run of trainers/reconstruct.py (it holds no config.yaml)")
-    if not (path / "DONE").exists():
-        raise ValueError(f"{path} is not finished (it holds no DONE); continue it with: {go_on}")
+    open_run(path, "reconstruct")
     try:
         about = json.loads((path / "rows.json").read_text(encoding="utf-8"))
         trials = [json.loads(line) for line in (path / "trials.jsonl").read_text(encoding="utf-8").splitlines()]
