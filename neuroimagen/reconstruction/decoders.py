@@ -16,7 +16,6 @@ from neuroimagen.pixel.saliency import Generator
 from neuroimagen.reconstruction.reconstructor import Reconstructor
 from neuroimagen.rows import ROWS, RUNS, SEMANTICS
 from neuroimagen.run.directory import open_run
-from neuroimagen.run.seeds import seed_from
 from neuroimagen.sample.captions import embed_captions
 from neuroimagen.sample.encoder import SampleEncoder
 from neuroimagen.shards.pack import ShardSplit
@@ -29,36 +28,10 @@ def stage_run(field: str, directory: str | None, rows: list[str]) -> Path:
     return open_run(directory, field)
 
 
-def decode(
-    eeg: torch.Tensor,
-    keys: Sequence[str],
-    f_theta: Any,
-    g: Any,
-    m_s: Mapping[str, Any],
-    seed: int,
-    rescale_embeddings: bool = False,
-) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
-    """EEG (B, C, T) -> maps (B, 3, h, w) in [0, 1], None without `g`, and the embeddings (B, L, D_s) of each of `m_s`.
-
-    (seed, key) fixes the noise z of a map. rescale_embeddings: SampleEncoder.rescaled
-    """
-    maps = None
-    if g is not None:
-        noises = [torch.Generator().manual_seed(seed_from(seed, "map", key)) for key in keys]
-        z = torch.stack([torch.randn(g.z_dim, generator=noise) for noise in noises]).to(eeg.device)
-        maps = g(z, f_theta(eeg)).add(1).div(2)  # M_p(x) = G(z, f_θ(x))
-    embeddings = {kind: model(eeg) for kind, model in m_s.items()}
-    if rescale_embeddings:
-        embeddings = {kind: m_s[kind].rescaled(embedding) for kind, embedding in embeddings.items()}
-    return maps, embeddings
-
-
 class Decoders:
     """f_θ and G, M_s for each kind of captions, and the baselines, as far as the rows need them.
 
     runs: {a name in RUNS: run directory of that stage, or None}
-    seed: with a trial's key it fixes the noise z of its map
-    rescale_embeddings: as far from the captions' mean as a caption is (SampleEncoder.rescaled)
     """
 
     def __init__(
@@ -67,8 +40,6 @@ class Decoders:
         runs: Mapping[str, str | None],
         split: ShardSplit,
         device: torch.device | str = "cpu",
-        seed: int = 0,
-        rescale_embeddings: bool = False,
     ) -> None:
         """Raises ValueError for a run that is not there, not done, or not of this EEG."""
 
@@ -82,11 +53,7 @@ class Decoders:
                 raise ValueError(f"{directory} takes EEG of {shape}, but {split.folder} holds {given[0]} x {given[1]}")
             return model
 
-        if rescale_embeddings and not any(ROWS[row].semantics in SEMANTICS for row in rows):
-            raise ValueError(
-                f"rescale_embeddings=true: no row of {', '.join(rows)} has a decoded embedding; leave it out"
-            )
-        self.rows, self.device, self.seed, self.rescale_embeddings = list(rows), device, seed, rescale_embeddings
+        self.rows = list(rows)
         self.f_theta: Any = None
         self.g: Any = None
         self.m_s: dict[str, SampleEncoder] = {}
@@ -131,9 +98,3 @@ class Decoders:
                     raise ValueError(
                         f"semantics_{kind} was trained for the text encoder of {trained_with}, not {diffusion.name}"
                     )
-
-    @torch.inference_mode()
-    def __call__(self, eeg: torch.Tensor, keys: Sequence[str]) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
-        """EEG (B, C, T) -> maps (B, 3, h, w) in [0, 1] or None, and {"label" | "blip": embeddings (B, L, D_s)}."""
-        eeg = eeg.to(self.device)
-        return decode(eeg, keys, self.f_theta, self.g, self.m_s, self.seed, self.rescale_embeddings)

@@ -104,8 +104,8 @@ def test_the_oracle_is_told_the_label_and_the_other_is_not(tmp_path, xl):
     classes = [{"label": label, "name": name} for label, name in ((4, "daisy"), (7, "pizza"), (9, "banana"))]
     captions = ClassCaptions(Reconstructor(pipeline), classes, 0)
     table = embed_captions(pipeline, [f"An image of {name}" for name in ("daisy", "pizza", "banana")])
-    torch.testing.assert_close(captions.oracle([9, 4, 9]), table[[2, 0, 2]])
-    drawn = captions.random(["a", "b"], 3)
+    seen, drawn = captions([9, 4, 9], ["a", "b"], 3).values()
+    torch.testing.assert_close(seen, table[[2, 0, 2]])
     assert drawn.shape == (2, 3, *table.shape[1:]) and (table.shape[2] > TEXT_WIDTH) == xl
     for i, key in enumerate("ab"):
         for sample in range(3):
