@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from neuroimagen.reconstruction.draw import to_image
+from neuroimagen.reconstruction.picture_files import to_image
 from neuroimagen.reconstruction.reconstructor import Reconstructor, noise_seed
 
 EMBEDDED = Path(__file__).parents[1] / "neuroimagen/embedded/diffusion"

@@ -10,6 +10,7 @@ at random (mean over some 40 cyclic shifts), and Pearson's r over the pixels of 
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from neuroimagen.batches.stream import Batcher
 from neuroimagen.pixel.features import FeatureExtractor
 from neuroimagen.pixel.losses import ssim
 from neuroimagen.pixel.saliency import Generator
-from neuroimagen.reconstruction.decoders import decode
+from neuroimagen.reconstruction.draw import decode
 from neuroimagen.shards.format import ShardSplit
 
 SIDE = 32
@@ -60,9 +61,9 @@ def main(runs: Path, split: str = "val") -> None:
     model = runs / "pixel_saliency" / "model"
     f_theta = FeatureExtractor.from_pretrained(str(model / "features")).eval()
     g = Generator.from_pretrained(str(model / "generator")).eval()
-    with torch.inference_mode():
-        parts = zip(asked[0].split(64), range(0, len(asked[2]), 64), strict=True)
-        maps = torch.cat([decode(eeg, asked[2][i : i + 64], f_theta, g, {}, 0)[0] for eeg, i in parts])
+    decoders = SimpleNamespace(f_theta=f_theta, g=g, m_s={})
+    parts = zip(asked[0].split(64), range(0, len(asked[2]), 64), strict=True)
+    maps = torch.cat([decode(eeg, asked[2][i : i + 64], decoders, seed=0).maps for eeg, i in parts])
     rows = {
         "the maps M_p(x)": maps,
         f"ridge, {best[0]} windows, penalty {best[1]}": ridge(*train[:2], asked[0], *best),

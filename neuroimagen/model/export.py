@@ -11,8 +11,10 @@ import yaml
 from neuroimagen.config import option, path_option
 from neuroimagen.files import replacing
 from neuroimagen.model.eeg import Contract
-from neuroimagen.model.model import FOLDER, NeuroImagen
+from neuroimagen.model.model import FOLDER, LOADING, NeuroImagen
 from neuroimagen.reconstruction.decoders import Decoders
+from neuroimagen.reconstruction.reconstructor import DRAWN_WITH, Settings
+from neuroimagen.rows import PAPER, ROWS, STAGES
 from neuroimagen.run import inputs
 from neuroimagen.run.directory import open_run
 from neuroimagen.shards.format import Manifest, read_manifest
@@ -25,20 +27,6 @@ FOLDERS = {
     "reconstruct": "reconstruct",
     "shards": "shards",
 }
-STAGES = ("saliency", "semantics_label", "semantics_blip")
-# What a model draws with where no reconstruct run says it: the values of configs/reconstruct.yaml
-SETTINGS: dict[str, Any] = {
-    "samples": 3,
-    "seed": 0,
-    "strength": 0.8,
-    "guidance_scale": 7.5,
-    "num_inference_steps": 50,
-    "rescale_embeddings": False,
-    "image_size": None,
-    "chunk": 4,
-    "precision": "fp32",
-}
-LOADED_WITH = ("scheduler", "channels_last", "vae_slicing", "vae_tiling")  # what else a run may say of its pipeline
 
 
 @dataclasses.dataclass
@@ -75,7 +63,7 @@ def export(config: ExportConfig) -> None:
     shards = places["shards"] or Path(next((run["shards"] for run in said.values() if run.get("shards")), ""))
     manifest = read_manifest(shards)
     stages = {field: str(places[field]) if places[field] else None for field in STAGES}
-    rows = [row for row, field in zip("ILB", STAGES, strict=True) if stages[field]]
+    rows = [row for row in PAPER if all(stages[field] for field in ROWS[row].needs)]
     trained = Decoders(rows, stages, SimpleNamespace(manifest=manifest, folder=shards))  # type: ignore[arg-type]
     pipeline = config.pipeline or next(
         (str(run["pipeline"]) for run in reversed(said.values()) if run.get("pipeline")), ""
@@ -86,8 +74,9 @@ def export(config: ExportConfig) -> None:
         raise ValueError(f"pipeline={pipeline} is neither a directory here nor a hub id: say pipeline=, where it is")
     # rows.json says what came of settings that were left to the run, such as chunk=0
     drawn = said.get("reconstruct", {}) | _json(places["reconstruct"], "rows.json").get("settings", {})
-    settings = {name: drawn.get(name, value) for name, value in SETTINGS.items()}
-    settings |= {name: drawn[name] for name in LOADED_WITH if name in drawn}
+    names = (*DRAWN_WITH, "rescale_embeddings", "image_size", "chunk")
+    settings = {name: drawn.get(name, getattr(Settings, name)) for name in names}
+    settings |= {"precision": "fp32"} | {name: drawn[name] for name in LOADING if name in drawn}
     model = NeuroImagen(
         eeg=Contract.of(manifest),
         pipeline=FOLDER if copied else pipeline,

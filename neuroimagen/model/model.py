@@ -32,17 +32,17 @@ from neuroimagen.model.card import TEMPLATE, fill
 from neuroimagen.model.eeg import Contract, take
 from neuroimagen.pixel.features import FeatureExtractor
 from neuroimagen.pixel.saliency import Generator
-from neuroimagen.reconstruction.decoders import ROWS, decode
-from neuroimagen.reconstruction.draw import to_image
-from neuroimagen.reconstruction.memory import find_chunk, saying_what_fits
-from neuroimagen.reconstruction.reconstructor import Reconstructor, check_settings
+from neuroimagen.reconstruction.draw import decode, draw
+from neuroimagen.reconstruction.memory import find_chunk
+from neuroimagen.reconstruction.picture_files import to_image
+from neuroimagen.reconstruction.reconstructor import DRAWN_WITH, Reconstructor, check_settings
+from neuroimagen.rows import BEST_FIRST, ROWS
 from neuroimagen.run.processes import set_tf32
 from neuroimagen.sample.captions import DTYPES
 from neuroimagen.sample.encoder import SampleEncoder
 from neuroimagen.text_files import encode, read_text
 
 FOLDER = "diffusion"  # below a model's directory; as `pipeline` in its config: the diffusion model is there
-BEST_FIRST = ("L+I", "B+I", "L", "B", "I", "none")  # the paper's model 5 is its best
 LOADING = ("precision", "scheduler", "channels_last", "vae_slicing", "vae_tiling")  # settings that F is loaded with
 NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")  # parts of a pipeline: see load_pipeline
 WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
@@ -269,25 +269,21 @@ class NeuroImagen(
         keys = [str(i) for i in range(len(x))] if keys is None else [str(key) for key in keys]
         if len(keys) != len(x):
             raise ValueError(f"keys names {len(keys)} trials, but eeg holds {len(x)}")
-        size = asked.pop("image_size")
-        asked |= {"height": size, "width": size}
-        diffusion, semantics = self.diffusion, ROWS[row].semantics
-        chunk, rescale = asked.pop("chunk"), asked.pop("rescale_embeddings")
-        chunk = chunk or find_chunk(diffusion, len(x), asked)
+        size = {"height": asked["image_size"], "width": asked["image_size"]}
+        drawn_with = {name: asked[name] for name in DRAWN_WITH} | size
+        chunk = asked["chunk"] or find_chunk(self.diffusion, len(x), drawn_with)
         result = Reconstruction([], [], None, keys, row)
         embedded = []
         with tqdm(total=len(x), unit="trial", disable=None) as bar:  # None: shown at a terminal only
             for start in range(0, len(x), chunk):
                 some = keys[start : start + chunk]
                 standardised = x[start : start + chunk].sub(self.mean).div(self.std).to(self.device)
-                maps, embeddings = decode(standardised, some, self.f_theta, self.g, self.m_s, asked["seed"], rescale)
-                embedding = embeddings[semantics] if semantics else None
-                given = maps if ROWS[row].map else None
-                with saying_what_fits(chunk):
-                    drawn = diffusion.reconstruct(embedding, given, some, **asked)
+                decoded = decode(standardised, some, self, asked["seed"], asked["rescale_embeddings"])
+                (drawn,) = draw([row], decoded, some, self.diffusion, drawn_with)
                 result.images += [[to_image(picture) for picture in pictures] for pictures in drawn]
-                result.maps += [] if maps is None else [to_image(picture) for picture in maps]
-                embedded += [] if embedding is None else [embedding.cpu()]
+                result.maps += [to_image(picture) for picture in (() if decoded.maps is None else decoded.maps)]
+                if ROWS[row].semantics:
+                    embedded.append(decoded.embeddings[ROWS[row].semantics].cpu())
                 bar.update(len(some))
         result.embeddings = torch.cat(embedded) if embedded else None
         return result
@@ -302,7 +298,5 @@ class NeuroImagen(
                     + (f"; did you mean {near[0]}?" if near else "")
                 )
         asked = self.settings | given
-        if type(asked["chunk"]) is not int or asked["chunk"] < 0:
-            raise ValueError(f"chunk={asked['chunk']}: at least one trial is drawn at a time (0: as many as fit)")
-        check_settings(asked["samples"], asked["strength"], asked["guidance_scale"], asked["num_inference_steps"])
+        check_settings(**asked)
         return asked

@@ -47,14 +47,19 @@ class ClassCaptions:
         found = [encode(captions[i : i + 64], **told)[0] for i in range(0, len(captions), 64)]
         self.embeddings = torch.cat(found).float().cpu()  # (classes, L, D_s)
 
-    def oracle(self, labels: Sequence[int]) -> Tensor:
-        """(B, L, D_s): of the classes seen."""
-        return self.embeddings[[self.place[label] for label in labels]]
-
-    def random(self, keys: Sequence[str], samples: int) -> Tensor:
-        """(B, samples, L, D_s): of classes drawn for each picture."""
+    def __call__(self, labels: Sequence[int], keys: Sequence[str], samples: int) -> dict[str, Tensor]:
+        """By row: of the classes seen (B, L, D_s), and of classes drawn for each picture (B, samples, L, D_s)."""
         drawn = [[random_class(self.seed, key, sample, len(self.place)) for sample in range(samples)] for key in keys]
-        return self.embeddings[torch.tensor(drawn)]
+        seen = self.embeddings[[self.place[label] for label in labels]]
+        return {"oracle": seen, "random class": self.embeddings[torch.tensor(drawn)]}
+
+
+def train_split(shards: str, samples: int) -> ShardSplit:
+    """The train split, for the row retrieval; ValueError if it has not as many pictures as a trial gets."""
+    train = ShardSplit(shards, "train")
+    if train.manifest.splits["train"]["images"] < samples:
+        raise ValueError(f"{shards}: train has fewer than samples={samples} pictures for row retrieval")
+    return train
 
 
 def nearest_pictures(queries: Tensor, vectors: Tensor, pictures: Tensor, count: int) -> Tensor:

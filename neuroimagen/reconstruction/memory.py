@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from accelerate.utils.memory import find_executable_batch_size, should_reduce_batch_size
 
-from neuroimagen.reconstruction.reconstructor import Reconstructor
+from neuroimagen.reconstruction.reconstructor import Reconstructor, Settings
 
 MOST_ON_GPU = 128  # pictures at once in the U-Net, guidance counted; beyond it a GPU is busy anyhow
 MOST_ON_CPU = 4096  # cells of their latents; a core is busy with fewer (docs/reconstruct.md)
@@ -23,8 +23,8 @@ def find_chunk(diffusion: Reconstructor, trials: int, settings: Mapping[str, Any
     settings: of `Reconstructor.reconstruct`. Raises ValueError if not even one trial fits.
     """
     height, width = diffusion.picture_size(settings.get("height"), settings.get("width"))
-    halves = 2 if settings.get("guidance_scale", 7.5) > 1 and not diffusion.distilled else 1
-    pictures = settings.get("samples", 3) * halves
+    halves = 2 if settings.get("guidance_scale", Settings.guidance_scale) > 1 and not diffusion.distilled else 1
+    pictures = settings.get("samples", Settings.samples) * halves
     if diffusion.device.type == "cpu":
         most = MOST_ON_CPU // (pictures * (height // diffusion.factor) * (width // diffusion.factor))
     else:

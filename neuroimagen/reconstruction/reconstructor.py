@@ -95,8 +95,35 @@ PIPELINES: dict[type, tuple[Any, Any]] = {  # as loaded -> as drawn with: from a
 }
 
 
-def check_settings(samples: int, strength: float, guidance_scale: float, num_inference_steps: int) -> None:
-    """Raise ValueError with one sentence for settings that no pipeline can honour."""
+# Arguments that are fields of trainers/reconstruct.py too: of Reconstructor, and of its `reconstruct`
+LOADED_WITH = ("attention", "scheduler", "channels_last", "compile", "vae_slicing", "vae_tiling")
+DRAWN_WITH = ("samples", "seed", "strength", "guidance_scale", "num_inference_steps")
+
+
+class Settings:
+    """What is drawn with where nobody says otherwise: by the trainer, an exported model and `Reconstructor` alike."""
+
+    samples = 3  # pictures a trial: the paper's Figure 3
+    seed = 0
+    strength = 0.8  # this and the next two as in diffusers' StableDiffusionImg2ImgPipeline
+    guidance_scale = 7.5
+    num_inference_steps = 50
+    rescale_embeddings = False
+    image_size: int | None = None  # px; None: what the pipeline was made for
+    chunk = 4  # trials drawn together: 12 pictures, 24 in the U-Net with guidance
+
+
+def check_settings(
+    samples: int,
+    strength: float,
+    guidance_scale: float,
+    num_inference_steps: int,
+    chunk: int = Settings.chunk,
+    **others: Any,
+) -> None:
+    """Raise ValueError with one sentence for settings that no pipeline can honour; of `others` all can be."""
+    if type(chunk) is not int or chunk < 0:
+        raise ValueError(f"chunk={chunk}: at least one trial is drawn at a time (0: as many as fit)")
     if samples < 1:
         raise ValueError(f"samples={samples}: at least one picture a trial must be drawn")
     if num_inference_steps < 1:
@@ -273,11 +300,11 @@ class Reconstructor:
         prompt_embeds: Tensor | None,
         maps: Tensor | EncodedMaps | None,
         keys: Sequence[str],
-        samples: int = 3,
-        seed: int = 0,
-        strength: float = 0.8,
-        guidance_scale: float = 7.5,
-        num_inference_steps: int = 50,
+        samples: int = Settings.samples,
+        seed: int = Settings.seed,
+        strength: float = Settings.strength,
+        guidance_scale: float = Settings.guidance_scale,
+        num_inference_steps: int = Settings.num_inference_steps,
         height: int | None = None,
         width: int | None = None,
         pooled: Tensor | None = None,

@@ -20,6 +20,7 @@ from neuroimagen.files import write_atomic
 from neuroimagen.report import figures, tables
 from neuroimagen.report.charts import bars, confusions, legend
 from neuroimagen.report.gallery import Gallery, Metric, Pictures, define, read_picture_scores, spaced, text
+from neuroimagen.rows import uses
 from neuroimagen.scores import run_files
 from neuroimagen.scores.evaluate import EvaluateConfig
 from neuroimagen.scores.run_files import ReconstructRun
@@ -130,7 +131,7 @@ class Page:
         for about in self.run.about["rows"]:
             if about["name"] == row and about.get("means"):
                 return about["means"]
-        b, label, map_ = tables.uses(row)
+        b, label, map_ = uses(row)
         parts = ["map"] * map_ + ["labels"] * label + ["captions"] * b
         return " + ".join(parts) or ("nothing decoded" if self.gallery.kinds[row] == "paper" else "")
 

@@ -28,6 +28,7 @@ from accelerate import Accelerator
 
 from neuroimagen.files import Taken, claim, versions, write_atomic
 from neuroimagen.pictures import list_pictures
+from neuroimagen.rows import RUNS
 from neuroimagen.run import inputs, zero
 from neuroimagen.run.collectives import decided_by_main, wait_for_files
 from neuroimagen.run.environment import variables
@@ -40,16 +41,8 @@ FREE_FIELDS = frozenset(
 )
 
 
-# Config fields that name a finished run -> its trainer; reconstruct.py takes those of ROW_RUNS that its rows need.
-ROW_RUNS = {
-    "saliency": "pixel_saliency",
-    "semantics_label": "sample_semantics",
-    "semantics_blip": "sample_semantics",
-    "brain2image": "brain2image",
-    "brain2image_vae": "brain2image",
-    "neurovision": "neurovision",
-}
-TRAINERS = ROW_RUNS | {"features": "pixel_features", "autoencoder": "latent_diffusion"}
+# Config fields that name a finished run -> its trainer
+TRAINERS = RUNS | {"features": "pixel_features", "autoencoder": "latent_diffusion"}
 
 
 def open_run(directory: str | Path, field: str) -> Path:
@@ -85,7 +78,7 @@ def inputs_of(config: Any, fields: Iterable[str] | None = None) -> inputs.Inputs
     }
     found = {}
     for field in (name for name in fields or look if given.get(name)):
-        if field in ROW_RUNS and not (Path(given[field]) / "DONE").exists():
+        if field in RUNS and not (Path(given[field]) / "DONE").exists():
             continue  # decoders.py asks for it if a row needs it
         if content := look[field](given[field]):
             found[field] = {"path": str(given[field]), "content": content}

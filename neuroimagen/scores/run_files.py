@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from neuroimagen.rows import PAPER
 from neuroimagen.run import inputs
 from neuroimagen.run.directory import open_run
 
-PAPER_ROWS = ("I", "L", "B", "B+I", "L+I")  # models 1 to 5 of the paper's Table 3
-FULL = "L+I"
 RESERVED = ("truth", "other", "maps")  # what evaluate and report call pictures that are no row's
 VERSION = 4  # of scores.json; 4 brought controls of every paired metric, balanced accuracy, the best constant guess
 
@@ -97,7 +96,7 @@ def read_run(path: str | Path, to_write: bool = False) -> ReconstructRun:
         raise ValueError(f"rows.json or trials.jsonl in {path} is damaged ({type(error).__name__}: {error})") from None
     if not trials or not names:
         raise ValueError(f"{path} holds {len(trials)} trials and {len(names)} rows: there is nothing to score")
-    rows = sorted(names, key=lambda name: PAPER_ROWS.index(name) if name in PAPER_ROWS else len(PAPER_ROWS))
+    rows = sorted(names, key=lambda name: PAPER.index(name) if name in PAPER else len(PAPER))
     run = ReconstructRun(path, trials, rows, samples, about)
     wanted = run.files()
     folders = {file.parent for file in wanted}  # listed, as asking for each of a million files takes minutes

@@ -105,7 +105,7 @@ def test_the_run_directory_is_what_evaluate_reads(made):
 def test_two_processes_stopped_and_continued_by_one_equal_one(made, start, here):
     root, arguments = made
     run = root / "two"
-    hold = "neuroimagen.reconstruction.draw:Pictures.save:4"  # truth, maps, I, L
+    hold = "neuroimagen.reconstruction.picture_files:PictureFiles.save:4"  # truth, maps, I, L
     processes = start([str(TRAINER), *arguments, f"run_dir={run}"], 2, hold=hold)
     deadline = time.monotonic() + 900
     while not list((run / "images" / "L").glob("*.png")):
@@ -128,7 +128,7 @@ def test_three_processes_killed_three_times_equal_one(made, start):
     run, seen = root / "killed", 0
     command = [str(TRAINER), *arguments, f"run_dir={run}"]
     for world in (3, 2, 1):
-        processes = start(command, world, hold="neuroimagen.reconstruction.draw:Pictures.save:4")
+        processes = start(command, world, hold="neuroimagen.reconstruction.picture_files:PictureFiles.save:4")
         deadline = time.monotonic() + 900
         wanted = 12 if world == 3 else seen + 1  # then all hold, after a chunk each; or they are in the middle of one
         while len(drawn := list((run / "images").rglob("*.png"))) < wanted:

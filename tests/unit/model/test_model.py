@@ -1,6 +1,8 @@
 """NeuroImagen from Python and `neuroimagen export`: the pictures of the run, from one directory without pickles."""
 
+import dataclasses
 import importlib.util
+import inspect
 import io
 import json
 import shutil
@@ -23,6 +25,7 @@ from neuroimagen.cli import main
 from neuroimagen.config import load_config
 from neuroimagen.model import model as model_module
 from neuroimagen.model.model import copy_pipeline
+from neuroimagen.reconstruction.reconstructor import Reconstructor
 from neuroimagen.run import inputs
 from neuroimagen.shards.format import ShardSplit
 
@@ -42,14 +45,20 @@ SCORES = {
 }
 
 
+def trainer():
+    """trainers/reconstruct.py as a module."""
+    spec = importlib.util.spec_from_file_location("reconstruct", TRAINER)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def draw(arguments: list[str]) -> None:
     """trainers/reconstruct.py in this process."""
-    spec = importlib.util.spec_from_file_location("reconstruct", TRAINER)
-    trainer = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(trainer)
+    module = trainer()
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        assert trainer.main(load_config(trainer.ReconstructConfig, arguments, "reconstruct")) == 0
+        assert module.main(load_config(module.ReconstructConfig, arguments, "reconstruct")) == 0
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
         signal.signal(signal.SIGTERM, handler)
@@ -297,6 +306,21 @@ def test_the_card(runs, tmp_path):
     ):
         assert part in card, part
     assert "Li et al. 2020" not in card
+
+
+def test_one_default_of_each_setting(runs, tmp_path):
+    """The trainer, its config file, Reconstructor and a model of runs that drew nothing draw with the same."""
+    fields = [f"{field}={runs / folder}" for field, folder in (("saliency", "pixel_saliency"), ("shards", "shards"))]
+    assert main(["export", *fields, f"pipeline={runs.parent / 'pipeline'}", f"out={tmp_path / 'out'}"]) == 0
+    exported = json.loads((tmp_path / "out" / "config.json").read_text())["settings"]
+    ours = dataclasses.asdict(trainer().ReconstructConfig())
+    assert {"chunk", "samples", "image_size", "precision"} < exported.keys()
+    assert exported == {name: ours[name] for name in exported}
+    file = yaml.safe_load((TRAINER.parents[1] / "configs" / "reconstruct.yaml").read_text())
+    told = inspect.signature(Reconstructor.reconstruct).parameters
+    for name in exported:
+        assert file.get(name, ours[name]) == ours[name], name
+        assert name not in told or told[name].default == ours[name], name
 
 
 def test_runs_that_do_not_belong_together(runs, exported, tmp_path, capsys):

@@ -9,7 +9,6 @@ from tiny_models import TEXT_LENGTH, TEXT_WIDTH, tiny_pipeline, tiny_shards, tin
 
 from neuroimagen.batches.stream import Batcher
 from neuroimagen.reconstruction.controls import ClassCaptions, Gallery, draw_baseline, nearest_pictures, random_class
-from neuroimagen.reconstruction.decoders import ROWS, RUNS, rows_to_draw
 from neuroimagen.reconstruction.reconstructor import Reconstructor
 from neuroimagen.sample.captions import embed_captions
 from neuroimagen.sample.encoder import SampleEncoder, short_embeddings
@@ -23,35 +22,6 @@ def m_s(seed=0):
     torch.nn.init.normal_(model.output.bias)
     model.set_targets(3 + torch.randn(5, TEXT_LENGTH, TEXT_WIDTH), torch.full((5,), 0.2))
     return model.requires_grad_(False).eval()
-
-
-def test_rows_say_what_they_need():
-    assert {row: about.needs() for row, about in ROWS.items() if about.kind == "paper"} == {
-        "I": ["saliency"],
-        "L": ["semantics_label"],
-        "B": ["semantics_blip"],
-        "B+I": ["saliency", "semantics_blip"],
-        "L+I": ["saliency", "semantics_label"],
-        "none": [],
-    }
-    assert ROWS["oracle"].needs() == ROWS["random class"].needs() == [] and ROWS["NeuroVision"].needs() == [
-        "neurovision"
-    ]
-    assert all(
-        set(about.needs()) <= set(RUNS) and about.kind in ("paper", "control", "baseline") for about in ROWS.values()
-    )
-
-
-def test_without_names_the_given_runs_decide():
-    runs = dict.fromkeys(RUNS) | {"saliency": "s", "semantics_blip": "b", "neurovision": "n"}
-    assert rows_to_draw(None, runs) == ["I", "B", "B+I", "oracle", "random class", "retrieval", "NeuroVision"]
-    assert rows_to_draw(None, dict.fromkeys(RUNS) | {"saliency": "s"}) == ["I", "oracle", "random class"]
-    assert (
-        "none" not in rows_to_draw(None, dict.fromkeys(RUNS, "r"))
-        and len(rows_to_draw(None, dict.fromkeys(RUNS, "r"))) == 11
-    )
-    with pytest.raises(ValueError, match="different names"):
-        rows_to_draw(["L", "Brain"], runs)
 
 
 def test_nearest_pictures_by_hand():
@@ -134,8 +104,8 @@ def test_the_oracle_is_told_the_label_and_the_other_is_not(tmp_path, xl):
     classes = [{"label": label, "name": name} for label, name in ((4, "daisy"), (7, "pizza"), (9, "banana"))]
     captions = ClassCaptions(Reconstructor(pipeline), classes, 0)
     table = embed_captions(pipeline, [f"An image of {name}" for name in ("daisy", "pizza", "banana")])
-    torch.testing.assert_close(captions.oracle([9, 4, 9]), table[[2, 0, 2]])
-    drawn = captions.random(["a", "b"], 3)
+    seen, drawn = captions([9, 4, 9], ["a", "b"], 3).values()
+    torch.testing.assert_close(seen, table[[2, 0, 2]])
     assert drawn.shape == (2, 3, *table.shape[1:]) and (table.shape[2] > TEXT_WIDTH) == xl
     for i, key in enumerate("ab"):
         for sample in range(3):

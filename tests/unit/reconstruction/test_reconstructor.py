@@ -10,7 +10,7 @@ from tiny_models import TEXT_LENGTH, TEXT_WIDTH, tiny_pipeline
 from torch.nn import functional as F
 
 from neuroimagen.reconstruction.attention import in_force, set_attention
-from neuroimagen.reconstruction.draw import Pictures, whole
+from neuroimagen.reconstruction.picture_files import PictureFiles, whole
 from neuroimagen.reconstruction.pipelines import load_pipeline
 from neuroimagen.reconstruction.reconstructor import Reconstructor
 from neuroimagen.run.seeds import seed_from
@@ -241,23 +241,22 @@ def test_diffusers_own_setter_still_does_nothing(directories):
 
 
 def test_picture_files(tmp_path):
-    pictures = Pictures(tmp_path, ["a", "b", "c"], ["I", "L+I"], samples=2, chunk=2, maps=True)
+    pictures = PictureFiles(tmp_path, ["a", "b", "c"], ["I", "L+I"], samples=2, chunk=2, maps=True)
     assert pictures.chunks == [["a", "b"], ["c"]]
     assert [path.name for path in pictures.files("L+I", 0)] == ["a_0.png", "a_1.png", "b_0.png", "b_1.png"]
     assert pictures.files("maps", 1) == [tmp_path / "maps" / "c.png"]
-    assert pictures.lacking() == {0: ["I", "L+I"], 1: ["I", "L+I"]} and not list(tmp_path.iterdir())
-    pictures.make_folders()
+    assert pictures.begin([], {}) == {0: ["I", "L+I"], 1: ["I", "L+I"]}
     values = torch.tensor([0.0, 0.5, 1.0])[:, None, None].expand(3, 4, 5)
     pictures.save("truth", 1, [values])
     pictures.save("maps", 1, [values])
     pictures.save("I", 1, [values, values])
-    assert pictures.lacking() == {0: ["I", "L+I"], 1: ["L+I"]}
+    assert pictures.lacking(pictures.missing()) == {0: ["I", "L+I"], 1: ["L+I"]}
     pixels = np.asarray(Image.open(tmp_path / "images" / "I" / "c_1.png"))
     assert pixels.shape == (4, 5, 3) and pixels[2, 3].tolist() == [0, 128, 255]
     pictures.save("L+I", 1, [values, values])
-    assert pictures.lacking() == {0: ["I", "L+I"]}
+    assert pictures.lacking(pictures.missing()) == {0: ["I", "L+I"]}
     (tmp_path / "maps" / "c.png").unlink()
-    assert pictures.lacking()[1] == ["I", "L+I"], "a lost map is made again"
+    assert pictures.lacking(pictures.missing())[1] == ["I", "L+I"], "a lost map is made again"
     assert not list(tmp_path.rglob("*.partial"))
 
 

@@ -22,10 +22,11 @@ from torch import nn
 from neuroimagen.config import TrainConfig, load_config
 from neuroimagen.files import sha256
 from neuroimagen.pixel.features import FeatureExtractor
+from neuroimagen.rows import RUNS
 from neuroimagen.run import directory as run_dir
 from neuroimagen.run import inputs, processes
 from neuroimagen.run import run as running
-from neuroimagen.run.directory import ROW_RUNS, claim_run_dir
+from neuroimagen.run.directory import claim_run_dir
 from neuroimagen.run.processes import make_accelerator
 from neuroimagen.run.run import Run
 from neuroimagen.studies.captions import read_captions, write_captions
@@ -68,7 +69,7 @@ STAGES = {
     "latent_diffusion": ["images", "captions", "autoencoder"],
     "latent_diffusion part=autoencoder": ["images"],
     "latent_diffusion init": ["images", "init"],
-    "reconstruct": ["shards", "pipeline", *ROW_RUNS],
+    "reconstruct": ["shards", "pipeline", *RUNS],
 }
 
 
