@@ -49,6 +49,17 @@ class Figure(NamedTuple):
     lines: list[Line]
     columns: int = 1
 
+    @property
+    def parts(self) -> list[list[Line]]:
+        """The lines of each column."""
+        half = -(-len(self.lines) // self.columns)
+        return [self.lines[i : i + half] for i in range(0, len(self.lines), half)]
+
+
+def spaced(items: list[Any], n: int) -> list[Any]:
+    """At most n items, evenly spaced, the first among them."""
+    return items if len(items) <= n else [items[i * len(items) // n] for i in range(n)]
+
 
 def _ordered(run: ReconstructRun) -> list[dict[str, Any]]:
     return sorted(run.trials, key=lambda trial: trial["key"])
@@ -92,8 +103,8 @@ def _title(run: ReconstructRun, text: str) -> str:
     return f"{text}, on {kind_of_eeg({'simulated': bool(run.about.get('simulated'))})}"
 
 
-def _figure3(run: ReconstructRun) -> Figure:
-    """Seen, saliency map, samples of the full model; the first trial of each class."""
+def _first_of_each_class(run: ReconstructRun) -> tuple[list[dict[str, Any]], str]:
+    """The trials of Figure 3, and their rule."""
     first: dict[int, dict[str, Any]] = {}
     for trial in _ordered(run):
         first.setdefault(trial["label"], trial)
@@ -101,18 +112,41 @@ def _figure3(run: ReconstructRun) -> Figure:
     rule = "the first trial of each class in the order of trial keys"
     if len(chosen) > TRIALS:
         rule += f"; {TRIALS} of {len(chosen)} classes, evenly spaced by label"
-        chosen = [chosen[i * len(chosen) // TRIALS] for i in range(TRIALS)]
-    row, samples = full_row(run), min(SAMPLES, run.samples)
-    maps = all(run.map(trial["key"]).exists() for trial in chosen)
+    return spaced(chosen, TRIALS), rule
+
+
+def _beside_the_seen(
+    run: ReconstructRun, trials: list[dict[str, Any]], drawn: list[tuple[str, int]], maps: bool
+) -> list[Line]:
+    """Of each trial what was seen, its saliency map and what is drawn: (row, sample)."""
     lines = []
-    for trial in chosen:
+    for trial in trials:
         pictures = [_seen(run, trial)]
         pictures += [Picture(run.map(trial["key"]), f"saliency map: {_of(trial)}")] * maps
-        pictures += [_drawn(run, row, trial, sample) for sample in range(samples)]
+        pictures += [_drawn(run, row, trial, sample) for row, sample in drawn]
         lines.append(Line(trial["class_name"], f"subject {trial['subject']}", pictures))
+    return lines
+
+
+def _figure3(run: ReconstructRun) -> Figure:
+    """Seen, saliency map, samples of the full model; the first trial of each class."""
+    chosen, rule = _first_of_each_class(run)
+    row, samples = full_row(run), min(SAMPLES, run.samples)
+    maps = all(run.map(trial["key"]).exists() for trial in chosen)
+    lines = _beside_the_seen(run, chosen, [(row, sample) for sample in range(samples)], maps)
     heads = [_seen_head(run), *["saliency map"] * maps, *(f"sample {s + 1}" for s in range(samples))]
     title = _title(run, f"Figure 3. Pictures reconstructed by row {row}")
     return Figure("figure3", title, f"Shown: {rule}.", heads, lines, columns=2 if len(lines) > 1 else 1)
+
+
+def every_row(run: ReconstructRun, rows: list[str], most: int) -> Figure:
+    """At most so many trials of Figure 3, drawn in every way there is; on the page only."""
+    chosen, _ = _first_of_each_class(run)
+    maps = all(run.map(trial["key"]).exists() for trial in chosen)
+    lines = _beside_the_seen(run, spaced(chosen, most), [(row, 0) for row in rows], maps)
+    rule = f"{len(lines)} of the trials of Figure 3, evenly spaced; the first sample of each row."
+    heads = [_seen_head(run), *["saliency map"] * maps, *rows]
+    return Figure("rows", "Every row of this run", rule, heads, lines)
 
 
 def _figure4(run: ReconstructRun) -> Figure:
@@ -226,7 +260,7 @@ def draw(figure: Figure, cell: int = 128) -> Image.Image:
     grouped = len(set(figure.heads)) < len(figure.heads)  # equal heads side by side stand closer
     steps = [12] + [gap + 16 * (grouped and a != b) for a, b in itertools.pairwise(figure.heads)]
     block = names + sum(steps) + sum(across)
-    half = -(-len(figure.lines) // columns)
+    half = len(figure.parts[0])
     total = max(2 * margin + columns * block + (columns - 1) * 28, 2 * margin + width(figure.title, 20))
     said = _wrap(figure.rule, total - 2 * margin, lambda text: width(text, 13))
     top = margin + 32 + 19 * len(said) + 14
@@ -235,7 +269,7 @@ def draw(figure: Figure, cell: int = 128) -> Image.Image:
     pen.text((margin, margin), figure.title, fill=RED if "simulated" in figure.title else INK, font=fonts[20])
     for i, text in enumerate(said):
         pen.text((margin, margin + 32 + 19 * i), text, fill=SOFT, font=fonts[13])
-    for column in range(columns):
+    for column, part in enumerate(figure.parts):
         x0 = margin + column * (block + 28)
         starts = [x0 + names + sum(steps[: i + 1]) + sum(across[:i]) for i in range(len(across))]
         ends = [x + wide for x, wide in zip(starts, across, strict=True)]
@@ -243,7 +277,7 @@ def draw(figure: Figure, cell: int = 128) -> Image.Image:
             places = list(group)  # equal heads side by side are written once
             middle = (starts[places[0]] + ends[places[-1]]) / 2
             pen.text((middle, top), head, fill=INK, font=fonts[13], anchor="ma")
-        for number, line in enumerate(figure.lines[column * half : (column + 1) * half]):
+        for number, line in enumerate(part):
             y = top + 24 + number * (cell + gap)
             right = x0 + names
             pen.text(

@@ -253,7 +253,11 @@ def _metrics_table(book: _Book) -> Table:
                 continue
             known = ("chance_best_of_n", "") if prefix else ("chance", "ceiling")
             ends = [shown({"value": about[k]}, about) if about.get(k) is not None else Cell() for k in known]
-            cells = [Cell(prefix + about["head"]), Cell(about.get("better") or ""), *(shown(e, about) for e in found)]
+            cells = [
+                Cell(prefix + about["head"], metric=metric),
+                Cell(about.get("better") or ""),
+                *(shown(e, about) for e in found),
+            ]
             rows.append(Row([*cells, *ends], rule=first))
             first = False
     notes = [f"{about['head']}: {about['definition']}" for about in book.metrics.values() if about.get("definition")]
@@ -352,18 +356,7 @@ def write(run: ReconstructRun, scores: dict[str, Any], folder: Path) -> None:
             path = folder / f"{name}.{suffix}"
             if name not in tables:
                 path.unlink(missing_ok=True)
-            elif suffix == "html":
-                head = f'<!doctype html>\n<meta charset="utf-8">\n<title>{name}</title>\n<style>{STYLE}</style>\n'
-                write_atomic(path, head + tables[name].html())
             else:
-                write_atomic(path, tables[name].markdown() if suffix == "md" else tables[name].latex())
-
-
-STYLE = (
-    "body{font:14px/1.4 system-ui,sans-serif;margin:2em}table{border-collapse:collapse}"
-    "caption{text-align:left;font-weight:600;margin-bottom:.5em}th,td{padding:4px 10px;text-align:left;"
-    "vertical-align:top}td small{display:block;color:#666;white-space:nowrap;font-weight:400}"
-    "tbody th{font-weight:inherit}thead th,tbody{border-bottom:1px solid #888}td.paper{color:#666;font-weight:400}"
-    "tr.full{font-weight:600}tr.chance,tr.ceiling{color:#666;font-style:italic}"
-    ".notes{color:#555;font-size:12px;max-width:100ch}"
-)
+                table = tables[name]
+                forms = {"html": table.html_file, "md": table.markdown, "tex": table.latex}
+                write_atomic(path, forms[suffix]())
