@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from neuroimagen.files import write_atomic
 from neuroimagen.report.tables import full_row, kind_of_eeg, rows_of_kind
-from neuroimagen.scores.evaluate import ReconstructRun
+from neuroimagen.scores.run_files import ReconstructRun
 
 FIGURES = ("figure3", "figure4", "figure5")
 FIGURE_4 = ("airliner", "giant panda", "jack-o'-lantern")  # the paper's classes

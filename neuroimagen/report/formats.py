@@ -17,7 +17,7 @@ def decimal(value: float, digits: int) -> str:
 
 
 class Cell(NamedTuple):
-    """What a cell says, and in smaller print its 95 % interval: Cell("54.2", "[47.6, 60.4]"); a metric that it names."""
+    """What a cell says, its 95 % interval in smaller print ("54.2", "[47.6, 60.4]"), and the metric that it names."""
 
     text: str = ""
     range: str = ""

@@ -15,7 +15,7 @@ from neuroimagen.pages import data_address
 from neuroimagen.report.figures import spaced
 from neuroimagen.report.formats import decimal
 from neuroimagen.report.tables import kind_of_row, rows_of_kind
-from neuroimagen.scores.evaluate import ReconstructRun
+from neuroimagen.scores.run_files import ReconstructRun
 
 FIXED = ("row", "key", "sample", "subject", "label", "class_name", "image", "seen", "guess")  # of picture_scores.csv
 KINDS = {"paper": "Rows of the paper", "baseline": "Baselines", "control": "Controls"}

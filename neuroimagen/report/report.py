@@ -17,9 +17,10 @@ from neuroimagen.pages import render
 from neuroimagen.report import figures, tables
 from neuroimagen.report.charts import by_group, confusions, guessing
 from neuroimagen.report.gallery import Gallery, Metric, Pictures, read_picture_scores
-from neuroimagen.scores import evaluate as scoring
-from neuroimagen.scores.evaluate import ReconstructRun
+from neuroimagen.scores import run_files
+from neuroimagen.scores.evaluate import EvaluateConfig
 from neuroimagen.scores.intervals import FEWEST
+from neuroimagen.scores.run_files import ReconstructRun
 
 BUDGET = 6_500_000  # characters of inlined pictures; the page stays below 8 MB
 
@@ -89,7 +90,7 @@ def commands(run: ReconstructRun, scores: dict[str, Any], config: ReportConfig) 
 
     return (
         f"python trainers/reconstruct.py config={path}/config.yaml\n"
-        f"neuroimagen evaluate {path}{given(scores.get('config', {}), scoring.EvaluateConfig)}\n"
+        f"neuroimagen evaluate {path}{given(scores.get('config', {}), EvaluateConfig)}\n"
         f"neuroimagen report {path}{given(dataclasses.asdict(config), ReportConfig)}\n"
     )
 
@@ -157,14 +158,14 @@ def report(config: ReportConfig) -> None:
     for name in ("trials", "each", "ablation"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name}={getattr(config, name)} must be at least 1")
-    run = scoring.read_run(config.run, to_write=True)
+    run = run_files.read_run(config.run, to_write=True)
     path = run.path / "scores.json"
     if not path.exists():
         raise ValueError(f"{run.path} has no scores.json; make it with: neuroimagen evaluate {run.path}")
     scores = json.loads(path.read_text(encoding="utf-8"))
-    if scores.get("version") != scoring.VERSION:
+    if scores.get("version") != run_files.VERSION:
         raise ValueError(f"{path} is of another version; make it anew with: neuroimagen evaluate {run.path}")
-    scoring.check_scores(run, scores)
+    run_files.check_scores(run, scores)
     html = page(run, scores, config)
     tables.write(run, scores, run.path / "tables")
     figures.write(run, scores, run.path / "figures")

@@ -14,7 +14,7 @@ from neuroimagen.report import published
 from neuroimagen.report.formats import ABSENT, TICK, Cell, Column, Row, Table, decimal
 from neuroimagen.report.notes import kind_of_eeg, notes, protocol, split_of, uses
 from neuroimagen.scores.definitions import METRICS
-from neuroimagen.scores.evaluate import FULL, PAPER_ROWS, ReconstructRun
+from neuroimagen.scores.run_files import FULL, PAPER_ROWS, ReconstructRun
 
 NAMES = ("table1", "table2", "table3", "metrics", "published", "protocol")
 BASELINES = {  # in the order of the paper's Table 1, and the trainer that makes them

@@ -8,7 +8,7 @@ from PIL import Image
 from reconstruct_run import ABOUT, EXTRA, ROWS, make_run, plain
 
 from neuroimagen.report import figures
-from neuroimagen.scores.evaluate import read_run
+from neuroimagen.scores.run_files import read_run
 from neuroimagen.studies.classes import CLASSES
 
 COLOURS = {"truth": (10, 200, 30), "map": (250, 240, 0), "L+I": (0, 60, 250), "Brain2Image": (120, 0, 90)}

@@ -26,7 +26,8 @@ from neuroimagen.report.gallery import (
 )
 from neuroimagen.report.report import ReportConfig, report
 from neuroimagen.scores import evaluate as scoring
-from neuroimagen.scores.evaluate import EvaluateConfig, check_scores, evaluate, read_run, score
+from neuroimagen.scores.evaluate import EvaluateConfig, evaluate, score
+from neuroimagen.scores.run_files import check_scores, read_run
 from neuroimagen.studies.classes import CLASSES
 
 VOID = {"meta", "img", "br"}

@@ -13,7 +13,7 @@ from reconstruct_run import ABOUT, EXTRA, ROWS, make_run
 from neuroimagen.report import published, tables
 from neuroimagen.report.formats import Cell, Column, Row, Table
 from neuroimagen.report.gallery import Metric
-from neuroimagen.scores.evaluate import read_run
+from neuroimagen.scores.run_files import read_run
 
 ACC = {"I": 0.1, "L": 0.6, "B": 0.5, "B+I": 0.55, "L+I": 0.7, "Brain2Image": 0.2, "Brain2Image-VAE": 0.15}
 ACC |= {"NeuroVision": 0.25, "retrieval": 0.4, "random class": 0.05, "none": 0.04}

@@ -12,7 +12,8 @@ from reconstruct_run import ROWS, colours, make_run
 from neuroimagen.scores.book import ScoreBook
 from neuroimagen.scores.classifiers import Classifier
 from neuroimagen.scores.definitions import METRICS
-from neuroimagen.scores.evaluate import EvaluateConfig, evaluate, read_run, score
+from neuroimagen.scores.evaluate import EvaluateConfig, evaluate, score
+from neuroimagen.scores.run_files import read_run
 from neuroimagen.studies.classes import CLASSES
 
 PURE = ((255, 0, 0), (0, 255, 0), (0, 0, 255))  # red, green, blue: classes 0, 1, 2 and their pictures
