@@ -13,7 +13,9 @@ from neuroimagen.files import write_atomic
 from neuroimagen.report import published
 from neuroimagen.report.formats import ABSENT, TICK, Cell, Column, Row, Table, decimal
 from neuroimagen.report.notes import kind_of_eeg, notes, protocol, split_of, uses
+from neuroimagen.scores import evaluate as scoring
 from neuroimagen.scores.definitions import METRICS
+from neuroimagen.scores.evaluate import EvaluateConfig
 from neuroimagen.scores.run_files import FULL, PAPER_ROWS, ReconstructRun
 
 NAMES = ("table1", "table2", "table3", "metrics", "published", "protocol")
@@ -345,6 +347,11 @@ def format_tables(run: ReconstructRun, scores: dict[str, Any]) -> str:
     parts = [table.text(notes=False) for table in (*tables, found[-1])]  # the last says what the first note does
     unavailable = _unavailable(_Book(run, scores))
     return "\n\n".join([*parts, "\n".join([*said, *absent(run, scores).values(), *unavailable])])
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """The command `neuroimagen evaluate RUN`: score it, and print Tables 1 to 3."""
+    return scoring.evaluate(config, lambda run, scores: print(format_tables(run, scores)))
 
 
 def write(run: ReconstructRun, scores: dict[str, Any], folder: Path) -> None:
