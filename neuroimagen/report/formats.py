@@ -93,35 +93,23 @@ class Table:
         r"""A float to \input; needs booktabs and amssymb. Intervals stand under their numbers."""
         lengths = [max(len(row.cells[i].text) for row in self.rows) for i in range(len(self.columns))]
         long = rf"p{{{min(6, 12 // max(1, sum(length > 30 for length in lengths)))}cm}}"
-        kinds = ""
-        for column, length in zip(self.columns, lengths, strict=True):
-            kinds += "r" if column.numeric else "l" if length <= 30 else long
-        title = re.sub(r"^Table \d+\. ", "", self.title)  # LaTeX numbers its tables itself
-        small = r"\footnotesize" if len(self.columns) > 8 else r"\small"
-        lines = [
-            r"% needs \usepackage{booktabs,amssymb}",
-            r"\begin{table}",
-            r"\centering" + small + r"\setlength{\tabcolsep}{3pt}",
-            rf"\caption{{{_tex(title)}}}\label{{tab:{self.name}}}",
-            rf"\begin{{tabular}}{{{kinds}}}",
-            r"\toprule",
-            " & ".join(_tex(head) for head in self.head) + r" \\",
-            r"\midrule",
-        ]
-        for row in self.rows:
-            cells = []
-            for column, cell in zip(self.columns, row.cells, strict=True):
-                text = _tex(cell.text)
-                if row.kind == "full" and text and not column.paper:
-                    text = rf"\textbf{{{text}}}"
-                if cell.range:
-                    text = rf"\shortstack[r]{{{text}\\{{\scriptsize {_tex(cell.range)}}}}}"
-                cells.append(text)
-            lines += [r"\midrule"] * row.rule + [" & ".join(cells) + r" \\"]
-        lines += [r"\bottomrule", r"\end{tabular}"]
-        if self.notes:
-            lines += [r"\par\medskip\raggedright\scriptsize", *(_tex(note) + r"\par" for note in self.notes)]
-        return "\n".join([*lines, r"\end{table}"]) + "\n"
+        kinds = ["r" if c.numeric else "l" if n <= 30 else long for c, n in zip(self.columns, lengths, strict=True)]
+
+        def cell(row: Row, column: Column, cell: Cell) -> str:
+            text = _tex(cell.text)
+            if row.kind == "full" and text and not column.paper:
+                text = rf"\textbf{{{text}}}"
+            return rf"\shortstack[r]{{{text}\\{{\scriptsize {_tex(cell.range)}}}}}" if cell.range else text
+
+        return render(
+            "report/templates/table.tex.j2",
+            name=self.name,
+            title=_tex(re.sub(r"^Table \d+\. ", "", self.title)),  # LaTeX numbers its tables itself
+            head=list(map(_tex, self.head)),
+            kinds="".join(kinds),
+            rows=[(r.rule, [cell(r, *of) for of in zip(self.columns, r.cells, strict=True)]) for r in self.rows],
+            notes=list(map(_tex, self.notes)),
+        )
 
     def text(self, notes: bool = True) -> str:
         """Aligned columns, ASCII where the terminal may know nothing else."""
