@@ -168,6 +168,6 @@ def report(config: ReportConfig) -> None:
     run_files.check_scores(run, scores)
     html = page(run, scores, config)
     tables.write(run, scores, run.path / "tables")
-    figures.write(run, scores, run.path / "figures")
+    figures.write(run, run.path / "figures")
     write_atomic(run.path / "report.html", html)
     print(f"{run.path / 'report.html'}")

@@ -6,6 +6,7 @@ writes them to RUN/tables as HTML, Markdown and LaTeX.
 """
 
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -144,12 +145,9 @@ def _table1(book: _Book) -> Table:
     rows, notes = [], []
     others = [row for row in rows_of_kind(run, "baseline") if row not in BASELINES]
     for name in [*BASELINES, *others]:
-        if name in scores["rows"]:
-            found = scores["rows"][name]["all"]
-            rows.append(Row([Cell(name), *book.cells(columns, found, published.TABLE_1.get(name))], "baseline"))
-        else:
-            cells = book.cells(columns, None, published.TABLE_1.get(name))
-            rows.append(Row([Cell(name), *cells], "absent"))
+        found = scores["rows"].get(name, {}).get("all")
+        cells = book.cells(columns, found, published.TABLE_1.get(name))
+        rows.append(Row([Cell(name), *cells], "baseline" if found else "absent"))
     missing = [name for name in BASELINES if name not in scores["rows"]]
     if missing:
         trainers = " and ".join(dict.fromkeys(BASELINES[name] for name in missing))
@@ -159,16 +157,13 @@ def _table1(book: _Book) -> Table:
     for i, name in enumerate(rows_of_kind(run, "control")):
         cells = book.cells(columns, scores["rows"][name]["all"])
         rows.append(Row([Cell(f"control: {name}"), *cells], "control", rule=i == 0))
-    notes += [f"{row['name']}: {row['means']}." for row in run.about["rows"] if row.get("means") and _beside(run, row)]
+    said = [row for row in run.about["rows"] if row.get("means") and kind_of_row(run, row["name"]) != "paper"]
+    notes += [f"{row['name']}: {row['means']}." for row in said]
     notes.append(
         "The paper's IS of the baselines are quoted by it from other papers; ours are trained by this protocol."
     )
     title = f"Table 1. NeuroImagen, baselines and controls, on {book.eeg} ({book.size})"
     return Table("table1", title, columns, rows + book.references(columns), notes)
-
-
-def _beside(run: ReconstructRun, about: dict[str, Any]) -> bool:
-    return kind_of_row(run, about["name"]) != "paper"
 
 
 def _table2(book: _Book) -> Table:
@@ -186,9 +181,7 @@ def _table2(book: _Book) -> Table:
         cells = []
         for column in columns[1:]:
             if column.paper:
-                values = [float(entry.values[column.metric]) for entry in published.TABLE_2.values()]
-                digits = _digits(published.TABLE_2[1].values[column.metric])
-                cells.append(Cell(f"{of(values):.{digits}f}"))
+                cells.append(Cell(_over_the_papers_subjects(column.metric, of)))
             else:
                 ours = [metrics[column.metric]["value"] for metrics in found.values() if column.metric in metrics]
                 value = of(ours) if len(ours) == len(found) else None
@@ -198,9 +191,7 @@ def _table2(book: _Book) -> Table:
     if not same:
         means = []
         for name in ("acc", "is", "ssim"):
-            values = [float(entry.values[name]) for entry in published.TABLE_2.values()]
-            digits = _digits(published.TABLE_2[1].values[name])
-            mean, sd = (f"{of(values):.{digits}f}" for of in (statistics.mean, statistics.stdev))
+            mean, sd = (_over_the_papers_subjects(name, of) for of in (statistics.mean, statistics.stdev))
             means.append(f"{published.HEADS[name]} {mean} (SD {sd})")
         why = "these subjects are simulated" if scores["simulated"] else "these are other subjects or another row"
         notes.append(
@@ -211,9 +202,10 @@ def _table2(book: _Book) -> Table:
     return Table("table2", title, columns, rows + book.references(columns), notes)
 
 
-def _digits(printed: str) -> int:
-    """Decimals of a number as printed."""
-    return len(printed.partition(".")[2])
+def _over_the_papers_subjects(metric: str, of: Callable[[list[float]], float]) -> str:
+    """In as many decimals as are printed."""
+    printed = [entry.values[metric] for entry in published.TABLE_2.values()]
+    return f"{of(list(map(float, printed))):.{len(printed[0].partition('.')[2])}f}"
 
 
 def _table3(book: _Book) -> Table:
@@ -359,11 +351,9 @@ def write(run: ReconstructRun, scores: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tables = {table.name: table for table in build(run, scores)}
     for name in NAMES:
-        for suffix in ("html", "md", "tex"):
+        for suffix, form in {"html": "html_file", "md": "markdown", "tex": "latex"}.items():
             path = folder / f"{name}.{suffix}"
-            if name not in tables:
-                path.unlink(missing_ok=True)
+            if name in tables:
+                write_atomic(path, getattr(tables[name], form)())
             else:
-                table = tables[name]
-                forms = {"html": table.html_file, "md": table.markdown, "tex": table.latex}
-                write_atomic(path, forms[suffix]())
+                path.unlink(missing_ok=True)
