@@ -252,11 +252,13 @@ def machine(folder: Path, rounds: int) -> str:
 
 def quality(folder: Path, rounds: int) -> str:
     """Equal quality: DDIM with 100 steps trial by trial, and us with fewer; who draws what the caption says?"""
-    from neuroimagen.batches.pictures import class_names, list_pictures, load_pictures
+    from neuroimagen.batches.pictures import class_names, load_pictures
     from neuroimagen.cli import main as cli
-    from neuroimagen.sample.captions import embed_captions, label_caption
+    from neuroimagen.pictures import list_pictures
+    from neuroimagen.sample.captions import embed_captions
     from neuroimagen.scores.classifiers import load_classifier
     from neuroimagen.scores.metrics import n_way_accuracy, ssim
+    from neuroimagen.studies.captions import label_caption
 
     demo = Path(__file__).parents[1] / "configs/demo.yaml"
     pictures = [f"images_per_class={max(2, rounds)}", "picture_size=64", "pictures_only=true", "seed=7"]

@@ -10,6 +10,7 @@ import functools
 import io
 import warnings
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from PIL import ExifTags, Image, ImageCms, ImageColor
 from neuroimagen.files import pass_on
 from neuroimagen.shards.format import MAX_PICTURE_PIXELS
 
+SUFFIXES = (".jpeg", ".jpg", ".png")  # of the files that are taken for pictures
 FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}  # MPO: a JPEG of several pictures, the first of which is shown
 T = Image.Transpose
 UPRIGHT = (T.FLIP_LEFT_RIGHT, T.ROTATE_180, T.FLIP_TOP_BOTTOM, T.TRANSPOSE, T.ROTATE_270, T.TRANSVERSE, T.ROTATE_90)
@@ -36,6 +38,14 @@ OPEN = dict.fromkeys((BROKEN, CMYK, UNCONVERTED), "which colours were seen? Save
     LYING: "browsers and viewers turn them, PsychoPy and PIL do not: give orientation=upright or orientation=as_stored",
     CONVERTED: "browsers and viewers do that, PsychoPy and PIL do not: if one of these showed them, save them without",
 }
+
+
+def list_pictures(folder: str | Path) -> list[Path]:
+    """All pictures below `folder`, sorted; ValueError if there are none."""
+    found = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not found:
+        raise ValueError(f"no JPEG or PNG pictures below {folder}")
+    return found
 
 
 class Unclear(ValueError):

@@ -56,6 +56,8 @@ def main(config: Brain2ImageConfig) -> int:
             f"{config.max_steps} to learn to draw"
         )
     run = Run(config)
+    if run.done:
+        return 0
     model = Brain2Image(
         manifest.n_chans,
         manifest.n_times,

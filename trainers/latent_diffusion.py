@@ -14,9 +14,10 @@ from diffusers import AutoencoderTiny
 from torch.nn import functional as F
 
 from neuroimagen.batches.order import EpochOrder
-from neuroimagen.batches.pictures import class_names, list_pictures, load_pictures, to_unit
+from neuroimagen.batches.pictures import class_names, load_pictures, to_unit
 from neuroimagen.config import TrainConfig, option, path_option, run_trainer
 from neuroimagen.errors import load_trained
+from neuroimagen.pictures import list_pictures
 from neuroimagen.reconstruction.pipelines import load_pipeline
 from neuroimagen.reconstruction.small_diffusion import (
     NoisyAutoencoder,
@@ -31,8 +32,9 @@ from neuroimagen.reconstruction.small_diffusion import (
     make_text_encoder,
 )
 from neuroimagen.run.collectives import decided_by_main, gather_rows, on_every_rank
+from neuroimagen.run.directory import open_run
 from neuroimagen.run.run import Run, set_learning_rate, warmup_cosine
-from neuroimagen.sample.captions import label_caption, read_captions
+from neuroimagen.studies.captions import label_caption, read_captions
 from neuroimagen.studies.classes import BY_WNID
 
 
@@ -122,8 +124,12 @@ def train_denoiser(config: LatentDiffusionConfig, run: Run, pixels: torch.Tensor
             config.latent_channels, config.image_size // 8, tuple(config.unet_channels), config.text_width
         )
         scheduler = make_scheduler()
-    folder = Path(config.autoencoder) / "model"
-    vae = on_every_rank(lambda: load_trained(AutoencoderTiny, folder)) if config.autoencoder else pipe.vae
+    if config.autoencoder:
+        vae = on_every_rank(
+            lambda: load_trained(AutoencoderTiny, open_run(config.autoencoder, "autoencoder") / "model")
+        )
+    else:
+        vae = pipe.vae
     vae = vae.to(run.device).eval()
     with torch.no_grad():
         latents = torch.cat([encode(vae, to_unit(chunk).to(run.device)).cpu() for chunk in pixels.split(64)])
@@ -214,6 +220,8 @@ def check_pictures(config: LatentDiffusionConfig) -> None:
 def main(config: LatentDiffusionConfig) -> int:
     check_pictures(config)
     run = Run(config)
+    if run.done:
+        return 0
     paths = decided_by_main(lambda: list_pictures(config.images))
     pixels = on_every_rank(lambda: load_pictures(paths, config.image_size, progress=run.is_main))
     if config.part == "autoencoder":

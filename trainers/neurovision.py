@@ -64,6 +64,8 @@ def main(config: NeuroVisionConfig) -> int:
     n_classes, levels = 1 + max(names), n_levels(config.image_size)
     check(config)
     run = Run(config)
+    if run.done:
+        return 0
     if run.batch_size % GROUP:
         raise ValueError(
             f"global_batch_size={config.global_batch_size} on {run.world} processes: each needs a multiple of {GROUP}, "

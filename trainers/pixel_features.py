@@ -66,6 +66,8 @@ def main(config: PixelFeaturesConfig) -> int:
     balance = (config.classes_per_batch, config.trials_per_class)
     few = losses.check_batch(config.global_batch_size, trials, len(names), *balance)
     run = Run(config)
+    if run.done:
+        return 0
     if few and run.is_main:
         print(few, file=sys.stderr, flush=True)
     model = FeatureExtractor(

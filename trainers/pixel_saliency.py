@@ -21,7 +21,7 @@ from neuroimagen.pixel import losses
 from neuroimagen.pixel.augment import N_RANDOM, augment
 from neuroimagen.pixel.features import FeatureExtractor
 from neuroimagen.pixel.saliency import Discriminator, Generator
-from neuroimagen.run.inputs import finished_run
+from neuroimagen.run.directory import open_run
 from neuroimagen.run.run import Run, set_learning_rate, warmup_cosine
 from neuroimagen.run.seeds import seed_from
 from neuroimagen.shards.pack import ShardSplit, read_manifest
@@ -50,11 +50,6 @@ class PixelSaliencyConfig(EegAugmentConfig, TrainConfig):
     beta2: float = option(0.999, "of both Adams")
     schedule: Literal["constant", "cosine"] = option("constant", "of all learning rates")
     ema_decay: float = option(0.999, "of the average of G's weights that is exported")
-
-
-def load_features(directory: str) -> FeatureExtractor:
-    """f_θ of a finished stage 1a run; ValueError if it is not one."""
-    return load_trained(FeatureExtractor, finished_run("features", directory) / "model")
 
 
 @torch.no_grad()
@@ -100,11 +95,13 @@ def stacked(draws: torch.Tensor) -> torch.Tensor:
 
 def main(config: PixelSaliencyConfig) -> int:
     manifest = read_manifest(config.shards)
-    features = load_features(config.features)
+    features = load_trained(FeatureExtractor, open_run(config.features, "features") / "model")
     for name in ("eeg_shift", "eeg_channel_dropout", "eeg_noise", "eeg_band_mask"):
         if getattr(config, name) and not config.finetune_features:
             raise ValueError(f"{name} varies what f_θ learns from: it needs finetune_features=true")
     run = Run(config)
+    if run.done:
+        return 0
     generator = Generator(features.n_features, config.z_dim, config.image_size, config.generator_width)
     discriminator = Discriminator(features.n_features, config.image_size, config.discriminator_width, config.spectral)
     networks = nn.ModuleDict({"generator": generator, "features": features}).to(run.device)

@@ -24,18 +24,20 @@ from neuroimagen.batches.stream import Batcher
 from neuroimagen.config import option, path_option, run_trainer
 from neuroimagen.files import write_atomic
 from neuroimagen.reconstruction.controls import ClassCaptions, Gallery, draw_baseline
-from neuroimagen.reconstruction.decoders import ROWS, RUNS, Decoders, rows_to_draw
+from neuroimagen.reconstruction.decoders import Decoders
 from neuroimagen.reconstruction.draw import Pictures, chunk_before, still_whole
 from neuroimagen.reconstruction.memory import find_chunk, saying_what_fits
 from neuroimagen.reconstruction.pipelines import Scheduler
 from neuroimagen.reconstruction.reconstructor import Reconstructor, check_settings
-from neuroimagen.run import inputs, zero
+from neuroimagen.rows import PAPER, ROWS, RUNS, rows_to_draw
 from neuroimagen.run import run as running
+from neuroimagen.run import zero
 from neuroimagen.run.collectives import decided_by_main, on_every_rank, wait_for_files
-from neuroimagen.run.directory import check_inputs, claim_run_dir
+from neuroimagen.run.directory import check_inputs, claim_run_dir, inputs_of
 from neuroimagen.run.processes import make_accelerator, set_deterministic
-from neuroimagen.sample.captions import DTYPES, captions_source
+from neuroimagen.sample.captions import DTYPES
 from neuroimagen.shards.pack import ShardSplit
+from neuroimagen.studies.captions import captions_source
 
 
 @dataclasses.dataclass
@@ -54,7 +56,7 @@ class ReconstructConfig:
     )
     neurovision: str | None = path_option(None, "run directory of trainers/neurovision.py; for row NeuroVision")
     rows: list[str] | None = option(
-        ["I", "L", "B", "B+I", "L+I"],
+        list(PAPER),
         "any of I, L, B, B+I, L+I, none (Table 3); oracle, random class, retrieval (controls); Brain2Image, "
         "Brain2Image-VAE, NeuroVision (baselines); null: all but none that the runs given here allow",
     )
@@ -125,12 +127,10 @@ def main(config: ReconstructConfig) -> int:
     set_deterministic(config.deterministic)
     accelerator = make_accelerator(config.precision)
     rank, world, run_dir = accelerator.process_index, accelerator.num_processes, Path(config.run_dir)
-    if decided_by_main((run_dir / "config.yaml").exists):  # before the long loading: is it of another config, or done?
-        try:
-            claim_run_dir(config, accelerator)
-        except SystemExit:
-            if decided_by_main(lambda: still_whole(run_dir)):
-                raise
+    # Before the long loading: is it of another config, or done?
+    begun = decided_by_main((run_dir / "config.yaml").exists)
+    if begun and claim_run_dir(config, accelerator) and decided_by_main(lambda: still_whole(run_dir)):
+        return 0
     split = on_every_rank(lambda: ShardSplit(config.shards, config.split))
     decode = on_every_rank(
         lambda: Decoders(rows, runs, split, accelerator.device, config.seed, config.rescale_embeddings)
@@ -160,7 +160,8 @@ def main(config: ReconstructConfig) -> int:
     train = on_every_rank(lambda: ShardSplit(config.shards, "train")) if decode.retrieval else None
     if train and train.manifest.splits["train"]["images"] < config.samples:
         raise ValueError(f"{config.shards}: train has fewer than samples={config.samples} pictures for row retrieval")
-    claim_run_dir(config, accelerator)
+    if claim_run_dir(config, accelerator):
+        return 0
     running.watch_stop_signal()
 
     names = ("samples", "seed", "strength", "guidance_scale", "num_inference_steps")
@@ -235,7 +236,7 @@ def main(config: ReconstructConfig) -> int:
 
     def end() -> None:
         if not stop:
-            check_inputs(run_dir, inputs.of(config))
+            check_inputs(run_dir, inputs_of(config))
             write_atomic(run_dir / "pictures.jsonl", "".join(pictures.index(infos, config.seed)))
         write_atomic(run_dir / ("PREEMPTED" if stop else "DONE"), f"{len(trials)} trials\n")
 

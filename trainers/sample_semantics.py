@@ -15,9 +15,10 @@ from neuroimagen.batches.stream import eval_batches, train_batches
 from neuroimagen.config import EegAugmentConfig, TrainConfig, option, path_option, run_trainer
 from neuroimagen.run.collectives import decided_by_main, on_every_rank
 from neuroimagen.run.run import Run, set_learning_rate, warmup_cosine
-from neuroimagen.sample.captions import embed_captions, label_caption, read_captions
+from neuroimagen.sample.captions import embed_captions
 from neuroimagen.sample.encoder import SampleEncoder, embedding_loss, nearest_caption
 from neuroimagen.shards.pack import Manifest, ShardError, ShardSplit, read_manifest
+from neuroimagen.studies.captions import label_caption, read_captions
 
 
 @dataclasses.dataclass
@@ -122,6 +123,8 @@ def main(config: SampleSemanticsConfig) -> int:
     manifest = read_manifest(config.shards)
     names = {c["label"]: c["name"] for c in manifest.classes}
     run = Run(config)
+    if run.done:
+        return 0
     written = {} if config.captions == "label" else decided_by_main(lambda: read_captions(config.captions))
     targets = on_every_rank(lambda: Targets(config, manifest, written, run.device))
     n_tokens, width = targets.embeddings.shape[1:]

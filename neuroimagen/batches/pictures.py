@@ -10,16 +10,6 @@ from neuroimagen.batches.stream import load_picture
 from neuroimagen.files import pass_on
 from neuroimagen.studies.classes import BY_WNID
 
-SUFFIXES = (".jpeg", ".jpg", ".png")
-
-
-def list_pictures(folder: str | Path) -> list[Path]:
-    """All pictures below `folder`, sorted; ValueError if there are none."""
-    found = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
-    if not found:
-        raise ValueError(f"no JPEG or PNG pictures below {folder}")
-    return found
-
 
 def load_pictures(paths: list[Path], size: int, progress: bool = False) -> Tensor:
     """Decode pictures into one uint8 tensor (n, 3, size, size); 12 kB a picture at 64 px."""

@@ -16,9 +16,9 @@ import numpy as np
 import scipy  # whose parts are imported when first used
 from tqdm import tqdm
 
-from neuroimagen.batches.pictures import SUFFIXES
 from neuroimagen.doctor.copies import Copies
 from neuroimagen.doctor.picture_hash import Fingerprint, fingerprint
+from neuroimagen.pictures import SUFFIXES
 from neuroimagen.shards.tars import encode_eeg, open_picture, read_picture
 from neuroimagen.studies.study import Study, Trial
 

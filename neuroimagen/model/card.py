@@ -3,6 +3,7 @@
 from typing import Any
 
 from neuroimagen.model.eeg import Contract
+from neuroimagen.rows import ROWS, SEMANTICS
 
 TEMPLATE = """---
 {{ card_data }}
@@ -128,8 +129,8 @@ def fill(about: dict[str, Any], eeg: Contract, rows: list[str], pipeline: str) -
     made += [f"- drawn with {settings}"] if settings else []
     made += [f"- {name}: SHA-256 {digest[:16]}" for name, digest in about.get("made_of", {}).items()]
     made += [f"- {name} {version}" for name, version in about.get("versions", {}).items()]
-    parts = ["a saliency map"] * any(row.endswith("I") for row in rows)
-    parts += ["an embedding of what was seen"] * any(row[0] in "LB" for row in rows)
+    parts = ["a saliency map"] * any(ROWS[row].map for row in rows)
+    parts += ["an embedding of what was seen"] * any(ROWS[row].semantics in SEMANTICS for row in rows)
     caution = ""
     if eeg.dataset in BLOCKS and not simulated:
         caution = (

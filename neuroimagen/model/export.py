@@ -14,7 +14,9 @@ from neuroimagen.config import option, path_option
 from neuroimagen.model.eeg import Contract
 from neuroimagen.model.model import FOLDER, NeuroImagen
 from neuroimagen.reconstruction.decoders import Decoders
+from neuroimagen.rows import PAPER, ROWS, STAGES
 from neuroimagen.run import inputs
+from neuroimagen.run.directory import open_run
 from neuroimagen.shards.pack import Manifest, read_manifest
 
 # Where launch/paper.sh puts them, below RUNS
@@ -25,7 +27,6 @@ FOLDERS = {
     "reconstruct": "reconstruct",
     "shards": "shards",
 }
-STAGES = ("saliency", "semantics_label", "semantics_blip")
 # What a model draws with where no reconstruct run says it: the values of configs/reconstruct.yaml
 SETTINGS: dict[str, Any] = {
     "samples": 3,
@@ -75,7 +76,7 @@ def export(config: ExportConfig) -> None:
     shards = places["shards"] or Path(next((run["shards"] for run in said.values() if run.get("shards")), ""))
     manifest = read_manifest(shards)
     stages = {field: str(places[field]) if places[field] else None for field in STAGES}
-    rows = [row for row, field in zip("ILB", STAGES, strict=True) if stages[field]]
+    rows = [row for row in PAPER if all(stages[field] for field in ROWS[row].needs)]
     trained = Decoders(rows, stages, SimpleNamespace(manifest=manifest, folder=shards))  # type: ignore[arg-type]
     pipeline = config.pipeline or next(
         (str(run["pipeline"]) for run in reversed(said.values()) if run.get("pipeline")), ""
@@ -137,7 +138,7 @@ def _places(config: ExportConfig) -> dict[str, Path | None]:
 
 def _config_of(field: str, run: Path) -> dict[str, Any]:
     """config.yaml of a finished run."""
-    return yaml.safe_load((inputs.finished_run(field, run) / "config.yaml").read_text(encoding="utf-8"))
+    return yaml.safe_load((open_run(run, field) / "config.yaml").read_text(encoding="utf-8"))
 
 
 def _check_inputs(places: dict[str, Path | None], shards: Path, pipeline: str) -> dict[str, str]:

@@ -32,17 +32,17 @@ from neuroimagen.model.card import TEMPLATE, fill
 from neuroimagen.model.eeg import Contract, take
 from neuroimagen.pixel.features import FeatureExtractor
 from neuroimagen.pixel.saliency import Generator
-from neuroimagen.reconstruction.decoders import ROWS, decode
+from neuroimagen.reconstruction.decoders import decode
 from neuroimagen.reconstruction.draw import to_image
 from neuroimagen.reconstruction.memory import find_chunk, saying_what_fits
 from neuroimagen.reconstruction.reconstructor import Reconstructor, check_settings
+from neuroimagen.rows import BEST_FIRST, ROWS
 from neuroimagen.run.processes import set_tf32
 from neuroimagen.sample.captions import DTYPES
 from neuroimagen.sample.encoder import SampleEncoder
 from neuroimagen.text_files import encode, read_text
 
 FOLDER = "diffusion"  # below a model's directory; as `pipeline` in its config: the diffusion model is there
-BEST_FIRST = ("L+I", "B+I", "L", "B", "I", "none")  # the paper's model 5 is its best
 LOADING = ("precision", "scheduler", "channels_last", "vae_slicing", "vae_tiling")  # settings that F is loaded with
 NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")  # parts of a pipeline: see load_pipeline
 WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors(\.index\.json)?")

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import yaml
@@ -14,71 +14,19 @@ from neuroimagen.errors import load_trained
 from neuroimagen.pixel.features import FeatureExtractor
 from neuroimagen.pixel.saliency import Generator
 from neuroimagen.reconstruction.reconstructor import Reconstructor
-from neuroimagen.run.inputs import ROW_RUNS as RUNS
-from neuroimagen.run.inputs import finished_run
+from neuroimagen.rows import ROWS, RUNS, SEMANTICS
+from neuroimagen.run.directory import open_run
 from neuroimagen.run.seeds import seed_from
 from neuroimagen.sample.captions import embed_captions
 from neuroimagen.sample.encoder import SampleEncoder
 from neuroimagen.shards.pack import ShardSplit
 
 
-class Row(NamedTuple):
-    """One way to make pictures: a name for `rows=`, a directory in RUN/images, a line of the tables.
-
-    semantics: what the diffusion model is told: M_s(x) learnt from "label" or "blip" captions; the label caption of a
-    class, "oracle" or "random class" (controls.ClassCaptions); None: the empty caption
-    map: does it start from the saliency map M_p(x)?
-    by: who draws: "diffusion", "retrieval" (controls.Gallery), or a baseline, by the config field that names its run
-    """
-
-    kind: str  # paper | control | baseline
-    means: str
-    semantics: str | None = None
-    map: bool = False
-    by: str = "diffusion"
-
-    def needs(self) -> list[str]:
-        """Config fields of the runs it needs; of retrieval's two either will do."""
-        if self.by == "retrieval":
-            return ["semantics_label", "semantics_blip"]
-        learnt = self.semantics in ("label", "blip")
-        return ["saliency"] * self.map + [f"semantics_{self.semantics}"] * learnt + [self.by] * (self.by in RUNS)
-
-
-ROWS = {
-    "I": Row("paper", "the saliency map alone", map=True),
-    "L": Row("paper", "meaning learnt from label captions", "label"),
-    "B": Row("paper", "meaning learnt from picture captions", "blip"),
-    "B+I": Row("paper", "meaning learnt from picture captions, and the saliency map", "blip", map=True),
-    "L+I": Row("paper", "meaning learnt from label captions, and the saliency map", "label", map=True),
-    "none": Row("paper", "the diffusion model, told nothing"),
-    "oracle": Row("control", "the diffusion model, told the true class: its ceiling for label decoding", "oracle"),
-    "random class": Row("control", "the diffusion model, told a class of the study drawn at random", "random class"),
-    "retrieval": Row("control", "the training picture nearest in the decoded embedding", by="retrieval"),
-    "Brain2Image": Row("baseline", "conditional GAN on EEG features (Kavasidis et al. 2017)", by="brain2image"),
-    "Brain2Image-VAE": Row("baseline", "conditional VAE on EEG features (Kavasidis et al. 2017)", by="brain2image_vae"),
-    "NeuroVision": Row("baseline", "conditional progressive GAN (Khare et al. 2022)", by="neurovision"),
-}
-
-
-def rows_to_draw(rows: Sequence[str] | None, runs: Mapping[str, str | None]) -> list[str]:
-    """`rows`, or for None every row but "none" that the given runs allow. ValueError for what no run can draw."""
-    if rows is None:
-        given = {field for field, directory in runs.items() if directory is not None}
-        if not given & {"saliency", "semantics_label", "semantics_blip"}:
-            raise ValueError("rows=null draws what the given runs allow: give saliency= or semantics_label=RUN_DIR")
-        some = {row for row, about in ROWS.items() if about.by == "retrieval" and given & set(about.needs())}
-        return [row for row in ROWS if row != "none" and (row in some or given >= set(ROWS[row].needs()))]
-    if set(rows) - set(ROWS) or not rows or len(set(rows)) < len(rows):
-        raise ValueError(f"rows={rows} must be different names out of {', '.join(ROWS)}")
-    return list(rows)
-
-
 def stage_run(field: str, directory: str | None, rows: list[str]) -> Path:
     """The finished stage run that a config field names, or a ValueError that says what is wrong with it."""
     if directory is None:
         raise ValueError(f"rows {', '.join(rows)} need {field}=RUN_DIR, a run of trainers/{RUNS[field]}.py")
-    return finished_run(field, directory)
+    return open_run(directory, field)
 
 
 def decode(
@@ -134,7 +82,7 @@ class Decoders:
                 raise ValueError(f"{directory} takes EEG of {shape}, but {split.folder} holds {given[0]} x {given[1]}")
             return model
 
-        if rescale_embeddings and not any(ROWS[row].semantics in ("label", "blip") for row in rows):
+        if rescale_embeddings and not any(ROWS[row].semantics in SEMANTICS for row in rows):
             raise ValueError(
                 f"rescale_embeddings=true: no row of {', '.join(rows)} has a decoded embedding; leave it out"
             )
@@ -150,7 +98,7 @@ class Decoders:
             run = stage_run("saliency", runs.get("saliency"), wanted)
             self.f_theta = load(FeatureExtractor, run / "model" / "features")
             self.g = load(Generator, run / "model" / "generator")
-        for kind in ("label", "blip"):
+        for kind, letter in SEMANTICS.items():
             retrieves = ["retrieval"] * (self.retrieval == kind)
             if wanted := [row for row in rows if ROWS[row].semantics == kind] + retrieves:
                 field = f"semantics_{kind}"
@@ -159,8 +107,7 @@ class Decoders:
                 captions = self.configs[kind]["captions"]
                 if (captions == "label") != (kind == "label"):
                     raise ValueError(
-                        f"{field}={run} was trained with captions={captions}, so it is not for rows with "
-                        + {"label": "L", "blip": "B"}[kind]
+                        f"{field}={run} was trained with captions={captions}, so it is not for rows with {letter}"
                     )
                 self.m_s[kind] = load(SampleEncoder, run / "model")
         self.baselines: dict[str, Any] = {}  # by config field

@@ -3,18 +3,13 @@
 from typing import Any
 
 from neuroimagen.report import published
+from neuroimagen.rows import uses
 from neuroimagen.scores.run_files import ReconstructRun
 from neuroimagen.studies.classes import UNEVEN
 
 
 def kind_of_eeg(scores: dict[str, Any]) -> str:
     return "simulated EEG" if scores["simulated"] else "recorded EEG"
-
-
-def uses(row: str) -> tuple[bool, bool, bool]:
-    """Does a row use BLIP captions (B), label captions (L), the saliency map (I)?"""
-    parts = row.split("+")
-    return "B" in parts, "L" in parts, "I" in parts
 
 
 def split_of(run: ReconstructRun) -> tuple[str, str]:

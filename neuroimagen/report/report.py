@@ -17,6 +17,7 @@ from neuroimagen.pages import render
 from neuroimagen.report import figures, tables
 from neuroimagen.report.charts import by_group, confusions, guessing
 from neuroimagen.report.gallery import Gallery, Metric, Pictures, read_picture_scores
+from neuroimagen.rows import uses
 from neuroimagen.scores import run_files
 from neuroimagen.scores.evaluate import EvaluateConfig
 from neuroimagen.scores.intervals import FEWEST
@@ -69,7 +70,7 @@ def meaning(run: ReconstructRun, row: str, kind: str) -> str:
     for about in run.about["rows"]:
         if about["name"] == row and about.get("means"):
             return about["means"]
-    b, label, map_ = tables.uses(row)
+    b, label, map_ = uses(row)
     parts = ["map"] * map_ + ["labels"] * label + ["captions"] * b
     return " + ".join(parts) or ("nothing decoded" if kind == "paper" else "")
 

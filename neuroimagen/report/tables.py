@@ -13,19 +13,14 @@ from typing import Any
 from neuroimagen.files import write_atomic
 from neuroimagen.report import published
 from neuroimagen.report.formats import ABSENT, TICK, Cell, Column, Row, Table, decimal
-from neuroimagen.report.notes import kind_of_eeg, notes, protocol, split_of, uses
+from neuroimagen.report.notes import kind_of_eeg, notes, protocol, split_of
+from neuroimagen.rows import BASELINES, FULL, IN_TABLES, PAPER, kind_of, uses
 from neuroimagen.scores import evaluate as scoring
 from neuroimagen.scores.definitions import METRICS
 from neuroimagen.scores.evaluate import EvaluateConfig
-from neuroimagen.scores.run_files import FULL, PAPER_ROWS, ReconstructRun
+from neuroimagen.scores.run_files import ReconstructRun
 
 NAMES = ("table1", "table2", "table3", "metrics", "published", "protocol")
-BASELINES = {  # in the order of the paper's Table 1, and the trainer that makes them
-    "Brain2Image": "trainers/brain2image.py",
-    "Brain2Image-VAE": "trainers/brain2image.py",
-    "NeuroVision": "trainers/neurovision.py",
-}
-CONTROLS = ("retrieval", "oracle", "random class")
 MAIN = (
     "acc_balanced",  # where classes are uneven (scores["headline"])
     "acc",
@@ -46,14 +41,13 @@ def kind_of_row(run: ReconstructRun, row: str) -> str:
     for about in run.about["rows"]:
         if about["name"] == row and "kind" in about:
             return about["kind"]
-    return "baseline" if row in BASELINES else "control" if row in CONTROLS else "paper"
+    return kind_of(row)
 
 
 def rows_of_kind(run: ReconstructRun, kind: str) -> list[str]:
     """In the order of the paper's tables, whatever the order in which they were drawn; unknown ones last."""
-    order = (*PAPER_ROWS, *BASELINES, *CONTROLS)
     found = [row for row in run.rows if kind_of_row(run, row) == kind]
-    return sorted(found, key=lambda row: order.index(row) if row in order else len(order))
+    return sorted(found, key=lambda row: IN_TABLES.index(row) if row in IN_TABLES else len(IN_TABLES))
 
 
 def full_row(run: ReconstructRun) -> str:
@@ -214,7 +208,7 @@ def _table3(book: _Book) -> Table:
     rows: list[Row] = []
     extra = False
     for name in rows_of_kind(book.run, "paper"):
-        number = str(PAPER_ROWS.index(name) + 1) if name in PAPER_ROWS else ""
+        number = str(PAPER.index(name) + 1) if name in PAPER else ""
         ticks = [Cell(TICK if used else ABSENT) for used in uses(name)]
         cells = book.cells(columns, scores["rows"][name]["all"], published.TABLE_3.get(name))
         kind, rule = "full" if name == book.full else "", not number and not extra and bool(rows)

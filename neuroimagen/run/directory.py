@@ -1,7 +1,18 @@
-"""A run directory: of one config, and of one run at a time; run.py says which files it holds."""
+"""A run directory is the contract between stages: of one config and its inputs, and of one run at a time.
+
+config.yaml       the resolved config; starting in a directory whose config differs is an error
+inputs.json       what it was made of (inputs.py); so is starting on inputs that have changed since
+environment.json  versions, commit, command, world size of the last start
+stats.jsonl       one line every `log_every` steps, averaged over steps and processes
+checkpoints/      step-00000500/, written as .partial and renamed when whole; the newest two are kept
+images/, tables/  pictures and tables a stage logs
+model/            the exported weights (safetensors + config.json)
+PREEMPTED | DONE  how the last start ended
+"""
 
 import dataclasses
 import fcntl
+import functools
 import importlib.metadata
 import json
 import os
@@ -9,6 +20,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +29,65 @@ import yaml
 from accelerate import Accelerator
 
 from neuroimagen.files import variables, write_atomic
+from neuroimagen.pictures import list_pictures
+from neuroimagen.rows import RUNS
 from neuroimagen.run import inputs, zero
 from neuroimagen.run.collectives import decided_by_main, wait_for_files
+from neuroimagen.studies.captions import read_captions
 
 # Fields that change where or how loudly a run computes, never what: they may differ when a run is continued.
 FREE_FIELDS = frozenset(
     {"run_dir", "workers", "trackers", "project", "log_every", "checkpoint_every", "accumulate", "nonfinite"}
     | {"timeout_minutes"}
 )
+
+
+# Config fields that name a finished run -> its trainer
+TRAINERS = RUNS | {"features": "pixel_features", "autoencoder": "latent_diffusion"}
+
+
+def open_run(directory: str | Path, field: str) -> Path:
+    """A finished run. field: what names it in a config (TRAINERS), or "reconstruct".
+
+    Raises ValueError, which says how to make it or to continue it, if it is none or not finished.
+    """
+    path, trainer = Path(directory), f"trainers/{TRAINERS.get(field, field)}.py"
+    named = f"{field}={directory}" if field in TRAINERS else directory
+    if not (path / "config.yaml").exists():
+        raise ValueError(f"{named} is not a run; run {trainer} run_dir={directory} first")
+    if not (path / "DONE").exists():
+        raise ValueError(
+            f"{named} is not finished (no DONE); continue it with: python {trainer} config={path / 'config.yaml'}"
+        )
+    return path
+
+
+def inputs_of(config: Any, fields: Iterable[str] | None = None) -> inputs.Inputs:
+    """The inputs that a trainer's config names, as they are now. ValueError for one that cannot be read."""
+    given = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+    def of_run(field: str, directory: str) -> dict[str, str]:
+        return inputs.of_model(open_run(directory, field) / "model")
+
+    look: dict[str, Callable[[str], dict[str, Any]]] = {
+        "shards": inputs.of_shards,
+        "images": lambda folder: inputs.of_files(folder, list_pictures(folder)),
+        "captions": lambda path: {} if path == "label" else read_captions(path),
+        "pipeline": lambda name: inputs.of_pipeline(name, text_alone="captions" in given),
+        "init": inputs.of_pipeline,
+        **{field: functools.partial(of_run, field) for field in TRAINERS},
+    }
+    found = {}
+    for field in (name for name in fields or look if given.get(name)):
+        if field in RUNS and not (Path(given[field]) / "DONE").exists():
+            continue  # decoders.py asks for it if a row needs it
+        if content := look[field](given[field]):
+            found[field] = {"path": str(given[field]), "content": content}
+    for field in (field for field in found if field in TRAINERS and "shards" in found):
+        then = inputs.read(Path(given[field]) / "inputs.json")
+        if said := inputs.changes(then, {"shards": found["shards"]}):
+            inputs.note(f"{field}={given[field]} was made of {said}: it may have been trained on what is test here")
+    return found
 
 
 def check_inputs(run_dir: Path, now: inputs.Inputs) -> None:
@@ -97,16 +160,16 @@ def release(run_dir: Path) -> None:
         os.close(_held.pop(run_dir))
 
 
-def claim_run_dir(config: Any, accelerator: Accelerator) -> Path:
-    """Create or re-enter `config.run_dir`; collective: every rank.
+def claim_run_dir(config: Any, accelerator: Accelerator) -> bool:
+    """Create or re-enter `config.run_dir`, unless its run is already done; whether it is. Collective: every rank.
 
     Raises ValueError, on every rank, if the directory holds a run of another config (the keys are listed) or of other
-    inputs (what changed is said), or if another process works in it. Exits with code 0 if that run is already done.
+    inputs (what changed is said), or if another process works in it.
     """
     run_dir = Path(config.run_dir)
 
     def claim() -> bool:
-        now = inputs.of(config)
+        now = inputs_of(config)
         try:
             _claim(run_dir, config, now)
             if (run_dir / "DONE").exists():
@@ -121,11 +184,12 @@ def claim_run_dir(config: Any, accelerator: Accelerator) -> Path:
             release(run_dir)
             raise ValueError(f"cannot write to run_dir {run_dir}: {error.strerror}") from None
 
-    if decided_by_main(claim):
+    done = decided_by_main(claim)
+    if done:
         accelerator.print(f"{run_dir} is already done")
-        raise SystemExit(0)
-    wait_for_files([run_dir / "config.yaml"])
-    return run_dir
+    else:
+        wait_for_files([run_dir / "config.yaml"])
+    return done
 
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:

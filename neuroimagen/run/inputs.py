@@ -7,31 +7,19 @@ folder of pictures by the hash of each file; a captions file by its captions; a 
 diffusion model by its weights, or as a hub id by that and its model_index.json.
 """
 
-import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
 from tqdm import tqdm
 
-from neuroimagen.sample.captions import read_captions
 from neuroimagen.shards.format import read_manifest, sha256
 
 Inputs = dict[str, dict[str, Any]]  # of the module's docstring
-# Config fields that name a run -> the trainer; reconstruct.py takes those of ROW_RUNS, as far as its rows need them
-ROW_RUNS = {
-    "saliency": "pixel_saliency",
-    "semantics_label": "sample_semantics",
-    "semantics_blip": "sample_semantics",
-    "brain2image": "brain2image",
-    "brain2image_vae": "brain2image",
-    "neurovision": "neurovision",
-}
-TRAINERS = ROW_RUNS | {"features": "pixel_features", "autoencoder": "latent_diffusion", "reconstruct": "reconstruct"}
 WEIGHTS = (".json", ".txt", ".safetensors")  # what is read of a model's directory
 _hashed: dict[tuple[Any, ...], str] = {}  # file as it was -> SHA-256, so that looking again costs no reading
 
@@ -83,20 +71,6 @@ def of_shards(shards: str | Path) -> dict[str, Any]:
     return content
 
 
-def finished_run(field: str, directory: str | Path) -> Path:
-    """The finished run that a config field names, or a ValueError that says what is wrong with it."""
-    trainer = f"trainers/{TRAINERS[field]}.py"
-    if not (Path(directory) / "config.yaml").exists():
-        raise ValueError(f"{field}={directory} is not a run; run {trainer} run_dir={directory} first")
-    if not (Path(directory) / "DONE").exists():
-        raise ValueError(f"{field}={directory} is not finished (no DONE); run its command again to continue it")
-    return Path(directory)
-
-
-def of_run(field: str, directory: str) -> dict[str, str]:
-    return of_model(finished_run(field, directory) / "model")
-
-
 def of_pipeline(pipeline: str, text_alone: bool = False) -> dict[str, str]:
     """text_alone: its tokenizers and text encoders, all that stage 2 reads."""
     folder = Path(pipeline)
@@ -109,31 +83,6 @@ def of_pipeline(pipeline: str, text_alone: bool = False) -> dict[str, str]:
     if text_alone:
         return of_files(folder, (path for path in parts if path.parent.name.startswith(("tokenizer", "text_encoder"))))
     return of_files(folder, [*folder.glob("model_index.json"), *parts])
-
-
-def of(config: Any, fields: Iterable[str] | None = None) -> Inputs:
-    """The inputs that a trainer's config names, as they are now. ValueError for one that cannot be read."""
-    from neuroimagen.batches.pictures import list_pictures  # with all that reads shards
-
-    given = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    look: dict[str, Callable[[str], dict[str, Any]]] = {
-        "shards": of_shards,
-        "images": lambda folder: of_files(folder, list_pictures(folder)),
-        "captions": lambda path: {} if path == "label" else read_captions(path),
-        "pipeline": lambda name: of_pipeline(name, text_alone="captions" in given),
-        "init": of_pipeline,
-        **{field: functools.partial(of_run, field) for field in TRAINERS},
-    }
-    found = {}
-    for field in (name for name in fields or look if given.get(name)):
-        if field in ROW_RUNS and not (Path(given[field]) / "DONE").exists():
-            continue  # decoders.py asks for it if a row needs it
-        if content := look[field](given[field]):
-            found[field] = {"path": str(given[field]), "content": content}
-    for field in (field for field in found if field in TRAINERS and "shards" in found):
-        if said := changes(read(Path(given[field]) / "inputs.json"), {"shards": found["shards"]}):
-            _note(f"{field}={given[field]} was made of {said}: it may have been trained on what is test here")
-    return found
 
 
 def read(path: Path) -> Inputs:
@@ -165,13 +114,13 @@ def _differences(then: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 @functools.cache
-def _note(text: str) -> None:
+def note(text: str) -> None:
     print(f"note: {text}")
 
 
 def check(then: Inputs, now: Inputs, made: str, remedy: str) -> None:
     """ValueError if inputs are not `then`, what `made` was made of; a note if that was not kept."""
     if now and not then:
-        _note(f"{made} was made before it was kept of which inputs: they are taken to be the same")
+        note(f"{made} was made before it was kept of which inputs: they are taken to be the same")
     if said := changes(then, now):
         raise ValueError(f"{made} was made of {said}: {remedy}")

@@ -1,16 +1,5 @@
 """Run: what must be the same in every trainer: run directory, seed, step, checkpoints, stop signal, log.
 
-A run directory is the contract between stages:
-
-    config.yaml       the resolved config; starting in a directory whose config differs is an error
-    inputs.json       what it was made of (inputs.py); so is starting on inputs that have changed since
-    environment.json  versions, commit, command, world size of the last start
-    stats.jsonl       one line every `log_every` steps, averaged over steps and processes
-    checkpoints/      step-00000500/, written as .partial and renamed when whole; the newest two are kept
-    images/, tables/  pictures and tables a stage logs
-    model/            the exported weights (safetensors + config.json)
-    PREEMPTED | DONE  how the last start ended
-
 Nothing random is stored: before each step torch is seeded from (seed, step, rank), and noise that the losses see is a
 slice of a draw for the global batch, the same for any number of processes. So the step number is the whole loader and
 random state, and a run that is stopped and started again ends with the same bits (on GPUs: deterministic=true).
@@ -25,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,9 +23,9 @@ from tqdm import tqdm
 
 from neuroimagen.config import TrainConfig
 from neuroimagen.files import naming, refuse_variables, write_atomic
-from neuroimagen.run import checkpoints, inputs, zero
+from neuroimagen.run import checkpoints, zero
 from neuroimagen.run.collectives import decided_by_main
-from neuroimagen.run.directory import check_inputs, claim_run_dir, release
+from neuroimagen.run.directory import check_inputs, claim_run_dir, inputs_of, release
 from neuroimagen.run.processes import make_accelerator, set_deterministic
 from neuroimagen.run.seeds import seed_from
 from neuroimagen.run.trackers import log_class_table, log_image, start_trackers, tell
@@ -107,7 +97,10 @@ class Run:
                 f"global_batch_size={config.global_batch_size} does not divide among {self.world} processes"
                 + (f" x accumulate={config.accumulate}" if config.accumulate != 1 else "")
             )
-        self.dir = claim_run_dir(config, self.accelerator)
+        self.dir = Path(config.run_dir)
+        self.done = claim_run_dir(config, self.accelerator)  # then there is nothing to do: main returns 0
+        if self.done:
+            return
         watch_stop_signal()
         self.step = 0
         self.stopped = False
@@ -169,7 +162,7 @@ class Run:
         Called once the inputs are loaded. Raises ValueError, on every rank, if these were changed meanwhile, if it
         cannot be read or if the ranks do not hold the same weights afterwards.
         """
-        decided_by_main(lambda: check_inputs(self.dir, inputs.of(self.config)))
+        decided_by_main(lambda: check_inputs(self.dir, inputs_of(self.config)))
         self.step = checkpoints.load(self.dir, self.accelerator, self._models)
         if self.is_main:
             stats = self.dir / "stats.jsonl"
@@ -426,7 +419,7 @@ class Run:
             self._bar.close()
         if not self.stopped:
             self.save()
-            decided_by_main(lambda: check_inputs(self.dir, inputs.of(self.config, ["shards"])))
+            decided_by_main(lambda: check_inputs(self.dir, inputs_of(self.config, ["shards"])))
             models = {name: self.unwrap(m) if isinstance(m, nn.Module) else m for name, m in models.items()}
             checkpoints.export(self.dir, self.step, self.accelerator, models)
         tell(self.accelerator, "finish")

@@ -1,8 +1,7 @@
 """Captions of the pictures shown, and their CLIP embeddings: the targets ĥ_clip of M_s (Eq. 7).
 
 Label captions follow the paper's Figure 2 ("An image of daisy"). BLIP captions (Li et al. 2023) are written once, by
-the command `accelerate launch -m neuroimagen.cli captions ...`, into a captions file that later stages read: JSON lines
-{"image": name without extension, "caption": text, "source": who wrote it}.
+the command `accelerate launch -m neuroimagen.cli captions ...`, into a captions file (studies/captions.py).
 """
 
 import dataclasses
@@ -19,62 +18,15 @@ from tqdm import tqdm
 
 from neuroimagen.config import option, path_option
 from neuroimagen.files import pass_on, write_atomic
-from neuroimagen.pictures import see
+from neuroimagen.pictures import list_pictures, see
+from neuroimagen.run import inputs
+from neuroimagen.run.collectives import decided_by_main, gather_objects, on_every_rank
+from neuroimagen.run.processes import leave_process_group, make_accelerator, set_deterministic
+from neuroimagen.run.run import STOPPED, stop_requested, watch_stop_signal
+from neuroimagen.studies.captions import line_of, lines_of, read_captions, write_captions
 from neuroimagen.text_files import encode, read_text
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def label_caption(name: str) -> str:
-    """The paper's label caption: "An image of <class name>"."""
-    return f"An image of {name}"
-
-
-def _lines(path: Path) -> list[dict[str, str]]:
-    """The entries of a captions file, checked."""
-    try:
-        text = read_text(path)
-    except FileNotFoundError:
-        raise ValueError(f"captions file {path} does not exist; make one with neuroimagen captions") from None
-    entries = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            raise ValueError(f"captions file {path}, line {number} is not JSON") from None
-        fields = ("image", "caption", "source")
-        if not isinstance(entry, dict) or not all(isinstance(entry.get(field, ""), str) for field in fields):
-            raise ValueError(f'captions file {path}, line {number} must be {{"image": ..., "caption": ...}} with texts')
-        if "image" not in entry or "caption" not in entry:
-            raise ValueError(f"captions file {path}, line {number} has no {'caption' if 'image' in entry else 'image'}")
-        entries.append(entry)
-    return entries
-
-
-def read_captions(path: str | Path) -> dict[str, str]:
-    """Read a captions file: image name -> caption. Raises ValueError naming the line that is wrong."""
-    captions: dict[str, str] = {}
-    for entry in _lines(Path(path)):
-        if captions.setdefault(entry["image"], entry["caption"]) != entry["caption"]:
-            raise ValueError(f"captions file {path} holds two different captions of {entry['image']}")
-    return captions
-
-
-def captions_source(path: str | Path) -> str:
-    """Who wrote the captions of a file: its distinct `source` fields, joined."""
-    return ", ".join(sorted({entry.get("source", "unknown") for entry in _lines(Path(path))}))
-
-
-def write_captions(path: str | Path, captions: Mapping[str, str], source: str) -> None:
-    """Write a captions file, sorted by image name, whole or not at all."""
-    lines = [_line(image, captions[image], source) for image in sorted(captions)]
-    write_atomic(Path(path), "".join(lines))
-
-
-def _line(image: str, caption: str, source: str) -> str:
-    return json.dumps({"image": image, "caption": caption, "source": source}, ensure_ascii=False) + "\n"
 
 
 def _text_encoders(pipeline: str, device: torch.device | str) -> list[tuple[Any, Any, int]]:
@@ -153,8 +105,6 @@ class CaptionsConfig:
 
 def _pictures(folder: Path) -> dict[str, Path]:
     """Image name (without extension) -> file, sorted by name."""
-    from neuroimagen.batches.pictures import list_pictures
-
     if not folder.is_dir():
         raise ValueError(f"images={folder} is not a directory")
     named: dict[str, Path] = {}
@@ -194,7 +144,7 @@ def _load_model(model: str, dtype: torch.dtype, device: torch.device) -> tuple[A
 def _found_already(out: Path, source: str) -> dict[str, str]:
     """Captions that earlier starts left in OUT and in the part files of all ranks; a line cut by a kill is left out."""
     captions: dict[str, str] = {}
-    entries = _lines(out) if out.exists() else []
+    entries = lines_of(out) if out.exists() else []
     for part in sorted(out.parent.glob(out.name + ".part-*")):
         whole = [line for line in part.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]]
         entries += [json.loads(line) for line in whole if line.endswith("}")]
@@ -211,8 +161,6 @@ def _caption(
     names: Sequence[str], pictures: Mapping[str, Path], config: CaptionsConfig, loaded: tuple[Any, Any], part: Path
 ) -> dict[str, str]:
     """Captions of these pictures, also appended to `part`; after SIGTERM those of the batches until then."""
-    from neuroimagen.run.run import stop_requested
-
     processor, model = loaded
     captions: dict[str, str] = {}
     hidden = True if os.environ.get("RANK", "0") != "0" else None
@@ -227,11 +175,11 @@ def _caption(
                 break
             some = names[start : start + config.batch_size]
             images = [_open_rgb(pictures[name]) for name in some]
-            inputs = processor(images=images, return_tensors="pt").to(model.device, model.dtype)
+            pixels = processor(images=images, return_tensors="pt").to(model.device, model.dtype)
             with torch.inference_mode():
-                tokens = model.generate(**inputs)
+                tokens = model.generate(**pixels)
             texts = [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
-            file.write(encode("".join(map(_line, some, texts, [config.model] * len(some)))))
+            file.write(encode("".join(map(line_of, some, texts, [config.model] * len(some)))))
             file.flush()
             captions.update(zip(some, texts, strict=True))
             bar.update(len(some))
@@ -245,11 +193,6 @@ def caption_pictures(config: CaptionsConfig) -> int:
     all are done they are merged into OUT, whole or not at all. After SIGTERM the batch at hand is finished; the same
     command, on any number of processes, continues. Collective: every rank.
     """
-    from neuroimagen.run import inputs
-    from neuroimagen.run.collectives import decided_by_main, gather_objects, on_every_rank
-    from neuroimagen.run.processes import leave_process_group, make_accelerator, set_deterministic
-    from neuroimagen.run.run import STOPPED, watch_stop_signal
-
     if config.precision not in DTYPES or config.batch_size < 1:
         raise ValueError("precision must be fp32, bf16 or fp16, and batch_size at least 1")
     set_deterministic(config.deterministic)

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from neuroimagen.rows import PAPER
 from neuroimagen.run import inputs
+from neuroimagen.run.directory import open_run
 
-PAPER_ROWS = ("I", "L", "B", "B+I", "L+I")  # models 1 to 5 of the paper's Table 3
-FULL = "L+I"
 RESERVED = ("truth", "other", "maps")  # what evaluate and report call pictures that are no row's
 VERSION = 4  # of scores.json; 4 brought controls of every paired metric, balanced accuracy, the best constant guess
 
@@ -83,10 +83,7 @@ def read_run(path: str | Path, to_write: bool = False) -> ReconstructRun:
     if to_write and path.is_dir() and not os.access(path, os.W_OK):
         raise ValueError(f"{path} cannot be written, and scores and report go there: copy the run to a place of yours")
     go_on = f"python trainers/reconstruct.py config={path / 'config.yaml'}"
-    if not (path / "config.yaml").exists():
-        raise ValueError(f"{path} is not a run of trainers/reconstruct.py (it holds no config.yaml)")
-    if not (path / "DONE").exists():
-        raise ValueError(f"{path} is not finished (it holds no DONE); continue it with: {go_on}")
+    open_run(path, "reconstruct")
     try:
         about = json.loads((path / "rows.json").read_text(encoding="utf-8"))
         trials = [json.loads(line) for line in (path / "trials.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -99,7 +96,7 @@ def read_run(path: str | Path, to_write: bool = False) -> ReconstructRun:
         raise ValueError(f"rows.json or trials.jsonl in {path} is damaged ({type(error).__name__}: {error})") from None
     if not trials or not names:
         raise ValueError(f"{path} holds {len(trials)} trials and {len(names)} rows: there is nothing to score")
-    rows = sorted(names, key=lambda name: PAPER_ROWS.index(name) if name in PAPER_ROWS else len(PAPER_ROWS))
+    rows = sorted(names, key=lambda name: PAPER.index(name) if name in PAPER else len(PAPER))
     run = ReconstructRun(path, trials, rows, samples, about)
     wanted = run.files()
     folders = {file.parent for file in wanted}  # listed, as asking for each of a million files takes minutes

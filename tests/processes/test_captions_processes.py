@@ -10,7 +10,8 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from tiny_models import tiny_blip
 
-from neuroimagen.sample.captions import CaptionsConfig, caption_pictures, read_captions
+from neuroimagen.sample.captions import CaptionsConfig, caption_pictures
+from neuroimagen.studies.captions import read_captions
 
 
 def make_pictures(folder, count):

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from neuroimagen.config import load_config, stage_section
-from neuroimagen.sample.captions import read_captions, write_captions
 from neuroimagen.scores.classifiers import _read_json
+from neuroimagen.studies.captions import read_captions, write_captions
 from neuroimagen.studies.epochs_files import BidsFiles
 from neuroimagen.studies.epochs_table import TrialTable
 from neuroimagen.studies.recordings import Study

@@ -9,7 +9,6 @@ from tiny_models import TEXT_LENGTH, TEXT_WIDTH, tiny_pipeline, tiny_shards, tin
 
 from neuroimagen.batches.stream import Batcher
 from neuroimagen.reconstruction.controls import ClassCaptions, Gallery, draw_baseline, nearest_pictures, random_class
-from neuroimagen.reconstruction.decoders import ROWS, RUNS, rows_to_draw
 from neuroimagen.reconstruction.reconstructor import Reconstructor
 from neuroimagen.sample.captions import embed_captions
 from neuroimagen.sample.encoder import SampleEncoder, short_embeddings
@@ -23,35 +22,6 @@ def m_s(seed=0):
     torch.nn.init.normal_(model.output.bias)
     model.set_targets(3 + torch.randn(5, TEXT_LENGTH, TEXT_WIDTH), torch.full((5,), 0.2))
     return model.requires_grad_(False).eval()
-
-
-def test_rows_say_what_they_need():
-    assert {row: about.needs() for row, about in ROWS.items() if about.kind == "paper"} == {
-        "I": ["saliency"],
-        "L": ["semantics_label"],
-        "B": ["semantics_blip"],
-        "B+I": ["saliency", "semantics_blip"],
-        "L+I": ["saliency", "semantics_label"],
-        "none": [],
-    }
-    assert ROWS["oracle"].needs() == ROWS["random class"].needs() == [] and ROWS["NeuroVision"].needs() == [
-        "neurovision"
-    ]
-    assert all(
-        set(about.needs()) <= set(RUNS) and about.kind in ("paper", "control", "baseline") for about in ROWS.values()
-    )
-
-
-def test_without_names_the_given_runs_decide():
-    runs = dict.fromkeys(RUNS) | {"saliency": "s", "semantics_blip": "b", "neurovision": "n"}
-    assert rows_to_draw(None, runs) == ["I", "B", "B+I", "oracle", "random class", "retrieval", "NeuroVision"]
-    assert rows_to_draw(None, dict.fromkeys(RUNS) | {"saliency": "s"}) == ["I", "oracle", "random class"]
-    assert (
-        "none" not in rows_to_draw(None, dict.fromkeys(RUNS, "r"))
-        and len(rows_to_draw(None, dict.fromkeys(RUNS, "r"))) == 11
-    )
-    with pytest.raises(ValueError, match="different names"):
-        rows_to_draw(["L", "Brain"], runs)
 
 
 def test_nearest_pictures_by_hand():

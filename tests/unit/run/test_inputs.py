@@ -21,14 +21,15 @@ from torch import nn
 
 from neuroimagen.config import TrainConfig, load_config
 from neuroimagen.pixel.features import FeatureExtractor
+from neuroimagen.rows import RUNS
 from neuroimagen.run import directory as run_dir
 from neuroimagen.run import inputs
 from neuroimagen.run import run as running
 from neuroimagen.run.directory import claim_run_dir
 from neuroimagen.run.processes import make_accelerator
 from neuroimagen.run.run import Run
-from neuroimagen.sample.captions import read_captions, write_captions
 from neuroimagen.shards.format import sha256
+from neuroimagen.studies.captions import read_captions, write_captions
 
 TRAINERS = Path(__file__).parents[3] / "trainers"
 CLASSES = ("n02389026", "n03888257", "n03584829")
@@ -68,7 +69,7 @@ STAGES = {
     "latent_diffusion": ["images", "captions", "autoencoder"],
     "latent_diffusion part=autoencoder": ["images"],
     "latent_diffusion init": ["images", "init"],
-    "reconstruct": ["shards", "pipeline", *inputs.ROW_RUNS],
+    "reconstruct": ["shards", "pipeline", *RUNS],
 }
 
 
@@ -89,11 +90,7 @@ def config_of(stage: str, root: Path, place: Path | None = None):
 
 def claim(config) -> bool:
     """Whether the run is done; ValueError if it is of other inputs."""
-    try:
-        claim_run_dir(config, make_accelerator("fp32"))
-    except SystemExit:
-        return True
-    return False
+    return claim_run_dir(config, make_accelerator("fp32"))
 
 
 def edit_manifest(shards: Path, **changes) -> None:

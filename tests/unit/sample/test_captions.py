@@ -18,8 +18,10 @@ from neuroimagen.sample import captions
 from neuroimagen.sample.captions import (
     CaptionsConfig,
     caption_pictures,
-    captions_source,
     embed_captions,
+)
+from neuroimagen.studies.captions import (
+    captions_source,
     label_caption,
     read_captions,
     write_captions,
@@ -174,7 +176,7 @@ def quick(monkeypatch):
 
     def caption(names, pictures, config, loaded, part):
         found = {name: f"{len(pictures[name].read_bytes())} bytes" for name in names}
-        part.write_text("".join(captions._line(name, text, config.model) for name, text in found.items()))
+        part.write_text("".join(captions.line_of(name, text, config.model) for name, text in found.items()))
         return found
 
     monkeypatch.setattr(captions, "_caption", caption)

@@ -275,7 +275,7 @@ def test_unfinished_or_damaged_runs(fresh):
     (fresh / "rows.json").unlink()
     with pytest.raises(ValueError, match="holds no rows.json"):
         read_run(fresh)
-    with pytest.raises(ValueError, match="not a run of trainers/reconstruct.py"):
+    with pytest.raises(ValueError, match="is not a run; run trainers/reconstruct.py"):
         read_run(fresh / "images")
     (fresh / "rows.json").touch()
     assert sorted(path.name for path in fresh.iterdir()) == before

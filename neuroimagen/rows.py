@@ -1,0 +1,87 @@
+"""The rows of the study, known here alone: each way to make a picture of a trial, what it needs and what it means.
+
+The paper's rows (its Table 3) are choices of what the diffusion model is given: the saliency map (I), the meaning
+learnt from label captions (L) or from picture captions (B). Controls measure what decoding adds: pictures made without
+a brain, by an oracle, or without a generative model. Baselines are other networks from EEG to pictures.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+# Config fields of trainers/reconstruct.py that name a run -> its trainer, in trainers/
+STAGES = {"saliency": "pixel_saliency", "semantics_label": "sample_semantics", "semantics_blip": "sample_semantics"}
+RUNS = STAGES | {"brain2image": "brain2image", "brain2image_vae": "brain2image", "neurovision": "neurovision"}
+SEMANTICS = {"label": "L", "blip": "B"}  # the captions that M_s learns from -> their letter in the names of rows
+
+
+class Row(NamedTuple):
+    """One way to make pictures: a name for `rows=`, a directory in RUN/images, a line of the tables.
+
+    kind: paper | control | baseline
+    semantics: what the diffusion model is told: M_s(x) learnt from "label" or "blip" captions; the label caption of a
+    class, "oracle" or "random class" (reconstruction/controls.py); None: the empty caption
+    map: does it start from the saliency map M_p(x)?
+    by: who draws: "diffusion", "retrieval" (reconstruction/controls.py), or a baseline, by the field that names its run
+    """
+
+    kind: str
+    means: str
+    semantics: str | None = None
+    map: bool = False
+    by: str = "diffusion"
+
+    @property
+    def needs(self) -> list[str]:
+        """Fields of the runs it needs, all of them; of retrieval's two either will do."""
+        if self.by == "retrieval":
+            return ["semantics_label", "semantics_blip"]
+        learnt = self.semantics in SEMANTICS
+        return ["saliency"] * self.map + [f"semantics_{self.semantics}"] * learnt + [self.by] * (self.by in RUNS)
+
+
+ROWS = {
+    "I": Row("paper", "the saliency map alone", map=True),
+    "L": Row("paper", "meaning learnt from label captions", "label"),
+    "B": Row("paper", "meaning learnt from picture captions", "blip"),
+    "B+I": Row("paper", "meaning learnt from picture captions, and the saliency map", "blip", map=True),
+    "L+I": Row("paper", "meaning learnt from label captions, and the saliency map", "label", map=True),
+    "none": Row("paper", "the diffusion model, told nothing"),
+    "oracle": Row("control", "the diffusion model, told the true class: its ceiling for label decoding", "oracle"),
+    "random class": Row("control", "the diffusion model, told a class of the study drawn at random", "random class"),
+    "retrieval": Row("control", "the training picture nearest in the decoded embedding", by="retrieval"),
+    "Brain2Image": Row("baseline", "conditional GAN on EEG features (Kavasidis et al. 2017)", by="brain2image"),
+    "Brain2Image-VAE": Row("baseline", "conditional VAE on EEG features (Kavasidis et al. 2017)", by="brain2image_vae"),
+    "NeuroVision": Row("baseline", "conditional progressive GAN (Khare et al. 2022)", by="neurovision"),
+}
+PAPER = ("I", "L", "B", "B+I", "L+I")  # models 1 to 5 of the paper's Table 3
+FULL = "L+I"  # the paper's method
+BEST_FIRST = ("L+I", "B+I", "L", "B", "I", "none")  # the paper's model 5 is its best
+BASELINES = {row: f"trainers/{RUNS[about.by]}.py" for row, about in ROWS.items() if about.by in RUNS}  # of Table 1
+IN_TABLES = (*PAPER, *BASELINES, "retrieval", "oracle", "random class")  # the order of the tables, kind by kind
+
+
+def kind_of(row: str) -> str:
+    """paper | control | baseline; a row that is not known here counts as one of the paper's."""
+    return ROWS[row].kind if row in ROWS else "paper"
+
+
+def uses(row: str) -> tuple[bool, bool, bool]:
+    """Does a row use picture captions (B), label captions (L), the saliency map (I)? One that is not known: none."""
+    about = ROWS.get(row, ROWS["none"])
+    return about.semantics == "blip", about.semantics == "label", about.map
+
+
+def rows_to_draw(rows: Sequence[str] | None, runs: Mapping[str, str | None]) -> list[str]:
+    """`rows`, or for None every row but "none" that the given runs allow. ValueError for what no run can draw.
+
+    runs: {a name in RUNS: run directory, or None}
+    """
+    if rows is None:
+        given = {field for field, directory in runs.items() if directory is not None}
+        if not given & set(STAGES):
+            raise ValueError("rows=null draws what the given runs allow: give saliency= or semantics_label=RUN_DIR")
+        some = {row for row, about in ROWS.items() if about.by == "retrieval" and given & set(about.needs)}
+        return [row for row in ROWS if row != "none" and (row in some or given >= set(ROWS[row].needs))]
+    if set(rows) - set(ROWS) or not rows or len(set(rows)) < len(rows):
+        raise ValueError(f"rows={rows} must be different names out of {', '.join(ROWS)}")
+    return list(rows)
