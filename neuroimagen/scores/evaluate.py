@@ -1,6 +1,6 @@
 """`neuroimagen evaluate RUN`: every score of a reconstruct run, for all, by subject, by class and by picture.
 
-Writes RUN/scores.json, RUN/scores.csv and RUN/picture_scores.csv and prints the paper's tables (report/tables.py).
+Writes RUN/scores.json, RUN/scores.csv and RUN/picture_scores.csv; report/tables.py prints the paper's tables of them.
 What each number is: scores/definitions.py, docs/scores.md.
 """
 
@@ -9,6 +9,7 @@ import dataclasses
 import io
 import json
 import os
+from collections.abc import Callable
 from typing import Any, Literal
 
 from neuroimagen.config import option, path_option
@@ -61,13 +62,14 @@ def to_csv(scores: dict[str, Any]) -> str:
     return text.getvalue()
 
 
-def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """The command `neuroimagen evaluate RUN`. Under `accelerate launch` the processes share the work; the first writes.
+def evaluate(
+    config: EvaluateConfig, tell: Callable[[ReconstructRun, dict[str, Any]], None] = lambda run, scores: None
+) -> dict[str, Any]:
+    """Score a run. Under `accelerate launch` the processes share the work; the first writes, and then tells.
 
-    Collective: every rank. Returns what scores.json holds.
+    Collective: every rank. Returns what scores.json holds. The command `neuroimagen evaluate RUN` is
+    report.tables.evaluate, which tells by printing the tables.
     """
-    from neuroimagen.report import tables  # which imports this module
-
     if config.batch_size < 1:
         raise ValueError(f"batch_size={config.batch_size} must be at least 1")
     device, alone = pick_device(config.device), int(os.environ.get("WORLD_SIZE", 1)) == 1
@@ -91,7 +93,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         write_atomic(run.path / "scores.json", json.dumps(scores, indent=1) + "\n")
         write_atomic(run.path / "scores.csv", to_csv(scores))
         write_atomic(run.path / "picture_scores.csv", pictures)
-        print(tables.format_tables(run, scores))
+        tell(run, scores)
     if accelerator:
         leave_process_group()
     return scores

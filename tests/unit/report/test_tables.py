@@ -1,13 +1,13 @@
 """Tables of a made-up run with made-up scores, cell by cell; and their four forms, read back."""
 
 import dataclasses
-import html
 import re
 from html.parser import HTMLParser
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from markupsafe import escape
 from reconstruct_run import ABOUT, EXTRA, ROWS, make_run
 
 from neuroimagen.report import published, tables
@@ -399,7 +399,7 @@ def test_every_form_of_every_table_has_every_cell(run, small):
 def test_no_text_breaks_out_of_its_cell(text):
     table = Table("t", text, [Column(text), Column("x", "x")], [Row([Cell(text), Cell(text, "[1, 2]")])], [text])
     rows = Cells(table.html()).rows
-    assert rows[1][0] == text and rows[1][1] == f"{text} [1, 2]" and html.escape(text) in table.html()
+    assert rows[1][0] == text and rows[1][1] == f"{text} [1, 2]" and escape(text) in table.html()
     for line in table.markdown().splitlines():
         if line.startswith("|"):
             assert len(re.findall(r"(?<!\\)\|", line.replace(r"\\", ""))) == 3

@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from reconstruct_run import ROWS, colours, make_run, score
 
+from neuroimagen.report.tables import evaluate
 from neuroimagen.scores.classifiers import Classifier
 from neuroimagen.scores.definitions import METRICS
-from neuroimagen.scores.evaluate import EvaluateConfig, evaluate
+from neuroimagen.scores.evaluate import EvaluateConfig
 from neuroimagen.scores.run_files import read_run
 from neuroimagen.scores.score_book import ScoreBook
 from neuroimagen.studies.classes import CLASSES
