@@ -82,9 +82,7 @@ class Examination:
         self.window = min(study.n_times, max(8, round(study.sfreq)))  # samples; bins of 1 Hz, or what a trial allows
         self.frequencies = np.fft.rfftfreq(self.window, 1 / study.sfreq)
         self.every = -(-n // MOST_SPECTRA) or 1  # trial whose spectrum is taken
-        self.densities: dict[int, list[np.ndarray]] = defaultdict(
-            list
-        )  # subject -> (n_frequencies,)
+        self.densities: dict[int, list[np.ndarray]] = defaultdict(list)  # subject -> (n_frequencies,)
         self.channel_spectra: dict[int, np.ndarray] = {}  # subject -> sum over trials (n_chans, n_frequencies)
         self.evoked: dict[int, np.ndarray] = {}  # subject -> sum over trials (n_chans, n_times)
         self.summed: Counter[int] = Counter()  # subject -> trials in those sums
