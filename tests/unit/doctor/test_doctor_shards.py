@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,6 +49,22 @@ def test_clean_shards_say_what_the_source_says(clean, packed, capsys):
         return [line for line in lines if "picture in the folders" not in line]  # those are not in shards
 
     assert comparable(from_shards) == comparable(from_source)
+
+
+def test_evoked_averages_of_shards_begin_where_their_trials_do(clean, packed, tmp_path, monkeypatch):
+    """A PerceiveLab trial begins 20 ms after picture onset; what does not say where begins at its first sample."""
+    pytest.importorskip("matplotlib", reason="figures need the mne extra")
+    from neuroimagen.doctor import plots
+
+    drawn: list[Any] = []
+    make = plots._figure
+    monkeypatch.setattr(plots, "_figure", lambda *size: drawn.append(make(*size)) or drawn[-1])
+    assert run(packed, f"report={tmp_path}") == 0
+    (axes,) = [
+        axes for figure in drawn for axes in figure.axes if axes.get_title(loc="left").startswith("all subjects")
+    ]
+    assert axes.get_xlabel() == "ms from picture onset"
+    assert axes.lines[0].get_xdata()[0] == pytest.approx(20)
 
 
 def test_all_damage_to_shards_is_listed(shards, tmp_path, capsys):
