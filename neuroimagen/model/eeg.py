@@ -20,7 +20,7 @@ import torch
 from neuroimagen.shards.format import Manifest
 from neuroimagen.studies.epochs_files import SAME_RATE, eeg_channels, recorded, said
 from neuroimagen.studies.signal import Prepared, SignalOptions
-from neuroimagen.studies.study import Faults, Trial, some
+from neuroimagen.studies.study import Study, Trial, some
 
 VOLTS = ("epochs", "recording")  # data sets whose EEG was in volts in mne, and is in microvolts here
 LARGEST, SMALLEST = 100.0, 0.01  # times the train split's spread: beyond, the unit is another one, not the brain
@@ -66,20 +66,17 @@ class Contract:
         return "the unit of its files" if self.units == "as in the file" else self.units
 
 
-class Given:
+class Given(Study):
     """Trials (n, n_chans, n_times) from Python as a study that `Prepared` takes."""
 
-    dataset, simulated, split_by, protocol = "given", False, "image", "as given"
+    dataset, protocol = "given", "as given"
 
     def __init__(self, eeg: np.ndarray, sfreq: float, tmin: float, channels: list[str] | None, units: str) -> None:
+        super().__init__()
         self.eeg, self.sfreq, self.tmin, self.channels, self.units = eeg, sfreq, tmin, channels, units
         self.n_chans, self.n_times = eeg.shape[1:]
         self.splits = {"test": list(range(len(eeg)))}
-        self.classes: list[dict[str, Any]] = []
-        self.notes: list[str] = []
-        self.inputs: list[Any] = []
-        self.picture_folders: list[Any] = []
-        self.fault = Faults()
+        self.classes, self.inputs = [], []
 
     def __len__(self) -> int:
         return len(self.eeg)

@@ -423,7 +423,7 @@ def _manifest(study: Study, config: ShardsConfig, tars: Iterable[tuple[Job, Reco
         inputs={},
         config={},
         eeg_error=(error / power) ** 0.5 if power else 0.0,
-        tmin=getattr(study, "tmin", 0.0),
-        before=getattr(study, "before", {}),
-        recorded=getattr(study, "recorded", None),
+        tmin=study.tmin or 0.0,
+        before=study.before,
+        recorded=study.recorded,
     )

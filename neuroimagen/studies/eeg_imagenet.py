@@ -25,7 +25,7 @@ import torch
 
 from neuroimagen.studies.classes import BY_WNID
 from neuroimagen.studies.perceivelab import EXTENSIONS, SPLITS, find_picture, load_plain
-from neuroimagen.studies.study import Faults, Trial
+from neuroimagen.studies.study import Faults, Study, Trial
 
 FILES = ("EEG-ImageNet_1.pth", "EEG-ImageNet_2.pth")
 SFREQ = 1000.0  # Hz
@@ -84,13 +84,11 @@ def class_name(wnid: str) -> str:
     return BY_WNID[wnid].name if wnid in BY_WNID else FINE.get(wnid, wnid)
 
 
-class Study:
+class EegImageNet(Study):
     """The trials of both files, or of the one that is there, with their split. See `read`."""
 
     dataset = "eeg_imagenet"
-    split_by = "image"
     sfreq = SFREQ
-    channels: list[str] | None = None  # their names are not in the files
     n_times = CUT[1] - CUT[0]
     tmin = CUT[0] / SFREQ  # s; the files do not say that trials begin at onset, but are cut as if
     units = "as in the file"  # it names none; the numbers look like volts
@@ -107,11 +105,10 @@ class Study:
     ) -> None:
         if granularity not in ("coarse", "fine", "all"):
             raise ValueError(f"granularity={granularity!r} is not one of coarse, fine, all")
-        self.fault = fault or Faults()
+        super().__init__(fault)
         self.broken: set[int] = set()  # trials left out for their faults
         self.picture_folders = [images]
         self.simulated = (eeg / "simulation.json").is_file()
-        self.notes: list[str] = []
         self._take(eeg)
         found = sorted({trial["subject"] + 1 for _, trial in self._sound()})
         if subject and subject not in found:
@@ -189,6 +186,9 @@ class Study:
     def shown(self, index: int) -> tuple[int, str]:
         """(subject, image) of a trial; reads nothing."""
         return self.trials[index]["subject"] + 1, Path(self.trials[index]["image"]).stem
+
+    def lengths(self) -> list[int]:
+        return [trial["eeg_data"].shape[1] for _, trial in self._sound()]
 
     def _sound(self) -> list[tuple[int, dict[str, Any]]]:
         return [(i, trial) for i, trial in enumerate(self.trials) if i not in self.broken]
@@ -384,7 +384,7 @@ def read(
     subject: int = 0,
     seed: int = 0,
     fault: Faults | None = None,
-) -> Study:
+) -> EegImageNet:
     """Open the published files in the folder `eeg`; EEG is read trial by trial.
 
     splits: "official" goes by the order of the file, as the publishers do; "by_image" is 80/10/10 by image, a function
@@ -392,4 +392,4 @@ def read(
     Raises ValueError, in one sentence, for whatever in the files is not as published; faults of single trials and
     pictures, and images on two sides, go to `fault`, which may collect them instead.
     """
-    return Study(Path(eeg), Path(images), splits, granularity, subject, seed, fault)
+    return EegImageNet(Path(eeg), Path(images), splits, granularity, subject, seed, fault)

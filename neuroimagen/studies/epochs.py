@@ -35,7 +35,7 @@ from neuroimagen.studies.epochs_files import (
 )
 from neuroimagen.studies.epochs_table import SPLITS, Row, TrialTable, plain, plain_subject
 from neuroimagen.studies.splits import split_images, split_runs
-from neuroimagen.studies.study import Faults, Trial, absent, some
+from neuroimagen.studies.study import Faults, Study, Trial, absent, some
 
 if TYPE_CHECKING:
     from neuroimagen.studies.open import SourceConfig
@@ -45,16 +45,15 @@ OPEN_FILES = 4  # kept open; of filtered recordings, which are in memory, one
 SUBJECT = re.compile(r"(?:^|[^a-z])sub(?:j|ject)?(?:[-_](?=[a-z0-9])|(?=\d))([a-z0-9]+)", re.IGNORECASE)
 
 
-class Study:
+class LabEpochs(Study):
     """What shards/pack.py packs; see `read`."""
 
     dataset = "epochs"
-    simulated = False
     units = "uV"
 
     def __init__(self, config: "SourceConfig", fault: Faults | None = None) -> None:
-        self.config, self.fault = config, fault or Faults()
-        self.notes: list[str] = []
+        super().__init__(fault)
+        self.config = config
         for key in ("eeg", "images", "trials"):
             if not getattr(config, key):
                 raise ValueError(f"dataset=epochs needs {key}=... (--help says what it is)")
@@ -204,7 +203,7 @@ class Study:
     def _compare(self) -> None:
         """Refuses files that differ in channels, rate or window."""
         first = self.runs[0]
-        self.channels: list[str] | None = first.channels
+        self.channels = first.channels
         self.n_chans = len(first.channels)
         self.sfreq, self.n_times, self.tmin = first.sfreq, first.n_times, first.tmin
         for run in self.runs[1:]:
@@ -378,11 +377,11 @@ class Study:
         )
 
 
-def read(config: "SourceConfig", fault: Faults | None = None) -> Study:
+def read(config: "SourceConfig", fault: Faults | None = None) -> LabEpochs:
     """Open the files and the table; EEG is read trial by trial.
 
     The split is that of the table's column, 80/10/10 of the images of each class (splits=by_image), or by whole files
     (hold_out). Raises ValueError, in one sentence, for whatever does not fit together; events without a row and missing
     pictures go to `fault`, which may collect them instead.
     """
-    return Study(config, fault)
+    return LabEpochs(config, fault)

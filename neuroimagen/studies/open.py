@@ -76,7 +76,7 @@ def open_study(config: SourceConfig, fault: Faults | None = None) -> Study:
     """
     colour(config.background or "white")
     study, options = _open_files(config, fault), signal_options(config)
-    for name in getattr(study, "applied", ()):  # to whole recordings, before they were cut
+    for name in study.applied:  # to whole recordings, before they were cut
         setattr(options, name, [])
     return study if options == SignalOptions() else Prepared(study, options)
 

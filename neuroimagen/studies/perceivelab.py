@@ -19,7 +19,7 @@ import torch
 
 from neuroimagen.studies.classes import BY_WNID
 from neuroimagen.studies.splits import split_images
-from neuroimagen.studies.study import Faults, Trial, absent
+from neuroimagen.studies.study import Faults, Study, Trial, absent
 
 SFREQ = 1000.0  # Hz
 KEPT_LENGTHS = (450, 600)  # samples, both ends included: the customary filter
@@ -69,13 +69,11 @@ def _get(trial: Any, key: str) -> Any:
     return trial.get(key) if isinstance(trial, dict) else None
 
 
-class Study:
+class PerceiveLab(Study):
     """The trials of one EEG file that the customary filter keeps, with their split. See `read`."""
 
     dataset = "perceivelab"
-    split_by = "image"
     sfreq = SFREQ
-    channels: list[str] | None = None  # their names are not in the files
     n_times = CUT[1] - CUT[0]
     tmin = CUT[0] / SFREQ
 
@@ -91,13 +89,12 @@ class Study:
         n_chans: int = 128,
         fault: Faults | None = None,
     ) -> None:
+        super().__init__(fault)
         self.path, self.n_chans = eeg, n_chans
-        self.fault = fault or Faults()
         self.broken: set[int] = set()  # trials left out for their faults
         self.picture_folders = [images]
         self.simulated = (eeg.parent / "simulation.json").is_file()
         self.inputs = [eeg]
-        self.notes: list[str] = []
         content = load_plain(eeg)
         self._take(content)
         self.subjects = sorted({trial["subject"] for i, trial in enumerate(self.trials) if i not in self.broken})
@@ -162,6 +159,9 @@ class Study:
 
     def shown(self, index: int) -> tuple[int, str]:
         return self.trials[index]["subject"], self._image(index)
+
+    def lengths(self) -> list[int]:
+        return [trial["eeg"].shape[1] for i, trial in enumerate(self.trials) if i not in self.broken]
 
     def _image(self, index: int) -> str:
         return self.images[self.trials[index]["image"]]
@@ -363,7 +363,7 @@ def read(
     seed: int = 0,
     n_chans: int = 128,
     fault: Faults | None = None,
-) -> Study:
+) -> PerceiveLab:
     """Open the published files; EEG is read trial by trial.
 
     splits: "official" takes `split_number` of `splits_file` as it is (the customary split 0 is about 4:1:1);
@@ -371,7 +371,7 @@ def read(
     Raises ValueError, in one sentence, for whatever in the files is not as published; faults of single trials,
     pictures and split entries go to `fault`, which may collect them instead.
     """
-    return Study(
+    return PerceiveLab(
         Path(eeg),
         Path(images),
         splits,

@@ -34,7 +34,7 @@ from neuroimagen.studies.recordings_tables import (
     read_table,
 )
 from neuroimagen.studies.splits import split_runs
-from neuroimagen.studies.study import Faults, Trial
+from neuroimagen.studies.study import Faults, Study, Trial
 from neuroimagen.text_files import read_table as read_any_table
 from neuroimagen.text_files import read_text
 
@@ -57,11 +57,10 @@ class Run:
     onsets: np.ndarray
 
 
-class Study:
+class Recordings(Study):
     """What shards/pack.py packs; see `read`."""
 
     dataset = "recording"
-    simulated = False
     split_by = "run"
     units = "uV"
 
@@ -76,21 +75,20 @@ class Study:
         seed: int = 0,
         fault: Faults | None = None,
     ) -> None:
+        super().__init__(fault)
         self.path, self.study, self.seed = path, study, seed
-        self.fault = fault or Faults()
         study.hold_out = study.hold_out if hold_out is None else hold_out
         study.shuffle_labels |= shuffle_labels
         study.average = average or study.average
         study.subjects = [subject] if subject else study.subjects
         self.inputs = [path]
-        self.notes: list[str] = []
         self.markers = self._markers()
         check_study(path, study, self.markers)
         names = list(dict.fromkeys(marker.name for marker in self.markers.values()))
         wnids = {marker.name: marker.wnid or marker.name for marker in self.markers.values()}
         self.labels = {name: label for label, name in enumerate(names)}
         self.classes = [{"label": label, "wnid": wnids[name], "name": name} for name, label in self.labels.items()]
-        self.channels: list[str] | None = list(study.channels)
+        self.channels = list(study.channels)
         self.n_chans = len(study.channels)
         self.sfreq = study.resample or study.rate
         self.n_times = n_times(study)
@@ -309,7 +307,7 @@ class Study:
         self.protocol = "; ".join(parts)
 
 
-def read(config: "SourceConfig", fault: Faults | None = None) -> Study:
+def read(config: "SourceConfig", fault: Faults | None = None) -> Recordings:
     """The study that `config.recording` describes; what `config` itself says of it goes before the file.
 
     Raises ValueError with a sentence for whatever in the files is not as described.
@@ -319,7 +317,7 @@ def read(config: "SourceConfig", fault: Faults | None = None) -> Study:
     path = Path(config.recording)
     study = load_config(StudyFile, [f"config={path}"], "shards")
     study.ignore_markers = config.ignore_markers or study.ignore_markers
-    return Study(
+    return Recordings(
         path,
         study,
         subject=config.subject,

@@ -12,7 +12,7 @@ import dataclasses
 import re
 from collections import defaultdict
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import scipy  # whose parts are imported when first used
@@ -137,19 +137,20 @@ class NoiseCovariance:
         return (1 - shrinkage) * mean + shrinkage * np.diag(np.diag(mean))
 
 
-class Prepared:
+class Prepared(Study):
     """A study whose trials have the options applied; with none given, its trials are those of `study`, bit for bit."""
 
+    tmin: float
+
     def __init__(self, study: Study, options: SignalOptions) -> None:
+        super().__init__(study.fault)
         self.study, self.options = study, options
         self.dataset, self.simulated, self.classes = study.dataset, study.simulated, study.classes
-        self.split_by, self.inputs, self.fault = study.split_by, study.inputs, study.fault
+        self.split_by, self.inputs = study.split_by, study.inputs
         self.picture_folders, self.notes = study.picture_folders, list(study.notes)
         self.channels, self.n_chans, self.units = study.channels, study.n_chans, study.units
         self.n_times, self.sfreq, self.splits = study.n_times, study.sfreq, study.splits
-        self.tmin: float = getattr(study, "tmin", 0.0)
-        self.before: dict[str, list[float]] = getattr(study, "before", {})
-        self.recorded: list[dict[str, Any]] | None = getattr(study, "recorded", None)
+        self.tmin, self.before, self.recorded = study.tmin or 0.0, study.before, study.recorded
         self.done: list[str] = []  # what is done, for the protocol
         self.picks: list[int] = []
         if options.picks:
@@ -196,6 +197,12 @@ class Prepared:
             spread = eeg.std(axis=axis, keepdims=True)
             eeg = eeg / np.where(spread > 0, spread, 1)
         return dataclasses.replace(trial, eeg=np.ascontiguousarray(eeg, dtype=np.float32))
+
+    def shown(self, index: int) -> tuple[int, str]:
+        return self.study.shown(self.members[index][0] if self.members else index)
+
+    def lengths(self) -> list[int]:
+        return self.study.lengths()
 
     def _average(self, members: list[int]) -> Trial:
         """The mean of some trials of one image and subject, with what is true of all of them."""
@@ -304,20 +311,12 @@ class Prepared:
             self.done.append(f"baseline {interval[0]:g} to {interval[1]:g} s")
         return slice(first, last)
 
-    def _shown(self, index: int) -> tuple[int, str]:
-        """(subject, image) of a trial; from the reader, where it can tell without reading EEG."""
-        shown = getattr(self.study, "shown", None)
-        if shown:
-            return shown(index)
-        trial = self.study.trial(index)
-        return trial.subject, trial.image
-
     def _by_image(self, split: str) -> list[list[int]]:
         """The trials of each (subject, image) of a split, in the order in which they first come."""
         groups: dict[tuple[int, str], list[int]] = defaultdict(list)
         for index in tqdm(self.study.splits[split], unit="trial", desc=f"images of {split}", disable=None):
             try:
-                groups[self._shown(index)].append(index)
+                groups[self.study.shown(index)].append(index)
             except ValueError as error:
                 self._left_out(error)
         return list(groups.values())
@@ -378,7 +377,7 @@ class Prepared:
                 if k:
                     for members in groups:
                         if len(members) < k:
-                            subject, image = self._shown(members[0])
+                            subject, image = self.study.shown(members[0])
                             raise ValueError(
                                 f"image {image} has {len(members)} trials of subject {subject} in {split}, and "
                                 f"repetition_groups={k} needs at least as many: give a smaller number"

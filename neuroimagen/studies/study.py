@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -58,30 +58,54 @@ class Faults:
         self.found.append(sentence)
 
 
-class Study(Protocol):
-    """What a reader gives: see studies/perceivelab.py and studies/recordings.py.
+class Study:
+    """What every reader gives and the packer, the signal options and the doctor take: trials by number, in splits.
 
-    Four more, where the reader knows: `tmin`, s from picture onset to the first sample of every trial (else 0 is
-    taken); `before`, what it did itself in the words of the signal options ("notch", "band": to recordings as a whole;
-    "baseline"); `recorded`, what the files say of pass band and reference (epochs_files.py); `shown(index)`, the
-    (subject, image) of a trial without reading its EEG, which spares a pass over the files.
+    A reader sets what has no default here, and overrides the rest where it knows more.
     """
 
     dataset: str
-    simulated: bool
+    simulated = False
     n_chans: int
     n_times: int
     sfreq: float
     units: str
-    channels: list[str] | None
+    channels: list[str] | None = None  # their names, where the files have them
     classes: list[dict[str, Any]]  # label, wnid, name
     splits: dict[str, list[int]]
-    split_by: str  # "image": no image is in two splits; "run": no test run is in another split
+    split_by = "image"  # "image": no image is in two splits; "run": no test run is in another split
     protocol: str  # one sentence: how the split was made
-    notes: list[str]  # what the user should know, e.g. trials dropped
     inputs: list[Path]  # the files whose change means that the shards are stale
-    fault: Faults  # a reader asked to collect faults has left out what they concern
-    picture_folders: list[Path]  # where the pictures are, for the doctor to look for those that no trial shows
+    tmin: float | None = None  # s from picture onset to the first sample of every trial; None: not known, 0 is taken
+    applied: tuple[str, ...] = ()  # signal options that the reader applied itself, to recordings before they were cut
+    recorded: list[dict[str, Any]] | None = None  # what the files say of pass band and reference (epochs_files.py)
 
-    def trial(self, index: int) -> Trial: ...
-    def __len__(self) -> int: ...
+    def __init__(self, fault: Faults | None = None) -> None:
+        self.fault = fault or Faults()  # a reader asked to collect faults has left out what they concern
+        self.notes: list[str] = []  # what the user should know, e.g. trials dropped
+        self.before: dict[str, list[float]] = {}  # what was done already, in words of signal options: notch, baseline
+        self.picture_folders: list[Path] = []  # for the doctor, to look for pictures that no trial shows
+
+    def __len__(self) -> int:
+        """Trials, those in no split too."""
+        raise NotImplementedError
+
+    def trial(self, index: int) -> Trial:
+        """Read one trial; ValueError, in one sentence, if it cannot be used."""
+        raise NotImplementedError
+
+    def shown(self, index: int) -> tuple[int, str]:
+        """(subject, image) of a trial; most readers know it without reading EEG, which spares a pass over the files."""
+        trial = self.trial(index)
+        return trial.subject, trial.image
+
+    def where(self, index: int, key: str) -> str:
+        """What trial `index`, whose key this is, is called in a fault."""
+        return f"trial {key}"
+
+    def lengths(self) -> list[int]:
+        """Samples of each trial in the files, before any cut; empty where the files do not hold trials of their own."""
+        return []
+
+    def finish(self) -> None:
+        """Called when every trial was read once, to look at them together; faults go to `fault`."""

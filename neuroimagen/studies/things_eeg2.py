@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from neuroimagen.studies import plain_pickle
-from neuroimagen.studies.study import Faults, Trial, absent, some
+from neuroimagen.studies.study import Faults, Study, Trial, absent, some
 
 FILES = {"training": "preprocessed_eeg_training.npy", "test": "preprocessed_eeg_test.npy"}
 FIELDS = ("preprocessed_eeg_data", "ch_names", "times")
@@ -58,16 +58,14 @@ def _visible(folder: Path) -> list[Path]:
     return sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda p: p.name)
 
 
-class Study:
+class ThingsEeg2(Study):
     """Single repetitions of all subjects, or of one. See `read`."""
 
     dataset = "things_eeg2"
-    split_by = "image"
     units = "as in the file"  # it names none; the published data are whitened (multivariate noise normalisation)
 
     def __init__(self, eeg: Path, images: Path, subject: int = 0, seed: int = 0, fault: Faults | None = None) -> None:
-        self.fault = fault or Faults()
-        self.notes: list[str] = []
+        super().__init__(fault)
         self.simulated = (eeg / "simulation.json").is_file()
         self.pictures = self._pictures(images)
         self.picture_folders = [images / "training_images", images / "test_images"]
@@ -82,9 +80,9 @@ class Study:
         self.inputs = [part.path for part in self.parts]
         self._agree()
         first = self.parts[0]
-        self.channels: list[str] | None = first.channels
+        self.channels = first.channels
         self.n_chans, self.n_times = len(first.channels), len(first.times)
-        self.times, self.tmin = first.times, float(first.times[0])
+        self.tmin = float(first.times[0])
         self.sfreq = round(float((self.n_times - 1) / (first.times[-1] - first.times[0])), 6)
         self.notes.append(f"samples run from {first.times[0]:.3f} to {first.times[-1]:.3f} s after onset")
         self.splits = self._split(seed)
@@ -309,10 +307,12 @@ class Study:
             self.protocol += f"; subject {self.subjects[0]} only"
 
 
-def read(eeg: str | Path, images: str | Path, subject: int = 0, seed: int = 0, fault: Faults | None = None) -> Study:
+def read(
+    eeg: str | Path, images: str | Path, subject: int = 0, seed: int = 0, fault: Faults | None = None
+) -> ThingsEeg2:
     """Open the files of all subjects below `eeg`, or of one; EEG is read trial by trial.
 
     images: the folder with training_images/ and test_images/. `seed` draws the val pictures.
     Raises ValueError, in one sentence, for whatever in the files is not as published.
     """
-    return Study(Path(eeg), Path(images), subject, seed, fault)
+    return ThingsEeg2(Path(eeg), Path(images), subject, seed, fault)

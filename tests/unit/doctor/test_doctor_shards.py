@@ -4,14 +4,16 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from perceivelab_files import write_study
 
 from neuroimagen.cli import main
+from neuroimagen.doctor.examination import examine
+from neuroimagen.doctor.shards import ShardStudy
 from neuroimagen.shards.pack import ShardsConfig, make_shards
+from neuroimagen.studies.study import Faults
 
 
 def run(*arguments: str | Path) -> int:
@@ -51,20 +53,15 @@ def test_clean_shards_say_what_the_source_says(clean, packed, capsys):
     assert comparable(from_shards) == comparable(from_source)
 
 
-def test_evoked_averages_of_shards_begin_where_their_trials_do(clean, packed, tmp_path, monkeypatch):
-    """A PerceiveLab trial begins 20 ms after picture onset; what does not say where begins at its first sample."""
-    pytest.importorskip("matplotlib", reason="figures need the mne extra")
+def test_trials_of_shards_are_drawn_from_where_they_begin(packed):
+    """The customary cut of this data set begins 20 ms after onset."""
+    pytest.importorskip("mne", reason="figures need the mne extra")
     from neuroimagen.doctor import plots
 
-    drawn: list[Any] = []
-    make = plots._figure
-    monkeypatch.setattr(plots, "_figure", lambda *size: drawn.append(make(*size)) or drawn[-1])
-    assert run(packed, f"report={tmp_path}") == 0
-    (axes,) = [
-        axes for figure in drawn for axes in figure.axes if axes.get_title(loc="left").startswith("all subjects")
-    ]
-    assert axes.get_xlabel() == "ms from picture onset"
-    assert axes.lines[0].get_xdata()[0] == pytest.approx(20)
+    study = ShardStudy(packed, Faults(collect=True))
+    drawn = plots.evoked(examine(study))
+    axes = [one for one in drawn.axes if one.get_xlabel() == "ms from picture onset"]
+    assert study.tmin == 0.02 and axes and axes[0].lines[0].get_xdata()[0] == 20
 
 
 def test_all_damage_to_shards_is_listed(shards, tmp_path, capsys):

@@ -21,7 +21,7 @@ from neuroimagen.doctor.check import check_shards
 from neuroimagen.shards import pack as shards
 from neuroimagen.shards.format import SPLITS, ShardSplit, read_manifest, sha256
 from neuroimagen.shards.pack import ShardsConfig, make_shards
-from neuroimagen.studies.study import Trial
+from neuroimagen.studies.study import Study, Trial
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def test_a_damaged_picture_leaves_nothing(tmp_path):
 
 
 @dataclasses.dataclass
-class MemoryStudy:
+class MemoryStudy(Study):
     """A study of given trials, the first three of which are train, val and test."""
 
     trials: list[Trial]
@@ -165,14 +165,13 @@ class MemoryStudy:
     n_times: int
     classes: list[dict]
     dataset: str = "memory"
-    simulated: bool = False
     sfreq: float = 250.0
     units: str = "uV"
-    channels: list[str] | None = None
     split_by: str = "image"
     protocol: str = "given"
-    notes: list[str] = dataclasses.field(default_factory=list)
     inputs: list[Path] = dataclasses.field(default_factory=list)
+
+    __post_init__ = Study.__init__
 
     @property
     def splits(self):

@@ -17,25 +17,25 @@ from neuroimagen.shards.format import SPLITS, ShardSplit, read_manifest
 from neuroimagen.shards.pack import ShardsConfig, make_shards
 from neuroimagen.studies.open import open_study
 from neuroimagen.studies.signal import REGIONS, NoiseCovariance, Prepared, SignalOptions, pick_channels, region_of
-from neuroimagen.studies.study import Faults, Trial
+from neuroimagen.studies.study import Faults, Study, Trial
 
 POSTERIOR = ["Fp1", "C3", "T7", "P3", "PO7", "O1", "Oz", "EOG"]
 
 
-class Known:
+class Known(Study):
     """A study of given EEG: `shown` rows are (split, subject, image) of each trial."""
 
-    dataset, simulated, split_by, units = "known", False, "image", "uV"
-    protocol = "as given"
+    dataset, units, protocol = "known", "uV", "as given"
 
     def __init__(self, eeg, shown=None, sfreq=1000.0, channels=None, tmin=0.0):
+        super().__init__()
         self.eeg = np.asarray(eeg, dtype=np.float32)
         self.rows = shown or [("train", 1, f"i{n}") for n in range(len(self.eeg))]
         self.n_chans, self.n_times = self.eeg.shape[1:]
         self.sfreq, self.channels, self.tmin = sfreq, channels, tmin
         self.classes = [{"label": 0, "wnid": "w", "name": "n"}]
         self.splits = {s: [i for i, row in enumerate(self.rows) if row[0] == s] for s in SPLITS}
-        self.notes, self.inputs, self.picture_folders, self.fault = ["a note"], [], [], Faults()
+        self.notes, self.inputs = ["a note"], []
         self.read = []
 
     def __len__(self):
