@@ -6,6 +6,7 @@ looked at: docs/doctor.md.
 
 import dataclasses
 import re
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -110,13 +111,13 @@ def sniff(config: CheckConfig) -> tuple[CheckConfig, Path | None, str]:
         found, what = _file(path)
     else:
         raise ValueError(f"{path} {absent(path) or 'does not exist'}")
-    filled = dataclasses.replace(config, **{name: found[name] for name in found.keys() - config.given})
-    official = filled.splits == "official" and not filled.splits_file
-    if found.get("dataset") == "perceivelab" and path.suffix not in YAML and official:
-        beside = [file for name in BESIDE if (file := Path(filled.eeg).parent / name).is_file()]
-        if beside:
-            filled = dataclasses.replace(filled, splits_file=str(beside[0]))
-            what += f"; splits from {beside[0].name} beside it"
+    beside = found.get("dataset") == "perceivelab" and path.suffix not in YAML
+    found |= {name: getattr(config, name) for name in config.given}
+    filled = CheckConfig(**found)
+    files = [file for name in BESIDE if (file := Path(filled.eeg).parent / name).is_file()]
+    if files and beside and filled.splits == "official" and not filled.splits_file:
+        filled = CheckConfig(**found | {"splits_file": str(files[0])})
+        what += f"; splits from {files[0].name} beside it"
     return filled, None, what
 
 
@@ -163,14 +164,14 @@ def plain(text: str) -> str:
 
 def _listed(findings: list[Finding], config: CheckConfig) -> str:
     """So many as `config.shown` says, and of those that are alike a few and their number."""
-    alike: dict[str, list[tuple[int, Finding]]] = {}
+    alike: dict[str, list[str]] = defaultdict(list)
     for number, finding in enumerate(findings, 1):
         kind = re.sub(r"\S*[\d/]\S*", "", finding.text) if config.shown else str(number)
-        alike.setdefault(kind, []).append((number, finding))
-    lines, cut = [], 3 if config.shown else max((len(finding.trials) for finding in findings), default=0)
+        most = 3 if config.shown else len(finding.trials)
+        alike[kind].append(f"  {number}. {plain(finding.short(most))}")
+    lines = []
     for same in alike.values():
-        lines += [f"  {number}. {plain(finding.short(cut))}" for number, finding in same[:ALIKE]]
-        lines += [f"     and {len(same) - ALIKE} more of this kind"] * (len(same) > ALIKE)
+        lines += same[:ALIKE] + [f"     and {len(same) - ALIKE} more of this kind"] * (len(same) > ALIKE)
     printed = lines[: config.shown or None]
     if len(printed) < len(lines) or any(len(same) > ALIKE for same in alike.values()):
         where = f"{Path(config.report) / 'faults.txt'} has all faults" if config.report else "shown=0 prints all"

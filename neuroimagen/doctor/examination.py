@@ -35,7 +35,6 @@ EXAMPLE_SIZE = 88  # px
 class Seen(NamedTuple):
     """A trial that was read."""
 
-    key: str
     name: str  # key, and where in which recording if the reader knows
     recording: str  # run and subject, or subject
     split: str
@@ -113,7 +112,7 @@ class Examination:
         name = f"{trial.key} ({run}, {epoch})" if run else trial.key
         recording = f"{run} of subject {subject}" if run else f"subject {subject}"
         order = str(extra.get("run", "")), place
-        self.trials.append(Seen(trial.key, name, recording, split, subject, trial.label, order))
+        self.trials.append(Seen(name, recording, split, subject, trial.label, order))
         self._add_picture(split, index, trial)
         self._add_eeg(number, trial)
 
@@ -204,7 +203,7 @@ class Examination:
         self.orphans = sorted(there - self.used_files)
         n = len(self)
         self.spread, self.offset = self.spread[:n], self.offset[:n]
-        self.subject, self.label = (np.array([t[i] for t in self.trials], int) for i in (4, 5))
+        self.subject, self.label = (np.array([t[i] for t in self.trials], int) for i in (3, 4))
         self.split = np.array([trial.split for trial in self.trials], "U8")
         self.subjects: list[int] = np.unique(self.subject).tolist()
         self.spectra: dict[int, Spectrum] = {}

@@ -3,7 +3,6 @@
 Each of LOOKS looks at one thing and says what it found, with the remedy.
 """
 
-import dataclasses
 import functools
 import re
 from collections import Counter, defaultdict
@@ -36,29 +35,21 @@ BROKEN = {
 }
 
 
-@dataclasses.dataclass
-class Finding:
-    """One sentence, and the names of all trials it is about."""
+class Finding(NamedTuple):
+    """One sentence, and all trials it is about: their numbers in the examination, then their names."""
 
     text: str
-    trials: list[str] = dataclasses.field(default_factory=list)
+    trials: Sequence[Any] = ()
     rank: int = SIGNAL
+    kind: str = "wrong"
 
     def short(self, most: int = 3) -> str:
         return f"{self.text}: {some(self.trials, most)}" if self.trials else self.text
 
 
-class Said(NamedTuple):
-    """What one of LOOKS says, with the numbers of the trials it is about."""
-
-    kind: str
-    text: str
-    trials: Sequence[int] = ()
-    rank: int = SIGNAL
-
-
-wrong, ask, fine = (functools.partial(Said, kind) for kind in ("wrong", "ask", "fine"))
-Look = Callable[[Examination], Iterator[Said]]
+wrong, ask, fine = (functools.partial(Finding, kind=kind) for kind in ("wrong", "ask", "fine"))
+Found = Iterator[Finding]
+Looks = tuple[Callable[[Examination], Found], ...]
 
 
 class Findings:
@@ -66,41 +57,33 @@ class Findings:
 
     def __init__(self, found: Examination, where: str) -> None:
         self.found, self.study, self.where = found, found.study, where
-        looks = LOOKS if len(found) else OF_THE_STUDY
-        heard = [said for look in looks for said in look(found)]
-        faults = [Finding(text, [], LEAK if OF_SPLITS.search(text) else LABELS) for text in self.study.fault.found]
-        faults += [self._finding(said, f"{where}: ") for said in heard if said.kind == "wrong"]
-        self.faults = sorted(faults, key=lambda finding: finding.rank)
-        self.questions = sorted((self._finding(s) for s in heard if s.kind == "ask"), key=lambda finding: finding.rank)
-        self.fine = [said.text for said in heard if said.kind == "fine"]
-
-    def _finding(self, said: Said, before: str = "") -> Finding:
-        return Finding(before + said.text, [self.found.trials[i].name for i in said.trials], said.rank)
+        heard: list[Finding] = []
+        for look in LOOKS if len(found) else OF_THE_STUDY:
+            heard += list(look(found)) or ([fine(ELSE_FINE[look])] if look in ELSE_FINE else [])
+        heard = [one._replace(trials=[found.trials[i].name for i in one.trials]) for one in heard]
+        heard.sort(key=lambda finding: finding.rank)
+        told = [Finding(text, rank=LEAK if OF_SPLITS.search(text) else LABELS) for text in self.study.fault.found]
+        told += [one._replace(text=f"{where}: {one.text}") for one in heard if one.kind == "wrong"]
+        self.faults = sorted(told, key=lambda finding: finding.rank)
+        self.questions = [one for one in heard if one.kind == "ask"]
+        self.fine = [one.text for one in heard if one.kind == "fine"]
 
     def counts(self) -> list[tuple[str, str, str]]:
         """(what, here, published)"""
-        found, known = self.found, PUBLISHED.get(self.study.dataset)
-        here = {
-            "trials": len(self.study),
-            "images": len(found.pictures) + len(found.bad_pictures),
-            "classes": len(self.study.classes),
-            "subjects": len(found.subjects),
-            "channels": self.study.n_chans,
-        }
+        found, study, known = self.found, self.study, PUBLISHED.get(self.study.dataset)
+        here = {"trials": len(study), "images": len(found.pictures) + len(found.bad_pictures)}
+        here |= {"classes": len(study.classes), "subjects": len(found.subjects), "channels": study.n_chans}
         facts = known.facts if known else {}
         return [(what, f"{n:,}", " or ".join(f"{p:,}" for p in facts.get(what, ()))) for what, n in here.items()]
 
 
-def shared_pictures(found: Examination) -> Iterator[Said]:
+def shared_pictures(found: Examination) -> Found:
     """One picture, by name, in several splits."""
     n, by_image = len(found.pictures), found.study.split_by == "image"
     shared = {image: picture.splits for image, picture in found.pictures.items() if len(picture.splits) > 1}
     if shared and not by_image:
-        yield ask(
-            f"{len(shared)} of {n} pictures are in more than one split (it is by run): a decoder may know the test "
-            "pictures; say so",
-            rank=LEAK,
-        )
+        what = f"{len(shared)} of {n} pictures are in more than one split (it is by run)"
+        yield ask(f"{what}: a decoder may know the test pictures; say so", rank=LEAK)
     elif not shared:
         split = "split by image: " if by_image else ""
         yield fine(f"{split}none of {n} pictures is in two splits" + ", for any subject" * by_image)
@@ -110,7 +93,7 @@ def shared_pictures(found: Examination) -> Iterator[Said]:
             yield wrong(f"image {image} is in {sides}: use a split by image", rank=LEAK)
 
 
-def what_was_seen(found: Examination) -> Iterator[Said]:
+def what_was_seen(found: Examination) -> Found:
     """What had to be done to see the pictures."""
     for what, question in described({image: picture.done for image, picture in found.pictures.items()}):
         yield ask(f"{what}: {question}") if question else fine(what)
@@ -118,7 +101,7 @@ def what_was_seen(found: Examination) -> Iterator[Said]:
         yield fine(f"every picture that was found was decoded whole ({len(found.pictures)})")
 
 
-def copied_pictures(found: Examination) -> Iterator[Said]:
+def copied_pictures(found: Examination) -> Found:
     """One picture under several names, by its bytes or by its look."""
     pictures, same, apart = found.pictures, 0, True
     by_digest: dict[str, list[str]] = defaultdict(list)
@@ -128,11 +111,8 @@ def copied_pictures(found: Examination) -> Iterator[Said]:
         for split in picture.splits:
             sides[split].setdefault(picture.digest, image)
     for images in by_digest.values():
-        if (
-            len(images) > 1
-            and found.study.split_by == "image"
-            and len({s for i in images for s in pictures[i].splits}) > 1
-        ):
+        across = len(set().union(*(pictures[image].splits for image in images))) > 1
+        if len(images) > 1 and across and found.study.split_by == "image":
             named = _and([f"{image} ({'/'.join(sorted(pictures[image].splits))})" for image in images])
             yield wrong(f"{named} are the same picture, byte for byte: leave one out", rank=LEAK)
             apart = False
@@ -154,14 +134,14 @@ def copied_pictures(found: Examination) -> Iterator[Said]:
         yield ask(f"{same} pictures are there under several names in one split, or in a split by run, byte for byte")
 
 
-def orphans(found: Examination) -> Iterator[Said]:
+def orphans(found: Examination) -> Found:
     if n := len(found.orphans):
         yield ask(f"{n} orphan images, which no readable trial shows: {some(list(map(str, found.orphans)), 3)}")
     elif found.study.picture_folders:
         yield fine("every picture in the folders is shown in some trial")
 
 
-def broken_channels(found: Examination) -> Iterator[Said]:
+def broken_channels(found: Examination) -> Found:
     for kind, word in BROKEN.items():
         for subject, channels in found.channels[kind].items():
             trials = sorted(set().union(*channels.values()))
@@ -174,14 +154,14 @@ def broken_channels(found: Examination) -> Iterator[Said]:
             yield fine(f"no channel of any trial {word}")
 
 
-def unpackable(found: Examination) -> Iterator[Said]:
+def unpackable(found: Examination) -> Found:
     """What `neuroimagen shards` would refuse."""
     for (subject, _), (why, trials) in sorted(found.refused.items()):
         those = f"{len(trials)} of {found.n_trials(subject)} trials of subject {subject}"
         yield wrong(f"{those} cannot be packed: {why}", trials, UNITS)
 
 
-def units(found: Examination) -> Iterator[Said]:
+def units(found: Examination) -> Found:
     """Offsets, people that are too far apart, and amplitudes that no person has."""
     moves = np.where(found.spread > 0, found.spread, np.nan)
     sizes: dict[int, float] = {}
@@ -204,9 +184,8 @@ def units(found: Examination) -> Iterator[Said]:
         )
 
 
-def large(found: Examination) -> Iterator[Said]:
+def large(found: Examination) -> Found:
     """Channels, then single trials, that are LARGE times what is usual for the subject."""
-    usual_size = True
     for subject in found.subjects:
         rows = np.flatnonzero(found.subject == subject)
         spread = found.spread[rows]
@@ -215,22 +194,16 @@ def large(found: Examination) -> Iterator[Said]:
         usual = np.nanmedian(spread[np.isfinite(spread).any(axis=1)], axis=0)
         middle = np.nanmedian(usual)
         for channel in np.flatnonzero(usual > LARGE * middle).tolist() if middle > 0 else []:
-            usual_size = False
-            yield ask(
-                f"channel {found.channel(channel)} of subject {subject} is very large: {usual[channel]:.3g}, where "
-                f"the subject's channels have {middle:.3g} {found.study.units}"
-            )
+            what = f"channel {found.channel(channel)} of subject {subject} is very large: {usual[channel]:.3g}"
+            yield ask(f"{what}, where the subject's channels have {middle:.3g} {found.study.units}")
         with np.errstate(invalid="ignore"):
             trials = rows[(spread > LARGE * np.where(usual > 0, usual, np.inf)).any(axis=1)].tolist()
         if trials:
-            usual_size = False
             those = f"{len(trials)} trials of subject {subject}"
             yield ask(f"{those} have a channel over {LARGE} times its usual amplitude", trials)
-    if usual_size:
-        yield fine(f"no channel is {LARGE} times as large as is usual for its subject")
 
 
-def same_eeg(found: Examination) -> Iterator[Said]:
+def same_eeg(found: Examination) -> Found:
     """One line for each two recordings that share EEG, on the same or two sides of a split."""
     groups: dict[tuple[Any, ...], list[tuple[int, int]]] = defaultdict(list)
     for (a, b), shift in sorted(found.same_eeg.items()):
@@ -249,11 +222,9 @@ def same_eeg(found: Examination) -> Iterator[Said]:
             what = "two trials hold" if len(pairs) == 1 else f"{n} trials and {len(trials) - n} others hold"
             rank = LEAK if across else LABELS
             yield wrong(f"{what} the same EEG{across} ({both}): leave one of the two out", trials, rank)
-    if not groups:
-        yield fine("no two trials hold the same EEG, be it rounded, scaled or shifted")
 
 
-def line_noise(found: Examination) -> Iterator[Said]:
+def line_noise(found: Examination) -> Found:
     f, faint, seen = found.frequencies, False, set()
     for subject, spectrum in found.spectra.items():
         own = found.channel_spectra[subject]
@@ -271,13 +242,13 @@ def line_noise(found: Examination) -> Iterator[Said]:
                     "notch filter meant to be applied?"
                 )
     if seen and not faint:
-        yield fine(f"no line noise at {_or(sorted(seen))} Hz in any subject")
+        yield fine(f"no line noise at {' or '.join(map(str, sorted(seen)))} Hz in any subject")
     if hidden := [line for line in LINES if line not in seen]:
         samples = f"{found.study.n_times} samples at {found.study.sfreq:g} Hz"
-        yield fine(f"line noise at {_or(hidden)} Hz cannot be seen: {samples} do not resolve it")
+        yield fine(f"line noise at {' or '.join(map(str, hidden))} Hz cannot be seen: {samples} do not resolve it")
 
 
-def whitened(found: Examination) -> Iterator[Said]:
+def whitened(found: Examination) -> Found:
     for subject, spectrum in found.spectra.items():
         if spectrum.slope is not None and spectrum.slope > -WHITE:
             yield ask(
@@ -286,7 +257,7 @@ def whitened(found: Examination) -> Iterator[Said]:
             )
 
 
-def balance(found: Examination) -> Iterator[Said]:
+def balance(found: Examination) -> Found:
     """Classes that a split or a person lacks, or has many more trials of than of others."""
     names = {c["label"]: str(c["name"]) for c in found.study.classes}
     rows = {f"split {s}": found.split == s for s in found.study.splits}
@@ -316,7 +287,7 @@ def balance(found: Examination) -> Iterator[Said]:
         yield fine(f"classes are even within a factor of {UNEVEN:g} in every split and for every subject")
 
 
-def blocks(found: Examination) -> Iterator[Said]:
+def blocks(found: Examination) -> Found:
     """Are classes in blocks, in the order of time where the reader gives it, else of the file?"""
     known = PUBLISHED.get(found.study.dataset)
     if known and known.sorted:
@@ -341,7 +312,7 @@ def blocks(found: Examination) -> Iterator[Said]:
     yield fine(f"classes do not come in blocks in the order {order}")
 
 
-def amplitude_alone(found: Examination) -> Iterator[Said]:
+def amplitude_alone(found: Examination) -> Found:
     """A classifier that knows nothing of time courses: nearest class mean of log amplitudes, train to test."""
     right = total = chance = 0
     for subject in found.subjects:
@@ -372,7 +343,7 @@ def amplitude_alone(found: Examination) -> Iterator[Said]:
         yield fine(what)
 
 
-def known_design(found: Examination) -> Iterator[Said]:
+def published_design(found: Examination) -> Found:
     """What is held against the published data set that this is."""
     known = PUBLISHED.get(found.study.dataset)
     if known is None or found.study.simulated:
@@ -380,14 +351,12 @@ def known_design(found: Examination) -> Iterator[Said]:
     yield ask(f"{known.name}: {known.validity}")
     if known is PUBLISHED["perceivelab"]:
         wnids = [c["wnid"] for c in sorted(found.study.classes, key=lambda c: c["label"])]
-        if wnids != [c.wnid for c in CLASSES]:
-            what = "the label table is not the published one (40 wnids in their order)"
-            yield ask(f"{what}: labels mean other classes", rank=LABELS)
-        else:
-            yield fine("the label table is the published one")
+        what = "the label table is not the published one (40 wnids in their order): labels mean other classes"
+        right = wnids == [c.wnid for c in CLASSES]
+        yield fine("the label table is the published one") if right else ask(what, rank=LABELS)
 
 
-def stated_filters(found: Examination) -> Iterator[Said]:
+def stated_filters(found: Examination) -> Found:
     """What the files state of pass band and reference must be the same of all, or people differ by that alone."""
     groups = found.study.recorded or []
     if len(groups) > 1:
@@ -396,19 +365,19 @@ def stated_filters(found: Examination) -> Iterator[Said]:
         yield ask(f"{what}: process them alike, or say why not")
 
 
-OF_THE_STUDY: tuple[Look, ...] = (known_design, stated_filters)
-LOOKS: tuple[Look, ...] = (
+OF_THE_STUDY: Looks = (published_design, stated_filters)  # though no trial could be read
+LOOKS: Looks = (
     *(shared_pictures, what_was_seen, copied_pictures, orphans),
     *(broken_channels, unpackable, units, large, same_eeg, line_noise, whitened),
     *(balance, blocks, amplitude_alone, *OF_THE_STUDY),
 )
+ELSE_FINE = {  # where a look has nothing to say
+    large: f"no channel is {LARGE} times as large as is usual for its subject",
+    same_eeg: "no two trials hold the same EEG, be it rounded, scaled or shifted",
+}
 
 
 def _and(names: list[str], most: int = 6) -> str:
     """a, b and c"""
     shown = names[:most] + ([f"{len(names) - most} more"] if len(names) > most else [])
     return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
-
-
-def _or(lines: list[int]) -> str:
-    return " or ".join(map(str, lines))

@@ -118,9 +118,10 @@ def evoked(found: Examination) -> Any:
     peaks = np.sort(peaks[np.argsort(-power[peaks])[:MOST_MAPS]])
     place = _positions(channel_names(found))
     shown = subjects[:MOST_SUBJECTS]
-    heights = [2.0 if place else 0, 2.7, 1.9 * -(-len(shown) // 4)]
+    n_rows = -(-len(shown) // 4)
+    heights = [2.0] * bool(place) + [2.7, 1.9 * n_rows]
     figure = _figure(sum(heights))
-    *above, middle, below = figure.subfigures(2 + bool(place), 1, height_ratios=[h for h in heights if h])
+    *above, middle, below = figure.subfigures(len(heights), 1, height_ratios=heights)
     if above and len(peaks):
         _maps(above[0], total, place, peaks, ms)
     every = max(1, study.n_chans // 64)
@@ -134,7 +135,7 @@ def evoked(found: Examination) -> Any:
         ylabel=_short(study.units),
         xlabel="ms from the first sample of a trial" if study.tmin is None else "ms from picture onset",
     )
-    grid = below.subplots(-(-len(shown) // 4), 4, sharex=True, sharey=True, squeeze=False).ravel()
+    grid = below.subplots(n_rows, 4, sharex=True, sharey=True, squeeze=False).ravel()
     for axes, subject in zip(grid, shown, strict=False):
         axes.plot(ms, (found.evoked[subject][::every] / found.summed[subject]).T, color=BLUE, lw=0.4, alpha=0.5)
         axes.set_title(f"subject {subject}, {found.summed[subject]:,} trials")

@@ -8,20 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from neuroimagen.shards.format import (
-    INDEX,
-    MAX_JSON_BYTES,
-    MAX_PICTURE_BYTES,
-    SPLITS,
-    ShardSplit,
-    load_index,
-    read_manifest,
-    scan_tar,
-    sha256,
-)
+from neuroimagen.shards.format import INDEX, SPLITS, ShardSplit, load_index, read_manifest, scan_tar, sha256
 from neuroimagen.studies.study import Faults, Study, Trial
 
-LARGEST = {"eeg": 1 << 30, "picture": MAX_PICTURE_BYTES, "json": MAX_JSON_BYTES}  # more is refused before it is read
+LARGEST = {"eeg": 1 << 30, "picture": 64 << 20, "json": 1 << 20}  # bytes; more is refused before it is read
 KINDS = {"subject": int, "label": int, "wnid": str, "class_name": str, "image": str, "trial": str}
 
 
@@ -64,28 +54,23 @@ class ShardStudy(Study):
 
     def _open(self, split: str) -> None:
         """Verify the tars and the index of a split, and note where its trials are."""
-        rows: list[Any] = []
         faults, first = len(self.fault.found), len(self.place)
         for number, tar in enumerate(self.manifest.splits[split]["shards"]):
             path = self.folder / tar["name"]
-            own = self._rows(path, number, tar)
-            rows += own
-            self.place += [(split, path, row) for row in own]
+            self.place += [(split, path, row) for row in self._rows(path, number, tar)]
         self.splits[split] = list(range(first, len(self.place)))
+        rows = [row for _, _, row in self.place[first:]]
         if len(self.fault.found) > faults:
             return  # what the index should be is not known
         index = self.folder / f"{split}.index.npy"
-        if index.is_file():
-            read = load_index(index, len(rows))
-            if read.dtype != INDEX:
-                self.fault(f"{index} is damaged: remove it, and it is made again from the tars on each start")
-            elif not np.array_equal(read, np.array(rows, INDEX)):
-                self.fault(f"{index} does not fit the tars: remove it, and it is made again from them on each start")
+        read = load_index(index, len(rows)) if index.is_file() else np.zeros(0)
+        if read.dtype == INDEX and not np.array_equal(read, np.array(rows, INDEX)):
+            self.fault(f"{index} does not fit the tars: remove it, and it is made again from them on each start")
+            return
         try:
-            ShardSplit(self.folder, split)  # what the trainers do
+            ShardSplit(self.folder, split)  # what the trainers do, who refuse a damaged index
         except ValueError as error:
-            if not any(str(error) == fault or str(index) in fault for fault in self.fault.found):
-                self.fault(str(error))
+            self.fault(str(error))
 
     def _rows(self, path: Path, number: int, said: dict[str, Any]) -> list[Any]:
         """The index rows of a tar, of which the manifest says `said`."""

@@ -95,13 +95,13 @@ def test_statistics_are_those_of_the_trials(clean):
     findings = look(clean)
     found = findings.found
     trials = {trial.key: trial for trial in (findings.study.trial(i) for i in range(60))}
-    assert {trial.key for trial in found.trials} == set(trials)
+    assert {trial.name for trial in found.trials} == set(trials)
     for subject in (1, 2):
         own = np.stack([trial.eeg for trial in trials.values() if trial.subject == subject])
         assert found.summed[subject] == len(own) == 30
         np.testing.assert_allclose(found.evoked[subject] / 30, own.mean(axis=0, dtype=np.float64), atol=1e-6)
     for seen, spread in zip(found.trials, found.spread, strict=True):
-        np.testing.assert_allclose(spread, trials[seen.key].eeg.std(axis=1), rtol=1e-4)
+        np.testing.assert_allclose(spread, trials[seen.name].eeg.std(axis=1), rtol=1e-4)
     rows = found.amplitudes()
     assert [row["trials"] for row in rows] == [30, 30]
     assert all(row["median"] == pytest.approx(1, abs=0.02) for row in rows)  # noise of variance 1
