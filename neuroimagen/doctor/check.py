@@ -6,9 +6,9 @@ looked at: docs/doctor.md.
 
 import dataclasses
 import re
-import typing
+from collections import defaultdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from neuroimagen.config import option, path_option, stage_section, typed
 from neuroimagen.doctor.examination import examine
@@ -22,6 +22,13 @@ from neuroimagen.studies.study import Faults, Study, absent
 
 ALIKE = 3  # sentences that differ in names and numbers only, before they are counted
 BESIDE = ("block_splits_by_image_all.pth", "splits.pth")  # splits files looked for beside an EEG file
+YAML = (".yaml", ".yml")
+FOLDERS = (  # what is in it, its reader, what it is
+    ("dataset_description.json", "epochs", "a BIDS folder"),
+    ("sub-*/preprocessed_eeg_*.npy", "things_eeg2", "THINGS-EEG2, for it has sub-*/preprocessed_eeg_*.npy"),
+    ("EEG-ImageNet_*.pth", "eeg_imagenet", "EEG-ImageNet (2024), for it has EEG-ImageNet_*.pth"),
+    ("**/*[-_][Ee][Pp][Oo].[Ff][Ii][Ff]*", "epochs", "mne.Epochs, for it has files named *-epo.fif or *_epo.fif"),
+)
 
 
 @dataclasses.dataclass
@@ -35,6 +42,12 @@ class CheckConfig(SourceConfig):
     eeg_dtype: Literal["float16", "float32"] = option("float16", "that of the shards to be made, which may refuse it")
     shown: int = option(20, "faults, and as many questions, to print; 0: every one")
     report: str = path_option("", "folder for index.html, faults.txt and pictures; empty: text only")
+
+    def __new__(cls, **given: Any) -> "CheckConfig":
+        """Keep the names of the fields that the user gave, which may be given their defaults."""
+        config = super().__new__(cls)
+        config.given = frozenset(given)
+        return config
 
 
 def check(config: CheckConfig) -> int:
@@ -90,75 +103,58 @@ def sniff(config: CheckConfig) -> tuple[CheckConfig, Path | None, str]:
     if is_remote(config.source):
         for split in SPLITS:
             ShardSplit(config.source, split)  # fetched into the cache, where they are looked at
+    if (path / "manifest.json").is_file():
+        return config, path, f"{path}: a shard directory, for it has a manifest.json"
     if path.is_dir():
-        if (path / "manifest.json").is_file():
-            return config, path, f"{path}: a shard directory, for it has a manifest.json"
-        if (path / "eeg.pth").is_file():
-            config = _fill(config, dataset="perceivelab", eeg=path / "eeg.pth", images=path / "images")
-            return _splits_beside(config, f"{path}: a folder with eeg.pth and images, PerceiveLab format")
-        for pattern, word, name in (
-            ("dataset_description.json", "epochs", "a BIDS folder"),
-            ("sub-*/preprocessed_eeg_*.npy", "things", "THINGS-EEG2, for it has sub-*/preprocessed_eeg_*.npy"),
-            ("EEG-ImageNet_*.pth", "imagenet", "EEG-ImageNet (2024), for it has EEG-ImageNet_*.pth"),
-            (
-                "**/*[-_][Ee][Pp][Oo].[Ff][Ii][Ff]*",
-                "epochs",
-                "mne.Epochs, for it has files named *-epo.fif or *_epo.fif",
-            ),
-        ):
-            if any(path.glob(pattern)):
-                return _fill(config, dataset=_reader(word, path), eeg=path), None, f"{path}: {name}"
-        raise ValueError(f"{path} is neither a shard directory (manifest.json) nor a folder of a study that is known")
-    if not path.is_file():
+        found, what = _folder(path)
+    elif path.is_file():
+        found, what = _file(path)
+    else:
         raise ValueError(f"{path} {absent(path) or 'does not exist'}")
-    if path.suffix in (".yaml", ".yml"):
+    beside = found.get("dataset") == "perceivelab" and path.suffix not in YAML
+    found |= {name: getattr(config, name) for name in config.given}
+    filled = CheckConfig(**found)
+    files = [file for name in BESIDE if (file := Path(filled.eeg).parent / name).is_file()]
+    if files and beside and filled.splits == "official" and not filled.splits_file:
+        filled = CheckConfig(**found | {"splits_file": str(files[0])})
+        what += f"; splits from {files[0].name} beside it"
+    return filled, None, what
+
+
+def _folder(path: Path) -> tuple[dict[str, Any], str]:
+    """The fields that a folder stands for, and what it is."""
+    if (path / "eeg.pth").is_file():
+        found = {"dataset": "perceivelab", "eeg": str(path / "eeg.pth"), "images": str(path / "images")}
+        return found, f"{path}: a folder with eeg.pth and images, PerceiveLab format"
+    for pattern, dataset, what in FOLDERS:
+        if any(path.glob(pattern)):
+            return {"dataset": dataset, "eeg": str(path)}, f"{path}: {what}"
+    raise ValueError(f"{path} is neither a shard directory (manifest.json) nor a folder of a study that is known")
+
+
+def _file(path: Path) -> tuple[dict[str, Any], str]:
+    """The fields that a file stands for, and what it is."""
+    if path.suffix in YAML:
         content = stage_section(path, "shards")
         if {"files", "markers"} & set(content):
-            return _fill(config, dataset="recording", recording=path), None, f"{path}: a description of recordings"
+            return {"dataset": "recording", "recording": str(path)}, f"{path}: a description of recordings"
         known = {field.name for field in dataclasses.fields(SourceConfig)}
         if not known & set(content):
             raise ValueError(f"{path} has no `shards:` section that says which files to read")
         own = {name: value for name, value in content.items() if name in (*known, "eeg_dtype")}
         given = typed(CheckConfig, own, f"{path}: ")
-        return _fill(config, **given), None, f"{path}: a config, of which the `shards:` section says what to read"
+        return given, f"{path}: a config, of which the `shards:` section says what to read"
     if re.search(r"\.fif(\.gz)?$", path.name, re.IGNORECASE):
-        return _fill(config, dataset=_reader("epochs", path), eeg=path), None, f"{path}: an mne file"
+        return {"dataset": "epochs", "eeg": str(path)}, f"{path}: an mne file"
     if path.suffix == ".npy":  # of a subject; the reader takes the folder of all subjects
         folder = path.absolute().parent.parent
-        return _fill(config, dataset=_reader("things", path), eeg=folder), None, f"{folder}: THINGS-EEG2, all of it"
+        return {"dataset": "things_eeg2", "eeg": str(folder)}, f"{folder}: THINGS-EEG2, all of it"
     content = load_plain(path)
     first = content.get("dataset") if isinstance(content, dict) else None
     if isinstance(first, list) and first and isinstance(first[0], dict) and "eeg_data" in first[0]:
-        config = _fill(config, dataset=_reader("imagenet", path), eeg=path)
-        return config, None, f"{path}: EEG-ImageNet (2024), for its trials hold `eeg_data`"
-    config = _fill(config, dataset="perceivelab", eeg=path)
-    return _splits_beside(config, f"{path}: a torch file, read as PerceiveLab EEG-ImageNet-40")
-
-
-def _fill(config: CheckConfig, **found: object) -> CheckConfig:
-    """`config` with what was found, where the user left a field as it was."""
-    defaults = {field.name: getattr(CheckConfig(), field.name) for field in dataclasses.fields(CheckConfig)}
-    free = {k: str(v) if isinstance(v, Path) else v for k, v in found.items() if getattr(config, k) == defaults[k]}
-    return typing.cast(CheckConfig, dataclasses.replace(config, **typing.cast(dict[str, typing.Any], free)))
-
-
-def _splits_beside(config: CheckConfig, how: str) -> tuple[CheckConfig, None, str]:
-    """Take the splits file that lies beside the EEG file, unless splits were given."""
-    if config.splits == "official" and not config.splits_file:
-        for name in BESIDE:
-            path = Path(config.eeg).parent / name
-            if path.is_file():
-                return dataclasses.replace(config, splits_file=str(path)), None, f"{how}; splits from {name} beside it"
-    return config, None, how
-
-
-def _reader(word: str, path: Path) -> str:
-    """The reader whose name has `word` in it."""
-    readers = typing.get_args(typing.get_type_hints(SourceConfig)["dataset"])
-    for name in readers:
-        if word in name:
-            return str(name)
-    raise ValueError(f"{path} is for a reader that is not here; dataset= is one of {', '.join(readers)}")
+        what = f"{path}: EEG-ImageNet (2024), for its trials hold `eeg_data`"
+        return {"dataset": "eeg_imagenet", "eeg": str(path)}, what
+    return {"dataset": "perceivelab", "eeg": str(path)}, f"{path}: a torch file, read as PerceiveLab EEG-ImageNet-40"
 
 
 def plain(text: str) -> str:
@@ -168,14 +164,14 @@ def plain(text: str) -> str:
 
 def _listed(findings: list[Finding], config: CheckConfig) -> str:
     """So many as `config.shown` says, and of those that are alike a few and their number."""
-    alike: dict[str, list[tuple[int, Finding]]] = {}
+    alike: dict[str, list[str]] = defaultdict(list)
     for number, finding in enumerate(findings, 1):
         kind = re.sub(r"\S*[\d/]\S*", "", finding.text) if config.shown else str(number)
-        alike.setdefault(kind, []).append((number, finding))
-    lines, cut = [], 3 if config.shown else max((len(finding.trials) for finding in findings), default=0)
+        most = 3 if config.shown else len(finding.trials)
+        alike[kind].append(f"  {number}. {plain(finding.short(most))}")
+    lines = []
     for same in alike.values():
-        lines += [f"  {number}. {plain(finding.short(cut))}" for number, finding in same[:ALIKE]]
-        lines += [f"     and {len(same) - ALIKE} more of this kind"] * (len(same) > ALIKE)
+        lines += same[:ALIKE] + [f"     and {len(same) - ALIKE} more of this kind"] * (len(same) > ALIKE)
     printed = lines[: config.shown or None]
     if len(printed) < len(lines) or any(len(same) > ALIKE for same in alike.values()):
         where = f"{Path(config.report) / 'faults.txt'} has all faults" if config.report else "shown=0 prints all"
@@ -190,19 +186,16 @@ def summary(findings: Findings, how: str, config: CheckConfig) -> str:
     if study.simulated:
         lines.append("SIMULATED data: no person was recorded")
     lines.append(f"split: {plain(study.protocol)}")
-    for what, here, said in findings.counts:
+    for what, here, said in findings.counts():
         lines.append(f"  {what:<10}{here:>10}{f'   published: {said}' if said else ''}")
-    for split in study.splits:
-        trials = [i for i, name in enumerate(found.split) if name == split]
-        images = sum(1 for picture in found.pictures.values() if split in picture.splits)
-        people = len({found.subject[i] for i in trials})
-        lines.append(f"  {split:<10}{len(trials):>10,} trials, {images:,} images, {people} subjects")
-    for row in findings.amplitudes():
+    for split, trials, images, subjects in found.by_split():
+        lines.append(f"  {split:<10}{trials:>10,} trials, {images:,} images, {len(subjects)} subjects")
+    for row in found.amplitudes():
         if row["median"] is not None:
-            band = f", 98 % of its power in {row['band'][0]:.0f}-{row['band'][1]:.0f} Hz" if row["band"] else ""
+            band = row["spectrum"] and "{:.0f}-{:.0f}".format(*row["spectrum"].band)
             lines.append(
                 f"  subject {row['subject']}: {row['trials']:,} trials, amplitude {row['median']:.3g} (median), "
-                f"{row['p95']:.3g} (95 %) {plain(study.units)}{band}"
+                f"{row['p95']:.3g} (95 %) {plain(study.units)}{f', 98 % of its power in {band} Hz' if band else ''}"
             )
     lines += [f"  note: {plain(note)}" for note in study.notes]
     if findings.faults:

@@ -35,9 +35,7 @@ class Copies:
         self.band = BAND / scale
         self.step = max(1, int(scale * sfreq / RATE))
         self.sketches: dict[int, np.ndarray] = {}  # trial -> (channels, samples / step)
-        self.trials: list[int] = []  # of each landmark
-        self.places: list[float] = []  # samples
-        self.looks: list[np.ndarray] = []
+        self.landmarks: list[tuple[int, float, np.ndarray]] = []  # trial, sample, look
 
     def add(self, number: int, eeg: np.ndarray) -> None:
         """eeg: (n_chans, n_times), finite."""
@@ -48,9 +46,8 @@ class Copies:
         x = scipy.signal.fftconvolve(eeg - eeg.mean(axis=1, keepdims=True), self.kernel[None], "valid", axes=1)
         x[flat] = 0
         usual = 1.5 * np.median(np.abs(x), axis=1, keepdims=True)
-        x = np.clip(
-            x / np.maximum(usual, 0.05 * x.std(axis=1, keepdims=True) + 1e-300), -4, 4
-        )  # pops are not all there is
+        usual = np.maximum(usual, 0.05 * x.std(axis=1, keepdims=True) + 1e-300)
+        x = np.clip(x / usual, -4, 4)  # pops are not all there is
         self.sketches[number] = x[:, :: self.step].astype(np.float16)
         power = (x**2).sum(axis=0)
         first, last = -self.taps[0], x.shape[1] - 2 - self.taps[-1]
@@ -63,24 +60,20 @@ class Copies:
             whole = at.astype(int)
             look = (x[:, whole] * (whole + 1 - at) + x[:, whole + 1] * (at - whole)).ravel()
             look /= np.linalg.norm(look) * np.sign(look @ np.cos(np.arange(len(look))) or 1)
-            self.trials.append(number)
-            self.places.append(place)
-            self.looks.append(look.astype(np.float32))
+            self.landmarks.append((number, place, look.astype(np.float32)))
 
     def pairs(self) -> dict[tuple[int, int], float]:
         """(trial, later trial) -> by how many samples what they share comes later in the later one."""
-        if len(self.looks) < 2:
+        if len(self.landmarks) < 2:
             return {}
-        looks = np.stack(self.looks)
+        looks = np.stack([look for _, _, look in self.landmarks])
         looks -= looks.mean(axis=0)
         looks = looks @ np.linalg.eigh(looks.T @ looks)[1][:, -AXES:]
         _, near = scipy.spatial.cKDTree(looks).query(looks, NEAREST + 1, distance_upper_bound=DISTANCE)
         found: dict[tuple[int, int], float] = {}
         for i, j in np.argwhere(near < len(looks)):
-            k = int(near[i, j])
-            one, other = sorted([int(i), k])
-            pair = self.trials[one], self.trials[other]
-            shift = self.places[other] - self.places[one]
+            one, other = (self.landmarks[k] for k in sorted([i, near[i, j]]))
+            pair, shift = (one[0], other[0]), other[1] - one[1]
             if pair[0] != pair[1] and pair not in found and self.same(*pair, shift):
                 found[pair] = shift
         return found

@@ -10,7 +10,7 @@ import io
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy  # whose parts are imported when first used
@@ -26,9 +26,30 @@ from neuroimagen.studies.study import Study, Trial
 CLIPPED_SHARE, CLIPPED_LEAST = 0.05, 8  # of the samples of a trial, and samples
 # ... and much longer than at the value next to it; what has few values is coarse, and its largest is often there.
 CLIPPED_TIMES, COARSE = 4, 32
+LINES = (50, 60)  # Hz, mains
 MOST_SPECTRA = 20_000  # trials; of a larger study every second, third ... is used
 EXAMPLES = 3  # pictures of each class that the page shows
 EXAMPLE_SIZE = 88  # px
+
+
+class Seen(NamedTuple):
+    """A trial that was read."""
+
+    name: str  # key, and where in which recording if the reader knows
+    recording: str  # run and subject, or subject
+    split: str
+    subject: int
+    label: int
+    order: tuple[str, Any]  # what sorts the trials of a subject in time, or else as in the file
+
+
+class Spectrum(NamedTuple):
+    """Of one subject."""
+
+    density: np.ndarray  # (n_frequencies,), median over trials of the mean over channels
+    lines: dict[int, float | None]  # of LINES: `line_ratio`
+    band: tuple[float, float]
+    slope: float | None
 
 
 @dataclasses.dataclass
@@ -38,11 +59,9 @@ class Picture:
     label: int
     digest: str
     look: Fingerprint
-    size: tuple[int, int]
-    splits: set[str]
-    subjects: set[int]
-    example: bytes = b""  # a small JPEG, of the first of each class
-    done: tuple[str, ...] = ()  # to see it (seen.OPEN)
+    done: tuple[str, ...]  # to see it (pictures.OPEN)
+    example: bytes  # a small JPEG, of the first of each class
+    splits: set[str] = dataclasses.field(default_factory=set)
 
 
 class Examination:
@@ -50,26 +69,19 @@ class Examination:
 
     def __init__(self, study: Study, eeg_dtype: str, background: str = "", orientation: str = "") -> None:
         self.study, self.eeg_dtype, self.background, self.orientation = study, eeg_dtype, background, orientation
-        n = sum(len(indices) for indices in study.splits.values())
-        self.planned = n
+        n = self.planned = sum(len(indices) for indices in study.splits.values())
         self.wnids = {c["label"]: c["wnid"] for c in study.classes}
-        self.keys: list[str] = []
-        self.names: list[str] = []  # key, and where in which recording if the reader knows
-        self.recording: list[str] = []  # run and subject, or subject
-        self.split: list[str] = []
-        self.subject: list[int] = []
-        self.label: list[int] = []
-        self.order: list[tuple[Any, ...]] = []  # what sorts the trials of a subject in time, or else as in the file
+        self.trials: list[Seen] = []
+        self.spread = np.full((n, study.n_chans), np.nan, np.float32)  # standard deviation of each trial and channel
         self.offset = np.zeros(n, np.float32)  # of each trial: its mean by its standard deviation, median over channels
         # (subject, remedy) -> what `neuroimagen shards` says of the first trial that it refuses so, and all of them
         self.refused: dict[tuple[int, str], tuple[str, list[int]]] = {}
-        self.spread = np.full((n, study.n_chans), np.nan, np.float32)  # standard deviation of each trial and channel
-        # kind -> (subject, channel) -> trials; what is flat has no more than one value in a trial
-        self.channels: dict[str, dict[tuple[int, int], list[int]]] = {"nan": {}, "flat": {}, "clipped": {}}
+        # kind -> subject -> channel -> trials; what is flat has no more than one value in a trial
+        self.channels: dict[str, dict[int, dict[int, list[int]]]] = {"nan": {}, "flat": {}, "clipped": {}}
         self.window = min(study.n_times, max(8, round(study.sfreq)))  # samples; bins of 1 Hz, or what a trial allows
         self.frequencies = np.fft.rfftfreq(self.window, 1 / study.sfreq)
         self.every = -(-n // MOST_SPECTRA) or 1  # trial whose spectrum is taken
-        self.spectra: dict[int, list[np.ndarray]] = defaultdict(list)  # subject -> (n_frequencies,), mean over channels
+        self.densities: dict[int, list[np.ndarray]] = defaultdict(list)  # subject -> (n_frequencies,)
         self.channel_spectra: dict[int, np.ndarray] = {}  # subject -> sum over trials (n_chans, n_frequencies)
         self.evoked: dict[int, np.ndarray] = {}  # subject -> sum over trials (n_chans, n_times)
         self.summed: Counter[int] = Counter()  # subject -> trials in those sums
@@ -86,115 +98,147 @@ class Examination:
 
     def __len__(self) -> int:
         """Trials read."""
-        return len(self.keys)
-
-    @property
-    def subjects(self) -> list[int]:
-        return sorted(set(self.subject))
+        return len(self.trials)
 
     def add(self, split: str, index: int, trial: Trial) -> None:
-        number = len(self.keys)
+        number, extra, subject = len(self), trial.extra, trial.subject
         if self.wnids.get(trial.label) != trial.wnid:
             self.study.fault(
                 f"trial {trial.key} has label {trial.label} ({trial.wnid}), which the study does not define"
             )
-        self.keys.append(trial.key)
-        self.split.append(split)
-        self.subject.append(trial.subject)
-        self.label.append(trial.label)
-        place = trial.extra.get("onset_s", trial.extra.get("trial_index", index))
-        self.order.append((str(trial.extra.get("run", "")), place))
-        run = " ".join(str(trial.extra[name]) for name in ("session", "run") if trial.extra.get(name))
-        self.recording.append(f"{run} of subject {trial.subject}" if run else f"subject {trial.subject}")
-        epoch = f"epoch {trial.extra['number']}" if "number" in trial.extra else f"{place} s"
-        self.names.append(f"{trial.key} ({run}, {epoch})" if run else trial.key)
-        where = self.study.where(index) if hasattr(self.study, "where") else f"trial {trial.key}"
-        self._add_picture(split, trial, where)
+        place = extra.get("onset_s", extra.get("trial_index", index))
+        run = " ".join(str(extra[name]) for name in ("session", "run") if extra.get(name))
+        epoch = f"epoch {extra['number']}" if "number" in extra else f"{place} s"
+        name = f"{trial.key} ({run}, {epoch})" if run else trial.key
+        recording = f"{run} of subject {subject}" if run else f"subject {subject}"
+        order = str(extra.get("run", "")), place
+        self.trials.append(Seen(name, recording, split, subject, trial.label, order))
+        self._add_picture(split, index, trial)
         self._add_eeg(number, trial)
 
     def _add_eeg(self, number: int, trial: Trial) -> None:
-        study, eeg = self.study, np.ascontiguousarray(trial.eeg, np.float32)
+        study, subject, eeg = self.study, trial.subject, np.ascontiguousarray(trial.eeg, np.float32)
         if eeg.shape != (study.n_chans, study.n_times):
             study.fault(f"trial {trial.key} has EEG of shape {eeg.shape} instead of {(study.n_chans, study.n_times)}")
             return
         low, high = eeg.min(axis=1), eeg.max(axis=1)
         finite = np.isfinite(low) & np.isfinite(high)  # NaN and infinity go through min and max
-        self._mark("nan", trial.subject, ~finite, number)
+        self._mark("nan", subject, ~finite, number)
         if not finite.all():
             return
         flat = low == high
-        self._mark("flat", trial.subject, flat, number)
+        self._mark("flat", subject, flat, number)
         at_end = np.maximum((eeg == low[:, None]).sum(axis=1), (eeg == high[:, None]).sum(axis=1))
         clipped = ~flat & (at_end >= max(CLIPPED_LEAST, CLIPPED_SHARE * study.n_times))
         for channel in np.flatnonzero(clipped):
             counts = np.unique(eeg[channel], return_counts=True)[1]
             ends = max(counts[0] / counts[1], counts[-1] / counts[-2])
             clipped[channel] = len(counts) > COARSE and ends > CLIPPED_TIMES
-        self._mark("clipped", trial.subject, clipped, number)
+        self._mark("clipped", subject, clipped, number)
         self.spread[number] = eeg.std(axis=1)
         try:
             encode_eeg(eeg, self.eeg_dtype, trial.key)
         except ValueError as error:
             said = str(error).partition(": ")[2]
-            self.refused.setdefault((trial.subject, said.partition("float16")[2]), (said, []))[1].append(number)
+            self.refused.setdefault((subject, said.partition("float16")[2]), (said, []))[1].append(number)
         if not flat.all():
             self.offset[number] = np.median(np.abs(eeg.mean(axis=1))[~flat] / self.spread[number, ~flat])
             self.copies.add(number, eeg)
             first = self.first_eeg.setdefault(hashlib.blake2b(eeg.data, digest_size=16).digest(), number)
             if first != number:
                 self.same_eeg[first, number] = 0.0
-        if trial.subject not in self.evoked:
-            self.evoked[trial.subject] = np.zeros(eeg.shape)
-            self.channel_spectra[trial.subject] = np.zeros((study.n_chans, len(self.frequencies)))
-        self.evoked[trial.subject] += eeg
-        self.summed[trial.subject] += 1
+        self.evoked.setdefault(subject, np.zeros(eeg.shape))
+        self.evoked[subject] += eeg
+        self.summed[subject] += 1
+        self.channel_spectra.setdefault(subject, np.zeros((study.n_chans, len(self.frequencies))))
         if number % self.every == 0:
             _, density = scipy.signal.welch(eeg, study.sfreq, nperseg=self.window, detrend="constant")
-            self.spectra[trial.subject].append(density.mean(axis=0))
-            self.channel_spectra[trial.subject] += density
+            self.densities[subject].append(density.mean(axis=0))
+            self.channel_spectra[subject] += density
 
     def _mark(self, kind: str, subject: int, wrong: np.ndarray, number: int) -> None:
-        for channel in np.flatnonzero(wrong):
-            self.channels[kind].setdefault((subject, int(channel)), []).append(number)
+        for channel in np.flatnonzero(wrong).tolist():
+            self.channels[kind].setdefault(subject, {}).setdefault(channel, []).append(number)
 
-    def _add_picture(self, split: str, trial: Trial, where: str) -> None:
-        if isinstance(trial.jpeg, Path):
-            self.used_files.add(trial.jpeg)
-        if trial.image in self.bad_pictures:
+    def _add_picture(self, split: str, index: int, trial: Trial) -> None:
+        source, image = trial.jpeg, trial.image
+        if isinstance(source, Path):
+            self.used_files.add(source)
+        if image in self.bad_pictures:
             return
-        if trial.image not in self.pictures:
-            name = str(trial.jpeg) if isinstance(trial.jpeg, Path) else f"of {where}"
+        if image not in self.pictures:
             try:
-                self.pictures[trial.image] = look_at(trial.jpeg, trial.label, name, self.background, self.orientation)
+                self.pictures[image] = self._look_at(source, index, trial)
             except ValueError as error:
                 self.study.fault(f"{error} (first shown in trial {trial.key})")
-                self.bad_pictures.add(trial.image)
+                self.bad_pictures.add(image)
                 return
-            examples = self.examples[trial.label]
-            if len(examples) < EXAMPLES:
-                examples.append(trial.image)
-            else:
-                self.pictures[trial.image].example = b""
-        picture = self.pictures[trial.image]
+        picture = self.pictures[image]
         picture.splits.add(split)
-        picture.subjects.add(trial.subject)
         if picture.label != trial.label:
             self.study.fault(
-                f"trial {trial.key} has label {trial.label}, an earlier one of image {trial.image} had {picture.label}"
+                f"trial {trial.key} has label {trial.label}, an earlier one of image {image} had {picture.label}"
             )
 
+    def _look_at(self, source: bytes | Path, index: int, trial: Trial) -> Picture:
+        """Read and decode one picture whole; ValueError if that cannot be done."""
+        data, where = source, f"of {self.study.where(index, trial.key)}"
+        if isinstance(source, Path):
+            data, where = read_picture(source)[0], str(source)
+        seen = open_picture(data, where, self.background, self.orientation)
+        picture, buffer, examples = seen.image.convert("RGB"), io.BytesIO(), self.examples[trial.label]
+        look = fingerprint(picture)
+        if len(examples) < EXAMPLES:
+            examples.append(trial.image)
+            picture.thumbnail((EXAMPLE_SIZE, EXAMPLE_SIZE))
+            picture.save(buffer, "JPEG", quality=85)
+        return Picture(trial.label, hashlib.sha256(data).hexdigest(), look, seen.done, buffer.getvalue())
 
-def look_at(source: bytes | Path, label: int, where: str, background: str = "", orientation: str = "") -> Picture:
-    """Read and decode one picture whole; ValueError if that cannot be done."""
-    data = read_picture(source)[0] if isinstance(source, Path) else source
-    seen = open_picture(data, where, background, orientation)
-    picture = seen.image.convert("RGB")
-    full = picture.size
-    look = fingerprint(picture)
-    picture.thumbnail((EXAMPLE_SIZE, EXAMPLE_SIZE))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=85)
-    return Picture(label, hashlib.sha256(data).hexdigest(), look, full, set(), set(), buffer.getvalue(), seen.done)
+    def finish(self) -> None:
+        """What is known after the last trial."""
+        self.study.finish()
+        self.same_eeg = self.copies.pairs() | self.same_eeg
+        folders = self.study.picture_folders
+        there = {path for folder in folders for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES}
+        self.orphans = sorted(there - self.used_files)
+        n = len(self)
+        self.spread, self.offset = self.spread[:n], self.offset[:n]
+        self.subject, self.label = (np.array([t[i] for t in self.trials], int) for i in (3, 4))
+        self.split = np.array([trial.split for trial in self.trials], "U8")
+        self.subjects: list[int] = np.unique(self.subject).tolist()
+        self.spectra: dict[int, Spectrum] = {}
+        for subject in self.subjects:
+            if own := self.densities.get(subject):
+                f, density = self.frequencies, np.median(own, axis=0)
+                lines = {line: line_ratio(f, density, line) for line in LINES}
+                self.spectra[subject] = Spectrum(density, lines, band_of(f, density), slope(f, density))
+
+    def channel(self, number: int) -> str:
+        names = self.study.channels
+        return f"{number} ({names[number]})" if names else str(number)
+
+    def n_trials(self, subject: int) -> int:
+        return int((self.subject == subject).sum())
+
+    def by_split(self) -> list[tuple[str, int, int, list[int]]]:
+        """(split, trials, images, subjects)"""
+        found = []
+        for split in self.study.splits:
+            images = sum(split in picture.splits for picture in self.pictures.values())
+            own = self.subject[self.split == split]
+            found.append((split, len(own), images, np.unique(own).tolist()))
+        return found
+
+    def amplitudes(self) -> list[dict[str, Any]]:
+        """One row a subject: trials, median and 95 % of the channels' standard deviations, and the spectrum."""
+        rows = []
+        for subject in self.subjects:
+            spread = self.spread[self.subject == subject]
+            spread = spread[np.isfinite(spread)]
+            median, p95 = np.quantile(spread, [0.5, 0.95]).tolist() if len(spread) else (None, None)
+            row = {"subject": subject, "trials": self.n_trials(subject), "median": median, "p95": p95}
+            rows.append(row | {"spectrum": self.spectra.get(subject)})
+        return rows
 
 
 def examine(study: Study, eeg_dtype: str = "float32", background: str = "", orientation: str = "") -> Examination:
@@ -204,8 +248,7 @@ def examine(study: Study, eeg_dtype: str = "float32", background: str = "", orie
     """
     assert study.fault.collect, "a doctor lists all faults"
     found, start = Examination(study, eeg_dtype, background, orientation), time.perf_counter()
-    total = sum(map(len, study.splits.values()))
-    with tqdm(total=total, unit="trial", desc="check", disable=None) as progress:
+    with tqdm(total=found.planned, unit="trial", desc="check", disable=None) as progress:
         for split, indices in study.splits.items():
             for index in indices:
                 try:
@@ -214,9 +257,42 @@ def examine(study: Study, eeg_dtype: str = "float32", background: str = "", orie
                     study.fault(str(error))
                     found.left_out += 1
                 progress.update()
-    study.finish()
-    found.same_eeg = found.copies.pairs() | found.same_eeg
-    there = {path for folder in study.picture_folders for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES}
-    found.orphans = sorted(there - found.used_files)
+    found.finish()
     found.seconds = time.perf_counter() - start
     return found
+
+
+def line_ratio(frequencies: np.ndarray, density: np.ndarray, line: float) -> float | None:
+    """Power at `line` Hz / that of its neighbours; None where the bins are too wide, or end before.
+
+    The peak of a Hann window is 2 bins wide on each side; neighbours are the bins 3 to 6 bins away, averaged in the
+    logarithm. The side with more power counts, so that neither 1/f nor the edge of a filter looks like a line.
+    """
+    step = frequencies[1] - frequencies[0]
+    away = (frequencies - line) / step
+    below, above = (away <= -2.5) & (away > -6.5), (away >= 2.5) & (away < 6.5)
+    if step > 5 or below.sum() < 4 or above.sum() < 4:
+        return None
+    if not (density[below] > 0).all() or not (density[above] > 0).all():
+        return None
+    expected = max(np.log(density[below]).mean(), np.log(density[above]).mean())
+    return float(density[np.abs(away) <= 1].max() / np.exp(expected))
+
+
+def band_of(frequencies: np.ndarray, density: np.ndarray) -> tuple[float, float]:
+    """The frequencies between which 98 % of the power lies."""
+    share = np.cumsum(density[1:]) / max(float(density[1:].sum()), 1e-300)
+    low, high = np.minimum(np.searchsorted(share, [0.01, 0.99]), len(share) - 1).tolist()
+    return float(frequencies[1 + low]), float(frequencies[1 + high])
+
+
+def slope(frequencies: np.ndarray, density: np.ndarray) -> float | None:
+    """Exponent b of power ~ f^b, without alpha (7..13 Hz): from where the spectrum comes near its maximum to 45 Hz,
+    or to where 1 % of the power is left. None below 6 bins."""
+    f = frequencies
+    low = f[np.argmax(density >= 0.7 * density[f >= 2].max())] if (f >= 2).any() else 45
+    high = band_of(f, density)[1]
+    used = (f >= max(2, low)) & (f <= min(45, 0.9 * high)) & ~((f >= 7) & (f <= 13)) & (density > 0)
+    if used.sum() < 6:
+        return None
+    return float(np.polyfit(np.log(f[used]), np.log(density[used]), 1)[0])

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -30,85 +31,83 @@ class ShardStudy(Study):
         self.dataset, self.simulated, self.units, self.channels = m.dataset, m.simulated, m.units, m.channels
         self.n_chans, self.n_times, self.sfreq = m.n_chans, m.n_times, m.sfreq
         self.classes, self.split_by, self.protocol, self.notes = m.classes, m.split_by, m.protocol, m.notes
-        self.tmin, self.before, self.recorded = m.tmin, m.before or {}, m.recorded
-        self.inputs = [Path(path) for path in m.inputs]
+        self.before, self.recorded, self.inputs = m.before or {}, m.recorded, [Path(path) for path in m.inputs]
+        self.tmin = m.tmin or None  # the manifest's 0 may mean that it is not known
         self.known = {c["label"]: c for c in m.classes}
         self.place: list[tuple[str, Path, Any]] = []  # split, tar, index row of each trial
         self.splits: dict[str, list[int]] = {}
         for split in SPLITS:
-            self._files(split)
+            self._open(split)
         listed = {tar["name"] for split in SPLITS for tar in m.splits[split]["shards"]}
         for path in sorted(self.folder.glob("*.tar")):
             if path.name not in listed:
                 self.fault(f"{path} is not in the manifest: remove it, or make the shards again")
         self.keys: set[str] = set()
         self.pictures: dict[str, bytes] = {}  # image -> digest
-        self.side: dict[Any, str] = {}
+        self.side: dict[Any, str] = {}  # image or run -> the first split that has it
         self.subjects: set[int] = set()
-        self.read = dict.fromkeys(SPLITS, 0)
         self.images: dict[str, set[str]] = {split: set() for split in SPLITS}
-        self.count, self.total = 0, np.zeros((2, m.n_chans))
+        self.read: Counter[str] = Counter()  # split -> trials
+        self.count, self.total = 0, np.zeros((2, m.n_chans))  # of train samples, less the manifest's means
 
     def __len__(self) -> int:
         return len(self.place)
 
-    def _files(self, split: str) -> None:
+    def _open(self, split: str) -> None:
         """Verify the tars and the index of a split, and note where its trials are."""
-        tars, rows, whole = self.manifest.splits[split]["shards"], [], True
-        self.splits[split] = []
-        for number, tar in enumerate(tars):
-            path, before = self.folder / tar["name"], len(self.fault.found)
-            if not path.is_file():
-                self.fault(f"{path} is missing: copy it again, or make the shards again")
-            else:
-                if path.stat().st_size != tar["bytes"]:
-                    self.fault(
-                        f"{path} has {path.stat().st_size} bytes where the manifest says {tar['bytes']}: it is "
-                        "truncated or was changed; copy it again, or make the shards again"
-                    )
-                elif sha256(path) != tar["sha256"]:
-                    self.fault(f"{path} was changed since it was made (SHA-256 differs): make the shards again")
-                found: Any = []
-                try:
-                    found = scan_tar(path, number)
-                except ValueError as error:
-                    self.fault(str(error))
-                if len(self.fault.found) == before and len(found) != tar["trials"]:
-                    self.fault(f"{path} does not hold the trials that the manifest counts: make the shards again")
-                for row in found:
-                    self.splits[split].append(len(self.place))
-                    self.place.append((split, path, row))
-                    rows.append(row)
-            whole &= len(self.fault.found) == before
-        if not whole:
+        faults, first = len(self.fault.found), len(self.place)
+        for number, tar in enumerate(self.manifest.splits[split]["shards"]):
+            path = self.folder / tar["name"]
+            self.place += [(split, path, row) for row in self._rows(path, number, tar)]
+        self.splits[split] = list(range(first, len(self.place)))
+        rows = [row for _, _, row in self.place[first:]]
+        if len(self.fault.found) > faults:
             return  # what the index should be is not known
         index = self.folder / f"{split}.index.npy"
-        if index.is_file():
-            read = load_index(index, len(rows))
-            if read.dtype != INDEX:
-                self.fault(f"{index} is damaged: remove it, and it is made again from the tars on each start")
-            elif not np.array_equal(read, np.array(rows, INDEX)):
-                self.fault(f"{index} does not fit the tars: remove it, and it is made again from them on each start")
+        read = load_index(index, len(rows)) if index.is_file() else np.zeros(0)
+        if read.dtype == INDEX and not np.array_equal(read, np.array(rows, INDEX)):
+            self.fault(f"{index} does not fit the tars: remove it, and it is made again from them on each start")
+            return
         try:
-            ShardSplit(self.folder, split)  # what the trainers do
+            ShardSplit(self.folder, split)  # what the trainers do, who refuse a damaged index
         except ValueError as error:
-            if not any(str(error) == fault or str(index) in fault for fault in self.fault.found):
-                self.fault(str(error))
+            self.fault(str(error))
 
-    def where(self, index: int) -> str:
-        _, path, row = self.place[index]
-        return f"{path}: trial {row['key'].decode()}"
+    def _rows(self, path: Path, number: int, said: dict[str, Any]) -> list[Any]:
+        """The index rows of a tar, of which the manifest says `said`."""
+        faults = len(self.fault.found)
+        if not path.is_file():
+            self.fault(f"{path} is missing: copy it again, or make the shards again")
+            return []
+        if path.stat().st_size != said["bytes"]:
+            self.fault(
+                f"{path} has {path.stat().st_size} bytes where the manifest says {said['bytes']}: it is "
+                "truncated or was changed; copy it again, or make the shards again"
+            )
+        elif sha256(path) != said["sha256"]:
+            self.fault(f"{path} was changed since it was made (SHA-256 differs): make the shards again")
+        try:
+            rows = list(scan_tar(path, number))
+        except ValueError as error:
+            self.fault(str(error))
+            return []
+        if len(self.fault.found) == faults and len(rows) != said["trials"]:
+            self.fault(f"{path} does not hold the trials that the manifest counts: make the shards again")
+        return rows
+
+    def where(self, index: int, key: str) -> str:
+        return f"{self.place[index][1]}: trial {key}"
 
     def trial(self, index: int) -> Trial:
         """Read and verify one trial; ValueError if it cannot be used."""
         m, (split, path, row) = self.manifest, self.place[index]
         key = row["key"].decode()
-        where = self.where(index)
+        where = self.where(index, key)
         if key in self.keys:
             raise ValueError(f"{where} comes twice: make the shards again")
         self.keys.add(key)
+        parts = {}
         with open(path, "rb") as file:
-            parts = {}
             for name, most in LARGEST.items():
                 offset, size = row[name].tolist()
                 if size > most:
@@ -134,8 +133,8 @@ class ShardStudy(Study):
         if len(parts["eeg"]) != m.n_chans * m.n_times * dtype.itemsize:
             raise ValueError(f"{where}: EEG of {split} does not have the size that the manifest says")
         eeg = np.frombuffer(parts["eeg"], dtype).astype(np.float32).reshape(m.n_chans, m.n_times)
-        if not np.isfinite(eeg).all():
-            raise ValueError(f"{where} holds NaN or infinity in channel {_first_bad(eeg)}")
+        if len(bad := np.flatnonzero(~np.isfinite(eeg).all(axis=1))):
+            raise ValueError(f"{where} holds NaN or infinity in channel {bad[0]}")
         if split == "train":
             centred = eeg - np.array(m.channel_mean)[:, None]
             self.count += m.n_times
@@ -158,21 +157,20 @@ class ShardStudy(Study):
         return info
 
     def finish(self) -> None:
-        """After the last trial: counts, subjects and the train statistics, where all that they are made of was read."""
-        for split, said in self.manifest.splits.items():
+        """Counts, subjects and the train statistics, where all that they are made of was read."""
+        splits, m = self.manifest.splits, self.manifest
+        for split, said in splits.items():
             whole = self.read[split] == sum(tar["trials"] for tar in said["shards"])
             if whole and (said["trials"], said["images"]) != (self.read[split], len(self.images[split])):
                 self.fault(f"{self.folder}: split {split} does not hold the trials and images that the manifest counts")
-        whole = all(self.read[split] == self.manifest.splits[split]["trials"] for split in SPLITS)
-        if whole and self.subjects != set(self.manifest.subjects):
+        whole = all(self.read[split] == splits[split]["trials"] for split in SPLITS)
+        if whole and self.subjects != set(m.subjects):
             self.fault(f"{self.folder}: the subjects in the tars are {sorted(self.subjects)}, not the manifest's")
-        if self.count == self.manifest.splits["train"]["trials"] * self.n_times:
-            self._compare_statistics()
-
-    def _compare_statistics(self) -> None:
-        """Means and standard deviations, within 1 % and what rounding to float16 (11 bits) can move."""
-        mean, std = np.array(self.manifest.channel_mean), np.array(self.manifest.channel_std)
-        shift = self.total[0] / self.count  # of the mean, from the manifest's
+        if self.count != splits["train"]["trials"] * self.n_times:
+            return
+        # Means and standard deviations may differ by 1 %, and by what rounding to float16 (11 bits) can move.
+        mean, std = np.array(m.channel_mean), np.array(m.channel_std)
+        shift = self.total[0] / self.count
         found = np.sqrt(np.maximum(self.total[1] / self.count - shift**2, 0))
         allowed = 0.01 * std + 2.0**-11 * np.abs(mean) + 1e-12
         wrong = np.flatnonzero((np.abs(shift) > allowed) | (np.abs(found - std) > allowed))
@@ -181,7 +179,3 @@ class ShardStudy(Study):
                 f"{self.folder}: the manifest's channel statistics are not those of the train split "
                 f"(channel {wrong[0]}{f' and {len(wrong) - 1} more' * (len(wrong) > 1)}): make the shards again"
             )
-
-
-def _first_bad(eeg: np.ndarray) -> int:
-    return int(np.flatnonzero(~np.isfinite(eeg).all(axis=1))[0])

@@ -99,6 +99,10 @@ class Study:
         trial = self.trial(index)
         return trial.subject, trial.image
 
+    def where(self, index: int, key: str) -> str:
+        """What trial `index`, whose key this is, is called in a fault."""
+        return f"trial {key}"
+
     def lengths(self) -> list[int]:
         """Samples of each trial in the files, before any cut; empty where the files do not hold trials of their own."""
         return []

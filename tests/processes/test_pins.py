@@ -104,7 +104,9 @@ def of_page(path: Path, *folders: Path) -> tuple[bytes, list[float]]:
         page = page.replace(str(folder), "FOLDER")
     page = re.sub(r"(?m)^[0-9a-f]{7,40}(-dirty)?$", "COMMIT", page)
     page = re.sub(r"data:image/[^'\")]*", "PICTURE", page)
-    page = re.sub(r"'sha256-[^']*'|\d{4}-\d\d-\d\d([ T][\d:]+Z?)?|\d+\.\d+\.\d+\S*|\d+ (seconds|s)\b", "VARIES", page)
+    page = re.sub(
+        r"'sha256-[^']*'|\d{4}-\d\d-\d\d([ T][\d:]+Z?)?|\d+\.\d+\.\d+\S*|\d[\d.]* (seconds|s)\b", "VARIES", page
+    )
     return page.encode(), [float(page.count("\n")), float(len(re.sub(r"[\d.]+", "", page)))]
 
 

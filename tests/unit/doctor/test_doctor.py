@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -17,11 +17,11 @@ from PIL import Image
 
 from neuroimagen.cli import main
 from neuroimagen.doctor.check import CheckConfig, sniff
-from neuroimagen.doctor.examination import examine
-from neuroimagen.doctor.findings import Finding, Findings, band_of, line_ratio, slope
+from neuroimagen.doctor.examination import band_of, examine, line_ratio, slope
+from neuroimagen.doctor.findings import Finding, Findings
 from neuroimagen.doctor.picture_hash import Fingerprint, fingerprint, near_pairs, perceptual_hash
 from neuroimagen.shards.pack import ShardsConfig, make_shards
-from neuroimagen.studies.open import open_study
+from neuroimagen.studies.open import FilesConfig, open_study
 from neuroimagen.studies.study import Faults
 
 SPOILT = 17  # the trial that tests damage
@@ -95,18 +95,18 @@ def test_statistics_are_those_of_the_trials(clean):
     findings = look(clean)
     found = findings.found
     trials = {trial.key: trial for trial in (findings.study.trial(i) for i in range(60))}
-    assert set(found.keys) == set(trials)
+    assert {trial.name for trial in found.trials} == set(trials)
     for subject in (1, 2):
         own = np.stack([trial.eeg for trial in trials.values() if trial.subject == subject])
         assert found.summed[subject] == len(own) == 30
         np.testing.assert_allclose(found.evoked[subject] / 30, own.mean(axis=0, dtype=np.float64), atol=1e-6)
-    for i, key in enumerate(found.keys):
-        np.testing.assert_allclose(found.spread[i], trials[key].eeg.std(axis=1), rtol=1e-4)
-    rows = findings.amplitudes()
+    for seen, spread in zip(found.trials, found.spread, strict=True):
+        np.testing.assert_allclose(spread, trials[seen.name].eeg.std(axis=1), rtol=1e-4)
+    rows = found.amplitudes()
     assert [row["trials"] for row in rows] == [30, 30]
     assert all(row["median"] == pytest.approx(1, abs=0.02) for row in rows)  # noise of variance 1
     # Parseval: density of white noise of variance 1 at 1000 Hz is 1 / 500 in each of the 220 bins
-    assert np.median(findings.spectrum(1)[1:]) == pytest.approx(1 / 500, rel=0.1)
+    assert np.median(found.spectra[1].density[1:]) == pytest.approx(1 / 500, rel=0.1)
 
 
 # Faults of EEG
@@ -258,7 +258,9 @@ def test_line_noise_that_is_a_hundred_thousandth_is_not_asked_about(study):
 
     change(study, lambda content: spoil(content, 0.1))
     findings = look(study)
-    assert max(found[50] for found in findings.lines.values()) > 20 and "line noise at" not in texts(findings.questions)
+    assert max(
+        spectrum.lines[50] for spectrum in findings.found.spectra.values()
+    ) > 20 and "line noise at" not in texts(findings.questions)
     change(study, lambda content: spoil(content, 10.0))
     assert re.search(r"up to \d\d % of a channel's", texts(look(study).questions))
 
@@ -540,24 +542,41 @@ def test_sources(clean, study, tmp_path, capsys):
 @pytest.mark.parametrize(
     "file, given, reader, eeg",
     [
-        ("sub-01/preprocessed_eeg_test.npy", "", "things", ""),
-        ("sub-01/preprocessed_eeg_test.npy", "sub-01/preprocessed_eeg_test.npy", "things", ""),
-        ("EEG-ImageNet_1.pth", "", "imagenet", ""),
-        ("EEG-ImageNet_1.pth", "EEG-ImageNet_1.pth", "imagenet", "EEG-ImageNet_1.pth"),
+        ("sub-01/preprocessed_eeg_test.npy", "", "things_eeg2", ""),
+        ("sub-01/preprocessed_eeg_test.npy", "sub-01/preprocessed_eeg_test.npy", "things_eeg2", ""),
+        ("EEG-ImageNet_1.pth", "", "eeg_imagenet", ""),
+        ("EEG-ImageNet_1.pth", "EEG-ImageNet_1.pth", "eeg_imagenet", "EEG-ImageNet_1.pth"),
         ("dataset_description.json", "", "epochs", ""),
         ("a-epo.fif", "", "epochs", ""),
         ("a-epo.fif", "a-epo.fif", "epochs", "a-epo.fif"),
     ],
 )
-def test_published_files_are_known_by_name_or_content(tmp_path, monkeypatch, file, given, reader, eeg):
+def test_published_files_are_known_by_name_or_content(tmp_path, file, given, reader, eeg):
     (tmp_path / file).parent.mkdir(exist_ok=True)
     torch.save({"dataset": [{"eeg_data": torch.zeros(62, 500)}]}, tmp_path / file)
-    monkeypatch.setattr("neuroimagen.doctor.check._reader", lambda word, path: word)
     found, shards, how = sniff(CheckConfig(source=str(tmp_path / given)))
     assert (found.dataset, found.eeg, shards) == (reader, str(tmp_path / eeg), None)
     assert how.startswith(str(tmp_path))
     kept, _, _ = sniff(CheckConfig(source=str(tmp_path / given), eeg="mine"))
     assert kept.eeg == "mine"  # what the user gave goes first
+
+
+def test_what_is_given_goes_first_though_it_is_the_default(clean, tmp_path, capsys):
+    files = f"eeg: {clean / 'eeg.pth'}\n  images: {clean / 'images'}\n  splits: by_image\n  n_chans: 4\n  seed: 3\n"
+    (tmp_path / "config.yaml").write_text(f"shards:\n  {files}")
+    assert run(tmp_path / "config.yaml", "seed=0") == 0
+    assert "(seed 0)" in capsys.readouterr().out
+    (tmp_path / "dataset_description.json").touch()
+    found, _, _ = sniff(CheckConfig(source=str(tmp_path), dataset="perceivelab"))
+    assert found.dataset == "perceivelab" == CheckConfig().dataset
+
+
+def test_readers_are_named_in_full(tmp_path, monkeypatch):
+    """A reader that comes before another in the list, and has the same word in its name, is not taken for it."""
+    readers = Literal["old_epochs", "perceivelab", "epochs"]
+    monkeypatch.setitem(FilesConfig.__annotations__, "dataset", readers)
+    (tmp_path / "dataset_description.json").touch()
+    assert sniff(CheckConfig(source=str(tmp_path)))[0].dataset == "epochs"
 
 
 def test_long_lists_are_cut_on_the_terminal_only(study, tmp_path, capsys):
@@ -584,7 +603,7 @@ def test_without_the_mne_extra_the_page_says_how_to_get_it(clean, tmp_path, monk
     monkeypatch.delitem(sys.modules, "neuroimagen.doctor.plots", raising=False)
     assert run(clean, "n_chans=4", f"report={tmp_path}") == 0
     page = (tmp_path / "index.html").read_text()
-    assert "matplotlib is not installed; pip install &#x27;neuroimagen[mne]&#x27; brings it" in page
+    assert "matplotlib is not installed; pip install &#39;neuroimagen[mne]&#39; brings it" in page
     assert sorted(path.name for path in tmp_path.iterdir()) == ["faults.txt", "index.html"]
 
 
