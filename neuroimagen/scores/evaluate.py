@@ -18,7 +18,7 @@ from neuroimagen.run import inputs
 from neuroimagen.run.collectives import decided_by_main, on_every_rank
 from neuroimagen.run.processes import leave_process_group, make_accelerator
 from neuroimagen.scores.classifiers import load_classifier, pick_device
-from neuroimagen.scores.run_files import inputs_of, read_run
+from neuroimagen.scores.run_files import ReconstructRun, inputs_of, read_run
 from neuroimagen.scores.score_book import ScoreBook
 
 
