@@ -17,7 +17,7 @@ from neuroimagen.doctor.shards import ShardStudy
 from neuroimagen.shards.format import SPLITS, ShardSplit, describe, local_folder
 from neuroimagen.shards.remote import is_remote
 from neuroimagen.studies.open import SourceConfig, open_study
-from neuroimagen.studies.perceivelab import load_plain
+from neuroimagen.studies.pth import load_plain
 from neuroimagen.studies.study import Faults, Study, absent
 
 ALIKE = 3  # sentences that differ in names and numbers only, before they are counted
@@ -137,9 +137,8 @@ def sniff(config: CheckConfig) -> tuple[CheckConfig, Path | None, str]:
 
 def _fill(config: CheckConfig, **found: object) -> CheckConfig:
     """`config` with what was found, where the user left a field as it was."""
-    defaults = {field.name: getattr(CheckConfig(), field.name) for field in dataclasses.fields(CheckConfig)}
-    free = {k: str(v) if isinstance(v, Path) else v for k, v in found.items() if getattr(config, k) == defaults[k]}
-    return typing.cast(CheckConfig, dataclasses.replace(config, **typing.cast(dict[str, typing.Any], free)))
+    given: dict[str, typing.Any] = {name: getattr(config, name) for name in config.given}
+    return CheckConfig(**{k: str(v) if isinstance(v, Path) else v for k, v in found.items()} | given)
 
 
 def _splits_beside(config: CheckConfig, how: str) -> tuple[CheckConfig, None, str]:
@@ -148,7 +147,7 @@ def _splits_beside(config: CheckConfig, how: str) -> tuple[CheckConfig, None, st
         for name in BESIDE:
             path = Path(config.eeg).parent / name
             if path.is_file():
-                return dataclasses.replace(config, splits_file=str(path)), None, f"{how}; splits from {name} beside it"
+                return _fill(config, splits_file=path), None, f"{how}; splits from {name} beside it"
     return config, None, how
 
 
