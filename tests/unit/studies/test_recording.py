@@ -59,9 +59,17 @@ def write_run(path: Path, seed: int, pop: int | None = None) -> None:
             eeg[onset : onset + 10, 0] += 2000
     lines = ["t,A,B,unused,event"]
     lines += [f"{5 + i / RATE:.4f},{eeg[i, 0]:.3f},{eeg[i, 1]:.3f},x,{marker[i]}" for i in range(n)]
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     data = "\n".join(lines).encode()
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+def write_pictures(root: Path) -> None:
+    for number, folder in enumerate(["houses", "faces"]):
+        (root / folder).mkdir()
+        for i in range(3):
+            Image.new("L", (8, 8), 60 * number + 20 * i).save(root / folder / f"{folder[0]}{i}.png")
+    (root / "study.yaml").write_text(STUDY)
 
 
 @pytest.fixture
@@ -72,11 +80,7 @@ def lab(tmp_path: Path) -> Path:
             seed=number,
             pop=5 if run == "b" else None,
         )
-    for number, folder in enumerate(["houses", "faces"]):
-        (tmp_path / folder).mkdir()
-        for i in range(3):
-            Image.new("L", (8, 8), 60 * number + 20 * i).save(tmp_path / folder / f"{folder[0]}{i}.png")
-    (tmp_path / "study.yaml").write_text(STUDY)
+    write_pictures(tmp_path)
     return tmp_path
 
 
