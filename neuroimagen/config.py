@@ -258,10 +258,10 @@ def describe(schema: type, usage: str, arguments: Sequence[str] = ()) -> str:
     given = dict(argument.lstrip("-").partition("=")[::2] for argument in arguments)
     lines = [usage, "", "  config=FILE.yaml  read fields from a file; may be repeated, later files win", ""]
     for name in [name for name, field in fields.items() if field.metadata.get("kinds")]:
-        kinds = {k: {f.name: f for f in dataclasses.fields(v)} for k, v in fields[name].metadata["kinds"].items()}
-        shown = kinds.get(given.get(name, ""), {n: fields[n] for n in set.intersection(*map(set, kinds.values()))})
-        hidden = set().union(*kinds.values()) - shown.keys()
-        fields = {n: field if n == name else shown.get(n, field) for n, field in fields.items() if n not in hidden}
+        kinds = {k: {f.name: f for f in dataclasses.fields(s)} for k, s in fields[name].metadata["kinds"].items()}
+        own = kinds.get(given.get(name, ""), {n: fields[n] for n in set.intersection(*map(set, kinds.values()))})
+        hidden = set().union(*kinds.values()) - own.keys()
+        fields = {n: field if n == name else own.get(n, field) for n, field in fields.items() if n not in hidden}
         if given.get(name, "") not in kinds:
             lines += [f"  Further fields come with {name}=: `--help {name}=NAME` shows them ({', '.join(kinds)})", ""]
     for field in fields.values():

@@ -135,10 +135,12 @@ def sniff(config: CheckConfig) -> tuple[CheckConfig, Path | None, str]:
     return _splits_beside(config, f"{path}: a torch file, read as PerceiveLab EEG-ImageNet-40")
 
 
-def _fill(config: CheckConfig, **found: object) -> CheckConfig:
+def _fill(config: CheckConfig, **found: typing.Any) -> CheckConfig:
     """`config` with what was found, where the user left a field as it was."""
-    given: dict[str, typing.Any] = {name: getattr(config, name) for name in config.given}
-    return CheckConfig(**{k: str(v) if isinstance(v, Path) else v for k, v in found.items()} | given)
+    fields: dict[str, typing.Any] = {
+        name: str(value) if isinstance(value, Path) else value for name, value in found.items()
+    }
+    return CheckConfig(**fields | {name: getattr(config, name) for name in config.given})
 
 
 def _splits_beside(config: CheckConfig, how: str) -> tuple[CheckConfig, None, str]:

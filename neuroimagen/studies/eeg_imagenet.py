@@ -35,48 +35,19 @@ BLOCK, TRAIN, VAL = 50, 30, 5  # trials of a block; its first that train, as pub
 FIELDS = ("eeg_data", "granularity", "subject", "label", "image")
 
 # The fine classes by kind: dogs, fishes, fruit, vehicles, instruments. (The 40 coarse ones are in classes.py.)
-FINE = {
-    "n02099601": "golden retriever",
-    "n02099712": "Labrador retriever",
-    "n02106166": "Border collie",
-    "n02106550": "Rottweiler",
-    "n02107142": "Doberman",
-    "n02110185": "Siberian husky",
-    "n02111889": "Samoyed",
-    "n02112826": "corgi",
-    "n01443537": "goldfish",
-    "n01456756": "seahorse",
-    "n01484850": "great white shark",
-    "n01494475": "hammerhead shark",
-    "n01496331": "electric ray",
-    "n02630281": "sailfish",
-    "n02643566": "lionfish",
-    "n02655020": "pufferfish",
-    "n07740461": "Red Delicious apple",
-    "n07745940": "strawberry",
-    "n07749192": "navel orange",
-    "n07753275": "pineapple",
-    "n07756951": "watermelon",
-    "n07758680": "grape",
-    "n07772935": "coconut",
-    "n12144580": "corn",
-    "n02701002": "ambulance",
-    "n02901620": "brigantine",
-    "n03384352": "forklift",
-    "n03690473": "lorry",
-    "n03790512": "motorcycle",
-    "n03845190": "oil tanker",
-    "n04389033": "tank",
-    "n04465666": "tractor",
-    "n02672831": "accordion",
-    "n02992211": "cello",
-    "n03372029": "flute",
-    "n03495258": "harp",
-    "n03838899": "oboe",
-    "n03884397": "panpipe",
-    "n04249415": "snare drum",
-    "n04487394": "trombone",
-}
+FINE_CLASSES = """
+n02099601 golden retriever, n02099712 Labrador retriever, n02106166 Border collie, n02106550 Rottweiler,
+n02107142 Doberman, n02110185 Siberian husky, n02111889 Samoyed, n02112826 corgi,
+n01443537 goldfish, n01456756 seahorse, n01484850 great white shark, n01494475 hammerhead shark,
+n01496331 electric ray, n02630281 sailfish, n02643566 lionfish, n02655020 pufferfish,
+n07740461 Red Delicious apple, n07745940 strawberry, n07749192 navel orange, n07753275 pineapple, n07756951 watermelon,
+n07758680 grape, n07772935 coconut, n12144580 corn,
+n02701002 ambulance, n02901620 brigantine, n03384352 forklift, n03690473 lorry, n03790512 motorcycle,
+n03845190 oil tanker, n04389033 tank, n04465666 tractor,
+n02672831 accordion, n02992211 cello, n03372029 flute, n03495258 harp, n03838899 oboe, n03884397 panpipe,
+n04249415 snare drum, n04487394 trombone
+"""
+FINE = dict(entry.strip().split(" ", 1) for entry in FINE_CLASSES.split(","))
 
 
 @dataclasses.dataclass
@@ -144,23 +115,12 @@ class EegImageNet(PthStudy):
     def trial(self, index: int) -> Trial:
         """Trial `index` of both files laid end to end, cut to (n_chans, 400)."""
         item, eeg = self.trials[index], self.finite(index, self.named(index), slice(*CUT))
-        wnid, (path, number) = item["label"], self._source(index)
-        return Trial(
-            key=f"s{item['subject'] + 1:02d}_{item['granularity']}_t{index:06d}",
-            eeg=eeg.numpy(),
-            jpeg=self.pictures[item["image"]],
-            subject=item["subject"] + 1,
-            label=self.labels[wnid],
-            wnid=wnid,
-            class_name=self.names.get(wnid, wnid),
-            image=Path(item["image"]).stem,
-            extra={
-                "granularity": item["granularity"],
-                "subject_in_file": item["subject"],
-                "file": path.name,
-                "trial_index": number,
-            },
-        )
+        path, number = self._source(index)
+        (subject, image), granularity = self.shown(index), item["granularity"]
+        extra = {"granularity": granularity, "subject_in_file": item["subject"], "file": path.name}
+        extra |= {"trial_index": number}
+        key, picture = f"s{subject:02d}_{granularity}_t{index:06d}", self.pictures[item["image"]]
+        return self.make_trial(key, eeg.numpy(), picture, subject, self.labels[item["label"]], image, extra)
 
     def shown(self, index: int) -> tuple[int, str]:
         """(subject, image) of a trial; reads nothing."""

@@ -243,7 +243,7 @@ class BidsFiles:
             if config.task not in ("", named.task):
                 continue
             readable = [path for path in files if path.suffix.lower() in BIDS_FORMATS]
-            unread += [files[0].relative_to(self.root).as_posix()] if not readable else []
+            unread += [self._below(files[0])] if not readable else []
             for path in readable:
                 self.bids_paths[path] = named.copy().update(root=self.root, extension=path.suffix)
         formats, ours = ", ".join(BIDS_FORMATS), f" of task={config.task}" if config.task else ""
@@ -260,12 +260,12 @@ class BidsFiles:
         for what, names in (
             (f"recordings were left out, which are not there as {formats}", unread),
             (f"subjects have no EEG recording{ours} that is read", sorted(people)),
-            (
-                "recordings were left out, which have no events.tsv",
-                [p.relative_to(self.root).as_posix() for p in silent],
-            ),
+            ("recordings were left out, which have no events.tsv", [self._below(path) for path in silent]),
         ):
             notes += [f"{len(names)} {what}: {some(names)}"] if names else []
+
+    def _below(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
 
     def _recordings(self) -> dict[Path, list[Path]]:
         """Each recording of a subject, without its ending, with its data files; derivatives and the like are none."""
@@ -355,7 +355,7 @@ class BidsFiles:
         first = round(min(times) * rate)
         return Run(
             path=path,
-            name=path.relative_to(self.root).as_posix(),
+            name=self._below(path),
             subject=str(self.bids_paths[path].subject),
             channels=eeg_channels(path, raw.info),
             sfreq=rate,

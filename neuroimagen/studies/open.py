@@ -58,7 +58,7 @@ def chosen(config: SourceConfig) -> StudyConfig:
     """
     schema, _ = DATASETS[config.dataset]
     users = {field.name: _users(field.name) for field in dataclasses.fields(SourceConfig)}
-    fields = {"dataset": config.dataset}
+    fields: dict[str, Any] = {"dataset": config.dataset}
     for name in sorted(config.given & users.keys()):
         if config.dataset not in users[name]:
             said = f"={value}" if isinstance(value := getattr(config, name), str) else ""

@@ -94,18 +94,10 @@ class PerceiveLab(PthStudy):
         item, eeg = self.trials[index], self.finite(index, f"{self.path}: {self.named(index)}")
         if self.scale is not None:
             eeg = (eeg - self.scale[0]) / self.scale[1]
-        image, label = self.images[item["image"]], item["label"]
-        return Trial(
-            key=f"s{item['subject']}_i{item['image']:04d}_t{index:05d}",
-            eeg=eeg[:, CUT[0] : CUT[1]].numpy(),
-            jpeg=self.pictures[image],
-            subject=item["subject"],
-            label=label,
-            wnid=self.wnids[label],
-            class_name=self.classes[label]["name"],
-            image=image,
-            extra={"trial_index": index},
-        )
+        key, cut = f"s{item['subject']}_i{item['image']:04d}_t{index:05d}", eeg[:, slice(*CUT)].numpy()
+        image = self.image(index)
+        extra = {"trial_index": index}
+        return self.make_trial(key, cut, self.pictures[image], item["subject"], item["label"], image, extra)
 
     def shown(self, index: int) -> tuple[int, str]:
         return self.trials[index]["subject"], self.image(index)

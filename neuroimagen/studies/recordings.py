@@ -1,12 +1,9 @@
 """Reader of a lab's own recordings: tables of time, channels and a marker, described by one YAML file (`StudyFile`).
 
-Each table (.csv, .tsv, either with .gz) is one recording run. On each run as a whole: band-pass (mne's zero-phase FIR),
-resampling; then one epoch around each marker's onset, baseline, and rejection of epochs whose peak-to-peak amplitude is
-too large. Nothing is computed over several runs, so no epoch sees data of another run.
-
-The split is by run. A picture may therefore be on both sides: what is scored is the EEG of runs never trained on. Where
-a marker stands for a category and not for one picture, the picture of a trial is drawn among the category's, from the
-trial's key alone, and the manifest says that the exact picture was not recorded.
+Each table is one run: band-passed and resampled as a whole, then cut at its markers (recordings_tables.py). Nothing is
+computed over several runs, so no epoch sees data of another run. The split is by run, so a picture may be on both
+sides: what is scored is the EEG of runs never trained on. Where a marker stands for a category, the picture of a trial
+is drawn among the category's, from the trial's key alone, and the manifest says that the exact one was not recorded.
 
 EEG leaves here in microvolts, float32, (n_chans, n_times), both ends of the window included.
 """
@@ -88,6 +85,8 @@ class Recordings(Study):
         check_study(path, study, self.markers)
         names = list(dict.fromkeys(marker.name for marker in self.markers.values()))
         wnids = {marker.name: marker.wnid or marker.name for marker in self.markers.values()}
+        if twice := [m.name for m in self.markers.values() if wnids[m.name] != (m.wnid or m.name)]:
+            raise ValueError(f"{path}: markers of class {twice[0]!r} have two wnids: give them the same")
         self.labels = {name: label for label, name in enumerate(names)}
         self.classes = [{"label": label, "wnid": wnids[name], "name": name} for name, label in self.labels.items()]
         self.channels = list(study.channels)
@@ -219,14 +218,9 @@ class Recordings(Study):
     def _split(self, subject: int, runs: list[Run]) -> None:
         """Whole runs to test; of each other run the last part to val, what shares no sample with it to train."""
         study = self.study
-        sides = split_runs(
-            [run.onsets for run in runs],
-            study.hold_out,
-            study.val_tail,
-            study.window[1] - study.window[0],
-            f"subject {subject}",
-            str(self.path),
-        )
+        onsets, length = [run.onsets for run in runs], study.window[1] - study.window[0]
+        who = f"subject {subject}"
+        sides = split_runs(onsets, study.hold_out, study.val_tail, length, who, str(self.path))
         for run, own in zip(runs, sides, strict=True):
             if "test" in own:
                 self._add_test(run)
@@ -260,24 +254,10 @@ class Recordings(Study):
         key = f"s{run.subject}_r{run.number}_t{i:05d}" + (f"_mean{k}" if k > 1 else "")
         picture = pictures[zlib.crc32(key.encode()) % len(pictures)]
         self.splits[split].append(len(self.trials))
-        self.trials.append(
-            Trial(
-                key=key,
-                eeg=eeg,
-                jpeg=picture,
-                subject=run.subject,
-                label=self.labels[marker.name],
-                wnid=marker.wnid or marker.name,
-                class_name=marker.name,
-                image=picture.stem,
-                extra={
-                    "run": run.name,
-                    "onset_s": round(float(run.onsets[i]), 3),
-                    "averaged": k,
-                    "picture": UNKNOWN_PICTURE if len(pictures) > 1 else MEANT_PICTURE if k > 1 else "as recorded",
-                },
-            )
-        )
+        extra = {"run": run.name, "onset_s": round(float(run.onsets[i]), 3), "averaged": k}
+        extra["picture"] = UNKNOWN_PICTURE if len(pictures) > 1 else MEANT_PICTURE if k > 1 else "as recorded"
+        label = self.labels[marker.name]
+        self.trials.append(self.make_trial(key, eeg, picture, run.subject, label, picture.stem, extra))
 
     def _say(self, runs: dict[int, list[Run]]) -> None:
         """The protocol in one sentence, and a check that every split has every class."""

@@ -8,9 +8,7 @@ Condition c is the c-th picture of the sorted folders and of the sorted files in
 conditions (1,654 concepts x 10) of 4 repetitions and 200 test conditions (one a concept) of 80: 17 channels at 100 Hz,
 or 63 channels at 250 Hz. `times` may begin before the samples do (a baseline was cut off): its last entries count.
 
-A trial is one repetition of one picture; it is read from the file when it is asked for, and nothing else is. At the
-published size (250 Hz, ten people, 97 GB, laid out as published but empty) opening took 0.4 s and 41 MB, and reading
-all trials of one training file of 8.34 GB 4 MB more (peak of resident memory).
+A trial is one repetition of one picture; it is read from the file when it is asked for, and nothing else is.
 """
 
 import bisect
@@ -120,18 +118,9 @@ class ThingsEeg2(Study):
                 f"{part.path}: condition {condition} (image {picture.image}), repetition {repetition} holds NaN, "
                 f"infinity or a number too large for float32 in channel {channel}: mend it or leave this subject out"
             )
-        concept = self.classes[picture.label]
-        return Trial(
-            key=f"s{part.subject:02d}_{part.name}_c{condition:05d}_r{repetition:02d}",
-            eeg=eeg,
-            jpeg=picture.path,
-            subject=part.subject,
-            label=picture.label,
-            wnid=concept["wnid"],
-            class_name=concept["name"],
-            image=picture.image,
-            extra={"condition": condition, "repetition": repetition},
-        )
+        key = f"s{part.subject:02d}_{part.name}_c{condition:05d}_r{repetition:02d}"
+        extra = {"condition": condition, "repetition": repetition}
+        return self.make_trial(key, eeg, picture.path, part.subject, picture.label, picture.image, extra)
 
     def shown(self, index: int) -> tuple[int, str]:
         """(subject, image) of a trial; reads nothing."""

@@ -174,7 +174,8 @@ def test_shards_are_the_trials_and_the_same_bytes_again(lab: Lab, tmp_path: Path
         for i, index in enumerate(study.splits[split]):
             trial, info = study.trial(index), shards.info(i)
             np.testing.assert_array_equal(shards.eeg(i), trial.eeg)
-            assert (info["trial"], info["image"], info["label"]) == (trial.key, trial.image, trial.label)
+            assert shards.picture(i) == Path(str(trial.jpeg)).read_bytes()
+            assert all(info[name] == getattr(trial, name) for name in ("subject", "label", "class_name", "image"))
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
@@ -191,6 +192,11 @@ def test_each_option_is_shown_and_used_or_refused(dataset: str, capsys: pytest.C
         assert shown & OPTIONS == {field.name for field in dataclasses.fields(StudyConfig)}
         assert "--help dataset=NAME" in plain and dataset in plain
     hints = typing.get_type_hints(SourceConfig)
+    for field in dataclasses.fields(schema):
+        if field.default == "???":
+            given = [f"{f.name}=x" for f in dataclasses.fields(schema) if f.default == "???" and f is not field]
+            assert main(["shards", f"dataset={dataset}", "out=x", *given]) == 2
+            assert f"dataset={dataset} needs {field.name}=... (--help says" in capsys.readouterr().err
     for name in sorted(OPTIONS - own):
         value = SOME.get(hints[name]) or typing.get_args(hints[name])[0]
         assert main(["shards", f"dataset={dataset}", "out=x", f"{name}={value}"]) == 2  # even the default

@@ -101,13 +101,6 @@ def test_by_image_is_80_10_10_of_each_class_without_leaks(tmp_path, seed):
     assert opened.splits != read(tmp_path, splits="by_image", seed=seed + 1).splits
 
 
-def test_by_image_puts_an_image_on_the_same_side_whatever_the_subject(study):
-    folder, content = study
-    together, alone = read(folder, splits="by_image"), read(folder, splits="by_image", subject=2)
-    for name, indices in together.splits.items():
-        assert alone.splits[name] == [i for i in indices if content["dataset"][i]["subject"] == 2]
-
-
 def test_single_split_numbers_the_filtered_list(study):
     """The `_single` file numbers one subject's trials in file order; the length filter comes after the numbering."""
     folder, content = study

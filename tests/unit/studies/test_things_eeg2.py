@@ -84,18 +84,6 @@ def test_val_is_one_picture_of_each_training_concept_and_test_the_published_set(
     assert any(read(truth, seed=seed).splits != study.splits for seed in range(4))
 
 
-def test_one_subject_has_the_pictures_of_all_in_the_same_splits(truth):
-    def images(study):
-        return {split: {study.trial(i).image for i in own} for split, own in study.splits.items()}
-
-    alone = read(truth, subject=2)
-    assert images(alone) == images(read(truth)) and alone.subjects == [2]
-    assert {alone.trial(i).subject for own in alone.splits.values() for i in own} == {2}
-    assert [path.parent.name for path in alone.inputs] == ["sub-02", "sub-02"]
-    with pytest.raises(ValueError, match=r"has no subject=9; it has subjects \[1, 2\]"):
-        read(truth, subject=9)
-
-
 def test_times_longer_than_the_data_belong_to_its_end(tmp_path):
     """As in the 250 Hz files: 300 times, 250 samples of which the first is at onset."""
     study = read(write_study(tmp_path, n_times=250, sfreq=250.0, longer=50, flavour="bare"))
@@ -329,8 +317,6 @@ def test_one_picture_a_concept_leaves_none_for_val(tmp_path):
 def test_settings_that_do_not_belong(truth, capsys):
     assert main(command(truth, "splits=by_image")) == 2
     assert "has its published test set and no other: leave splits=official" in capsys.readouterr().err
-    assert main(["shards", "dataset=things_eeg2", f"eeg={truth.folder}/eeg", f"out={truth.folder}/out"]) == 2
-    assert "dataset=things_eeg2 needs images=..." in capsys.readouterr().err
 
 
 def test_all_folders_with_another_number_of_pictures_are_listed(truth):
