@@ -17,7 +17,7 @@ from neuroimagen.doctor.shards import ShardStudy
 from neuroimagen.shards.format import SPLITS, ShardSplit, describe, local_folder
 from neuroimagen.shards.remote import is_remote
 from neuroimagen.studies.open import SourceConfig, open_study
-from neuroimagen.studies.perceivelab import load_plain
+from neuroimagen.studies.pth import load_plain
 from neuroimagen.studies.study import Faults, Study, absent
 
 ALIKE = 3  # sentences that differ in names and numbers only, before they are counted

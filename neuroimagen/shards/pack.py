@@ -36,7 +36,7 @@ from neuroimagen.shards.tars import (
     write_json,
 )
 from neuroimagen.shards.workers import Died, fingerprint, how_many, pack_in_processes
-from neuroimagen.studies.open import PATHS, open_study
+from neuroimagen.studies.open import PATHS, chosen, open_study
 from neuroimagen.studies.study import Study
 
 FREE = ("out", "processes")  # fields that change no byte of the shards
@@ -51,8 +51,10 @@ def make_shards(config: ShardsConfig) -> None:
     """
     out = Path(config.out).absolute()
     config.check()
-    resolved = {key: value for key, value in dataclasses.asdict(config).items() if key not in FREE}
-    resolved |= {key: str(Path(resolved[key]).absolute()) for key in PATHS if resolved[key]}
+    packing = dataclasses.asdict(config).keys() - {field.name for field in dataclasses.fields(SourceConfig)}
+    resolved = dataclasses.asdict(chosen(config))
+    resolved |= {key: value for key, value in dataclasses.asdict(config).items() if key in packing and key not in FREE}
+    resolved |= {key: str(Path(resolved[key]).absolute()) for key in PATHS & resolved.keys() if resolved[key]}
     if _is_made(out, resolved):
         return
     partial = out.with_name(out.name + ".partial")

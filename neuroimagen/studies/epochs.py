@@ -1,14 +1,10 @@
-"""Reader of a lab's own epochs: mne.Epochs files, or a BIDS data set, and a table of what was shown.
+"""Reader of a lab's own epochs: mne.Epochs files, or a BIDS data set, and a table of what was shown (docs/data.md).
 
-eeg= is one of
-  files    an epochs file of mne (*-epo.fif or *_epo.fif), a pattern of such files, or a folder that holds them; one or
-           more a subject. A trial is an epoch as it is saved.
-  BIDS     the root of a data set (it has dataset_description.json) with continuous EEG in any format that BIDS allows;
-           window= says what is cut around the onset of each event. notch= and band= are applied to each recording as a
-           whole (mne's zero-phase FIR filters), so that no trial has filtered ends. A recording is then in memory while
-           its trials are read: 1 h of 64 channels at 1 kHz takes 1.8 GB, and twice that while it is filtered.
-trials= is the table (epochs_table.py). Every file is a run. As mne.Epochs does, trials of a BIDS recording are left
-out that touch a BAD_ annotation (or, here, a point where the recording was cut). What is left out is said in `notes`.
+A trial of an epochs file is an epoch as it is saved. Trials of a BIDS data set are cut out of continuous EEG in any
+format that BIDS allows, by window=; notch= and band= are applied to each recording as a whole (mne's zero-phase FIR
+filters), so that no trial has filtered ends. A recording is then in memory while its trials are read: 1 h of 64
+channels at 1 kHz takes 1.8 GB, and twice that while it is filtered. As mne.Epochs does, trials of a recording are left
+out that touch a BAD_ annotation (or, here, a cut). Every file is a run. What is left out is said in `notes`.
 
 EEG leaves here in microvolts, float32, (n_chans, n_times): the channels of type EEG, bad ones too, in the order of the
 first file. Trials are read from the files one by one.
@@ -18,7 +14,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -27,18 +23,16 @@ from neuroimagen.studies.epochs_files import (
     BIDS_FORMATS,
     SAME_RATE,
     BidsFiles,
+    EpochsConfig,
     EpochsFiles,
     Event,
     Run,
     import_mne,
     touched,
 )
-from neuroimagen.studies.epochs_table import SPLITS, Row, TrialTable, plain, plain_subject
-from neuroimagen.studies.splits import split_images, split_runs
-from neuroimagen.studies.study import Faults, Study, Trial, absent, some
-
-if TYPE_CHECKING:
-    from neuroimagen.studies.open import SourceConfig
+from neuroimagen.studies.epochs_table import Row, TrialTable, plain, plain_subject
+from neuroimagen.studies.splits import refuse_empty, split_images, split_runs
+from neuroimagen.studies.study import SPLITS, Faults, Study, Trial, absent, some
 
 VAL_TAIL = 0.1  # of each run that is not held out: the part that goes to val
 OPEN_FILES = 4  # kept open; of filtered recordings, which are in memory, one
@@ -46,17 +40,19 @@ SUBJECT = re.compile(r"(?:^|[^a-z])sub(?:j|ject)?(?:[-_](?=[a-z0-9])|(?=\d))([a-
 
 
 class LabEpochs(Study):
-    """What shards/pack.py packs; see `read`."""
+    """The trials of all files that the table names; EEG is read trial by trial.
+
+    The split is that of the table's column, 80/10/10 of the images of each class (splits=by_image), or by whole files
+    (hold_out). Raises ValueError, in one sentence, for whatever does not fit together; events without a row and missing
+    pictures go to `fault`, which may collect them instead.
+    """
 
     dataset = "epochs"
     units = "uV"
 
-    def __init__(self, config: "SourceConfig", fault: Faults | None = None) -> None:
+    def __init__(self, config: EpochsConfig, fault: Faults | None = None) -> None:
         super().__init__(fault)
         self.config = config
-        for key in ("eeg", "images", "trials"):
-            if not getattr(config, key):
-                raise ValueError(f"dataset=epochs needs {key}=... (--help says what it is)")
         self.table = TrialTable(Path(config.trials), Path(config.images))
         for picture, line in self.table.missing.items():
             why = absent(picture) or "is missing: put it there, or mend the row"
@@ -112,17 +108,9 @@ class LabEpochs(Study):
         order = [run.channels.index(name) for name in self.channels or []]
         subject, image = self.shown(index)
         assert row.picture
-        return Trial(
-            key=f"s{subject}_r{self._place(run)}_t{number:05d}",
-            eeg=(eeg[order] * 1e6).astype(np.float32),
-            jpeg=row.picture,
-            subject=subject,
-            label=self.labels[row.class_name],
-            wnid=row.wnid,
-            class_name=row.class_name,
-            image=image,
-            extra={"run": run.name, "number": number, "onset_s": round(run.events[place].onset / run.sfreq, 4)},
-        )
+        key, eeg = f"s{subject}_r{self._place(run)}_t{number:05d}", (eeg[order] * 1e6).astype(np.float32)
+        extra = {"run": run.name, "number": number, "onset_s": round(run.events[place].onset / run.sfreq, 4)}
+        return self.make_trial(key, eeg, row.picture, subject, self.labels[row.class_name], image, extra)
 
     def _place(self, run: Run) -> int:
         return self.of_subject[run.subject].index(run)
@@ -330,32 +318,22 @@ class LabEpochs(Study):
             if hertz := getattr(config, name):
                 self.protocol += f"; {name} {', '.join(f'{h:g}' for h in hertz)} Hz on the continuous recordings"
         self.splits = {name: [i for i, side in enumerate(sides) if side == name] for name in SPLITS}
-        for name, indices in self.splits.items():
-            if not indices:
-                raise ValueError(f"{where}: no trial is left in split {name!r} ({self.protocol})")
+        refuse_empty(self.splits, where, self.protocol)
 
     def _split_by_run(self) -> list[str]:
         places: dict[str, dict[str, list[int]]] = {subject: {} for subject in self.of_subject}
         for i, (run, _, _) in enumerate(self.trials):
             places[run.subject].setdefault(run.name, []).append(i)
-        sides = [""] * len(self.trials)
+        sides: dict[int, str] = {}
         for subject, runs in places.items():
-            own = []
             for indices in runs.values():
-                indices.sort(key=lambda i: self._onset(i))
-                own.append([self._onset(i) for i in indices])
-            found = split_runs(
-                own,
-                self.config.hold_out,
-                VAL_TAIL,
-                self.n_times / self.sfreq,
-                f"subject {self.subjects[subject]}",
-                str(self.table.path),
-            )
+                indices.sort(key=self._onset)
+            onsets = [[self._onset(i) for i in indices] for indices in runs.values()]
+            length, who = self.n_times / self.sfreq, f"subject {self.subjects[subject]}"
+            found = split_runs(onsets, self.config.hold_out, VAL_TAIL, length, who, str(self.table.path))
             for indices, split in zip(runs.values(), found, strict=True):
-                for i, side in zip(indices, split, strict=True):
-                    sides[i] = side
-        return sides
+                sides |= zip(indices, split, strict=True)
+        return [sides[i] for i in range(len(self.trials))]
 
     def _onset(self, index: int) -> float:
         run, place, _ = self.trials[index]
@@ -375,13 +353,3 @@ class LabEpochs(Study):
             f"{self.table.path}, line {row.line}: image {name} is in both {image[name]} and {row.split}, and so are "
             "trials of one file: keep apart the images or the files"
         )
-
-
-def read(config: "SourceConfig", fault: Faults | None = None) -> LabEpochs:
-    """Open the files and the table; EEG is read trial by trial.
-
-    The split is that of the table's column, 80/10/10 of the images of each class (splits=by_image), or by whole files
-    (hold_out). Raises ValueError, in one sentence, for whatever does not fit together; events without a row and missing
-    pictures go to `fault`, which may collect them instead.
-    """
-    return LabEpochs(config, fault)

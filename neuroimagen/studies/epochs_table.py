@@ -1,17 +1,4 @@
-"""The table that says which picture belongs to which event of a lab's own recordings (studies/epochs.py).
-
-A table (how it may be saved: text_files.py) with a header; one row an event or a trial; other columns are passed over:
-  event    what the recording calls it: the name or the number of an event of mne.Epochs; of a BIDS recording what
-           events.tsv says under stim_file, trial_type or value
-  trial    or, instead: its number in its file, from 0 (`selection` of mne.Epochs, which keeps counting over epochs
-           that were dropped; in BIDS the row of events.tsv)
-  image    the picture, relative to images=; empty: events of this row show none and are left out
-  class    its name, as captions say it
-  wnid     optional, the WordNet id of the class
-  split    optional: train, val or test
-  subject  optional: the row holds for this subject only, as in sub-<subject> of the file's name
-  file     optional: the row holds for this file only (name, or path below eeg=)
-"""
+"""The table that says which picture belongs to which event of a lab's own recordings; its columns: docs/data.md."""
 
 import dataclasses
 import re
@@ -19,10 +6,10 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
+from neuroimagen.studies.study import SPLITS
 from neuroimagen.text_files import read_table, read_text
 
 COLUMNS = ("file", "subject", "event", "trial", "image", "class", "wnid", "split")
-SPLITS = ("train", "val", "test")
 Key = tuple[str, str, str]  # file, subject, event or trial: a row holds for these, "" for any
 
 

@@ -1,12 +1,9 @@
 """Reader of a lab's own recordings: tables of time, channels and a marker, described by one YAML file (`StudyFile`).
 
-Each table (.csv, .tsv, either with .gz) is one recording run. On each run as a whole: band-pass (mne's zero-phase FIR),
-resampling; then one epoch around each marker's onset, baseline, and rejection of epochs whose peak-to-peak amplitude is
-too large. Nothing is computed over several runs, so no epoch sees data of another run.
-
-The split is by run. A picture may therefore be on both sides: what is scored is the EEG of runs never trained on. Where
-a marker stands for a category and not for one picture, the picture of a trial is drawn among the category's, from the
-trial's key alone, and the manifest says that the exact picture was not recorded.
+Each table is one run: band-passed and resampled as a whole, then cut at its markers (recordings_tables.py). Nothing is
+computed over several runs, so no epoch sees data of another run. The split is by run, so a picture may be on both
+sides: what is scored is the EEG of runs never trained on. Where a marker stands for a category, the picture of a trial
+is drawn among the category's, from the trial's key alone, and the manifest says that the exact one was not recorded.
 
 EEG leaves here in microvolts, float32, (n_chans, n_times), both ends of the window included.
 """
@@ -18,11 +15,11 @@ import re
 import zlib
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from neuroimagen.config import load_config
+from neuroimagen.config import load_config, option, path_option
+from neuroimagen.studies.config import StudyConfig
 from neuroimagen.studies.recordings_tables import (
     Marker,
     StudyFile,
@@ -38,11 +35,19 @@ from neuroimagen.studies.study import Faults, Study, Trial
 from neuroimagen.text_files import read_table as read_any_table
 from neuroimagen.text_files import read_text
 
-if TYPE_CHECKING:
-    from neuroimagen.studies.open import SourceConfig
-
 UNKNOWN_PICTURE = "category only: the exact picture was not recorded"
 MEANT_PICTURE = "one of the averaged trials' pictures"
+
+
+@dataclasses.dataclass
+class RecordingConfig(StudyConfig):
+    """`dataset=recording`; what is given here goes before what the study file says."""
+
+    recording: str = path_option("", "the study's YAML file; what is given below goes before what it says")
+    ignore_markers: list[str] = option([], "marker values that are no picture onsets, e.g. offset or response codes")
+    hold_out: list[int] = option([], "test runs of each subject, -1 is the last; empty: as the file says")
+    average: int = option(0, "test on averages of so many trials of one class; 0: as the file says")
+    shuffle_labels: bool = option(False, "control, shuffle the labels within each run")
 
 
 @dataclasses.dataclass
@@ -58,34 +63,30 @@ class Run:
 
 
 class Recordings(Study):
-    """What shards/pack.py packs; see `read`."""
+    """The study that `recording` describes. ValueError, in one sentence, for whatever in the files is not so."""
 
     dataset = "recording"
     split_by = "run"
     units = "uV"
 
-    def __init__(
-        self,
-        path: Path,
-        study: StudyFile,
-        subject: int = 0,
-        hold_out: list[int] | None = None,
-        shuffle_labels: bool = False,
-        average: int = 0,
-        seed: int = 0,
-        fault: Faults | None = None,
-    ) -> None:
+    def __init__(self, config: RecordingConfig, fault: Faults | None = None) -> None:
         super().__init__(fault)
-        self.path, self.study, self.seed = path, study, seed
-        study.hold_out = study.hold_out if hold_out is None else hold_out
-        study.shuffle_labels |= shuffle_labels
-        study.average = average or study.average
-        study.subjects = [subject] if subject else study.subjects
+        if not config.recording:
+            raise ValueError("dataset=recording needs recording=STUDY.yaml (see configs/n170_study.yaml)")
+        path = self.path = Path(config.recording)
+        study = self.study = load_config(StudyFile, [f"config={path}"], "shards")
+        self.seed = config.seed
+        for name in ("ignore_markers", "hold_out", "average"):
+            setattr(study, name, getattr(config, name) or getattr(study, name))
+        study.shuffle_labels |= config.shuffle_labels
+        study.subjects = [config.subject] if config.subject else study.subjects
         self.inputs = [path]
         self.markers = self._markers()
         check_study(path, study, self.markers)
         names = list(dict.fromkeys(marker.name for marker in self.markers.values()))
         wnids = {marker.name: marker.wnid or marker.name for marker in self.markers.values()}
+        if twice := [m.name for m in self.markers.values() if wnids[m.name] != (m.wnid or m.name)]:
+            raise ValueError(f"{path}: markers of class {twice[0]!r} have two wnids: give them the same")
         self.labels = {name: label for label, name in enumerate(names)}
         self.classes = [{"label": label, "wnid": wnids[name], "name": name} for name, label in self.labels.items()]
         self.channels = list(study.channels)
@@ -217,14 +218,9 @@ class Recordings(Study):
     def _split(self, subject: int, runs: list[Run]) -> None:
         """Whole runs to test; of each other run the last part to val, what shares no sample with it to train."""
         study = self.study
-        sides = split_runs(
-            [run.onsets for run in runs],
-            study.hold_out,
-            study.val_tail,
-            study.window[1] - study.window[0],
-            f"subject {subject}",
-            str(self.path),
-        )
+        onsets, length = [run.onsets for run in runs], study.window[1] - study.window[0]
+        who = f"subject {subject}"
+        sides = split_runs(onsets, study.hold_out, study.val_tail, length, who, str(self.path))
         for run, own in zip(runs, sides, strict=True):
             if "test" in own:
                 self._add_test(run)
@@ -258,24 +254,10 @@ class Recordings(Study):
         key = f"s{run.subject}_r{run.number}_t{i:05d}" + (f"_mean{k}" if k > 1 else "")
         picture = pictures[zlib.crc32(key.encode()) % len(pictures)]
         self.splits[split].append(len(self.trials))
-        self.trials.append(
-            Trial(
-                key=key,
-                eeg=eeg,
-                jpeg=picture,
-                subject=run.subject,
-                label=self.labels[marker.name],
-                wnid=marker.wnid or marker.name,
-                class_name=marker.name,
-                image=picture.stem,
-                extra={
-                    "run": run.name,
-                    "onset_s": round(float(run.onsets[i]), 3),
-                    "averaged": k,
-                    "picture": UNKNOWN_PICTURE if len(pictures) > 1 else MEANT_PICTURE if k > 1 else "as recorded",
-                },
-            )
-        )
+        extra = {"run": run.name, "onset_s": round(float(run.onsets[i]), 3), "averaged": k}
+        extra["picture"] = UNKNOWN_PICTURE if len(pictures) > 1 else MEANT_PICTURE if k > 1 else "as recorded"
+        label = self.labels[marker.name]
+        self.trials.append(self.make_trial(key, eeg, picture, run.subject, label, picture.stem, extra))
 
     def _say(self, runs: dict[int, list[Run]]) -> None:
         """The protocol in one sentence, and a check that every split has every class."""
@@ -305,25 +287,3 @@ class Recordings(Study):
         if study.shuffle_labels:
             parts.append(f"CONTROL: labels shuffled within each run (seed {self.seed})")
         self.protocol = "; ".join(parts)
-
-
-def read(config: "SourceConfig", fault: Faults | None = None) -> Recordings:
-    """The study that `config.recording` describes; what `config` itself says of it goes before the file.
-
-    Raises ValueError with a sentence for whatever in the files is not as described.
-    """
-    if not config.recording:
-        raise ValueError("dataset=recording needs recording=STUDY.yaml (see configs/n170_study.yaml)")
-    path = Path(config.recording)
-    study = load_config(StudyFile, [f"config={path}"], "shards")
-    study.ignore_markers = config.ignore_markers or study.ignore_markers
-    return Recordings(
-        path,
-        study,
-        subject=config.subject,
-        hold_out=config.hold_out or None,
-        shuffle_labels=config.shuffle_labels,
-        average=config.average,
-        seed=config.seed,
-        fault=fault,
-    )

@@ -1,6 +1,7 @@
 """What a reader gives and the packer takes: a study, trial by trial."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+SPLITS = ("train", "val", "test")
 FETCH = "its content was not fetched: `datalad get` or `git annex get` it (git-lfs: `git lfs pull`), or remove it"
 
 
@@ -93,6 +95,17 @@ class Study:
     def trial(self, index: int) -> Trial:
         """Read one trial; ValueError, in one sentence, if it cannot be used."""
         raise NotImplementedError
+
+    def make_trial(
+        self, key: str, eeg: np.ndarray, picture: Path, subject: int, label: int, image: str, extra: dict[str, Any]
+    ) -> Trial:
+        """A trial with the names that `classes` has for its label."""
+        wnid, name = self._names[label]
+        return Trial(key, eeg, picture, subject, label, wnid, name, image, extra)
+
+    @functools.cached_property
+    def _names(self) -> dict[int, tuple[str, str]]:
+        return {known["label"]: (known["wnid"], known["name"]) for known in self.classes}
 
     def shown(self, index: int) -> tuple[int, str]:
         """(subject, image) of a trial; most readers know it without reading EEG, which spares a pass over the files."""

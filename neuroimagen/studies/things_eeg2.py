@@ -8,9 +8,7 @@ Condition c is the c-th picture of the sorted folders and of the sorted files in
 conditions (1,654 concepts x 10) of 4 repetitions and 200 test conditions (one a concept) of 80: 17 channels at 100 Hz,
 or 63 channels at 250 Hz. `times` may begin before the samples do (a baseline was cut off): its last entries count.
 
-A trial is one repetition of one picture; it is read from the file when it is asked for, and nothing else is. At the
-published size (250 Hz, ten people, 97 GB, laid out as published but empty) opening took 0.4 s and 41 MB, and reading
-all trials of one training file of 8.34 GB 4 MB more (peak of resident memory).
+A trial is one repetition of one picture; it is read from the file when it is asked for, and nothing else is.
 """
 
 import bisect
@@ -18,16 +16,27 @@ import dataclasses
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from neuroimagen.config import option, path_option
 from neuroimagen.studies import plain_pickle
+from neuroimagen.studies.config import StudyConfig
 from neuroimagen.studies.study import Faults, Study, Trial, absent, some
 
 FILES = {"training": "preprocessed_eeg_training.npy", "test": "preprocessed_eeg_test.npy"}
 FIELDS = ("preprocessed_eeg_data", "ch_names", "times")
 EXTENSIONS = (".jpg", ".jpeg", ".png")  # in lower case
+
+
+@dataclasses.dataclass
+class ThingsEeg2Config(StudyConfig):
+    """`dataset=things_eeg2`"""
+
+    eeg: str = path_option(help="folder with sub-01, sub-02, ...")
+    images: str = path_option(help="folder with training_images/ and test_images/")
+    splits: Literal["official", "by_image"] = option("official", "official only: the published test set")
 
 
 @dataclasses.dataclass
@@ -59,13 +68,19 @@ def _visible(folder: Path) -> list[Path]:
 
 
 class ThingsEeg2(Study):
-    """Single repetitions of all subjects, or of one. See `read`."""
+    """Single repetitions of all subjects, or of one; `seed` draws the val pictures. EEG is read trial by trial.
+
+    Raises ValueError, in one sentence, for whatever in the files is not as published.
+    """
 
     dataset = "things_eeg2"
     units = "as in the file"  # it names none; the published data are whitened (multivariate noise normalisation)
 
-    def __init__(self, eeg: Path, images: Path, subject: int = 0, seed: int = 0, fault: Faults | None = None) -> None:
+    def __init__(self, config: ThingsEeg2Config, fault: Faults | None = None) -> None:
         super().__init__(fault)
+        if config.splits != "official":
+            raise ValueError("dataset=things_eeg2 has its published test set and no other: leave splits=official")
+        eeg, images, subject, seed = Path(config.eeg), Path(config.images), config.subject, config.seed
         self.simulated = (eeg / "simulation.json").is_file()
         self.pictures = self._pictures(images)
         self.picture_folders = [images / "training_images", images / "test_images"]
@@ -103,18 +118,9 @@ class ThingsEeg2(Study):
                 f"{part.path}: condition {condition} (image {picture.image}), repetition {repetition} holds NaN, "
                 f"infinity or a number too large for float32 in channel {channel}: mend it or leave this subject out"
             )
-        concept = self.classes[picture.label]
-        return Trial(
-            key=f"s{part.subject:02d}_{part.name}_c{condition:05d}_r{repetition:02d}",
-            eeg=eeg,
-            jpeg=picture.path,
-            subject=part.subject,
-            label=picture.label,
-            wnid=concept["wnid"],
-            class_name=concept["name"],
-            image=picture.image,
-            extra={"condition": condition, "repetition": repetition},
-        )
+        key = f"s{part.subject:02d}_{part.name}_c{condition:05d}_r{repetition:02d}"
+        extra = {"condition": condition, "repetition": repetition}
+        return self.make_trial(key, eeg, picture.path, part.subject, picture.label, picture.image, extra)
 
     def shown(self, index: int) -> tuple[int, str]:
         """(subject, image) of a trial; reads nothing."""
@@ -305,14 +311,3 @@ class ThingsEeg2(Study):
         )
         if len(self.subjects) == 1:
             self.protocol += f"; subject {self.subjects[0]} only"
-
-
-def read(
-    eeg: str | Path, images: str | Path, subject: int = 0, seed: int = 0, fault: Faults | None = None
-) -> ThingsEeg2:
-    """Open the files of all subjects below `eeg`, or of one; EEG is read trial by trial.
-
-    images: the folder with training_images/ and test_images/. `seed` draws the val pictures.
-    Raises ValueError, in one sentence, for whatever in the files is not as published.
-    """
-    return ThingsEeg2(Path(eeg), Path(images), subject, seed, fault)

@@ -21,7 +21,6 @@ from lab_files import (
     NAMES,
     RATE,
     TABLE,
-    config,
     opened,
     picture_of,
     shuffled_names,
@@ -32,9 +31,8 @@ from lab_files import (
 
 from neuroimagen.cli import main
 from neuroimagen.config import load_config
-from neuroimagen.doctor.check import check_shards
-from neuroimagen.shards.format import SPLITS, ShardSplit, read_manifest
-from neuroimagen.shards.pack import ShardsConfig, make_shards
+from neuroimagen.shards.format import SPLITS, read_manifest
+from neuroimagen.shards.pack import ShardsConfig
 from neuroimagen.studies.epochs_table import TrialTable
 from neuroimagen.studies.open import open_study
 from neuroimagen.studies.splits import split_images, split_runs
@@ -71,24 +69,6 @@ def test_every_epoch_comes_back(written):
     assert [len(study.splits[s]) for s in SPLITS] == [48, 6, 6]
     assert len(set(map(study.shown, study.splits["test"]))) == 4  # 2 images of 2 subjects
     assert study.classes[1] == {"label": 1, "wnid": "n0", "name": "cat"} and study.classes[0]["wnid"] == "n1"
-
-
-def test_shards_hold_what_the_reader_gives(written, tmp_path):
-    folder, _ = written
-    made = config(folder, "splits=by_image", "eeg_dtype=float32", f"out={tmp_path / 'out'}")
-    make_shards(made)
-    check_shards(tmp_path / "out")
-    manifest, study = read_manifest(tmp_path / "out"), open_study(made)
-    assert manifest.channels == ["O1", "Oz", "Pz"] and "80/10/10" in manifest.protocol
-    assert [Path(p).name for p in manifest.inputs] == ["trials.csv"] + [p.name for p in study.files.paths]
-    for name in SPLITS:
-        split = ShardSplit(tmp_path / "out", name)
-        for i, index in enumerate(study.splits[name]):
-            trial, info = study.trial(index), split.info(i)
-            np.testing.assert_array_equal(split.eeg(i), trial.eeg)
-            assert split.picture(i) == trial.jpeg.read_bytes()
-            assert (info["image"], info["class_name"]) == (trial.image, trial.class_name)
-    make_shards(made)  # nothing changed: nothing is done
 
 
 def test_signal_options_on_epochs(written):
@@ -310,8 +290,6 @@ def test_the_command_says_it_in_a_sentence(lab, capsys):
     files = [f"eeg={lab / 'eeg'}", f"images={lab / 'images'}", f"trials={lab / 'trials.csv'}", f"out={lab / 'out'}"]
     assert main(["shards", "dataset=epochs", "splits=by_image", *files]) == 2
     assert capsys.readouterr().err.startswith("error: ") and not (lab / "out").exists()
-    with pytest.raises(ValueError, match="dataset=epochs needs trials="):
-        open_study(ShardsConfig(out="", dataset="epochs", eeg="x", images="y"))
     with pytest.raises(ValueError, match="it holds subjects \\[1, 2\\]"):
         opened(lab, "splits=by_image", "subject=7")
 

@@ -15,12 +15,13 @@ from things_files import CONCEPTS, as_npy, write_study
 
 from neuroimagen.cli import main
 from neuroimagen.shards.format import SPLITS, ShardSplit, read_manifest
-from neuroimagen.studies import things_eeg2
 from neuroimagen.studies.study import Faults
+from neuroimagen.studies.things_eeg2 import FIELDS, ThingsEeg2, ThingsEeg2Config
 
 
 def read(truth, **kwargs):
-    return things_eeg2.read(truth.folder / "eeg", truth.folder / "images", **kwargs)
+    fault = kwargs.pop("fault", None)
+    return ThingsEeg2(ThingsEeg2Config(eeg=truth.folder / "eeg", images=truth.folder / "images", **kwargs), fault)
 
 
 def command(truth, *more):
@@ -81,18 +82,6 @@ def test_val_is_one_picture_of_each_training_concept_and_test_the_published_set(
     assert "none of them in training (2-way zero-shot)" in study.protocol
     assert read(truth, seed=3).splits == study.splits
     assert any(read(truth, seed=seed).splits != study.splits for seed in range(4))
-
-
-def test_one_subject_has_the_pictures_of_all_in_the_same_splits(truth):
-    def images(study):
-        return {split: {study.trial(i).image for i in own} for split, own in study.splits.items()}
-
-    alone = read(truth, subject=2)
-    assert images(alone) == images(read(truth)) and alone.subjects == [2]
-    assert {alone.trial(i).subject for own in alone.splits.values() for i in own} == {2}
-    assert [path.parent.name for path in alone.inputs] == ["sub-02", "sub-02"]
-    with pytest.raises(ValueError, match=r"has no subject=9; it has subjects \[1, 2\]"):
-        read(truth, subject=9)
 
 
 def test_times_longer_than_the_data_belong_to_its_end(tmp_path):
@@ -182,7 +171,7 @@ def shared(tmp_path_factory):
     return write_study(tmp_path_factory.mktemp("shared") / "study")
 
 
-@given(st.dictionaries(st.sampled_from([*things_eeg2.FIELDS, "other"]), JUNK, min_size=1), st.booleans())
+@given(st.dictionaries(st.sampled_from([*FIELDS, "other"]), JUNK, min_size=1), st.booleans())
 def test_fields_of_any_type_are_refused_in_one_sentence(shared, fields, missing):
     truth, content = shared, fields if missing else shared.content(1, "test") | fields
     truth.write(1, "test", content)
@@ -328,8 +317,6 @@ def test_one_picture_a_concept_leaves_none_for_val(tmp_path):
 def test_settings_that_do_not_belong(truth, capsys):
     assert main(command(truth, "splits=by_image")) == 2
     assert "has its published test set and no other: leave splits=official" in capsys.readouterr().err
-    assert main(["shards", "dataset=things_eeg2", f"eeg={truth.folder}/eeg", f"out={truth.folder}/out"]) == 2
-    assert "dataset=things_eeg2 needs images=..." in capsys.readouterr().err
 
 
 def test_all_folders_with_another_number_of_pictures_are_listed(truth):
