@@ -20,11 +20,11 @@ from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from neuroimagen.studies.classes import BY_WNID
 from neuroimagen.studies.perceivelab import EXTENSIONS, SPLITS, find_picture, load_plain
+from neuroimagen.studies.splits import split_images
 from neuroimagen.studies.study import Faults, Trial
 
 FILES = ("EEG-ImageNet_1.pth", "EEG-ImageNet_2.pth")
@@ -328,19 +328,10 @@ class Study:
 
     def _by_image(self, seed: int, chosen: set[int]) -> dict[str, list[int]]:
         """80/10/10 of the images of each class: a function of (names of all images in the files, seed) alone."""
-        by_class: dict[str, set[str]] = defaultdict(set)
+        by_class: dict[int, set[str]] = defaultdict(set)
         for _, trial in self._sound():
-            by_class[trial["label"]].add(trial["image"])
-        side: dict[str, str] = {}
-        for wnid, names in sorted(by_class.items()):
-            if len(names) < 3:
-                raise ValueError(
-                    f"class {wnid} of {self.inputs[0]} has {len(names)} images; splits=by_image needs 3 or more"
-                )
-            order = np.random.default_rng([seed, self.labels[wnid]]).permutation(sorted(names)).tolist()
-            n = max(1, round(0.1 * len(names)))
-            side |= dict.fromkeys(order[:n], "val") | dict.fromkeys(order[n : 2 * n], "test")
-            side |= dict.fromkeys(order[2 * n :], "train")
+            by_class[self.labels[trial["label"]]].add(trial["image"])
+        side = split_images(by_class, self.wnids, seed, str(self.inputs[0]))
         splits: dict[str, list[int]] = {name: [] for name in SPLITS}
         for i in sorted(chosen):
             splits[side[self.trials[i]["image"]]].append(i)
