@@ -76,9 +76,8 @@ def encode_eeg(eeg: np.ndarray, dtype: str, where: str) -> tuple[bytes, float, f
                 f"{where}: a signal of {np.median(spread[moving]):.3g} on an offset of {np.median(offset[moving]):.3g} "
                 "does not fit float16: take the offset away by baseline= or band="
             )
-        what = f"signal of {np.median(spread[moving]):.3g}"
-        if not np.isfinite(half).all():
-            what = f"value of {float(np.abs(eeg).max()):.3g}"
+        too_large = not np.isfinite(half).all()
+        what = f"value of {np.abs(eeg).max():.3g}" if too_large else f"signal of {np.median(spread[moving]):.3g}"
         raise ValueError(
             f"{where}: a {what} does not fit float16: mend the units of the file (EEG has 0.1 to 1,000 uV), or scale "
             "it by standardise=; eeg_dtype=float32 would keep it as it is"

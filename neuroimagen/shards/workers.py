@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from multiprocessing import connection, get_context
 from pathlib import Path
 from typing import Any
@@ -78,8 +78,8 @@ def _work(config: ShardsConfig, folder: Path, known: str, pipe: connection.Conne
         send(RuntimeError(traceback.format_exc()))
 
 
-def pack_in_processes(packer: Packer, todo: list[Job], processes: int) -> Generator[Record | None, None, None]:
-    """What `packer` would do, by processes that take whole tars: records as they come, and None for each trial.
+def pack_in_processes(packer: Packer, todo: list[Job], processes: int, progress: Callable[[], Any]) -> list[Record]:
+    """What `packer` would do, by processes that take whole tars; `progress` is called once a trial.
 
     The processes open the study themselves. To fork them from this one would spare that, but a fork copies the locks
     of torch's, mne's and BLAS's threads as they are at that moment, without the threads: now and then one waits for
@@ -89,7 +89,7 @@ def pack_in_processes(packer: Packer, todo: list[Job], processes: int) -> Genera
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])
     waiting, known = list(reversed(todo)), fingerprint(packer.study)
-    workers = {}
+    workers, records = {}, list[Record]()
     try:
         for _ in range(processes):
             here, there = context.Pipe()
@@ -97,8 +97,7 @@ def pack_in_processes(packer: Packer, todo: list[Job], processes: int) -> Genera
             worker.start()
             there.close()  # or the end of the worker would not be seen
             workers[here] = worker
-        missing = len(todo)
-        while missing:
+        while len(records) < len(todo):
             for pipe in connection.wait(list(workers)):
                 assert isinstance(pipe, connection.Connection)
                 try:
@@ -109,10 +108,11 @@ def pack_in_processes(packer: Packer, todo: list[Job], processes: int) -> Genera
                         pipe.send(waiting.pop())
                 except (EOFError, BrokenPipeError, ConnectionResetError):
                     raise Died(_death(workers[pipe])) from None
-                if isinstance(said, Record):
-                    missing -= 1
-                if said is not None:
-                    yield said if isinstance(said, Record) else None
+                if said == 1:
+                    progress()
+                elif isinstance(said, Record):
+                    records.append(said)
+        return records
     finally:
         for worker in workers.values():
             worker.kill()  # idle, or its work is no longer wanted
