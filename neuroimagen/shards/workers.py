@@ -81,10 +81,9 @@ def _work(config: ShardsConfig, folder: Path, known: str, pipe: connection.Conne
 def pack_in_processes(packer: Packer, todo: list[Job], processes: int, progress: Callable[[], Any]) -> list[Record]:
     """What `packer` would do, by processes that take whole tars; `progress` is called once a trial.
 
-    The processes open the study themselves. To fork them from this one would spare that, but a fork copies the locks
-    of torch's, mne's and BLAS's threads as they are at that moment, without the threads: now and then one waits for
-    ever. So they are forked from a server, which has imported what they need once and never starts a thread. What the
-    readers map (a 3 GB .pth) is one copy in memory for all processes; what they hold is not.
+    The processes open the study themselves: to fork them from this one would copy the locks of torch's, mne's and
+    BLAS's threads without the threads, and now and then one waits for ever. So they are forked from a server, which has
+    imported what they need and never starts a thread. What the readers map (a 3 GB .pth) is in memory once.
     """
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])
