@@ -26,10 +26,10 @@ OF_THE_FILE = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, err
 
 
 def pass_on(error: BaseException) -> None:
-    """Raise an OSError if `error` tells of this machine and nothing of the file that was being read.
+    """Raise an OSError if `error` tells of this machine and nothing of the file that was being read: never damage.
 
-    So running out of files or memory, a disk or network that does not answer, and rights that are lacking are never
-    taken for damage. Call it before an error of reading is turned into a sentence about the file.
+    Few files or little memory, a disk or network that does not answer, lacking rights. Call it before an error of
+    reading becomes a sentence about the file.
     """
     code = error.errno if isinstance(error, OSError) else None
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and "out of memory" in str(error)):  # PIL's

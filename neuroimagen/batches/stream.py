@@ -10,14 +10,12 @@ A batch is a dict: "eeg" float32 (B, C, T), standardised by the manifest's train
 (position in the split) int64 (B,); "key", "image_name" lists of str; "skipped", the keys of trials that were found to
 be unreadable when this batch was made; and, if image_size is given, "image" float32 (B, 3, S, S) in [-1, 1].
 
-A trial that cannot be read (its tar is gone or cut off, its JSON or picture is damaged, its EEG holds NaN) ends the
-stream with a ValueError that names tar and trial. Train batches may instead replace up to `max_bad_samples` such
-trials: each by a readable one that is a function of the trial and of what can be read, so resume, workers and the
-number of processes still change nothing. Each rank counts for itself, and from its start.
+A trial that cannot be read ends the stream with a ValueError that names tar and trial. Train batches may instead
+replace up to `max_bad_samples` such trials: each by a readable one that is a function of the trial and of what can be
+read, so resume, workers and the number of processes still change nothing. Each rank counts for itself, from its start.
 
-How a batch travels: whoever reads (a loader process, or this one without workers) fills a slot of memory that both
-share with EEG as stored and uint8 pictures; only here do they become float32, on the device. Through the pipe goes
-nothing but the slot's number and the small fields.
+How a batch travels: whoever reads (a loader process, or this one) fills a slot of memory that both share with EEG as
+stored and uint8 pictures; only here do they become float32, on the device.
 
 How many workers: a CPU second makes some 11,000 trials of EEG, or 1,400 with pictures at 64 px, or 900 at 224 px. None
 by default, as without a GPU they want the cores that the steps want; beside one, one for EEG, some for pictures.
@@ -58,10 +56,7 @@ def channel_statistics(manifest: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Batcher:
-    """Positions in a split -> batch dict. Decoded pictures are kept, up to PICTURE_CACHE bytes.
-
-    allowed: how many trials of a batch may be replaced because they cannot be read.
-    """
+    """Positions in a split -> batch dict; `allowed` trials of it may be replaced because they cannot be read."""
 
     def __init__(self, split: ShardSplit, image_size: int | None, allowed: int = 0) -> None:
         self.split, self.image_size, self.allowed = split, image_size, allowed
@@ -90,8 +85,7 @@ class Batcher:
     def read(self, indices: np.ndarray, eeg: torch.Tensor, image: torch.Tensor) -> dict[str, Any]:
         """Fill rows of `eeg` and `image`; returns the small fields, and "bad": {index: what is wrong with that trial}.
 
-        With more than `allowed` bad trials only "bad" is returned. OSError, which names the trial, if it is the machine
-        that cannot read (files.pass_on).
+        Of more than `allowed` bad trials only "bad". OSError, which names the trial, if it is the machine's fault.
         """
         bad: dict[int, str] = {}
         taken = np.empty(len(indices), np.int64)
@@ -154,9 +148,9 @@ class Batcher:
         return picture
 
     def substitutes(self, i: int) -> Iterator[int]:
-        """`i`, then what may stand for it, in order: all trials (of its class, if `groups` has it), far ones first.
+        """`i`, then what may stand for it: all trials, or those of its class, in steps of 0.62 of their number.
 
-        Steps of about 0.62 of their number: neighbours, which lie in one tar and are lost together, get different ones.
+        So neighbours, which lie in one tar and are lost together, get different ones.
         """
         yield i
         group = self.groups.get(int(self.label[i])) if self.groups else None
@@ -251,9 +245,8 @@ def _load(
     batch_size: int,
     workers: int,
     device: torch.device | str,
-    bad: set[int],
+    bad: set[int],  # trials already found unreadable
 ) -> Iterator[dict[str, Any]]:
-    """bad: trials already found unreadable."""
     reads = _Reads(batcher, batch_size, workers)
     loader = DataLoader(
         wds.DataPipeline(indices, reads),

@@ -40,10 +40,7 @@ INDEX = np.dtype(
 
 
 class ShardError(ValueError):
-    """A trial cannot be read from its shard; `tar` is the shard's name, `key` the trial's.
-
-    Raised while a split is in use; what is wrong when it is opened is a plain ValueError.
-    """
+    """While a split is in use: a trial cannot be read from its shard; `tar` is the shard's name, `key` the trial's."""
 
     def __init__(self, sentence: str, tar: str = "", key: str = "") -> None:
         super().__init__(sentence, tar, key)  # all of it: an exception is pickled by its arguments
@@ -203,7 +200,7 @@ def scan_tar(path: Path, number: int) -> np.ndarray:
     rows = np.zeros(len(members), INDEX)
     for row, (key, parts) in zip(rows, members.items(), strict=True):
         picture = parts.get("png") or parts.get("jpg")
-        if len(parts) != 3 or picture is None or "eeg" not in parts or "json" not in parts:
+        if len(parts) != 3 or not {"eeg", "json"} < {*parts}:
             raise ValueError(
                 f"{path}: trial {key} is not whole (it has {', '.join(sorted(parts))}): make the shards again"
             )
@@ -233,9 +230,8 @@ class ShardSplit:
     """Random access to one split of a shard directory, or of the URL of one, which is fetched into the cache whole.
 
     Opening checks the tars' sizes and the index against the manifest. With `incomplete`, tars may be missing or cut
-    off: each of their trials then raises ShardError when it is read.
-
-    Reads are by position (os.pread), so processes made by fork share nothing but the files.
+    off: each of their trials then raises ShardError when it is read. Reads are by position (os.preadv), so processes
+    made by fork share nothing but the files.
     """
 
     def __init__(self, shards: str | Path, split: str, incomplete: bool = False) -> None:
@@ -297,9 +293,6 @@ class ShardSplit:
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"files": {}}
-
     def __del__(self) -> None:
         for file in getattr(self, "files", {}).values():
             os.close(file)
@@ -343,9 +336,8 @@ class ShardSplit:
 
     def _error(self, i: int, what: str) -> ShardError:
         path = self.paths[self.index[i]["tar"]]
-        return ShardError(
-            f"{path}: trial {self.keys[i]} {what}; copy or make the shards again", path.name, self.keys[i]
-        )
+        said = f"{path}: trial {self.keys[i]} {what}; copy or make the shards again"
+        return ShardError(said, path.name, self.keys[i])
 
     def eeg_into(self, i: int, out: torch.Tensor) -> torch.Tensor:
         """Fill `out`, (n_chans, n_times) float32, with trial i in the manifest's units, not standardised."""

@@ -36,7 +36,7 @@ from neuroimagen.shards.tars import (
     write_json,
 )
 from neuroimagen.shards.workers import Died, fingerprint, how_many, pack_in_processes
-from neuroimagen.studies.open import PATHS, chosen, open_study
+from neuroimagen.studies.open import PATHS, SourceConfig, chosen, open_study
 from neuroimagen.studies.study import Study
 
 FREE = ("out", "processes")  # fields that change no byte of the shards
@@ -144,13 +144,8 @@ def _pack(config: ShardsConfig, resolved: dict[str, Any], partial: Path) -> Mani
         if not indices:
             raise ValueError(f"split {split!r} of the study holds no trial")
         jobs += [Job(split, n, indices[i : i + trials]) for n, i in enumerate(range(0, len(indices), trials))]
-    plan = {
-        "config": resolved,
-        "inputs": inputs,
-        "study": fingerprint(study),
-        "trials": trials,
-        "versions": versions("neuroimagen", "numpy", "scipy", "mne", "pillow", "torch"),
-    }
+    plan = {"config": resolved, "inputs": inputs, "study": fingerprint(study), "trials": trials}
+    plan["versions"] = versions("neuroimagen", "numpy", "scipy", "mne", "pillow", "torch")
     records = _go_on(partial, plan, jobs)
     try:
         _write_tars(packer, jobs, records, opening, trial_seconds)
@@ -182,15 +177,10 @@ def _write_tars(
     processes = min(packer.config.processes or how_many(opening, left * trial_seconds), max(1, len(todo)))
     with tqdm(total=n, initial=n - left, unit="trial", desc="shards", disable=None) as progress:
         if processes == 1:
-            for job in todo:
-                records[job.name] = packer.pack(job, progress.update)
-            return
-        with contextlib.closing(pack_in_processes(packer, todo, processes)) as packed:
-            for record in packed:
-                if record is None:
-                    progress.update()
-                else:
-                    records[record.name] = record
+            made = [packer.pack(job, progress.update) for job in todo]
+        else:
+            made = pack_in_processes(packer, todo, processes, progress.update)
+    records |= {record.name: record for record in made}
 
 
 def _stamp(path: Path) -> list[int]:

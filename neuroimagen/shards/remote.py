@@ -23,7 +23,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit, urlunsplit
@@ -202,23 +202,16 @@ def fetch_split(shards: str, folder: Path, name: str, split: dict[str, Any], mos
     All of it when the split is opened, not tar by tar as trials are asked for: the train order is one permutation of
     the whole split, so that the first batches touch every tar, one slow fetch after the other.
     """
-    digest = split.get("index_sha256")
-    if digest:
+    if digest := split.get("index_sha256"):
         path = folder / f"{name}.index.npy"
         fetch(shards, path.name, path, None, digest, most)
     tars = [tar for tar in split["shards"] if not _whole(folder / tar["name"], tar["bytes"])]
     random.Random(os.getpid()).shuffle(tars)  # several processes begin with different ones instead of waiting
     total = sum(tar["bytes"] for tar in tars)
-    with tqdm(total=total, unit="B", unit_scale=True, desc=f"fetch {name}", disable=None if tars else True) as progress:
-        with ThreadPoolExecutor(CONNECTIONS) as pool:
-            waiting = {pool.submit(fetch_tar, shards, folder, tar): tar for tar in tars}
-            try:
-                for done in as_completed(waiting):
-                    done.result()
-                    progress.update(waiting[done]["bytes"])
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+    bar = tqdm(total=total, unit="B", unit_scale=True, desc=f"fetch {name}", disable=None if tars else True)
+    with bar, ThreadPoolExecutor(CONNECTIONS) as pool:
+        for tar, _ in zip(tars, pool.map(functools.partial(fetch_tar, shards, folder), tars), strict=True):
+            bar.update(tar["bytes"])  # after a failure none of those that wait is begun
 
 
 def _whole(path: Path, size: int | None) -> bool:

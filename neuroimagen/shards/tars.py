@@ -20,7 +20,7 @@ import webdataset as wds
 from PIL import Image
 
 from neuroimagen.config import option, path_option
-from neuroimagen.files import MAX_PICTURE_BYTES, pass_on, replacing, write_atomic
+from neuroimagen.files import MAX_PICTURE_BYTES, pass_on, replacing, sha256, write_atomic
 from neuroimagen.pictures import FORMATS, Seen, Unclear, see
 from neuroimagen.shards.format import KEY, MAX_JSON_BYTES, scan_tar
 from neuroimagen.studies.open import SourceConfig
@@ -76,9 +76,8 @@ def encode_eeg(eeg: np.ndarray, dtype: str, where: str) -> tuple[bytes, float, f
                 f"{where}: a signal of {np.median(spread[moving]):.3g} on an offset of {np.median(offset[moving]):.3g} "
                 "does not fit float16: take the offset away by baseline= or band="
             )
-        what = f"signal of {np.median(spread[moving]):.3g}"
-        if not np.isfinite(half).all():
-            what = f"value of {float(np.abs(eeg).max()):.3g}"
+        too_large = not np.isfinite(half).all()
+        what = f"value of {np.abs(eeg).max():.3g}" if too_large else f"signal of {np.median(spread[moving]):.3g}"
         raise ValueError(
             f"{where}: a {what} does not fit float16: mend the units of the file (EEG has 0.1 to 1,000 uV), or scale "
             "it by standardise=; eeg_dtype=float32 would keep it as it is"
@@ -222,17 +221,6 @@ def other_picture(key: str, image: str) -> str:
     return f"trial {key}: image {image} is not the same picture as in an earlier trial: rename one"
 
 
-class _Hashed:
-    """A file that is written from its beginning to its end, and the SHA-256 of what was written."""
-
-    def __init__(self, file: Any) -> None:
-        self.file, self.digest = file, hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self.digest.update(data)
-        return self.file.write(data)
-
-
 class Packer:
     """Writes tars of a study into `folder`; checks each trial on the way."""
 
@@ -290,8 +278,7 @@ class Packer:
         record, moments, subjects, keys = Record(job.name), Moments(), set(), set()
         with replacing(self.folder / job.name, own=True) as partial:
             with open(partial, "wb") as file:
-                hashed = _Hashed(file)
-                with wds.TarWriter(hashed, user="", group="", mtime=0, encoder=False) as tar:
+                with wds.TarWriter(file, user="", group="", mtime=0, encoder=False) as tar:
                     for i in job.indices:
                         trial = self.study.trial(i)
                         if trial.key in keys:
@@ -307,7 +294,7 @@ class Packer:
             for row in scan_tar(partial, job.number):
                 places = [row[member].tolist() for member in ("eeg", "picture", "json")]
                 record.rows.append([row["key"].decode(), bool(row["png"]), *places])
-            record.bytes, record.sha256 = partial.stat().st_size, hashed.digest.hexdigest()
+            record.bytes, record.sha256 = partial.stat().st_size, sha256(partial)
         record.subjects = sorted(subjects)
         record.moments = [moments.count, *(np.asarray(values).tolist() for values in (moments.mean, moments.m2))]
         write_json(record_path(self.folder, job.name), dataclasses.asdict(record))

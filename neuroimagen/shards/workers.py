@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from multiprocessing import connection, get_context
 from pathlib import Path
 from typing import Any
@@ -78,18 +78,17 @@ def _work(config: ShardsConfig, folder: Path, known: str, pipe: connection.Conne
         send(RuntimeError(traceback.format_exc()))
 
 
-def pack_in_processes(packer: Packer, todo: list[Job], processes: int) -> Generator[Record | None, None, None]:
-    """What `packer` would do, by processes that take whole tars: records as they come, and None for each trial.
+def pack_in_processes(packer: Packer, todo: list[Job], processes: int, progress: Callable[[], Any]) -> list[Record]:
+    """What `packer` would do, by processes that take whole tars; `progress` is called once a trial.
 
-    The processes open the study themselves. To fork them from this one would spare that, but a fork copies the locks
-    of torch's, mne's and BLAS's threads as they are at that moment, without the threads: now and then one waits for
-    ever. So they are forked from a server, which has imported what they need once and never starts a thread. What the
-    readers map (a 3 GB .pth) is one copy in memory for all processes; what they hold is not.
+    The processes open the study themselves: to fork them from this one would copy the locks of torch's, mne's and
+    BLAS's threads without the threads, and now and then one waits for ever. So they are forked from a server, which has
+    imported what they need and never starts a thread. What the readers map (a 3 GB .pth) is in memory once.
     """
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])
     waiting, known = list(reversed(todo)), fingerprint(packer.study)
-    workers = {}
+    workers, records = {}, list[Record]()
     try:
         for _ in range(processes):
             here, there = context.Pipe()
@@ -97,8 +96,7 @@ def pack_in_processes(packer: Packer, todo: list[Job], processes: int) -> Genera
             worker.start()
             there.close()  # or the end of the worker would not be seen
             workers[here] = worker
-        missing = len(todo)
-        while missing:
+        while len(records) < len(todo):
             for pipe in connection.wait(list(workers)):
                 assert isinstance(pipe, connection.Connection)
                 try:
@@ -109,10 +107,11 @@ def pack_in_processes(packer: Packer, todo: list[Job], processes: int) -> Genera
                         pipe.send(waiting.pop())
                 except (EOFError, BrokenPipeError, ConnectionResetError):
                     raise Died(_death(workers[pipe])) from None
-                if isinstance(said, Record):
-                    missing -= 1
-                if said is not None:
-                    yield said if isinstance(said, Record) else None
+                if said == 1:
+                    progress()
+                elif isinstance(said, Record):
+                    records.append(said)
+        return records
     finally:
         for worker in workers.values():
             worker.kill()  # idle, or its work is no longer wanted
