@@ -456,6 +456,7 @@ def test_a_preempted_run_is_not_continued_on_other_shards(config, root):
     [
         ("pixel_features", {"trackers": "paper"}, "'paper' is not one of none"),
         ("pixel_saliency", {"augment": "colour"}, "augmentation 'colour' is unknown"),
+        ("pixel_features", {"eeg_shift": 9.0}, "eeg_shift=9 s is not within a trial of"),
         ("pixel_saliency", {"eeg_noise": 1.0}, "eeg_noise varies what .* it needs finetune_features=true"),
         ("brain2image", {"classifier_steps": 10, "max_steps": 10}, "leave some of max_steps=10"),
         ("neurovision", {"max_steps": 10}, "max_steps=10 is too short"),
