@@ -96,6 +96,18 @@ class EegAugmentConfig:
     eeg_band_mask: float = option(0.0, "width in Hz of a band removed from each trial, at a random place; 0: none")
     eeg_band_limit: float = option(100.0, "upper end in Hz of where that band may lie")
 
+    def check_eeg(self, n_times: int, sfreq: float) -> None:
+        """ValueError for what makes no sense with trials of n_times samples at sfreq Hz; asked before a run starts."""
+        if not 0 <= round(self.eeg_shift * sfreq) < n_times:
+            raise ValueError(f"eeg_shift={self.eeg_shift:g} s is not within a trial of {n_times / sfreq:g} s")
+        limit = min(self.eeg_band_limit, sfreq / 2)
+        if self.eeg_band_mask and not 0 < self.eeg_band_mask < limit:
+            raise ValueError(f"eeg_band_mask={self.eeg_band_mask:g} Hz is not within 0 to {limit:g} Hz")
+        if self.eeg_noise < 0:
+            raise ValueError(f"eeg_noise={self.eeg_noise:g} is a standard deviation: it cannot be negative")
+        if not 0 <= self.eeg_channel_dropout < 1:
+            raise ValueError(f"eeg_channel_dropout={self.eeg_channel_dropout:g} is not a probability below 1")
+
 
 class _Null(str):
     """null, ~ or nothing, as it stands there: None to a field that may be None, and text to any other."""

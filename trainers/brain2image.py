@@ -56,6 +56,7 @@ class Brain2ImageConfig(EegAugmentConfig, TrainConfig):
 
 def main(config: Brain2ImageConfig) -> int:
     manifest = read_manifest(config.shards)
+    config.check_eeg(manifest.n_times, manifest.sfreq)
     names = {c["label"]: c["name"] for c in manifest.classes}
     n_classes = 1 + max(names)
     run = Run(config)

@@ -59,6 +59,7 @@ class NeuroVisionConfig(EegAugmentConfig, TrainConfig):
 
 def main(config: NeuroVisionConfig) -> int:
     manifest = read_manifest(config.shards)
+    config.check_eeg(manifest.n_times, manifest.sfreq)
     names = {c["label"]: c["name"] for c in manifest.classes}
     n_classes, levels = 1 + max(names), n_levels(config.image_size)
     run = Run(config)
@@ -127,11 +128,9 @@ def main(config: NeuroVisionConfig) -> int:
             # D: WGAN-GP (Gulrajani et al. 2017, Eq. 3), the drift term (Karras et al. 2018, A.1), AC-GAN
             scores, guesses = discriminator(torch.cat([y, drawn.detach()]), level, alpha)
             real, fake = scores.chunk(2)
+            u = run.rand(len(label), 1, 1, 1)
             penalty = losses.gradient_penalty(
-                lambda x, level=level, alpha=alpha: judge(x, level, alpha)[0],
-                y,
-                drawn.detach(),
-                run.rand(len(label), 1, 1, 1),
+                lambda x, level=level, alpha=alpha: judge(x, level, alpha)[0], y, drawn.detach(), u
             )
             of_class = F.cross_entropy(guesses, torch.cat([label, label])) * 2  # of real ones plus of drawn ones
             loss_d = fake.mean() - real.mean() + config.penalty_weight * penalty

@@ -60,6 +60,7 @@ def validate(run: Run, model: nn.Module, config: PixelFeaturesConfig, names: dic
 
 def main(config: PixelFeaturesConfig) -> int:
     manifest = read_manifest(config.shards)
+    config.check_eeg(manifest.n_times, manifest.sfreq)
     names = {c["label"]: c["name"] for c in manifest.classes}
     trials = manifest.splits["train"]["trials"]
     balance = (config.classes_per_batch, config.trials_per_class)

@@ -74,6 +74,7 @@ def stacked(draws: torch.Tensor) -> torch.Tensor:
 
 def main(config: PixelSaliencyConfig) -> int:
     manifest = read_manifest(config.shards)
+    config.check_eeg(manifest.n_times, manifest.sfreq)
     features = load_trained(FeatureExtractor, open_run(config.features, "features") / "model")
     run = Run(config)
     if run.done:

@@ -116,6 +116,7 @@ def validate(run: Run, model: SampleEncoder, targets: Targets, config: SampleSem
 
 def main(config: SampleSemanticsConfig) -> int:
     manifest = read_manifest(config.shards)
+    config.check_eeg(manifest.n_times, manifest.sfreq)
     run = Run(config)
     if run.done:
         return 0

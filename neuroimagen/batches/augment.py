@@ -19,20 +19,15 @@ def augment_eeg(eeg: Tensor, sfreq: float, config: EegAugmentConfig, rand: Calla
     Raises ValueError for values that make no sense.
     """
     n, n_chans, n_times = eeg.shape
+    config.check_eeg(n_times, sfreq)
     if config.eeg_shift:
         most = round(config.eeg_shift * sfreq)
-        if not 0 <= most < n_times:
-            raise ValueError(f"eeg_shift={config.eeg_shift:g} s is not within a trial of {n_times / sfreq:g} s")
         eeg = shift(eeg, torch.floor(rand(n, 1)[:, 0] * (2 * most + 1)).long().clamp(max=2 * most) - most)
     if config.eeg_band_mask:
         limit = min(config.eeg_band_limit, sfreq / 2)
-        if not 0 < config.eeg_band_mask < limit:
-            raise ValueError(f"eeg_band_mask={config.eeg_band_mask:g} Hz is not within 0 to {limit:g} Hz")
         low = rand(n, 1)[:, 0] * (limit - config.eeg_band_mask)
         eeg = mask_band(eeg, sfreq, low, low + config.eeg_band_mask)
     if config.eeg_noise:
-        if config.eeg_noise < 0:
-            raise ValueError(f"eeg_noise={config.eeg_noise:g} is a standard deviation: it cannot be negative")
         # A seed a trial instead of normal numbers for the global batch: those would be drawn on every rank's CPU.
         parts = (rand(n, 2).double() * 2**24).long()  # rand has 24 bits
         noise = torch.empty_like(eeg)
@@ -40,8 +35,6 @@ def augment_eeg(eeg: Tensor, sfreq: float, config: EegAugmentConfig, rand: Calla
             row.normal_(generator=torch.Generator(eeg.device).manual_seed(seed))
         eeg = eeg + config.eeg_noise * noise
     if config.eeg_channel_dropout:
-        if not 0 < config.eeg_channel_dropout < 1:
-            raise ValueError(f"eeg_channel_dropout={config.eeg_channel_dropout:g} is not a probability below 1")
         eeg = eeg * (rand(n, n_chans) >= config.eeg_channel_dropout)[:, :, None]
     return eeg
 

@@ -338,7 +338,7 @@ def test_a_full_disk_under_the_log_is_named(tmp_path, monkeypatch):
         def write(self, text):
             pass
 
-    monkeypatch.setattr("neuroimagen.run.run.open", lambda *how, **more: Full(), raising=False)
+    monkeypatch.setattr("neuroimagen.run.trackers.open", lambda *how, **more: Full(), raising=False)
     with pytest.raises(OSError, match=r"No space left on device: '.*run/stats.jsonl'"):
         train(tmp_path / "run")
 

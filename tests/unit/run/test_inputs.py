@@ -452,6 +452,26 @@ def test_a_preempted_run_is_not_continued_on_other_shards(config, root):
     assert (root / "run" / "PREEMPTED").exists()
 
 
+@pytest.mark.parametrize(
+    "stage, change, said",
+    [
+        ("pixel_features", {"trackers": "paper"}, "'paper' is not one of none"),
+        ("pixel_saliency", {"augment": "colour"}, "augmentation 'colour' is unknown"),
+        ("pixel_features", {"eeg_shift": 9.0}, "eeg_shift=9 s is not within a trial of"),
+        ("pixel_saliency", {"eeg_noise": 1.0}, "eeg_noise varies what .* it needs finetune_features=true"),
+        ("brain2image", {"classifier_steps": 10, "max_steps": 10}, "leave some of max_steps=10"),
+        ("neurovision", {"max_steps": 10}, "max_steps=10 is too short"),
+        ("latent_diffusion part=autoencoder", {"accumulate": 2}, "use accumulate=1"),
+        ("latent_diffusion", {"autoencoder": ""}, "needs autoencoder=RUN"),
+    ],
+)
+def test_a_config_is_checked_before_anything_starts(stage, change, said, root, monkeypatch):
+    monkeypatch.setattr(running, "make_accelerator", lambda *_, **__: pytest.fail("processes were started"))
+    with pytest.raises(ValueError, match=said):
+        trainer(stage.split()[0])(dataclasses.replace(config_of(stage, root), **({"global_batch_size": 8} | change)))
+    assert not (root / "run").exists()
+
+
 # Stage 0
 
 
