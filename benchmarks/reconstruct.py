@@ -294,7 +294,7 @@ def quality(folder: Path, rounds: int) -> str:
     rows, right = [], {}
     for each in sides:
         images = torch.from_numpy(np.stack(drawn[each.name])).permute(0, 3, 1, 2).float() / 255
-        found = torch.cat([classifier.probabilities(some) for some in images.split(32)]).numpy()
+        found = torch.cat([classifier.outputs(some)["probabilities"] for some in images.split(32)]).numpy()
         ranks = ranks_of(found, labels.repeat(2)[:, None])[:, 0]
         right[each.name] = success_by_rank(found.shape[1], min(50, found.shape[1]), 1)[ranks]
         likeness = [ssim(images, which.repeat_interleave(2, 0))[:, 0].mean().item() for which in (truths, starts)]

@@ -94,26 +94,11 @@ def _block_a(width: int, pooled: int, pool: str) -> _Mixed:
     )  # fmt: skip
 
 
-def _block_b() -> _Mixed:
-    return _Mixed(
-        288, "halve", branch3x3=(384, 3, 2, False),
-        branch3x3dbl_1=(64,), branch3x3dbl_2=(96, 3), branch3x3dbl_3=(96, 3, 2, False),
-    )  # fmt: skip
-
-
 def _block_c(n: int, pool: str) -> _Mixed:
     return _Mixed(
         768, pool, 192, branch1x1=(192,), branch7x7_1=(n,), branch7x7_2=(n, (1, 7)), branch7x7_3=(192, (7, 1)),
         branch7x7dbl_1=(n,), branch7x7dbl_2=(n, (7, 1)), branch7x7dbl_3=(n, (1, 7)), branch7x7dbl_4=(n, (7, 1)),
         branch7x7dbl_5=(192, (1, 7)),
-    )  # fmt: skip
-
-
-def _block_d() -> _Mixed:
-    return _Mixed(
-        768, "halve", branch3x3_1=(192,), branch3x3_2=(320, 3, 2, False),
-        branch7x7x3_1=(192,), branch7x7x3_2=(192, (1, 7)), branch7x7x3_3=(192, (7, 1)),
-        branch7x7x3_4=(192, 3, 2, False),
     )  # fmt: skip
 
 
@@ -138,27 +123,28 @@ class InceptionV3(nn.Module):
         self.Conv2d_1a_3x3 = _Conv(3, 32, 3, 2, pad=False)
         self.Conv2d_2a_3x3 = _Conv(32, 32, 3, pad=False)
         self.Conv2d_2b_3x3 = _Conv(32, 64, 3)
+        self.maxpool1 = nn.MaxPool2d(3, 2)
         self.Conv2d_3b_1x1 = _Conv(64, 80)
         self.Conv2d_4a_3x3 = _Conv(80, 192, 3, pad=False)
-        self.Mixed_5b = _block_a(192, 32, pool)
-        self.Mixed_5c = _block_a(256, 64, pool)
-        self.Mixed_5d = _block_a(288, 64, pool)
-        self.Mixed_6a = _block_b()
-        self.Mixed_6b = _block_c(128, pool)
-        self.Mixed_6c = _block_c(160, pool)
-        self.Mixed_6d = _block_c(160, pool)
-        self.Mixed_6e = _block_c(192, pool)
-        self.Mixed_7a = _block_d()
-        self.Mixed_7b = _block_e(1280, pool)
-        self.Mixed_7c = _block_e(2048, "max" if fid else pool)
+        self.maxpool2 = nn.MaxPool2d(3, 2)
+        self.Mixed_5b, self.Mixed_5c, self.Mixed_5d = (_block_a(*w, pool) for w in ((192, 32), (256, 64), (288, 64)))
+        self.Mixed_6a = _Mixed(
+            288, "halve", branch3x3=(384, 3, 2, False),
+            branch3x3dbl_1=(64,), branch3x3dbl_2=(96, 3), branch3x3dbl_3=(96, 3, 2, False),
+        )  # fmt: skip
+        self.Mixed_6b, self.Mixed_6c, self.Mixed_6d, self.Mixed_6e = (_block_c(w, pool) for w in (128, 160, 160, 192))
+        self.Mixed_7a = _Mixed(
+            768, "halve", branch3x3_1=(192,), branch3x3_2=(320, 3, 2, False),
+            branch7x7x3_1=(192,), branch7x7x3_2=(192, (1, 7)), branch7x7x3_3=(192, (7, 1)),
+            branch7x7x3_4=(192, 3, 2, False),
+        )  # fmt: skip
+        self.Mixed_7b, self.Mixed_7c = _block_e(1280, pool), _block_e(2048, "max" if fid else pool)
         self.fc = nn.Linear(2048, 1008 if fid else 1000)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
-        x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, 2)))
-        x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(F.max_pool2d(x, 3, 2))))
-        x = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))))
-        return self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x))).mean((2, 3))
+        for layer in [*self.children()][:-1]:
+            x = layer(x)
+        return x.mean((2, 3))
 
 
 class _Bottleneck(nn.Module):

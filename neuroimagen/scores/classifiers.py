@@ -63,10 +63,6 @@ class Classifier:
         logits, features = self.both(images.to(self.device))
         return {"probabilities": logits.float().softmax(1), "features": features.float()}
 
-    def probabilities(self, images: torch.Tensor) -> torch.Tensor:
-        """float (B, 3, H, W) in [0, 1] -> (B, K) float32 on the CPU."""
-        return self.outputs(images)["probabilities"].cpu()
-
     def find(self, wnid: str, name: str) -> int | None:
         """Index of a data set's class here, by wnid or else by name; None if this classifier does not know it."""
         if wnid and wnid in self.wnids:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from neuroimagen.run.collectives import gather_objects, spread, world_size
 from neuroimagen.scores.classifiers import read_pictures, read_pixels
-from neuroimagen.scores.networks import NETWORKS, NotAvailable, load_lpips, load_network
+from neuroimagen.scores.networks import HUB, NETWORKS, NotAvailable, load_lpips, load_network
 from neuroimagen.scores.similarity import pixcorr, ssim, ssim_425
 
 TRUTH_CACHE = 256 << 20  # bytes of ground-truth pictures kept by each process
@@ -60,7 +60,7 @@ def _where(name: str, weights: str | None, download: bool) -> str | Path | None:
     if weights is not None or download:
         return weights
     if name == "clip":
-        hub = NETWORKS[name].url.removeprefix("https://huggingface.co/")
+        hub = NETWORKS[name].url.removeprefix(HUB)
         found = huggingface_hub.try_to_load_from_cache(hub, "model.safetensors")
         if isinstance(found, str):
             return Path(found).parent
@@ -93,7 +93,7 @@ def load_judges(
             if name != "lpips":
                 layers = {"alexnet": ("alex2", "alex5"), "fid": ("fid", "logits")}.get(name, (name,))
                 use = "keep" if name == "fid" else "compare"
-                judges.append(Judge(load_network(name, device, where).features, **{use: layers}))
+                judges.append(Judge(load_network(name, device, where), **{use: layers}))
             elif side < 35:
                 raise NotAvailable(f"pictures of {side} px are too small for LPIPS; reconstruct at 35 px or more")
             else:

@@ -7,7 +7,6 @@ to. Metrics of pictures and of features: similarity.py. More: docs/scores.md.
 
 import functools
 import math
-from typing import NamedTuple
 
 import numpy as np
 import scipy.stats
@@ -79,23 +78,18 @@ def shuffled_estimate(success: np.ndarray, which: np.ndarray, units: np.ndarray)
     return share(jackknife(value, without))
 
 
-class Dealings(NamedTuple):
-    """What other trials' truths the reconstructions of n trials are compared with, to learn what they get blindly."""
+def deal(n: int, samples: int, least: int = 2000, seed: int = 0) -> np.ndarray:
+    """With which other trials' truths the reconstructions of n trials are compared, to learn what they get blindly:
+    (n, samples, k) trials.
 
-    trials: np.ndarray  # (n, samples, k): whose truth
-    exact: bool  # all n - 1 others: means over them are those over all permutations
-
-
-def deal(n: int, samples: int, least: int = 2000, seed: int = 0) -> Dealings:
-    """Cyclic shifts of a seeded permutation of n trials, other ones for each sample: each is one way to deal out the
-    truths, so every reconstruction and every truth counts alike.
-
-    As many (k) as make `least` pairs, 2 at least and all n - 1 at most; the shift by none is the trials' own truths.
+    Cyclic shifts of a seeded permutation, other ones for each sample: each is one way to deal out the truths, so every
+    reconstruction and every truth counts alike. As many (k) as make `least` pairs, 2 at least and all n - 1 at most
+    (means over these are those over all permutations); the shift by none is the trials' own truths.
     """
     k, rng = min(n - 1, max(2, -(-least // (n * samples)))), np.random.default_rng(seed)
     order = rng.permutation(n)
     shifts = np.stack([1 + rng.permutation(n - 1)[:k] for _ in range(samples)])
-    return Dealings(order[(np.argsort(order)[:, None, None] + shifts) % n], k == n - 1)
+    return order[(np.argsort(order)[:, None, None] + shifts) % n]
 
 
 def dealt_estimates(

@@ -78,7 +78,7 @@ def test_imagenet_network_names_real_pictures():
     classifier = load_classifier("efficientnet-lite0")
     right = 0
     for path in sorted(REAL.glob("*.JPEG")):
-        p = classifier.probabilities(read_pictures([path]))
+        p = classifier.outputs(read_pictures([path]))["probabilities"]
         assert p.shape == (1, 1000) and p.sum() == pytest.approx(1, abs=1e-4)
         right += p.argmax().item() == classifier.find(path.name.split("_")[0], "")
     assert right >= 38
@@ -94,7 +94,7 @@ def test_probe_learns_and_loads(probe, pictures):
     assert "2 classes" in classifier.describe and "100.0 % right on held-out" in classifier.describe
     assert classifier.find("n07753592", "") == 1 and classifier.find("", "Water") == 0
     assert classifier.find("n00000000", "pizza") is None
-    p = classifier.probabilities(read_pictures([pictures / "water" / "3.JPEG"]))
+    p = classifier.outputs(read_pictures([pictures / "water" / "3.JPEG"]))["probabilities"]
     assert p.shape == (1, 2) and p[0, 0] > 0.9 and p.sum() == pytest.approx(1, abs=1e-5)
 
 
@@ -194,7 +194,7 @@ def test_transformers_classifier_equals_its_own_preprocessing(tmp_path, crop):
     ready = (resized - np.array(how["image_mean"])) / np.array(how["image_std"])
     with torch.inference_mode():
         expected = model(pixel_values=torch.tensor(ready).permute(2, 0, 1)[None].float()).logits.softmax(1)
-    found = classifier.probabilities(torch.tensor(pixels).permute(2, 0, 1)[None])
+    found = classifier.outputs(torch.tensor(pixels).permute(2, 0, 1)[None])["probabilities"]
     assert torch.allclose(found, expected, atol=2e-3)
     assert classifier.find("n02510455", "") == 2 and classifier.find("", "pizza pie") == 1
 

@@ -293,10 +293,10 @@ def test_dealt_is_the_mean_over_all_permutations(better, sign):
     rng = np.random.default_rng(0)
     values, units = rng.random((6, 2, 6)), np.array(list("aabcde"))
     dealings = deal(6, 2)
-    assert dealings.exact and dealings.trials.shape == (6, 2, 5)
+    assert dealings.shape == (6, 2, 5)
     i, s = np.arange(6)[:, None, None], np.arange(2)[:, None]
     own = values[np.arange(6), :, np.arange(6)]
-    found = dealt_estimates(own, values[i, s, dealings.trials], dealings.trials, units, better)
+    found = dealt_estimates(own, values[i, s, dealings], dealings, units, better)
     left = [np.flatnonzero(units != unit).tolist() for unit in "abcde"]
 
     def gain(mine):
@@ -312,23 +312,23 @@ def test_dealt_is_the_mean_over_all_permutations(better, sign):
 def test_few_dealings_are_fair_and_all_of_them_permutations():
     n, samples = 90, 3
     dealings = deal(n, samples)
-    k = dealings.trials.shape[2]
-    assert not dealings.exact and 2000 <= n * samples * k < 2000 + n * samples
-    every = dealings.trials.reshape(n, -1)
+    k = dealings.shape[2]
+    assert k < n - 1 and 2000 <= n * samples * k < 2000 + n * samples
+    every = dealings.reshape(n, -1)
     assert (np.sort(every, 0) == np.arange(n)[:, None]).all() and (every != np.arange(n)[:, None]).all()
-    assert len({tuple(column) for column in dealings.trials[:, 0].T}) == k
+    assert len({tuple(column) for column in dealings[:, 0].T}) == k
     rng = np.random.default_rng(1)
     i, s, units = np.arange(n)[:, None, None], np.arange(samples)[:, None], np.arange(n)
     # The same picture for all, or truths that are all alike: the gain is 0 to the last digit, however few the dealings.
     for values in (rng.random((1, 1, n)), rng.random((n, samples, 1))):
         whole = np.broadcast_to(values, (n, samples, n))
         own = whole[np.arange(n), :, np.arange(n)]
-        gain = dealt_estimates(own, whole[i, s, dealings.trials], dealings.trials, units)[1]
+        gain = dealt_estimates(own, whole[i, s, dealings], dealings, units)[1]
         assert gain.value == pytest.approx(0, abs=1e-12) and gain.low < 0 < gain.high
     # Against the mean over all n^2 pairs: off by far less than the interval is wide.
     values = rng.random((n, samples, n)) + rng.random((n, 1, 1)) + rng.random(n)
     own = values[np.arange(n), :, np.arange(n)]
-    other, gain = dealt_estimates(own, values[i, s, dealings.trials], dealings.trials, units)
+    other, gain = dealt_estimates(own, values[i, s, dealings], dealings, units)
     assert other.value == pytest.approx(values.mean(), abs=0.1 * (other.high - other.low))
     assert gain.value == pytest.approx(own.mean() - values.mean(), abs=0.15 * (gain.high - gain.low))
 
@@ -340,8 +340,8 @@ def test_the_interval_of_a_gain_covers_it():
         dealings = deal(40, 1, least=240, seed=study)
         values = rng.normal(0, 0.2, (40, 1, 40)) + rng.normal(0, 0.2, (40, 1, 1)) + rng.normal(0, 0.2, 40)
         own = values[np.arange(40), :, np.arange(40)] + 0.1
-        dealt = values[np.arange(40)[:, None, None], 0, dealings.trials]
-        gain = dealt_estimates(own, dealt, dealings.trials, np.arange(40))[1]
+        dealt = values[np.arange(40)[:, None, None], 0, dealings]
+        gain = dealt_estimates(own, dealt, dealings, np.arange(40))[1]
         # the mean over all permutations holds each one's own truth once in 40
         covered += gain.low <= 0.1 * 39 / 40 <= gain.high
     assert 182 <= covered <= 198

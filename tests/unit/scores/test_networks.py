@@ -58,9 +58,8 @@ def no_network(monkeypatch):
 def test_features_are_those_of_the_published_network(name, tmp_path):
     assert layout(on_meta(BUILD[name])) == GOLDEN[name]["layout"]
     torch.save(official(name), tmp_path / NETWORKS[name].file)
-    network = load_network(name, "cpu", tmp_path)
-    features = network.features(pictures())
-    assert tuple(features) == network.layers == tuple(NODES[name])
+    features = load_network(name, "cpu", tmp_path)(pictures())
+    assert tuple(features) == tuple(NODES[name])
     for layer, found in features.items():
         assert found.dtype == torch.float32 and found.device.type == "cpu"
         # rounding through some hundred layers; a wrong pool or normalisation is off by whole per cents
@@ -127,7 +126,7 @@ def test_clip_gives_the_image_embedding_of_the_suites_pictures(tmp_path, no_netw
     model = CLIPVisionModelWithProjection(config).eval()
     model.save_pretrained(tmp_path / "clip-vit-large-patch14")
     images = torch.rand(2, 3, 224, 224)  # 256 and 224 px: two resizes
-    found = load_network("clip", "cpu", tmp_path).features(images)["clip"]
+    found = load_network("clip", "cpu", tmp_path)(images)["clip"]
     x = images
     for side in (256, 224):
         x = torch.nn.functional.interpolate(x, (side, side), mode="bilinear", antialias=True)
