@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from neuroimagen.batches.stream import channel_statistics
 from neuroimagen.files import share_weights
-from neuroimagen.model.card import TEMPLATE, fill
+from neuroimagen.model.card import write_card
 from neuroimagen.model.eeg import Contract, take
 from neuroimagen.pixel.features import FeatureExtractor
 from neuroimagen.pixel.saliency import Generator
@@ -96,7 +96,6 @@ class NeuroImagen(
     license="apache-2.0",
     tags=["eeg", "brain-decoding", "image-reconstruction", "diffusers"],
     paper_url="https://arxiv.org/abs/2308.02510",
-    model_card_template=TEMPLATE,
 ):
     """f_θ, G and M_s with what they take and how they were drawn from; the diffusion model F is loaded at first use.
 
@@ -195,7 +194,8 @@ class NeuroImagen(
                 copy_pipeline(source, target)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        return super().generate_model_card(*args, **fill(self.about, self.eeg, self.rows, self.pipeline), **kwargs)
+        info: Any = self._hub_mixin_info
+        return ModelCard(write_card(self, info.model_card_data.to_yaml(), info.paper_url))
 
     @property
     def device(self) -> torch.device:
