@@ -1,22 +1,22 @@
 """`neuroimagen report RUN`: one self-contained page of a reconstruct run's pictures and scores; its tables and figures.
 
-RUN/report.html needs no network and no other file: its pictures are inlined, its style and script are page.css and
+RUN/report.html needs no network and no other file: its pictures are inlined, its style is pages/page.css, its script
 page.js beside this file. Which trials are shown follows rules that the page states; nothing is picked for its looks.
 Without JavaScript all works but sorting, filters and pictures enlarged one by one. RUN/tables and RUN/figures hold the
 same tables and figures for a paper.
 """
 
-import base64
 import dataclasses
-import hashlib
 import json
 import re
 import shlex
-from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup
 
 from neuroimagen.config import option, path_option
 from neuroimagen.files import write_atomic
+from neuroimagen.pages import render
 from neuroimagen.report import figures, tables
 from neuroimagen.report.charts import bars, confusions, legend
 from neuroimagen.report.gallery import Gallery, Metric, Pictures, define, read_picture_scores, spaced, text
@@ -361,22 +361,8 @@ class Page:
     def html(self) -> str:
         self.body()  # counts the pictures
         self.pictures.fit()
-        style, script = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-        # The browser itself sees to it that nothing is fetched, and that no script runs but this one.
-        policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-        title = f"NeuroImagen: pictures from {tables.kind_of_eeg(self.scores)}"
-        zoom = (
-            '<dialog id="zoom" aria-label="Picture, enlarged"><img src="data:," alt=""><p></p><form method="dialog">'
-            '<span class="sub">Arrow keys: the next picture</span><button>Close</button></form></dialog>'
-        )
-        return (
-            '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-            'content="width=device-width, initial-scale=1"><meta http-equiv="Content-Security-Policy" '
-            f'content="{policy}"><title>{title}</title><style>{style}</style></head><body>'
-            f'<a class="skip" href="#tables">Skip to the tables</a><main>{self.body()}</main>{zoom}'
-            f"<script>{script}</script></body></html>\n"
-        )
+        eeg = tables.kind_of_eeg(self.scores)
+        return render("report/templates/page.j2", script="report/page.js", eeg=eeg, body=Markup(self.body()))
 
 
 def report(config: ReportConfig) -> None:
