@@ -23,21 +23,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import (
-    LatentConsistencyModelImg2ImgPipeline,
-    LatentConsistencyModelPipeline,
-    StableDiffusionImg2ImgPipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLImg2ImgPipeline,
-    StableDiffusionXLPipeline,
-)
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neuroimagen.reconstruction.attention import set_attention
-from neuroimagen.reconstruction.pipelines import is_lcm, is_xl, load_pipeline, set_scheduler
+from neuroimagen.reconstruction.pipelines import PIPELINES, is_lcm, is_xl, load_pipeline, set_scheduler
 from neuroimagen.run.processes import check_bf16, set_tf32
 from neuroimagen.run.seeds import seed_from
 
@@ -65,25 +56,6 @@ class EncodedMaps:
         seeds = [seed_from(noise, "posterior") for noise in noises]
         return torch.cat([p.sample(torch.Generator().manual_seed(s)) for p, s in zip(posteriors, seeds, strict=True)])
 
-
-class _FromLatents:
-    """Image to image whose image is encoded already: `start` (n, C, h, w), scaled."""
-
-    start: Tensor
-
-    def prepare_latents(self: Any, image, timestep, batch_size, n, dtype, device, generator=None, *_):
-        noise = randn_tensor(self.start.shape, generator=generator, device=device, dtype=dtype)
-        return self.scheduler.add_noise(self.start, noise, timestep)
-
-
-PIPELINES: dict[type, tuple[Any, Any]] = {  # as loaded -> as drawn with: from a map, from noise alone
-    loaded: (type(f"FromLatents{loaded.__name__}", (_FromLatents, loaded), {}), from_noise)
-    for loaded, from_noise in (
-        (StableDiffusionImg2ImgPipeline, StableDiffusionPipeline),
-        (StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline),
-        (LatentConsistencyModelImg2ImgPipeline, LatentConsistencyModelPipeline),
-    )
-}
 
 # Arguments that are fields of trainers/reconstruct.py too: of Reconstructor, and of its `reconstruct`
 LOADED_WITH = ("attention", "scheduler", "channels_last", "compile", "vae_slicing", "vae_tiling")
