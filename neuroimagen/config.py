@@ -34,20 +34,8 @@ PLAIN: dict[Any, tuple[Callable[[str], Any], str]] = {
 }
 
 STAGES = (
-    "simulate",
-    "shards",
-    "captions",
-    "latent_diffusion",
-    "pixel_features",
-    "pixel_saliency",
-    "sample_semantics",
-    "brain2image",
-    "neurovision",
-    "reconstruct",
-    "evaluate",
-    "report",
-    "probe",
-    "export",
+    *("simulate", "shards", "captions", "latent_diffusion", "pixel_features", "pixel_saliency", "sample_semantics"),
+    *("brain2image", "neurovision", "reconstruct", "evaluate", "report", "probe", "export"),
 )
 
 
@@ -88,6 +76,11 @@ class TrainConfig:
     )
     nonfinite: Literal["stop", "skip"] = option("stop", "a loss that is NaN or infinite: stop, or skip that step")
     timeout_minutes: float = option(30.0, "a rank without progress prints where it is, and the others give up")
+
+    def check(self) -> None:
+        """ValueError for what cannot go together; Run asks before it starts anything. Trainers add their own."""
+        if self.trackers not in ("none", "tensorboard", "wandb"):
+            raise ValueError(f"trackers={self.trackers!r} is not one of none, tensorboard, wandb")
 
 
 @dataclasses.dataclass
@@ -150,8 +143,7 @@ def stage_section(path: str | Path, stage: str) -> dict[str, Any]:
         raise ValueError(f"config file {path} must hold `field: value` lines")
     if not any(key in STAGES and isinstance(value, (_Null, dict)) for key, value in content.items()):
         return content
-    unknown = [key for key in content if key not in STAGES]
-    if unknown:
+    if unknown := [key for key in content if key not in STAGES]:
         near = difflib.get_close_matches(unknown[0], STAGES, 1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"config file {path}: {unknown[0]!r} is not a stage (one of {', '.join(STAGES)}).{hint}")
@@ -162,10 +154,8 @@ def stage_section(path: str | Path, stage: str) -> dict[str, Any]:
 
 
 def typed(schema: type, content: dict[str, Any], source: str = "") -> dict[str, Any]:
-    """The fields of `schema` that `content` gives as texts, as what they are.
-
-    Raises ValueError for one that there is not, and for a value that it cannot have.
-    """
+    """The fields of `schema` that `content` gives as texts, as what they are; ValueError for one that there is not, and
+    for a value that it cannot have."""
     hints, fields = typing.get_type_hints(schema), {field.name: field for field in dataclasses.fields(schema)}
     found = {}
     for key, value in content.items():
@@ -224,10 +214,8 @@ def _required(schema: Any) -> list[str]:
 
 
 def load_config(schema: type[C], arguments: Sequence[str], stage: str) -> C:
-    """Build `schema` from `config=FILE` and `key=value` arguments.
-
-    Raises ValueError with one sentence for a misspelt key, a value of the wrong type, or a missing field.
-    """
+    """Build `schema` from `config=FILE` and `key=value` arguments; ValueError for a misspelt key, a value of the wrong
+    type, or a missing field."""
     files: dict[str, Any] = {}
     given: dict[str, Any] = {}
     for argument in arguments:
@@ -252,13 +240,10 @@ def describe(schema: type, usage: str) -> str:
     lines = [usage, "", "  config=FILE.yaml  read fields from a file; may be repeated, later files win", ""]
     for field in dataclasses.fields(schema):
         kind = hints[field.name]
-        if typing.get_origin(kind) is typing.Literal:
+        name = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+        if typing.get_origin(kind) is Literal:
             name = " | ".join(map(str, typing.get_args(kind)))
-        else:
-            name = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
-        default = field.default
-        if field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         shown = "required" if default is MISSING else f"default {'none' if default is None else default}"
         lines.append(f"  {field.name}=  ({name}; {shown})")
         lines += textwrap.wrap(field.metadata.get("help", ""), 104, initial_indent=" " * 8, subsequent_indent=" " * 8)

@@ -53,8 +53,8 @@ class ResidualBlock(nn.Module):
 class ConvEncoder(nn.Module):
     """EEGChannelNet's blocks, made to run on any montage and fast on a CPU.
 
-    - Time is first averaged in steps of n_times // 110 samples: 440 samples at 1 kHz become 110 at 250 Hz, twice the
-      95 Hz where the published files end.
+    - Time is first averaged in steps of n_times // 110 samples: 440 at 1 kHz become 110 at 250 Hz, twice the 95 Hz
+      where the published files end.
     - The spatial block comes before the temporal one. EEGChannelNet's first temporal filters are the same for every
       electrode, so linear filters of space and time may change places; mixing width / 2 virtual channels out of the
       electrodes first makes all later layers cheaper. Only the all-electrodes kernel is kept: kernels over 64
@@ -66,13 +66,7 @@ class ConvEncoder(nn.Module):
     """
 
     def __init__(
-        self,
-        n_chans: int,
-        n_times: int,
-        n_features: int,
-        dropout: float = 0.0,
-        width: int = 64,
-        n_bins: int = 24,
+        self, n_chans: int, n_times: int, n_features: int, dropout: float = 0.0, width: int = 64, n_bins: int = 24
     ) -> None:
         super().__init__()
         if n_times < 64:
@@ -116,12 +110,8 @@ def check_eeg(eeg: torch.Tensor, n_chans: int) -> None:
 def make_encoder(
     kind: str, n_chans: int, n_times: int, n_features: int, dropout: float = 0.0, width: int | None = None
 ) -> nn.Module:
-    """The backbone named `kind`: (batch, n_chans, n_times) -> (batch, n_features).
-
-    width: LSTM units (none: 128) or convolution channels (none: 64).
-    """
-    if kind == "lstm":
-        return LSTMEncoder(n_chans, n_times, n_features, dropout, width or 128)
-    if kind == "conv":
-        return ConvEncoder(n_chans, n_times, n_features, dropout, width or 64)
-    raise ValueError(f"encoder must be lstm or conv, not {kind!r}")
+    """The backbone named `kind`; width: LSTM units (none: 128) or convolution channels (none: 64)."""
+    if kind not in ("lstm", "conv"):
+        raise ValueError(f"encoder must be lstm or conv, not {kind!r}")
+    backbone, usual = (LSTMEncoder, 128) if kind == "lstm" else (ConvEncoder, 64)
+    return backbone(n_chans, n_times, n_features, dropout, width or usual)

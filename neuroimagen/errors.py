@@ -30,26 +30,15 @@ NO_MEMORY = re.compile("out of memory|can't allocate memory|_ALLOC_FAILED")
 NO_PEER = re.compile(r"gloo/|Connection (closed|reset) by peer")  # gloo's; NCCL and torch's store have a class
 NO_ORDER = " does not have a deterministic implementation"
 # Modules whose errors are about a file or a host, without a base in common.
-READERS = {
-    "safetensors",
-    "safetensors_rust",
-    "huggingface_hub",
-    "httpx",
-    "json",
-    "yaml",
-    "pickle",
-    "_pickle",
-    "zipfile",
-}
-READERS |= {"tarfile", "zlib", "lzma", "_lzma", "struct", "_csv", "PIL"}
+READERS = {"safetensors", "safetensors_rust", "huggingface_hub", "httpx", "json", "yaml", "pickle", "_pickle"}
+READERS |= {"zipfile", "tarfile", "zlib", "lzma", "_lzma", "struct", "_csv", "PIL"}
 
 
 def exit_code(work: Callable[[], Any]) -> int:
-    """Do `work`; the code that it returns, or 0.
+    """Do `work`; the code that it returns, or 0. 130 after Ctrl-C.
 
     2, and a sentence, for what the user can change: a mistake (ValueError), a file, the disk, memory, a library, the
-    network. 130 after Ctrl-C. BUG, and the traceback, for anything else. Set NEUROIMAGEN_TRACEBACK=1 to see where a
-    sentence came from.
+    network; BUG, and the traceback, for anything else. NEUROIMAGEN_TRACEBACK=1 shows where a sentence came from.
     """
     try:
         code = work()
@@ -93,9 +82,8 @@ def sentence(error: Exception) -> str | None:
         return f"{text}: pip install -U {error.name.partition('.')[0]}" if error.name else text
     if isinstance(error, OSError) and error.errno and error.strerror == os.strerror(error.errno):
         place = _file_of(error) if error.filename is None else os.fsdecode(error.filename)
-        return (
-            f"{place or 'a file'}: {error.strerror}; {REMEDIES.get(error.errno, 'try again, or take a copy elsewhere')}"
-        )
+        remedy = REMEDIES.get(error.errno, "try again, or take a copy elsewhere")
+        return f"{place or 'a file'}: {error.strerror}; {remedy}"
     if library in READERS or isinstance(error, (EOFError, UnicodeError)):
         place = _file_of(error)
         return f"{place}: {text}: it may be damaged or of another kind; copy or make it again" if place else text

@@ -18,7 +18,7 @@ from neuroimagen.batches.augment import augment_eeg
 from neuroimagen.batches.stream import train_batches
 from neuroimagen.config import EegAugmentConfig, TrainConfig, option, path_option, run_trainer
 from neuroimagen.run.run import Run, set_learning_rate, warmup_cosine
-from neuroimagen.shards.pack import read_manifest
+from neuroimagen.shards.format import read_manifest
 
 
 @dataclasses.dataclass
@@ -43,34 +43,37 @@ class Brain2ImageConfig(EegAugmentConfig, TrainConfig):
     schedule: Literal["constant", "cosine"] = option("constant", "of both learning rates")
     ema_decay: float = option(0.999, "of the average of weights that is exported")
 
+    def check(self) -> None:
+        super().check()
+        if self.accumulate > 1:
+            raise ValueError("Brain2Image is not trained in parts: use accumulate=1, more processes")
+        if not 0 < self.classifier_steps < self.max_steps:
+            raise ValueError(
+                f"classifier_steps={self.classifier_steps} must be at least 1 and leave some of max_steps="
+                f"{self.max_steps} to learn to draw"
+            )
+
 
 def main(config: Brain2ImageConfig) -> int:
     manifest = read_manifest(config.shards)
     names = {c["label"]: c["name"] for c in manifest.classes}
     n_classes = 1 + max(names)
-    if config.accumulate > 1:
-        raise ValueError("Brain2Image is not trained in parts: use accumulate=1, more processes")
-    if not 0 < config.classifier_steps < config.max_steps:
-        raise ValueError(
-            f"classifier_steps={config.classifier_steps} must be at least 1 and leave some of max_steps="
-            f"{config.max_steps} to learn to draw"
-        )
     run = Run(config)
     if run.done:
         return 0
     model = Brain2Image(
-        manifest.n_chans,
-        manifest.n_times,
-        n_classes,
-        config.variant,
-        config.encoder,
-        config.encoder_width,
-        config.n_features,
-        config.dropout,
-        config.z_dim,
-        config.image_size,
-        config.width,
-        config.norm,
+        n_chans=manifest.n_chans,
+        n_times=manifest.n_times,
+        n_classes=n_classes,
+        variant=config.variant,
+        encoder=config.encoder,
+        n_features=config.n_features,
+        dropout=config.dropout,
+        encoder_width=config.encoder_width,
+        z_dim=config.z_dim,
+        image_size=config.image_size,
+        width=config.width,
+        norm=config.norm,
     ).to(run.device)
     discriminator = Discriminator(n_classes, config.n_features, config.image_size, config.width, config.norm)
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
@@ -87,18 +90,7 @@ def main(config: Brain2ImageConfig) -> int:
     discriminator, optimizer_d = run.prepare(discriminator, optimizer_d)
     judge = run.unwrap(discriminator)  # D as G sees it: its weights get no gradient
     run.resume()
-    batches = train_batches(
-        config.shards,
-        batch_size=run.batch_size,
-        rank=run.rank,
-        world=run.world,
-        step=run.step,
-        seed=config.seed,
-        image_size=config.image_size,
-        workers=config.workers,
-        device=run.device,
-        max_bad_samples=config.max_bad_samples,
-    )
+    batches = train_batches(config.shards, **run.position, image_size=config.image_size)
     while run.going():
         batch = run.next(batches)
         keys, label = batch["key"], batch["label"]
@@ -112,7 +104,7 @@ def main(config: Brain2ImageConfig) -> int:
             run.update(optimizer_c, classifier, name="grad_norm_c")
         else:  # then pictures of these features
             if run.step == config.classifier_steps and config.variant == "gan":
-                means = class_means(run, model.classifier, config.shards, n_classes, config.max_bad_samples)
+                means = class_means(run, model.classifier, config.shards, n_classes)
                 judge.class_features.copy_(means[0])
                 judge.known.copy_(means[1])
             done = run.step - config.classifier_steps, config.max_steps - config.classifier_steps
@@ -146,8 +138,7 @@ def main(config: Brain2ImageConfig) -> int:
         run.advance(lr=lr)
         if run.validation_due():
             draw = averaged.eval().draw if run.step > config.classifier_steps else None
-            judged = validate(run, model.classifier, draw, config.shards, config.image_size, config.z_dim, names)
-            run.log(judged, prefix="val/")
+            run.log(validate(run, config, model.classifier, draw, names), prefix="val/")
     return run.finish(model=averaged)
 
 

@@ -17,7 +17,7 @@ from neuroimagen.batches.augment import augment_eeg
 from neuroimagen.batches.stream import train_batches
 from neuroimagen.config import EegAugmentConfig, TrainConfig, option, path_option, run_trainer
 from neuroimagen.run.run import Run, set_learning_rate, warmup_cosine
-from neuroimagen.shards.pack import read_manifest
+from neuroimagen.shards.format import read_manifest
 
 
 @dataclasses.dataclass
@@ -44,25 +44,23 @@ class NeuroVisionConfig(EegAugmentConfig, TrainConfig):
     schedule: Literal["constant", "cosine"] = option("constant", "of both learning rates")
     ema_decay: float = option(0.999, "of the average of G's weights that is exported")
 
-
-def check(config: NeuroVisionConfig) -> None:
-    """ValueError for settings that do not go together."""
-    if config.accumulate > 1 or config.compile:
-        raise ValueError("NeuroVision is not trained in parts or compiled: use accumulate=1, compile=false")
-    growing = (2 * n_levels(config.image_size) - 1) * config.phase_steps
-    if min(config.classifier_steps, config.phase_steps) < 1 or config.classifier_steps + growing > config.max_steps:
-        raise ValueError(
-            f"max_steps={config.max_steps} is too short: classifier_steps={config.classifier_steps}, and growing to "
-            f"{config.image_size} px takes {growing // max(1, config.phase_steps)} phases of phase_steps="
-            f"{config.phase_steps}"
-        )
+    def check(self) -> None:
+        super().check()
+        if self.accumulate > 1 or self.compile:
+            raise ValueError("NeuroVision is not trained in parts or compiled: use accumulate=1, compile=false")
+        growing = (2 * n_levels(self.image_size) - 1) * self.phase_steps
+        if min(self.classifier_steps, self.phase_steps) < 1 or self.classifier_steps + growing > self.max_steps:
+            raise ValueError(
+                f"max_steps={self.max_steps} is too short: classifier_steps={self.classifier_steps}, and growing to "
+                f"{self.image_size} px takes {growing // max(1, self.phase_steps)} phases of phase_steps="
+                f"{self.phase_steps}"
+            )
 
 
 def main(config: NeuroVisionConfig) -> int:
     manifest = read_manifest(config.shards)
     names = {c["label"]: c["name"] for c in manifest.classes}
     n_classes, levels = 1 + max(names), n_levels(config.image_size)
-    check(config)
     run = Run(config)
     if run.done:
         return 0
@@ -72,17 +70,17 @@ def main(config: NeuroVisionConfig) -> int:
             "the trials that share a minibatch standard deviation"
         )
     model = NeuroVision(
-        manifest.n_chans,
-        manifest.n_times,
-        n_classes,
-        config.encoder,
-        config.encoder_width,
-        config.n_features,
-        config.dropout,
-        config.z_dim,
-        config.image_size,
-        config.width,
-        config.max_width,
+        n_chans=manifest.n_chans,
+        n_times=manifest.n_times,
+        n_classes=n_classes,
+        encoder=config.encoder,
+        n_features=config.n_features,
+        dropout=config.dropout,
+        encoder_width=config.encoder_width,
+        z_dim=config.z_dim,
+        image_size=config.image_size,
+        width=config.width,
+        max_width=config.max_width,
     ).to(run.device)
     discriminator = Discriminator(n_classes, config.image_size, config.width, config.max_width)
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
@@ -99,18 +97,7 @@ def main(config: NeuroVisionConfig) -> int:
     discriminator, optimizer_d = run.prepare(discriminator, optimizer_d)
     judge = run.unwrap(discriminator)  # D where its weights get no gradient, or only a second one
     run.resume()
-    batches = train_batches(
-        config.shards,
-        batch_size=run.batch_size,
-        rank=run.rank,
-        world=run.world,
-        step=run.step,
-        seed=config.seed,
-        image_size=config.image_size,
-        workers=config.workers,
-        device=run.device,
-        max_bad_samples=config.max_bad_samples,
-    )
+    batches = train_batches(config.shards, **run.position, image_size=config.image_size)
     while run.going():
         batch = run.next(batches)
         keys, label = batch["key"], batch["label"]
@@ -165,8 +152,7 @@ def main(config: NeuroVisionConfig) -> int:
         run.advance()
         if run.validation_due():
             draw = averaged.eval().draw if run.step > config.classifier_steps else None
-            judged = validate(run, model.classifier, draw, config.shards, config.image_size, config.z_dim, names)
-            run.log(judged, prefix="val/")
+            run.log(validate(run, config, model.classifier, draw, names), prefix="val/")
     return run.finish(model=averaged)
 
 

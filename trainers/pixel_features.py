@@ -16,7 +16,7 @@ from neuroimagen.config import EegAugmentConfig, TrainConfig, option, path_optio
 from neuroimagen.pixel import losses
 from neuroimagen.pixel.features import FeatureExtractor, describe_features, knn_labels
 from neuroimagen.run.run import Run, set_learning_rate, warmup_cosine
-from neuroimagen.shards.pack import read_manifest
+from neuroimagen.shards.format import read_manifest
 
 
 @dataclasses.dataclass
@@ -41,8 +41,7 @@ def extract(run: Run, model: nn.Module, config: PixelFeaturesConfig, split: str)
     """Features (n, d) and labels (n,) of a whole split, the same on every rank. Collective: every rank."""
     features = [torch.zeros(0, config.n_features, device=run.device)]
     labels = [torch.zeros(0, dtype=torch.int64, device=run.device)]
-    share = {"batch_size": run.batch_size, "rank": run.rank, "world": run.world}
-    for batch in eval_batches(config.shards, split, max_bad_samples=config.max_bad_samples, **share):
+    for batch in eval_batches(config.shards, split, **run.share):
         batch = run.to_device(batch)
         features.append(model(batch["eeg"]).float())
         labels.append(batch["label"])
@@ -71,13 +70,13 @@ def main(config: PixelFeaturesConfig) -> int:
     if few and run.is_main:
         print(few, file=sys.stderr, flush=True)
     model = FeatureExtractor(
-        manifest.n_chans,
-        manifest.n_times,
-        config.encoder,
-        config.n_features,
-        config.dropout,
-        config.normalise,
-        config.encoder_width,
+        n_chans=manifest.n_chans,
+        n_times=manifest.n_times,
+        encoder=config.encoder,
+        n_features=config.n_features,
+        dropout=config.dropout,
+        width=config.encoder_width,
+        normalise=config.normalise,
     )
     optimizer = torch.optim.AdamW(
         model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
@@ -86,14 +85,7 @@ def main(config: PixelFeaturesConfig) -> int:
     run.resume()
     batches = train_batches(
         config.shards,
-        batch_size=run.batch_size,
-        rank=run.rank,
-        world=run.world,
-        step=run.step,
-        seed=config.seed,
-        workers=config.workers,
-        device=run.device,
-        max_bad_samples=config.max_bad_samples,
+        **run.position,
         classes_per_batch=config.classes_per_batch,
         trials_per_class=config.trials_per_class,
     )

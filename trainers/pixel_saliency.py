@@ -1,10 +1,8 @@
 """Stage 1b: the saliency map M_p(x) = G(z, f_θ(x)), by a conditional GAN (Eqs. 2-6).
 
-Exports <run_dir>/model/generator (G) and <run_dir>/model/features (the f_θ that G was trained with), both averaged over
-steps (EMA).
+Exports <run_dir>/model/generator (G) and model/features (the f_θ that G was trained with), averaged over steps (EMA).
 """
 
-import contextlib
 import dataclasses
 from typing import Literal, cast
 
@@ -14,17 +12,17 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from neuroimagen.batches.augment import augment_eeg
-from neuroimagen.batches.stream import Batcher, eval_batches, train_batches
+from neuroimagen.batches.stream import train_batches
 from neuroimagen.config import EegAugmentConfig, TrainConfig, option, path_option, run_trainer
 from neuroimagen.errors import load_trained
 from neuroimagen.pixel import losses
-from neuroimagen.pixel.augment import N_RANDOM, augment
+from neuroimagen.pixel.augment import N_RANDOM, augment, policy
 from neuroimagen.pixel.features import FeatureExtractor
 from neuroimagen.pixel.saliency import Discriminator, Generator
+from neuroimagen.pixel.validation import compare_pictures
 from neuroimagen.run.directory import open_run
 from neuroimagen.run.run import Run, set_learning_rate, warmup_cosine
-from neuroimagen.run.seeds import seed_from
-from neuroimagen.shards.pack import ShardSplit, read_manifest
+from neuroimagen.shards.format import read_manifest
 
 
 @dataclasses.dataclass
@@ -51,41 +49,22 @@ class PixelSaliencyConfig(EegAugmentConfig, TrainConfig):
     schedule: Literal["constant", "cosine"] = option("constant", "of all learning rates")
     ema_decay: float = option(0.999, "of the average of G's weights that is exported")
 
+    def check(self) -> None:
+        super().check()
+        for name in ("eeg_shift", "eeg_channel_dropout", "eeg_noise", "eeg_band_mask"):
+            if getattr(self, name) and not self.finetune_features:
+                raise ValueError(f"{name} varies what f_θ learns from: it needs finetune_features=true")
+        policy(self.augment)
 
-@torch.no_grad()
+
 def validate(run: Run, networks: nn.ModuleDict, config: PixelSaliencyConfig) -> dict[str, float]:
-    """Similarity of val maps to the pictures seen: SSIM, Pearson's r over pixels; `other`: to that of another trial.
-
-    The noise of a map depends on (seed, trial) alone. Saves a grid: truth above map. Collective: every rank.
-    """
-    training = networks["features"].training
+    """How like the pictures seen the val maps are, see compare_pictures. Collective: every rank."""
     networks.eval()
-    sums = torch.zeros(4, device=run.device, dtype=torch.float64)
-    shards, size = config.shards, config.image_size
-    split = ShardSplit(shards, "val")
-    pictures = Batcher(split, size)
-    batches = eval_batches(shards, "val", batch_size=64, rank=run.rank, world=run.world, image_size=size)
-    for number, batch in enumerate(batches):
-        batch = run.to_device(batch)
-        seeds = [seed_from(config.seed, "validation", i) for i in batch["index"].tolist()]
-        z = torch.stack([torch.randn(config.z_dim, generator=torch.Generator().manual_seed(s)) for s in seeds])
-        maps = networks["generator"](z.to(run.device), networks["features"](batch["eeg"])).float()
-        maps, truth = maps.add(1).div(2), batch["image"].add(1).div(2)
-        half_way_round = (batch["index"].cpu().numpy() + len(split) // 2) % len(split)
-        others = pictures(half_way_round)["image"].to(run.device).add(1).div(2)
-        similarity, other = losses.ssim(maps, truth), losses.ssim(maps, others)
-        centred = [x.flatten(1) - x.flatten(1).mean(1, keepdim=True) for x in (maps, truth)]
-        r = F.cosine_similarity(*centred)
-        sums += torch.stack([torch.ones_like(r), similarity, other, r]).sum(1).double()
-        if number == 0:
-            rows = torch.stack([truth, maps], 1)[: 8 * (len(maps) // 8) or None][:24]  # (n, 2, 3, S, S)
-            n = 8 if len(rows) >= 8 else len(rows)
-            grid = rows.unflatten(0, (-1, n)).permute(3, 0, 2, 4, 1, 5).flatten(4).flatten(1, 3)
-            run.image("truth_and_map", grid)
-    networks.train(training)
-    total = run.accelerator.reduce(sums, "sum")
-    n_trials, *means = (total / total[0].clamp(min=1)).tolist()
-    return dict(zip(("ssim", "ssim_other", "pixel_correlation"), means, strict=True))
+
+    def draw(eeg: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        return networks["generator"](z, networks["features"](eeg)).float().add(1).div(2)
+
+    return compare_pictures(run, config, draw, "truth_and_map")
 
 
 def stacked(draws: torch.Tensor) -> torch.Tensor:
@@ -96,9 +75,6 @@ def stacked(draws: torch.Tensor) -> torch.Tensor:
 def main(config: PixelSaliencyConfig) -> int:
     manifest = read_manifest(config.shards)
     features = load_trained(FeatureExtractor, open_run(config.features, "features") / "model")
-    for name in ("eeg_shift", "eeg_channel_dropout", "eeg_noise", "eeg_band_mask"):
-        if getattr(config, name) and not config.finetune_features:
-            raise ValueError(f"{name} varies what f_θ learns from: it needs finetune_features=true")
     run = Run(config)
     if run.done:
         return 0
@@ -120,18 +96,7 @@ def main(config: PixelSaliencyConfig) -> int:
         features.requires_grad_(False).eval()
     judge = run.unwrap(discriminator)  # D as G sees it: its weights get no gradient
     run.resume()
-    batches = train_batches(
-        config.shards,
-        batch_size=run.batch_size,
-        rank=run.rank,
-        world=run.world,
-        step=run.step,
-        seed=config.seed,
-        image_size=config.image_size,
-        workers=config.workers,
-        device=run.device,
-        max_bad_samples=config.max_bad_samples,
-    )
+    batches = train_batches(config.shards, **run.position, image_size=config.image_size)
 
     def paint(part: dict) -> tuple[torch.Tensor, torch.Tensor]:
         """f_θ(x) and the maps M_p(x), two of each trial."""
@@ -151,7 +116,7 @@ def main(config: PixelSaliencyConfig) -> int:
 
         # D, Eq. 2: one call for real and fake. Its spectral norms are updated once a call in training mode.
         for number, part in enumerate(run.parts(batch)):
-            with contextlib.nullcontext() if config.accumulate == 1 else torch.no_grad():
+            with torch.set_grad_enabled(config.accumulate == 1):
                 f, maps = paint(part)
             y = part["image"]
             discriminator.train(number == 0)

@@ -17,7 +17,7 @@ from neuroimagen.run.collectives import decided_by_main, on_every_rank
 from neuroimagen.run.run import Run, set_learning_rate, warmup_cosine
 from neuroimagen.sample.captions import embed_captions
 from neuroimagen.sample.encoder import SampleEncoder, embedding_loss, nearest_caption
-from neuroimagen.shards.pack import Manifest, ShardError, ShardSplit, read_manifest
+from neuroimagen.shards.format import Manifest, ShardError, ShardSplit, read_manifest
 from neuroimagen.studies.captions import label_caption, read_captions
 
 
@@ -25,9 +25,7 @@ from neuroimagen.studies.captions import label_caption, read_captions
 class SampleSemanticsConfig(EegAugmentConfig, TrainConfig):
     shards: str = path_option(help="shard directory made by neuroimagen shards")
     pipeline: str = path_option(help="latent diffusion model whose text encoder makes the targets: hub id or directory")
-    captions: str = path_option(
-        "label", "label ('An image of <class name>'), or a captions file made by neuroimagen captions"
-    )
+    captions: str = path_option("label", "label ('An image of <class name>'), or a file made by neuroimagen captions")
     encoder: Literal["lstm", "conv"] = option("lstm", "EEG backbone: neuroimagen/encoders.py")
     encoder_width: int | None = option(None, "LSTM units (none: 128) or convolution channels (none: 64)")
     n_features: int = option(512, "length of the backbone's output")
@@ -46,7 +44,7 @@ class Targets:
         self, config: SampleSemanticsConfig, manifest: Manifest, written: dict[str, str], device: torch.device
     ) -> None:
         """written: what the captions file says."""
-        names = {c["label"]: c["name"] for c in manifest.classes}
+        names = self.names = {c["label"]: c["name"] for c in manifest.classes}
         self.row: dict[str, int] = {}  # picture -> row of `embeddings`
         labels: dict[str, int] = {}  # caption -> class
         rows: dict[str, int] = {}
@@ -89,39 +87,35 @@ class Targets:
 
 
 @torch.no_grad()
-def validate(
-    run: Run, model: SampleEncoder, targets: Targets, config: SampleSemanticsConfig, names: dict[int, str]
-) -> dict[str, float]:
+def validate(run: Run, model: SampleEncoder, targets: Targets, config: SampleSemanticsConfig) -> dict[str, float]:
     """On val: Eq. 7, R² against predicting the train captions' mean, and whether the nearest train caption is of the
     class seen, over trials and as the mean over classes. Collective: every rank."""
     model.eval()
-    sums = torch.zeros(3, device=run.device, dtype=torch.float64)
-    known, guesses, labels = targets.weights > 0, [], []
+    sums = torch.zeros(2, device=run.device, dtype=torch.float64)
+    none = torch.zeros(0, dtype=torch.int64, device=run.device)
+    known, guesses, labels = targets.weights > 0, [none], [none]
     candidates, their_labels = targets.embeddings[known], targets.labels[known]
-    for batch in eval_batches(config.shards, "val", batch_size=run.batch_size, rank=run.rank, world=run.world):
+    for batch in eval_batches(config.shards, "val", **run.share):
         batch = run.to_device(batch)
         prediction, target = model(batch["eeg"]).float(), targets.of(batch)
         guesses.append(their_labels[nearest_caption(prediction, candidates)])
         labels.append(batch["label"])
         error = (prediction - target).square().sum()
         baseline = (model.mean - target).square().sum()
-        count = torch.tensor(float(len(target)), device=run.device)
-        sums += torch.stack([count, error, baseline]).double()
+        sums += torch.stack([error, baseline]).double()
     model.train()
-    n, error, baseline = run.accelerator.reduce(sums, "sum").tolist()
-    none = torch.zeros(0, dtype=torch.int64, device=run.device)
-    guess, label = run.gather(torch.cat([none, *guesses])), run.gather(torch.cat([none, *labels]))
-    run.class_table("val_nearest_caption", guess, label, names)
+    error, baseline = run.accelerator.reduce(sums, "sum").tolist()
+    guess, label = run.gather(torch.cat(guesses)), run.gather(torch.cat(labels))
+    run.class_table("val_nearest_caption", guess, label, targets.names)
     right = (guess == label).double()
     _, place, counts = label.unique(return_inverse=True, return_counts=True)
     balanced = (right / counts[place]).sum() / len(counts)
-    found = {"loss": error / max(n, 1), "r2": 1 - error / max(baseline, 1e-12)}
+    found = {"loss": error / max(len(label), 1), "r2": 1 - error / max(baseline, 1e-12)}
     return found | {"class_accuracy": right.mean().item(), "balanced_accuracy": balanced.item()}
 
 
 def main(config: SampleSemanticsConfig) -> int:
     manifest = read_manifest(config.shards)
-    names = {c["label"]: c["name"] for c in manifest.classes}
     run = Run(config)
     if run.done:
         return 0
@@ -129,14 +123,14 @@ def main(config: SampleSemanticsConfig) -> int:
     targets = on_every_rank(lambda: Targets(config, manifest, written, run.device))
     n_tokens, width = targets.embeddings.shape[1:]
     model = SampleEncoder(
-        manifest.n_chans,
-        manifest.n_times,
-        n_tokens,
-        width,
-        config.encoder,
-        config.n_features,
-        config.dropout,
-        config.encoder_width,
+        n_chans=manifest.n_chans,
+        n_times=manifest.n_times,
+        n_tokens=n_tokens,
+        width=width,
+        encoder=config.encoder,
+        n_features=config.n_features,
+        dropout=config.dropout,
+        encoder_width=config.encoder_width,
     )
     model.set_targets(targets.embeddings.cpu(), targets.weights.cpu())
     optimizer = torch.optim.AdamW(
@@ -144,17 +138,7 @@ def main(config: SampleSemanticsConfig) -> int:
     )
     model, optimizer = run.prepare(model, optimizer)
     run.resume()
-    batches = train_batches(
-        config.shards,
-        batch_size=run.batch_size,
-        rank=run.rank,
-        world=run.world,
-        step=run.step,
-        seed=config.seed,
-        workers=config.workers,
-        device=run.device,
-        max_bad_samples=config.max_bad_samples,
-    )
+    batches = train_batches(config.shards, **run.position)
     while run.going():
         batch = run.next(batches)
         batch["eeg"] = augment_eeg(batch["eeg"], manifest.sfreq, config, run.rand)
@@ -167,7 +151,7 @@ def main(config: SampleSemanticsConfig) -> int:
         run.update(optimizer, model, config.clip)
         run.advance(lr=lr)
         if run.validation_due():
-            run.log(validate(run, run.unwrap(model), targets, config, names), prefix="val/")
+            run.log(validate(run, run.unwrap(model), targets, config), prefix="val/")
     return run.finish(model=model)
 
 

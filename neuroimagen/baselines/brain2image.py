@@ -14,14 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from neuroimagen.baselines.classifier import EegClassifier
-
-
-def _levels(image_size: int) -> int:
-    """How many doublings lead from 4 px to image_size."""
-    levels = int(math.log2(max(image_size, 1))) - 2
-    if levels < 2 or 4 * 2**levels != image_size:
-        raise ValueError(f"image_size must be a power of two of at least 16, not {image_size}")
-    return levels
+from neuroimagen.pixel.saliency import doublings
 
 
 def _norm(kind: str, width: int) -> nn.Module:
@@ -38,7 +31,7 @@ def _dcgan_weights(module: nn.Module) -> None:
 
 def _upsampler(n_inputs: int, image_size: int, width: int, norm: str) -> nn.Sequential:
     """DCGAN's generator, (n, n_inputs, 1, 1) -> (n, 3, image_size, image_size) in [-1, 1]: transposed convolutions."""
-    levels = _levels(image_size)
+    levels = doublings(image_size)
     widths = [width * min(8, 2 ** (levels - 1 - i)) for i in range(levels)]  # from 4 px to image_size / 2
     layers: list[nn.Module] = [nn.ConvTranspose2d(n_inputs, widths[0], 4, bias=False)]
     for a, b in zip(widths, widths[1:], strict=False):
@@ -94,7 +87,7 @@ class Discriminator(nn.Module):
 
     def __init__(self, n_classes: int, n_features: int, image_size: int, width: int, norm: str) -> None:
         super().__init__()
-        levels = _levels(image_size)
+        levels = doublings(image_size)
         widths = [width * min(8, 2**i) for i in range(levels)]
         layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for a, b in zip(widths, widths[1:], strict=False):
@@ -127,9 +120,9 @@ class Brain2Image(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen", l
         n_classes: int,
         variant: str = "gan",
         encoder: str = "lstm",
-        encoder_width: int | None = None,
         n_features: int = 128,
         dropout: float = 0.0,
+        encoder_width: int | None = None,
         z_dim: int = 100,
         image_size: int = 64,
         width: int = 64,

@@ -13,16 +13,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from neuroimagen.baselines.classifier import EegClassifier
+from neuroimagen.pixel.saliency import doublings
 
 GROUP = 4  # adjacent trials that share a minibatch standard deviation, so that it does not depend on how a batch is cut
 
 
 def n_levels(image_size: int) -> int:
     """Levels from 4 px to image_size: 16 -> 3, 32 -> 4, ..."""
-    levels = int(math.log2(max(image_size, 1))) - 1
-    if levels < 3 or 4 * 2 ** (levels - 1) != image_size:
-        raise ValueError(f"image_size must be a power of two of at least 16, not {image_size}")
-    return levels
+    return 1 + doublings(image_size)
 
 
 def growth(step: int, phase_steps: int, levels: int) -> tuple[int, float]:
@@ -159,9 +157,9 @@ class NeuroVision(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen", l
         n_times: int,
         n_classes: int,
         encoder: str = "lstm",
-        encoder_width: int | None = None,
         n_features: int = 128,
         dropout: float = 0.0,
+        encoder_width: int | None = None,
         z_dim: int = 512,
         image_size: int = 128,
         width: int = 128,

@@ -15,15 +15,20 @@ def _window(values: torch.Tensor, low: int, high: int) -> torch.Tensor:
     return (low + torch.floor(values * (high - low + 1))).long().clamp(max=high)
 
 
-def augment(images: torch.Tensor, random: torch.Tensor, policy: str = "color,translation,cutout") -> torch.Tensor:
-    """images (n, 3, S, S) -> the same shape; random (n, N_RANDOM) uniform in [0, 1); policy: comma-separated.
+def policy(text: str) -> list[str]:
+    """The parts of a comma-separated policy; ValueError for one that there is not."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if unknown := [part for part in parts if part not in ("color", "translation", "cutout")]:
+        raise ValueError(f"augmentation {unknown[0]!r} is unknown: choose from color, translation, cutout")
+    return parts
+
+
+def augment(images: torch.Tensor, random: torch.Tensor, chosen: str = "color,translation,cutout") -> torch.Tensor:
+    """images (n, 3, S, S) -> the same shape; random (n, N_RANDOM) uniform in [0, 1); chosen: see `policy`.
 
     Differentiable in `images`. Outside the picture, after a shift or under a cutout, there are zeros (mid grey).
     """
-    parts = [p.strip() for p in policy.split(",") if p.strip()]
-    unknown = [p for p in parts if p not in ("color", "translation", "cutout")]
-    if unknown:
-        raise ValueError(f"augmentation {unknown[0]!r} is unknown: choose from color, translation, cutout")
+    parts = policy(chosen)
     n, _, height, width = images.shape
     u = random.to(images.dtype)
     if "color" in parts:
@@ -38,14 +43,11 @@ def augment(images: torch.Tensor, random: torch.Tensor, policy: str = "color,tra
     if "translation" in parts:
         from_row = rows[None] - _window(u[:, 3], -(height // 8), height // 8)[:, None]
         from_column = columns[None] - _window(u[:, 4], -(width // 8), width // 8)[:, None]
-        inside = ((from_row >= 0) & (from_row < height))[:, :, None] & ((from_column >= 0) & (from_column < width))[
-            :, None, :
-        ]
+        rows_inside, columns_inside = (from_row >= 0) & (from_row < height), (from_column >= 0) & (from_column < width)
         sample = torch.arange(n, device=images.device)[:, None, None]
-        moved = images.permute(0, 2, 3, 1)[
-            sample, from_row.clamp(0, height - 1)[:, :, None], from_column.clamp(0, width - 1)[:, None, :]
-        ].permute(0, 3, 1, 2)
-        images = moved * inside[:, None]
+        place = sample, from_row.clamp(0, height - 1)[:, :, None], from_column.clamp(0, width - 1)[:, None, :]
+        moved = images.permute(0, 2, 3, 1)[place].permute(0, 3, 1, 2)
+        images = moved * (rows_inside[:, :, None] & columns_inside[:, None, :])[:, None]
     if "cutout" in parts:
         top = _window(u[:, 5], 0, height)[:, None] - height // 4  # centre anywhere: the square may hang over an edge
         left = _window(u[:, 6], 0, width)[:, None] - width // 4

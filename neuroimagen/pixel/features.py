@@ -22,8 +22,8 @@ class FeatureExtractor(nn.Module, PyTorchModelHubMixin, library_name="neuroimage
         encoder: str = "lstm",
         n_features: int = 128,
         dropout: float = 0.0,
-        normalise: bool = True,
         width: int | None = None,
+        normalise: bool = True,
     ) -> None:
         super().__init__()
         self.n_chans, self.n_times, self.n_features, self.normalise = n_chans, n_times, n_features, normalise
@@ -65,10 +65,8 @@ def knn_labels(train: torch.Tensor, train_labels: torch.Tensor, features: torch.
 def linear_accuracy(
     train: torch.Tensor, train_labels: torch.Tensor, features: torch.Tensor, labels: torch.Tensor, ridge: float = 1e-2
 ) -> float:
-    """Accuracy of a linear classifier: ridge regression of one-hot labels on train features, in closed form.
-
-    Features are standardised with train statistics; `ridge` is a fraction of the number of train rows.
-    """
+    """Accuracy of ridge regression of one-hot labels on features, both standardised by train statistics, in closed
+    form; `ridge` is a fraction of the number of train rows."""
     mean, std = train.double().mean(0), train.double().std(0).clamp(min=1e-6)
     x = (train.double() - mean) / std
     x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
@@ -84,8 +82,7 @@ def linear_accuracy(
 def describe_features(
     train: torch.Tensor, train_labels: torch.Tensor, features: torch.Tensor, labels: torch.Tensor
 ) -> dict[str, float]:
-    """The validation numbers of stage 1a; `features` and `labels` are of the validation split. No collectives:
-    gather before, and call on any rank."""
+    """The validation numbers of stage 1a; `features` and `labels` are of the validation split."""
     return {
         "retrieval_at_1": retrieval_at_1(features, labels),
         "knn_accuracy": (knn_labels(train, train_labels, features) == labels).double().mean().item(),

@@ -1,8 +1,7 @@
 """The losses of the pixel-level stage, Equations 1 to 6 of the paper.
 
-Every function returns the mean over this process's samples, arranged so that the mean over processes (what
-DistributedDataParallel does with gradients) is the loss of the global batch. Images are (batch, 3, S, S) in [-1, 1], as
-G draws them; `ssim` alone takes pictures in [0, 1].
+Each is a mean over this process's samples, so that the mean over processes (what DistributedDataParallel does with
+gradients) is the loss of the global batch. Images are (batch, 3, S, S) in [-1, 1]; `ssim` alone takes [0, 1].
 """
 
 import torch
@@ -135,11 +134,9 @@ def ssim(image: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     """Structural similarity of each pair of pictures in [0, 1], (n,): Wang et al. 2004, Gaussian window of 11 px with
     σ = 1.5, K1 = 0.01, K2 = 0.03, each colour channel for itself, mean over channels and pixels.
 
-    Pixels must not be negative: the luminance term 2 μ_x μ_y / (μ_x² + μ_y²) compares amounts of light. On [-1, 1] it
-    would change sign at mid grey and, with the structure term, call a photographic negative similar.
-
-    Written out because two matrix products blur a batch of small maps many times faster than torchmetrics' grouped
-    convolution does.
+    Pixels must not be negative: the luminance term compares amounts of light; on [-1, 1] it would change sign at mid
+    grey and, with the structure term, call a photographic negative similar. Written out because two matrix products
+    blur a batch of small maps many times faster than torchmetrics' grouped convolution does.
     """
     height, width = image.shape[-2:]
     if min(height, width) < 11:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 
-def _levels(image_size: int) -> int:
+def doublings(image_size: int) -> int:
     """How many doublings lead from 4 px to image_size."""
     levels = int(math.log2(max(image_size, 1))) - 2
     if levels < 2 or 4 * 2**levels != image_size:
@@ -34,7 +34,7 @@ class Generator(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen", lic
     def __init__(self, n_features: int, z_dim: int = 128, image_size: int = 64, width: int = 32) -> None:
         super().__init__()
         self.n_features, self.z_dim, self.image_size = n_features, z_dim, image_size
-        levels = _levels(image_size)
+        levels = doublings(image_size)
         widths = [width * min(8, 2 ** (levels - i)) for i in range(levels + 1)]  # from 4 px to image_size
         self.start = nn.Linear(z_dim + n_features, widths[0] * 16)
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in zip(widths, widths[1:], strict=False))
@@ -62,7 +62,7 @@ class Discriminator(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen",
 
     def __init__(self, n_features: int, image_size: int = 64, width: int = 32, spectral: bool = True) -> None:
         super().__init__()
-        levels = _levels(image_size)
+        levels = doublings(image_size)
         wrap = spectral_norm if spectral else (lambda layer: layer)
         widths = [3] + [width * min(8, 2**i) for i in range(levels)]
         self.convs = nn.ModuleList(

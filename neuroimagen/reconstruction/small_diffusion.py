@@ -11,11 +11,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionImg2ImgPipeline, UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 from tokenizers import pre_tokenizers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from neuroimagen.batches.pictures import to_unit
+from neuroimagen.reconstruction.pipelines import load_pipeline
 
 # CLIP's own word pattern (Radford et al. 2021, simple_tokenizer.py) for what Python's re knows as letters.
 CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[^\W\d_]+|\d|[^\s\w]+|_"
@@ -73,6 +77,24 @@ def encode(vae: Any, images: Tensor) -> Tensor:
     """Latents before scaling: of an AutoencoderTiny, or the mean of an AutoencoderKL's distribution."""
     encoded = vae.encode(images)
     return encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent_dist.mode()
+
+
+@torch.no_grad()
+def encode_all(vae: Any, pixels: Tensor, new_scale: bool) -> Tensor:
+    """uint8 pixels (n, 3, S, S) -> latents, on the CPU, scaled; new_scale: to variance 1, kept in its config."""
+    latents = torch.cat([encode(vae, to_unit(chunk).to(vae.device)).cpu() for chunk in pixels.split(64)])
+    if new_scale:
+        vae.register_to_config(scaling_factor=1 / latents.std().item())
+    return latents.mul_(vae.config.scaling_factor)
+
+
+def tokenize(tokenizer: Any, texts: list[list[str]], named: str) -> Tensor:
+    """k lists of n captions -> token ids (k, n, L). ValueError, about `named`, if the tokenizer does not say L."""
+    length = tokenizer.model_max_length
+    if length > 10**6:  # transformers' word for: it is not said
+        raise ValueError(f"{named}: its tokenizer_config.json says no model_max_length; copy it anew")
+    how = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
+    return torch.stack([tokenizer(some, **how).input_ids for some in texts])
 
 
 def make_denoiser(latent_channels: int, latent_size: int, channels: tuple[int, ...], width: int) -> Any:
@@ -133,9 +155,11 @@ class TextAndUNet(nn.Module):
         return self.unet(latents, timesteps, embedding).sample
 
 
-def make_ema(model: nn.Module, decay: float) -> EMAModel:
+def make_ema(model: nn.Module, decay: float, device: torch.device) -> EMAModel:
     """The average of `model`'s weights that sampling uses; its decay rises to `decay`."""
-    return EMAModel(model.parameters(), decay=decay, use_ema_warmup=True, power=0.75)
+    ema = EMAModel(model.parameters(), decay=decay, use_ema_warmup=True, power=0.75)
+    ema.to(device)
+    return ema
 
 
 def make_scheduler() -> DDIMScheduler:
@@ -151,6 +175,22 @@ def make_scheduler() -> DDIMScheduler:
         timestep_spacing="trailing",
         rescale_betas_zero_snr=True,  # Lin et al. 2023: sampling starts from pure noise, so training must see it
     )
+
+
+def make_parts(config: Any, captions: list[str]) -> tuple[Any, CLIPTokenizer, CLIPTextModel, Any, Any]:
+    """Autoencoder, tokenizer, text encoder, U-Net and scheduler of `config.init`; without it, no autoencoder, and parts
+    that have learnt nothing yet but the captions' words.
+
+    config: of trainers/latent_diffusion.py
+    """
+    if config.init:
+        pipe = load_pipeline(config.init)
+        return pipe.vae, pipe.tokenizer, pipe.text_encoder, pipe.unet, pipe.scheduler
+    tokenizer = learn_tokenizer(captions, config.n_tokens)
+    text_encoder = make_text_encoder(tokenizer, config.n_tokens, config.text_width)
+    size, channels = config.image_size // 8, tuple(config.unet_channels)
+    unet = make_denoiser(config.latent_channels, size, channels, config.text_width)
+    return None, tokenizer, text_encoder, unet, make_scheduler()
 
 
 def make_pipeline(

@@ -26,7 +26,7 @@ def failure(work: Callable[[], Any]) -> str | None:
         work()
     except ERRORS as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return next((said for said in gather_objects(reason) if said), None)
+    return next(filter(None, gather_objects(reason)), None)
 
 
 def whole_checkpoints(run_dir: Path) -> list[Path]:
@@ -89,7 +89,9 @@ def load(run_dir: Path, accelerator: Accelerator, models: Sequence[nn.Module]) -
     wait_for_files(files)
     if reason := failure(lambda: accelerator.load_state(str(checkpoint))):
         raise ValueError(f"{checkpoint} could not be read ({reason}); mend or remove it, and run the same command")
-    if len(set(gather_objects(_sum(models)))) > 1:
+    weights = (tensor for model in models for tensor in model.state_dict().values())
+    total = sum(int(tensor.reshape(-1).view(torch.uint8).sum()) for tensor in weights)  # of bytes, in any order
+    if len(set(gather_objects(total))) > 1:
         raise ValueError(
             f"{checkpoint} was not read alike by all ranks; run the same command when all machines see the same files"
         )
@@ -98,12 +100,6 @@ def load(run_dir: Path, accelerator: Accelerator, models: Sequence[nn.Module]) -
     changed = f", saved by {saved_by} processes, on {world}" if saved_by != world else ""
     accelerator.print(f"{run_dir}: continuing at step {step}{changed}")
     return step
-
-
-def _sum(models: Sequence[nn.Module]) -> int:
-    """Of the bytes of all weights: the same in any order, on any device."""
-    tensors = [tensor for model in models for tensor in model.state_dict().values()]
-    return sum(int(tensor.reshape(-1).view(torch.uint8).sum()) for tensor in tensors)
 
 
 def export(run_dir: Path, step: int, accelerator: Accelerator, models: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
-"""What processes tell each other: for losses that see the global batch, rows of all, with gradients; results; and what
-the file system says, which each of them may see differently: a network file system shows late, on some machines, what
-another one wrote. So rank 0 decides (`decided_by_main`), and what it decided waits for the others to see it.
+"""What processes tell each other: rows of all, with gradients, for losses that see the global batch; results; and what
+the file system says: a network one shows late, on some machines, what another one wrote. So rank 0 decides
+(`decided_by_main`), and what it decided waits for the others to see it.
 """
 
 import pickle
@@ -18,10 +18,8 @@ from torch import distributed as dist
 from neuroimagen.errors import sentence
 
 # How torch, safetensors, accelerate and yaml say that a file cannot be written or read.
-ERRORS = (
-    *(OSError, ValueError, RuntimeError, EOFError, KeyError),
-    *(pickle.UnpicklingError, SafetensorError, yaml.YAMLError),
-)
+_SAID = (OSError, ValueError, RuntimeError, EOFError, KeyError)
+ERRORS = (*_SAID, pickle.UnpicklingError, SafetensorError, yaml.YAMLError)
 T = TypeVar("T")
 R = TypeVar("R")
 PATIENCE = 90.0  # s that a rank waits to see what rank 0 sees: NFS keeps what it knows of a directory for up to 60
@@ -70,11 +68,9 @@ def gather_objects(item: Any) -> list[Any]:
 
 def _told(error: Exception) -> Exception:
     """The error as the command line makes a sentence of it."""
-    return (
-        error
-        if isinstance(error, (ValueError, OSError))
-        else ValueError(sentence(error) or str(error) or type(error).__name__)
-    )
+    if isinstance(error, (ValueError, OSError)):
+        return error
+    return ValueError(sentence(error) or str(error) or type(error).__name__)
 
 
 def decided_by_main(look: Callable[[], T]) -> T:
@@ -112,24 +108,21 @@ def on_every_rank(work: Callable[[], T]) -> T:
                 result, todo = [work()], False
             except ERRORS as fault:
                 error = fault
-        about = f"{error or ''}" or type(error).__name__
-        everyone = gather_objects((about if error else None, platform.node(), time.monotonic() > deadline))
-        failed = [rank for rank, (said, _, _) in enumerate(everyone) if said]
-        if not failed:
+        about = error and (str(error) or type(error).__name__)
+        everyone = gather_objects((about, platform.node(), time.monotonic() > deadline))
+        failed = next((rank for rank, (said, _, _) in enumerate(everyone) if said), None)
+        if failed is None:
             return result[0]
-        said, node, _ = everyone[failed[0]]
-        if failed[0] == 0:
+        said, node, _ = everyone[failed]
+        if failed == 0:
             raise _told(error) if error else ValueError(said)
         if everyone[0][2]:
-            raise ValueError(f"rank {failed[0]} on {node} cannot do what rank 0 can: {said}")
+            raise ValueError(f"rank {failed} on {node} cannot do what rank 0 can: {said}")
         time.sleep(0.1)
 
 
 def wait_for_files(paths: Iterable[Path]) -> None:
-    """Return when every rank sees `paths`, which rank 0 sees; ValueError, on every rank, after PATIENCE seconds.
-
-    Collective: every rank.
-    """
+    """Return when every rank sees `paths`, which rank 0 sees; ValueError after PATIENCE seconds. Collective."""
 
     def look() -> None:
         for path in paths:
@@ -145,14 +138,13 @@ def spread(work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
     Collective: every rank, the same parts. An error of one (ERRORS) is raised by all.
     """
     world, rank = world_size(), dist.get_rank() if world_size() > 1 else 0
-    mine: list[R] = []
-    error: Exception | None = None
+    mine: list[R] | Exception
     try:
         mine = [work(part) for part in parts[rank::world]]
     except ERRORS as fault:  # the others wait to be told
-        error = _told(fault)
-    everyone = gather_objects((mine, error))
-    for _, raised in everyone:
-        if raised is not None:
+        mine = _told(fault)
+    everyone = gather_objects(mine)
+    for raised in everyone:
+        if isinstance(raised, Exception):
             raise raised
-    return [everyone[i % world][0][i // world] for i in range(len(parts))]
+    return [everyone[i % world][i // world] for i in range(len(parts))]

@@ -62,20 +62,20 @@ def open_run(directory: str | Path, field: str) -> Path:
     return path
 
 
+def _of_run(field: str, directory: str) -> dict[str, str]:
+    return inputs.of_model(open_run(directory, field) / "model")
+
+
 def inputs_of(config: Any, fields: Iterable[str] | None = None) -> inputs.Inputs:
     """The inputs that a trainer's config names, as they are now. ValueError for one that cannot be read."""
     given = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-
-    def of_run(field: str, directory: str) -> dict[str, str]:
-        return inputs.of_model(open_run(directory, field) / "model")
-
     look: dict[str, Callable[[str], dict[str, Any]]] = {
         "shards": inputs.of_shards,
         "images": lambda folder: inputs.of_files(folder, list_pictures(folder)),
         "captions": lambda path: {} if path == "label" else read_captions(path),
         "pipeline": lambda name: inputs.of_pipeline(name, text_alone="captions" in given),
         "init": inputs.of_pipeline,
-        **{field: functools.partial(of_run, field) for field in TRAINERS},
+        **{field: functools.partial(_of_run, field) for field in TRAINERS},
     }
     found = {}
     for field in (name for name in fields or look if given.get(name)):

@@ -2,9 +2,9 @@
 
     {"<field>": {"path": as it was given, "content": {name: count, text or SHA-256}}, ...}
 
-Only content is compared, so a study may move. Shards count by their manifest, which holds the hashes of all tars; a
-folder of pictures by the hash of each file; a captions file by its captions; a run by the weights that it exported; a
-diffusion model by its weights, or as a hub id by that and its model_index.json.
+Only content is compared, so a study may move: of shards the manifest, which holds the hashes of all tars; of a folder
+the hash of each picture; of a captions file its captions; of a run the weights that it exported; of a diffusion model
+its weights, or as a hub id that and its model_index.json.
 """
 
 import functools

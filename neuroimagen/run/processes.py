@@ -3,6 +3,7 @@
 import datetime
 import gc
 import os
+import signal
 from typing import Any
 
 import torch
@@ -14,13 +15,31 @@ from neuroimagen.run import zero
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"  # of these values cuBLAS repeats its bits, and cuDNN those of an LSTM
 WORKSPACES = (":4096:8", ":16:8")
+STOPPED = 143  # exit code after SIGTERM (128 + 15): run the same command again
+
+_stop_requested = False
+
+
+def watch_stop_signal() -> None:
+    """Make SIGTERM ask for a stop at the next step instead of killing the process."""
+    global _stop_requested
+    _stop_requested = False
+
+    def request(signum: int, frame: Any) -> None:
+        global _stop_requested
+        _stop_requested = True
+
+    signal.signal(signal.SIGTERM, request)
+
+
+def stop_requested() -> bool:
+    return _stop_requested
 
 
 def set_deterministic(wanted: bool) -> None:
     """Whether operations give the same bits each time on a GPU too, slower; call before CUDA starts.
 
-    An operation that cannot then raises a RuntimeError, of which config.run_command makes a sentence. Raises ValueError
-    if it is too late, or if the environment forbids it.
+    One that cannot raises a RuntimeError. ValueError if it is too late, or if the environment forbids it.
     """
     if wanted:
         if torch.cuda.is_initialized() and CUBLAS not in os.environ:
@@ -42,10 +61,8 @@ def check_bf16(device: torch.device | str) -> None:
 
 
 def set_tf32(allowed: bool) -> None:
-    """Whether fp32 may be computed with 10 bits of mantissa on this process's GPUs; torch allows it in convolutions.
-
-    ValueError if the environment has libraries do otherwise whatever is said here.
-    """
+    """Whether fp32 may be computed with 10 bits of mantissa on this process's GPUs, as torch allows in convolutions;
+    ValueError if the environment has libraries do otherwise."""
     override = {"NVIDIA_TF32_OVERRIDE": ("", str(int(allowed)))}
     files.refuse_variables(files.FEWER_BITS | override, "which changes how exactly fp32 is computed")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
@@ -54,8 +71,7 @@ def set_tf32(allowed: bool) -> None:
 def make_accelerator(precision: str, timeout_minutes: float = 30.0, tf32: bool = False, **kwargs: Any) -> Accelerator:
     """An Accelerator that is what was asked for, or a ValueError: accelerate itself never complains.
 
-    timeout_minutes: how long a collective waits for a rank before it gives up
-    tf32: see set_tf32
+    timeout_minutes: how long a collective waits for a rank before it gives up; tf32: see set_tf32
     """
     modes = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
     if precision not in modes:

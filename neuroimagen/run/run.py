@@ -10,7 +10,6 @@ import faulthandler
 import json
 import math
 import resource
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -22,34 +21,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from neuroimagen.config import TrainConfig
-from neuroimagen.files import naming, refuse_variables, write_atomic
+from neuroimagen.files import refuse_variables, write_atomic
 from neuroimagen.run import checkpoints, zero
 from neuroimagen.run.collectives import decided_by_main
 from neuroimagen.run.directory import check_inputs, claim_run_dir, inputs_of, release
-from neuroimagen.run.processes import make_accelerator, set_deterministic
+from neuroimagen.run.processes import STOPPED, make_accelerator, set_deterministic, stop_requested, watch_stop_signal
 from neuroimagen.run.seeds import seed_from
-from neuroimagen.run.trackers import log_class_table, log_image, start_trackers, tell
+from neuroimagen.run.trackers import add_stats, cut_stats, log_image, log_table, start_trackers, tell
 
 MAX_SKIPPED = 20  # steps in a row without a finite loss: the run has diverged
-STOPPED = 143  # exit code after SIGTERM (128 + 15): run the same command again
-
-_stop_requested = False
-
-
-def watch_stop_signal() -> None:
-    """Make SIGTERM ask for a stop at the next step instead of killing the process."""
-    global _stop_requested
-    _stop_requested = False
-
-    def request(signum: int, frame: Any) -> None:
-        global _stop_requested
-        _stop_requested = True
-
-    signal.signal(signal.SIGTERM, request)
-
-
-def stop_requested() -> bool:
-    return _stop_requested
 
 
 def warmup_cosine(step: int, max_steps: int, warmup: int = 0) -> float:
@@ -70,8 +50,7 @@ class Run:
 
     def __init__(self, config: TrainConfig) -> None:
         """Collective: every rank. Raises ValueError for a config the machine or the directory cannot honour."""
-        if config.trackers not in ("none", "tensorboard", "wandb"):
-            raise ValueError(f"trackers={config.trackers!r} is not one of none, tensorboard, wandb")
+        config.check()
         self.config = config
         trackers = None if config.trackers == "none" else config.trackers
         set_deterministic(config.deterministic)
@@ -111,10 +90,22 @@ class Run:
         self._skipped = self._skipped_in_a_row = 0
         self._bad_trials: set[str] = set()  # of this rank, since it started
         self._since, self._validation_began = time.monotonic(), 0.0
-        self._bar: tqdm | None = None
+        self._bar = tqdm(disable=True)
         self._clear()
         torch.manual_seed(seed_from(config.seed, "init"))  # the same initial weights on every rank
         start_trackers(self.accelerator, config, self.dir)
+
+    @property
+    def share(self) -> dict[str, Any]:
+        """What `eval_batches` needs of a run."""
+        allowed = self.config.max_bad_samples
+        return {"batch_size": self.batch_size, "rank": self.rank, "world": self.world, "max_bad_samples": allowed}
+
+    @property
+    def position(self) -> dict[str, Any]:
+        """What `train_batches` needs of a run, to go on at its step."""
+        workers, device = self.config.workers, self.device
+        return {**self.share, "step": self.step, "seed": self.config.seed, "workers": workers, "device": device}
 
     def prepare(self, *objects: Any) -> Any:
         """accelerate's prepare for models and optimizers (never loaders, see batches/stream.py).
@@ -157,43 +148,31 @@ class Run:
         return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
     def resume(self) -> None:
-        """Continue from the newest whole checkpoint, if there is one; collective: every rank.
+        """Continue from the newest whole checkpoint, if there is one; called once the inputs are loaded.
 
-        Called once the inputs are loaded. Raises ValueError, on every rank, if these were changed meanwhile, if it
-        cannot be read or if the ranks do not hold the same weights afterwards.
+        ValueError, on every rank, if these were changed meanwhile, or as checkpoints.load. Collective: every rank.
         """
         decided_by_main(lambda: check_inputs(self.dir, inputs_of(self.config)))
         self.step = checkpoints.load(self.dir, self.accelerator, self._models)
         if self.is_main:
-            stats = self.dir / "stats.jsonl"
-            if stats.exists():  # what a killed run logged after its last checkpoint will be logged again
-                lines = [line for line in stats.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-                kept = [line for line in lines if json.loads(line)["step"] <= self.step]
-                write_atomic(stats, "".join(line + "\n" for line in kept))
-            self._bar = tqdm(
-                total=self.config.max_steps, initial=self.step, desc=self.dir.name, disable=None, dynamic_ncols=True
-            )
+            cut_stats(self.dir, self.step)
+            total, name = self.config.max_steps, self.dir.name
+            self._bar = tqdm(total=total, initial=self.step, desc=name, disable=None, dynamic_ncols=True)
         self._since = time.monotonic()
 
     def save(self) -> None:
-        """Write checkpoints/step-N, unless it is there; ValueError, on every rank, if it cannot be written.
-
-        Collective: every rank.
-        """
+        """checkpoints.save of this step. Collective: every rank."""
         checkpoints.save(self.dir, self.step, self.accelerator)
 
-    def any_rank(self, condition: bool) -> bool:
-        """Whether `condition` holds on any rank. Collective: every rank."""
-        return self._any_rank(condition)[0]
-
     def _any_rank(self, *conditions: bool) -> list[bool]:
+        """Whether each holds on any rank. Collective: every rank."""
         if self.world == 1:
             return list(conditions)
         flags = torch.tensor(conditions, dtype=torch.int32, device=self.device)
         return [flag > 0 for flag in self.accelerator.reduce(flags, "sum").tolist()]
 
     def going(self) -> bool:
-        """True while there is a step to make. Seeds the step. Collective: every rank.
+        """True while there is a step to make, which is then seeded. Collective: every rank.
 
         False when done, or when any process got SIGTERM: then the state is saved and PREEMPTED marked.
         """
@@ -203,7 +182,7 @@ class Run:
         # A rank that makes no step for so long prints where it is, before its peers' collectives give up.
         faulthandler.dump_traceback_later(54 * self.config.timeout_minutes, file=2)
         stop = self._stop_seen if self.world > 1 else None
-        stop = self.any_rank(stop_requested()) if stop is None else stop
+        (stop,) = self._any_rank(stop_requested()) if stop is None else (stop,)
         if stop and self.step < self.config.max_steps:
             self.save()
             self.stopped = True
@@ -248,11 +227,8 @@ class Run:
         return torch.cat([part[:count] for part, count in zip(everyone, counts, strict=True)])
 
     def next(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
-        """The next batch, on this rank's device. The time it takes is logged as data_seconds.
-
-        With max_bad_samples the log has bad_trials: how many different ones could not be read and were replaced,
-        counted by each rank since its start.
-        """
+        """The next batch, on this rank's device. Logged: the time it takes, data_seconds; with max_bad_samples, how
+        many different trials were replaced, counted by each rank since its start, bad_trials."""
         began = time.monotonic()
         batch = self.to_device(next(batches))
         self._waited += time.monotonic() - began
@@ -260,7 +236,7 @@ class Run:
         return batch
 
     def parts(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Cut this rank's batch into `accumulate` parts of equal size; gradients are reduced over ranks with the last.
+        """Cut this rank's batch into `accumulate` equal parts; gradients are reduced over ranks with the last.
 
         `backward` once a part gives the gradient of the mean over the batch, in less memory.
         """
@@ -341,8 +317,7 @@ class Run:
             self.note(**values)
         self._steps += 1
         self.step += 1
-        if self._bar is not None:
-            self._bar.update()
+        self._bar.update()
         if self.step % self.config.log_every == 0 or self.step == self.config.max_steps:
             self._log_means()
         if self.config.checkpoint_every and self.step % self.config.checkpoint_every == 0:
@@ -355,17 +330,15 @@ class Run:
             if self.world > 1:
                 means = self.accelerator.reduce(means, "mean")
             line = dict(zip(names, means.tolist(), strict=True))
+        self._bar.set_postfix({k: f"{v:.3g}" for k, v in list(line.items())[:3]}, refresh=False)
         seconds = time.monotonic() - self._since
-        if self._bar is not None:
-            self._bar.set_postfix({k: f"{v:.3g}" for k, v in list(line.items())[:3]}, refresh=False)
         line["samples_per_second"] = self._steps * self.config.global_batch_size / seconds
         line["samples_per_second_per_device"] = line["samples_per_second"] / self.world
         line["step_seconds"], line["data_seconds"] = seconds / self._steps, self._waited / self._steps
-        on_gpu = self.device.type == "cuda"
-        peak = (
-            torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        )
-        line["memory_gb"] = peak / 1e9  # rank 0's peak: GPU memory, or the process's without one
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated()
+        line["memory_gb"] = peak / 1e9  # rank 0's: GPU memory, or the process's without one
         if self._skipped:
             line["skipped"] = self._skipped
         if self.config.max_bad_samples:
@@ -385,38 +358,32 @@ class Run:
         """Write to stats.jsonl and the tracker; values are the same on every rank."""
         values = {f"{prefix}{k}": float(v) for k, v in values.items()}
         if self.is_main:
-            finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
-            stats = self.dir / "stats.jsonl"
-            with naming(stats), open(stats, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": self.step, **finite}) + "\n")
+            add_stats(self.dir, self.step, values)
             if prefix:
                 shown = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
                 tqdm.write(f"{self.dir.name} step {self.step}: {shown}")
         tell(self.accelerator, "log", values, step=self.step)
 
     def image(self, name: str, grid: Tensor) -> None:
-        """Save a picture (3, H, W) in [0, 1] as images/<name>-<step>.png and show it in the tracker."""
+        """trackers.log_image of a picture (3, H, W) in [0, 1]."""
         if self.is_main:
             log_image(self.accelerator, self.dir, self.step, name, grid)
 
     def class_table(self, name: str, guesses: Tensor, labels: Tensor, names: dict[int, str]) -> None:
-        """Accuracy of each class: tables/<name>-<step>.csv, and in a tracker that shows tables.
-
-        guesses, labels: (n,), the same on every rank; names: {label: class name}
-        """
+        """trackers.log_table of each class's accuracy. guesses, labels: (n,); names: label -> class name."""
         if self.is_main:
-            log_class_table(self.accelerator, self.dir, self.step, name, guesses, labels, names)
+            right = {label: (guesses == label)[labels == label] for label in labels.unique().tolist()}
+            rows = [[names[label], len(ours), ours.double().mean().item()] for label, ours in right.items()]
+            log_table(self.accelerator, self.dir, self.step, name, ["class", "trials", "accuracy"], rows)
 
     def finish(self, **models: Any) -> int:
-        """Export models to <run>/model (one) or <run>/model/<name> (several), mark DONE; the exit code to return.
+        """checkpoints.export of `models`; the exit code to return: after a stop signal, with nothing exported, 143.
 
-        Each model has `save_pretrained(directory)`. After a stop signal nothing is exported and the code is 143.
-        ValueError, on every rank, if they cannot be written, or if the shards, which are read to the end, were changed
-        since the run began. Collective: every rank.
+        ValueError, on every rank, if the shards, which are read to the end, were changed since the run began.
+        Collective: every rank.
         """
         faulthandler.cancel_dump_traceback_later()
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
         if not self.stopped:
             self.save()
             decided_by_main(lambda: check_inputs(self.dir, inputs_of(self.config, ["shards"])))

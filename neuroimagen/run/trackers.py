@@ -1,6 +1,8 @@
-"""What a run shows beside numbers, in its own directory and in the tracker that accelerate drives."""
+"""What a run logs: numbers, pictures and tables in its own directory, and in the tracker that accelerate drives."""
 
 import csv
+import json
+import math
 import os
 import socket
 import sys
@@ -72,35 +74,39 @@ def tell(accelerator: Accelerator, how: str, *what: Any, **options: Any) -> None
             accelerator.trackers.remove(tracker)
 
 
+def add_stats(run_dir: Path, step: int, values: dict[str, float]) -> None:
+    """One line more of stats.jsonl. Rank 0 alone."""
+    finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
+    path = run_dir / "stats.jsonl"
+    with naming(path), open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": step, **finite}) + "\n")
+
+
+def cut_stats(run_dir: Path, step: int) -> None:
+    """Drop what a killed run logged after its last checkpoint, which will be logged again. Rank 0 alone."""
+    path = run_dir / "stats.jsonl"
+    if path.exists():
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        write_atomic(path, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
+
+
 def log_image(accelerator: Accelerator, run_dir: Path, step: int, name: str, grid: Tensor) -> None:
     """Save a picture (3, H, W) in [0, 1] as images/<name>-<step>.png and show it. Rank 0 alone."""
     pixels = (grid.detach().clamp(0, 1).permute(1, 2, 0).cpu() * 255).round().byte().numpy()
-    folder = run_dir / "images"
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{name}-{step:08d}.png"
+    path = run_dir / "images" / f"{name}-{step:08d}.png"
     with naming(path):
+        path.parent.mkdir(exist_ok=True)
         Image.fromarray(pixels).save(path)
     options = {"dataformats": "NHWC"} if "tensorboard" in [t.name for t in accelerator.trackers] else {}
     tell(accelerator, "log_images", {name: pixels[None]}, step=step, **options)
 
 
-def log_class_table(
-    accelerator: Accelerator,
-    run_dir: Path,
-    step: int,
-    name: str,
-    guesses: Tensor,
-    labels: Tensor,
-    names: dict[int, str],
+def log_table(
+    accelerator: Accelerator, run_dir: Path, step: int, name: str, columns: list[str], rows: list[list[Any]]
 ) -> None:
-    """Accuracy of each class as tables/<name>-<step>.csv, and where the tracker shows tables. Rank 0 alone."""
-    columns, rows = ["class", "trials", "accuracy"], []
-    for label in labels.unique().tolist():
-        right = (guesses == label)[labels == label]
-        rows.append([names[label], len(right), right.double().mean().item()])
-    folder = run_dir / "tables"
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{name}-{step:08d}.csv"
+    """Save a table as tables/<name>-<step>.csv, and show it where the tracker does. Rank 0 alone."""
+    path = run_dir / "tables" / f"{name}-{step:08d}.csv"
+    path.parent.mkdir(exist_ok=True)
     with naming(path), open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         csv.writer(file).writerows([columns, *rows])
     tell(accelerator, "log_table", name, columns=columns, data=rows, step=step)

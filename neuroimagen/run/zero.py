@@ -1,9 +1,8 @@
 """DeepSpeed ZeRO under Run: what accelerate and DeepSpeed would decide silently is decided here, or refused.
 
 The launcher (launch/zero*.yaml) says that DeepSpeed runs and at which stage; the config of the run says precision,
-batch size and clipping. Weights stay fp32 and bf16 is autocast, as without DeepSpeed, so that ZeRO computes what DDP
-computes and exports the same files. ZeRO-1 splits the optimizer's state over processes, 2 the gradients too, 3 the
-weights too.
+batch size and clipping. Weights stay fp32 and bf16 is autocast, so that ZeRO computes what DDP computes and exports the
+same files. ZeRO-1 splits the optimizer's state over processes, 2 the gradients too, 3 the weights too.
 """
 
 import copy
@@ -28,10 +27,7 @@ def asked_for() -> bool:
 
 
 def make_plugin(precision: str) -> Any:
-    """accelerate's DeepSpeedPlugin for what the launcher asked for; call before the Accelerator is made.
-
-    Raises ValueError for anything asked for that would not be done.
-    """
+    """accelerate's DeepSpeedPlugin for what the launcher asked for, or ValueError; before the Accelerator is made."""
     stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
     if stage not in ("1", "2", "3"):
         raise ValueError(f"DeepSpeed with zero_stage={stage} is not offered: launch with launch/zero2.yaml (1, 2 or 3)")
@@ -73,9 +69,8 @@ def check_accelerator(accelerator: Accelerator) -> None:
             f"DeepSpeed was asked for, but accelerate chose {accelerator.distributed_type}: start with "
             "accelerate launch --config_file launch/zero2.yaml"
         )
-    warnings.filterwarnings(
-        "ignore", r".*torch\.distributed\.\w+` is deprecated", FutureWarning
-    )  # DeepSpeed's, each step
+    # DeepSpeed's, each step:
+    warnings.filterwarnings("ignore", r".*torch\.distributed\.\w+` is deprecated", FutureWarning)
     # While this lives, every from_pretrained of transformers splits its weights over the processes under ZeRO-3.
     accelerator.state.deepspeed_plugin.dschf = None
 
@@ -107,11 +102,8 @@ def check_mark(checkpoint: Path, stage: int, world: int) -> None:
 
 
 class ZeroOptimizer:
-    """The engine with an optimizer's face: its step clips, steps and clears the gradient, at `step()`.
-
-    accelerate's own wrapper does all of it inside backward, with a clipping norm that is fixed beforehand (1.0 if
-    nothing is said).
-    """
+    """The engine with an optimizer's face: clips, steps and clears the gradient at `step()`; accelerate's own wrapper
+    does all of it inside backward, with a clipping norm that is fixed beforehand."""
 
     def __init__(self, accelerator: Accelerator, engine: Any) -> None:
         self.accelerator, self.engine = accelerator, engine

@@ -21,8 +21,14 @@ from neuroimagen.files import pass_on, write_atomic
 from neuroimagen.pictures import list_pictures, see
 from neuroimagen.run import inputs
 from neuroimagen.run.collectives import decided_by_main, gather_objects, on_every_rank
-from neuroimagen.run.processes import leave_process_group, make_accelerator, set_deterministic
-from neuroimagen.run.run import STOPPED, stop_requested, watch_stop_signal
+from neuroimagen.run.processes import (
+    STOPPED,
+    leave_process_group,
+    make_accelerator,
+    set_deterministic,
+    stop_requested,
+    watch_stop_signal,
+)
 from neuroimagen.studies.captions import line_of, lines_of, read_captions, write_captions
 from neuroimagen.text_files import encode, read_text
 
@@ -74,13 +80,8 @@ def embed_captions(
             warnings.warn(said, stacklevel=2)
         table = torch.empty(len(unique), length, text_encoder.config.hidden_size)
         for start in range(0, len(unique), batch_size):
-            tokens = tokenizer(
-                unique[start : start + batch_size],
-                padding="max_length",
-                max_length=length,
-                truncation=True,
-                return_tensors="pt",
-            )
+            some, how = unique[start : start + batch_size], {"padding": "max_length", "truncation": True}
+            tokens = tokenizer(some, max_length=length, return_tensors="pt", **how)
             masked = layer == -1 and getattr(text_encoder.config, "use_attention_mask", False)
             mask = tokens.attention_mask.to(device) if masked else None
             out = text_encoder(tokens.input_ids.to(device), attention_mask=mask, output_hidden_states=layer != -1)
@@ -110,9 +111,8 @@ def _pictures(folder: Path) -> dict[str, Path]:
     named: dict[str, Path] = {}
     for path in list_pictures(folder):
         if path.stem in named:
-            raise ValueError(
-                f"{named[path.stem]} and {path} have the same name, so a caption could not tell them apart"
-            )
+            both = f"{named[path.stem]} and {path}"
+            raise ValueError(f"{both} have the same name, so a caption could not tell them apart")
         named[path.stem] = path
     return dict(sorted(named.items()))
 
@@ -146,8 +146,8 @@ def _found_already(out: Path, source: str) -> dict[str, str]:
     captions: dict[str, str] = {}
     entries = lines_of(out) if out.exists() else []
     for part in sorted(out.parent.glob(out.name + ".part-*")):
-        whole = [line for line in part.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]]
-        entries += [json.loads(line) for line in whole if line.endswith("}")]
+        lines = part.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+        entries += [json.loads(line) for line in lines if line.endswith("}")]
     for entry in entries:
         if entry.get("source") != source:
             raise ValueError(
@@ -164,10 +164,7 @@ def _caption(
     processor, model = loaded
     captions: dict[str, str] = {}
     hidden = True if os.environ.get("RANK", "0") != "0" else None
-    with (
-        open(part, "a+b") as file,
-        tqdm(total=len(names), desc="captions", disable=hidden) as bar,
-    ):
+    with open(part, "a+b") as file, tqdm(total=len(names), desc="captions", disable=hidden) as bar:
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)  # what a kill cut in the middle of a line is dropped
         for start in range(0, len(names), config.batch_size):
@@ -189,9 +186,8 @@ def _caption(
 def caption_pictures(config: CaptionsConfig) -> int:
     """Caption every picture below `config.images`, spread over all processes; returns the exit code.
 
-    The model's own generation settings are used, as in the paper. Each rank appends to OUT.part-<rank> as it goes; when
-    all are done they are merged into OUT, whole or not at all. After SIGTERM the batch at hand is finished; the same
-    command, on any number of processes, continues. Collective: every rank.
+    The model's own generation settings are used, as in the paper. Each rank appends to OUT.part-<rank>; at the end they
+    are merged into OUT. After SIGTERM the same command, on any number of processes, continues. Collective: every rank.
     """
     if config.precision not in DTYPES or config.batch_size < 1:
         raise ValueError("precision must be fp32, bf16 or fp16, and batch_size at least 1")

@@ -97,6 +97,5 @@ def embedding_loss(prediction: torch.Tensor, target: torch.Tensor, weights: torc
 
 def nearest_caption(prediction: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
     """Index (n,) of the caption embedding (m, L, D) nearest in squared L2 to each prediction (n, L, D)."""
-    return torch.cdist(prediction.flatten(1), captions.flatten(1), compute_mode="donot_use_mm_for_euclid_dist").argmin(
-        1
-    )
+    exact = "donot_use_mm_for_euclid_dist"
+    return torch.cdist(prediction.flatten(1), captions.flatten(1), compute_mode=exact).argmin(1)

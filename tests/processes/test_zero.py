@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_worlds import TIMINGS
+from test_trainers import TIMINGS
 
 pytest.importorskip("deepspeed", reason='needs pip install "neuroimagen[deepspeed]"')
 

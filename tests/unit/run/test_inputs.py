@@ -23,7 +23,7 @@ from neuroimagen.config import TrainConfig, load_config
 from neuroimagen.pixel.features import FeatureExtractor
 from neuroimagen.rows import RUNS
 from neuroimagen.run import directory as run_dir
-from neuroimagen.run import inputs
+from neuroimagen.run import inputs, processes
 from neuroimagen.run import run as running
 from neuroimagen.run.directory import claim_run_dir
 from neuroimagen.run.processes import make_accelerator
@@ -443,13 +443,32 @@ def test_an_input_that_was_read_may_change_while_the_run_goes_on(config, root):
 
 def test_a_preempted_run_is_not_continued_on_other_shards(config, root):
     def stop(step):
-        running._stop_requested = step == 1
+        processes._stop_requested = step == 1
 
     assert train(config, stop) == running.STOPPED and (root / "run" / "PREEMPTED").exists()
     one_byte(root / "shards")
     with pytest.raises(ValueError, match=r"another shards=.* \(1 changed, such as test-000000.tar\)"):
         train(config)
     assert (root / "run" / "PREEMPTED").exists()
+
+
+@pytest.mark.parametrize(
+    "stage, change, said",
+    [
+        ("pixel_features", {"trackers": "paper"}, "'paper' is not one of none"),
+        ("pixel_saliency", {"augment": "colour"}, "augmentation 'colour' is unknown"),
+        ("pixel_saliency", {"eeg_noise": 1.0}, "eeg_noise varies what .* it needs finetune_features=true"),
+        ("brain2image", {"classifier_steps": 10, "max_steps": 10}, "leave some of max_steps=10"),
+        ("neurovision", {"max_steps": 10}, "max_steps=10 is too short"),
+        ("latent_diffusion part=autoencoder", {"accumulate": 2}, "use accumulate=1"),
+        ("latent_diffusion", {"autoencoder": ""}, "needs autoencoder=RUN"),
+    ],
+)
+def test_a_config_is_checked_before_anything_starts(stage, change, said, root, monkeypatch):
+    monkeypatch.setattr(running, "make_accelerator", lambda *_, **__: pytest.fail("processes were started"))
+    with pytest.raises(ValueError, match=said):
+        trainer(stage.split()[0])(dataclasses.replace(config_of(stage, root), **({"global_batch_size": 8} | change)))
+    assert not (root / "run").exists()
 
 
 # Stage 0

@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from neuroimagen.config import TrainConfig
+from neuroimagen.run import processes
 from neuroimagen.run import run as running
 from neuroimagen.run.processes import make_accelerator
 from neuroimagen.run.run import Run, warmup_cosine
@@ -43,7 +44,7 @@ def train(config: Config, stop_after: int | None = None) -> tuple[int, Model]:
         run.update(optimizer, model)
         run.advance()
         if stop_after == run.step:
-            running._stop_requested = True
+            processes._stop_requested = True
     return run.finish(model=model), model
 
 
