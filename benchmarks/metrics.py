@@ -25,9 +25,9 @@ from PIL import Image
 
 from neuroimagen.scores.book import ScoreBook
 from neuroimagen.scores.classifiers import load_classifier
-from neuroimagen.scores.evaluate import read_run
 from neuroimagen.scores.intervals import bootstrap_means
 from neuroimagen.scores.metrics import inception_estimate, n_way_accuracy
+from neuroimagen.scores.run_files import read_run
 from neuroimagen.scores.similarity import frechet_distance, kernel_distance
 from neuroimagen.studies.classes import CLASSES
 

@@ -30,7 +30,7 @@ COMMANDS = {
     ),
     "captions": Command("sample.captions", "CaptionsConfig", "caption_pictures", "caption pictures with BLIP, BLIP-2"),
     "probe": Command("scores.classifiers", "ProbeConfig", "probe", "train a classifier for the scores"),
-    "evaluate": Command("scores.evaluate", "EvaluateConfig", "evaluate", "score a reconstruct run", "run"),
+    "evaluate": Command("report.tables", "EvaluateConfig", "evaluate", "score a reconstruct run", "run"),
     "export": Command("model.export", "ExportConfig", "export", "runs as one model for Python and the hub", "runs"),
     "report": Command("report.report", "ReportConfig", "report", "write a reconstruct run's page", "run"),
 }

@@ -27,7 +27,7 @@ from pathlib import Path
 
 REPO = Path(__file__).parents[1]
 TRAINERS = sorted(REPO.glob("trainers/*.py"))
-COMMANDS = ["neuroimagen.scores.evaluate", "neuroimagen.sample.captions"]  # those that run on several processes
+COMMANDS = ["neuroimagen.report.tables", "neuroimagen.sample.captions"]  # those that run on several processes
 
 
 class Forked:

@@ -164,7 +164,7 @@ def _about(
     drawn = places["reconstruct"]
     rows, scores = _json(drawn, "rows.json"), _json(drawn, "scores.json")
     if drawn and "made_of" in scores:
-        from neuroimagen.scores.evaluate import check_scores, read_run
+        from neuroimagen.scores.run_files import check_scores, read_run
 
         check_scores(read_run(drawn), scores)
     environment = _json(drawn or next(place for place in places.values() if place), "environment.json")

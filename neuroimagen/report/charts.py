@@ -1,18 +1,37 @@
-"""The report page's charts, drawn by HTML and CSS alone: bars with intervals, confusion tables."""
+"""What templates/charts.j2 draws by HTML and CSS alone: bars with intervals, confusion tables."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
-from neuroimagen.report.gallery import Metric, text
-from neuroimagen.scores.intervals import FEWEST
+from neuroimagen.report.gallery import Metric
 
 MOST_CELLS = 20_000  # of all confusion tables together; the others stay in scores.json
 
 
-def bars(metric: Metric, groups: dict[str, dict[str, Any]], best_first: bool) -> str:
-    """One bar a group with its 95 % interval; chance and ceiling as lines across."""
+class Bar(NamedTuple):
+    """One group; start, width and whisker (start, width; None: no interval) in per cent of the axis."""
+
+    name: str
+    value: float
+    start: float
+    width: float
+    whisker: tuple[float, float] | None
+    low: float | None
+    high: float | None
+
+
+class Bars(NamedTuple):
+    """marks: chance and ceiling as lines across, with their place in per cent of the axis."""
+
+    metric: Metric
+    marks: list[tuple[str, float]]
+    bars: list[Bar]
+
+
+def bars(metric: Metric, groups: dict[str, dict[str, Any]], best_first: bool) -> Bars:
+    """One bar a group with its 95 % interval; `groups`: estimates as of scores.json."""
     found = {name: e for name, e in groups.items() if e["value"] is not None and math.isfinite(e["value"])}
-    marks = [v for v in (metric.chance, metric.ceiling) if v is not None]
+    marks = [value for _, value, _ in metric.ends]
     reach = [v for e in found.values() for v in (e["value"], e["high"]) if v is not None]
     top = 1.0 if metric.scale == 100 else max([*reach, *marks, 1e-9])
     low = min(0.0, *marks, *(v for e in found.values() for v in (e["value"], e["low"]) if v is not None))
@@ -20,83 +39,61 @@ def bars(metric: Metric, groups: dict[str, dict[str, Any]], best_first: bool) ->
     def at(value: float) -> float:
         return 100 * (min(value, top) - low) / (top - low)
 
-    lines = ""
-    for css, value in (("chance", metric.chance), ("ceiling", metric.ceiling)):
-        if value is not None:
-            lines += f'<i class="{css}" style="left:{at(value):.2f}%"></i>'
     sign = -1 if metric.better != "lower" else 1
     order = sorted(found.items(), key=lambda item: sign * item[1]["value"]) if best_first else list(found.items())
-    items = []
+    drawn = []
     for name, e in order:
-        whisker, interval = "", ""
-        if e["low"] is not None:
-            start, end = at(e["low"]), at(e["high"])
-            whisker = f'<s style="left:{start:.2f}%;width:{max(end - start, 0.3):.2f}%"></s>'
-            interval = f"<small>{metric(e['low'], False)} to {metric(e['high'], False)}</small>"
         zero, end = sorted((at(0.0), at(e["value"])))
-        items.append(
-            f'<li><span>{text(name)}</span><div aria-hidden="true"><u style="left:{zero:.2f}%;width:{end - zero:.2f}%">'
-            f"</u>{whisker}{lines}</div><b>{metric(e['value'], False)}{interval}</b></li>"
-        )
-    return f'<ul class="bars{" one" * (len(items) < 8)}">{"".join(items)}</ul>'
+        whisker = None if e["low"] is None else (at(e["low"]), max(at(e["high"]) - at(e["low"]), 0.3))
+        drawn.append(Bar(name, e["value"], zero, end - zero, whisker, e["low"], e["high"]))
+    return Bars(metric, [(name, at(value)) for name, value, _ in metric.ends], drawn)
 
 
-def legend(metric: Metric) -> str:
-    """What the marks of `bars` mean, with the numbers."""
-    parts = [f"thin line: 95&nbsp;% interval, from {FEWEST} pictures on"]
-    for name, css, value, of in (
-        ("chance", "chance", metric.chance, metric.chance_of),
-        ("ceiling", "ceiling", metric.ceiling, metric.ceiling_of),
-    ):
-        if value is not None:
-            parts.append(f'<i class="mark {css}"></i> {name} {metric(value)}{f" ({text(of)})" if of else ""}')
-    better = f"; {text(metric.better)} is better" if metric.better else ""
-    return f"{text(metric.head)}{better}. " + " &middot; ".join(parts)
+def by_group(scores: dict[str, Any], row: str, metrics: dict[str, Metric], prefix: str) -> list[Bars]:
+    """Bars of a row over the groups "class ..." or "subject ...", a chart a metric, the headline's first."""
+    groups = {group: found for group, found in scores["rows"][row].items() if group.startswith(prefix)}
+    names = [name for name in metrics if any(name in found for found in groups.values())]
+    names.sort(key=lambda name: name != scores["headline"])
+    charts = []
+    for name in names if len(groups) > 1 else []:
+        metric = metrics[name]
+        # The chance to beat is that within the study; within one class a constant guess gets all or nothing.
+        if (guess := guessing(scores, name)) and prefix != "class ":
+            metric = metric._replace(chance=guess, chance_of="guessing in the study")
+        found = {group.removeprefix("class "): values[name] for group, values in groups.items() if name in values}
+        charts.append(bars(metric, found, best_first=prefix == "class "))
+    return charts
 
 
-def confusion(found: dict[str, Any], row: str) -> str:
-    """Heat map of counts: class seen (down) x class that the classifier finds most probable (across)."""
-    classes, counts = [str(name) for name in found["classes"]], found["counts"]
-    few = len(classes) <= 20
-    heads = "".join(f'<th scope="col"><span>{text(name)}</span></th>' for name in classes)
-    lines = []
-    for i, (name, line) in enumerate(zip(classes, counts, strict=True)):
-        total, cells = sum(line), []
-        for j, n in enumerate(line):
-            mark = ' class="same"' if i == j else ""
-            if not n:
-                cells.append(f"<td{mark}></td>")
-                continue
-            share = 100 * n / total
-            said = f"{name}, drawn as {classes[j]}: {n} of {total} ({share:.0f} %)"
-            cells.append(f'<td{mark} style="--p:{share:.0f}%" title="{text(said)}"><b>{share:.0f}</b></td>')
-        lines.append(f'<tr><th scope="row">{text(name)}</th>{"".join(cells)}</tr>')
-    right, total = sum(counts[i][i] for i in range(len(classes))), sum(map(sum, counts))
-    return (
-        f'<div class="wide" tabindex="0" role="region" aria-label="Confusion table of row {text(row)}">'
-        f'<table class="confusion{" few" * few}"><caption>Row {text(row)}: {right} of {total} pictures '
-        f"({100 * right / max(total, 1):.1f}&nbsp;%) look most like the class that was seen; always the most "
-        f"frequent of {len(classes)} classes gets {100 * max(map(sum, counts)) / max(total, 1):.1f}&nbsp;%.</caption>"
-        f"<thead><tr><td><small>seen &darr; &nbsp; looks like &rarr;</small></td>{heads}</tr></thead>"
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
+def guessing(scores: dict[str, Any], metric: str) -> float | None:
+    """What the best constant answer gets in this study."""
+    return scores["truth"].get("guessing", {}).get(metric, {}).get("value")
 
 
-def confusions(tables: dict[str, dict[str, Any]], full: str) -> str:
-    """Section "Confusion": the full row open, the others one click away, as many as fit."""
+class Confusion(NamedTuple):
+    """Counts of class seen (down) x class that the classifier finds most probable (across), of one row."""
+
+    row: str
+    classes: list[str]
+    counts: list[list[int]]
+
+    @property
+    def right(self) -> int:
+        return sum(self.counts[i][i] for i in range(len(self.classes)))
+
+    @property
+    def total(self) -> int:
+        return sum(map(sum, self.counts))
+
+    def share(self, n: int) -> str:
+        return f"{100 * n / max(self.total, 1):.1f}"
+
+
+def confusions(tables: dict[str, dict[str, Any]], full: str) -> tuple[list[Confusion], list[str]]:
+    """The full row's first, the others' as many as fit; names of the rows left out."""
     order = sorted(tables, key=lambda row: row != full)
-    fit = max(1, MOST_CELLS // max(1, len(tables[order[0]]["classes"]) ** 2))
-    first, rest, left = order[0], order[1:fit], order[fit:]
-    more = ""
-    for row in rest:
-        more += f"<details><summary>Row {text(row)}</summary>{confusion(tables[row], row)}</details>"
-    if more:
-        more = f"<details><summary>The other rows</summary>{more}</details>"
-    also = f'<p class="sub">Not on this page, but in scores.json: {text(", ".join(left))}.</p>' if left else ""
-    return (
-        '<h2 id="confusion">What is taken for what</h2><p>Of the pictures drawn for each class seen (a line), the '
-        "share in per cent that the classifier finds most like each class of the study (a column). A perfect decoder "
-        "fills the diagonal; one that ignores the EEG gives the same line everywhere. Point at a cell to "
-        "read its counts.</p>"
-        f"{confusion(tables[first], first)}{more}{also}"
-    )
+    fit = max(1, MOST_CELLS // max(1, len(tables[order[0]]["classes"]) ** 2)) if order else 0
+    shown = [
+        Confusion(row, [str(name) for name in tables[row]["classes"]], tables[row]["counts"]) for row in order[:fit]
+    ]
+    return shown, order[fit:]

@@ -1,10 +1,11 @@
 """The paper's Figures 3, 4 and 5 of a scored run, each with the rule that chose its trials; none is picked by hand.
 
-`trials` says what a figure shows (for the page), `build` draws it, `write` puts the PNGs into RUN/figures.
+`trials` says what a figure shows (for the page), `draw` draws it, `write` puts the PNGs into RUN/figures.
 """
 
 import io
 import itertools
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,9 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from neuroimagen.files import write_atomic
 from neuroimagen.report.tables import full_row, kind_of_eeg, rows_of_kind
-from neuroimagen.scores.evaluate import ReconstructRun
+from neuroimagen.scores.run_files import ReconstructRun
 
-FIGURES = ("figure3", "figure4", "figure5")
 FIGURE_4 = ("airliner", "giant panda", "jack-o'-lantern")  # the paper's classes
 FIGURE_5 = ("anemone fish", "pizza", "electric guitar", "canoe")
 TRIALS = 16  # at most, in Figure 3
@@ -49,19 +49,34 @@ class Figure(NamedTuple):
     lines: list[Line]
     columns: int = 1
 
+    @property
+    def parts(self) -> list[list[Line]]:
+        """The lines of each column."""
+        half = -(-len(self.lines) // self.columns)
+        return [self.lines[i : i + half] for i in range(0, len(self.lines), half)]
+
+
+def spaced(items: list[Any], n: int) -> list[Any]:
+    """At most n items, evenly spaced, the first among them."""
+    return items if len(items) <= n else [items[i * len(items) // n] for i in range(n)]
+
 
 def _ordered(run: ReconstructRun) -> list[dict[str, Any]]:
     return sorted(run.trials, key=lambda trial: trial["key"])
 
 
-def _classes(run: ReconstructRun) -> dict[str, int]:
-    """Class names -> labels, in the order of labels."""
-    return {t["class_name"]: t["label"] for t in sorted(run.trials, key=lambda t: t["label"])}
+def _first_by(field: str, trials: list[dict[str, Any]]) -> dict[Any, dict[str, Any]]:
+    """The first trial of each class, picture or subject."""
+    first: dict[Any, dict[str, Any]] = {}
+    for trial in trials:
+        first.setdefault(trial[field], trial)
+    return first
 
 
-def _wanted(run: ReconstructRun, paper: tuple[str, ...], possible: list[str] | None = None) -> tuple[list[str], str]:
-    """The paper's classes that the run has, filled up with its first by label; and how that is said."""
-    possible = list(_classes(run)) if possible is None else possible
+def _wanted(run: ReconstructRun, paper: tuple[str, ...], among: Container[str]) -> tuple[list[str], str]:
+    """The paper's classes that the run has (`among` these), filled up with its first by label; how that is said."""
+    by_label = _first_by("class_name", sorted(run.trials, key=lambda trial: trial["label"]))
+    possible = [name for name in by_label if name in among]
     found = [name for name in paper if name in possible]
     filled = [name for name in possible if name not in found][: len(paper) - len(found)]
     if not filled:
@@ -92,27 +107,48 @@ def _title(run: ReconstructRun, text: str) -> str:
     return f"{text}, on {kind_of_eeg({'simulated': bool(run.about.get('simulated'))})}"
 
 
-def _figure3(run: ReconstructRun) -> Figure:
-    """Seen, saliency map, samples of the full model; the first trial of each class."""
-    first: dict[int, dict[str, Any]] = {}
-    for trial in _ordered(run):
-        first.setdefault(trial["label"], trial)
+def _first_of_each_class(run: ReconstructRun) -> tuple[list[dict[str, Any]], str]:
+    """The trials of Figure 3, and their rule."""
+    first = _first_by("label", _ordered(run))
     chosen = [first[label] for label in sorted(first)]
     rule = "the first trial of each class in the order of trial keys"
     if len(chosen) > TRIALS:
         rule += f"; {TRIALS} of {len(chosen)} classes, evenly spaced by label"
-        chosen = [chosen[i * len(chosen) // TRIALS] for i in range(TRIALS)]
-    row, samples = full_row(run), min(SAMPLES, run.samples)
-    maps = all(run.map(trial["key"]).exists() for trial in chosen)
+    return spaced(chosen, TRIALS), rule
+
+
+def _beside_the_seen(
+    run: ReconstructRun, trials: list[dict[str, Any]], drawn: list[tuple[str, int]], maps: bool
+) -> list[Line]:
+    """Of each trial what was seen, its saliency map and what is drawn: (row, sample)."""
     lines = []
-    for trial in chosen:
+    for trial in trials:
         pictures = [_seen(run, trial)]
         pictures += [Picture(run.map(trial["key"]), f"saliency map: {_of(trial)}")] * maps
-        pictures += [_drawn(run, row, trial, sample) for sample in range(samples)]
+        pictures += [_drawn(run, row, trial, sample) for row, sample in drawn]
         lines.append(Line(trial["class_name"], f"subject {trial['subject']}", pictures))
+    return lines
+
+
+def _figure3(run: ReconstructRun) -> Figure:
+    """Seen, saliency map, samples of the full model; the first trial of each class."""
+    chosen, rule = _first_of_each_class(run)
+    row, samples = full_row(run), min(SAMPLES, run.samples)
+    maps = all(run.map(trial["key"]).exists() for trial in chosen)
+    lines = _beside_the_seen(run, chosen, [(row, sample) for sample in range(samples)], maps)
     heads = [_seen_head(run), *["saliency map"] * maps, *(f"sample {s + 1}" for s in range(samples))]
     title = _title(run, f"Figure 3. Pictures reconstructed by row {row}")
     return Figure("figure3", title, f"Shown: {rule}.", heads, lines, columns=2 if len(lines) > 1 else 1)
+
+
+def every_row(run: ReconstructRun, rows: list[str], most: int) -> Figure:
+    """At most so many trials of Figure 3, drawn in every way there is; on the page only."""
+    chosen, _ = _first_of_each_class(run)
+    maps = all(run.map(trial["key"]).exists() for trial in chosen)
+    lines = _beside_the_seen(run, spaced(chosen, most), [(row, 0) for row in rows], maps)
+    rule = f"{len(lines)} of the trials of Figure 3, evenly spaced; the first sample of each row."
+    heads = [_seen_head(run), *["saliency map"] * maps, *rows]
+    return Figure("rows", "Every row of this run", rule, heads, lines)
 
 
 def _figure4(run: ReconstructRun) -> Figure:
@@ -123,13 +159,10 @@ def _figure4(run: ReconstructRun) -> Figure:
             "Figure 4 compares with the baselines, and this run has none of them: reconstruct with the runs of "
             "trainers/brain2image.py and trainers/neurovision.py."
         )
-    names, said = _wanted(run, FIGURE_4)
+    names, said = _wanted(run, FIGURE_4, {trial["class_name"] for trial in run.trials})
     trials = []
     for name in names:
-        first: dict[str, dict[str, Any]] = {}
-        for trial in _ordered(run):
-            if trial["class_name"] == name:
-                first.setdefault(trial["image"], trial)
+        first = _first_by("image", [trial for trial in _ordered(run) if trial["class_name"] == name])
         trials += list(first.values())[:PICTURES]
     lines = [Line(_seen_head(run), "", [_seen(run, trial) for trial in trials])]
     for row in [*baselines, full_row(run)]:
@@ -161,7 +194,7 @@ def _figure5(run: ReconstructRun) -> Figure:
             shared.setdefault(next(iter(by_image[image].values()))["class_name"], by_image[image])
     if not shared:
         raise ValueError("Figure 5 shows pictures that all subjects saw, and this run has no such picture.")
-    names, said = _wanted(run, FIGURE_5, [name for name in _classes(run) if name in shared])
+    names, said = _wanted(run, FIGURE_5, shared)
     row = full_row(run)
     lines = []
     for name in names:
@@ -176,9 +209,12 @@ def _figure5(run: ReconstructRun) -> Figure:
     return Figure("figure5", _title(run, "Figure 5. The same picture for all subjects"), rule, heads, lines)
 
 
+FIGURES = {"figure3": _figure3, "figure4": _figure4, "figure5": _figure5}
+
+
 def trials(run: ReconstructRun, name: str) -> Figure:
     """What "figure3", "figure4" or "figure5" shows; ValueError, with a sentence why, if it cannot be made."""
-    return {"figure3": _figure3, "figure4": _figure4, "figure5": _figure5}[name](run)
+    return FIGURES[name](run)
 
 
 def absent(run: ReconstructRun) -> dict[str, str]:
@@ -192,23 +228,17 @@ def absent(run: ReconstructRun) -> dict[str, str]:
     return found
 
 
-def build(run: ReconstructRun, scores: dict[str, Any]) -> dict[str, Image.Image]:
-    """The figures that can be made, drawn."""
-    lacking = absent(run)
-    return {name: draw(trials(run, name)) for name in FIGURES if name not in lacking}
-
-
-def write(run: ReconstructRun, scores: dict[str, Any], folder: Path) -> None:
+def write(run: ReconstructRun, folder: Path) -> None:
     """folder/{figure3, figure4, figure5}.png; those that can no more be made are removed."""
     folder.mkdir(parents=True, exist_ok=True)
-    images = build(run, scores)
+    lacking = absent(run)
     for name in FIGURES:
         path = folder / f"{name}.png"
-        if name not in images:
+        if name in lacking:
             path.unlink(missing_ok=True)
             continue
         buffer = io.BytesIO()
-        images[name].save(buffer, "PNG", optimize=True)
+        draw(trials(run, name)).save(buffer, "PNG", optimize=True)
         write_atomic(path, buffer.getvalue())
 
 
@@ -226,7 +256,7 @@ def draw(figure: Figure, cell: int = 128) -> Image.Image:
     grouped = len(set(figure.heads)) < len(figure.heads)  # equal heads side by side stand closer
     steps = [12] + [gap + 16 * (grouped and a != b) for a, b in itertools.pairwise(figure.heads)]
     block = names + sum(steps) + sum(across)
-    half = -(-len(figure.lines) // columns)
+    half = len(figure.parts[0])
     total = max(2 * margin + columns * block + (columns - 1) * 28, 2 * margin + width(figure.title, 20))
     said = _wrap(figure.rule, total - 2 * margin, lambda text: width(text, 13))
     top = margin + 32 + 19 * len(said) + 14
@@ -235,7 +265,7 @@ def draw(figure: Figure, cell: int = 128) -> Image.Image:
     pen.text((margin, margin), figure.title, fill=RED if "simulated" in figure.title else INK, font=fonts[20])
     for i, text in enumerate(said):
         pen.text((margin, margin + 32 + 19 * i), text, fill=SOFT, font=fonts[13])
-    for column in range(columns):
+    for column, part in enumerate(figure.parts):
         x0 = margin + column * (block + 28)
         starts = [x0 + names + sum(steps[: i + 1]) + sum(across[:i]) for i in range(len(across))]
         ends = [x + wide for x, wide in zip(starts, across, strict=True)]
@@ -243,14 +273,12 @@ def draw(figure: Figure, cell: int = 128) -> Image.Image:
             places = list(group)  # equal heads side by side are written once
             middle = (starts[places[0]] + ends[places[-1]]) / 2
             pen.text((middle, top), head, fill=INK, font=fonts[13], anchor="ma")
-        for number, line in enumerate(figure.lines[column * half : (column + 1) * half]):
+        for number, line in enumerate(part):
             y = top + 24 + number * (cell + gap)
             right = x0 + names
-            pen.text(
-                (right, y + cell / 2 - 2), line.name, fill=INK, font=fonts[15], anchor="rs" if line.below else "rm"
-            )
-            if line.below:
-                pen.text((right, y + cell / 2 + 4), line.below, fill=SOFT, font=fonts[13], anchor="ra")
+            anchor = "rs" if line.below else "rm"
+            pen.text((right, y + cell / 2 - 2), line.name, fill=INK, font=fonts[15], anchor=anchor)
+            pen.text((right, y + cell / 2 + 4), line.below, fill=SOFT, font=fonts[13], anchor="ra")
             for x, wide, picture in zip(starts, across, line.pictures, strict=True):
                 left = x + (wide - cell) // 2
                 with Image.open(picture.path) as opened:
@@ -261,7 +289,7 @@ def draw(figure: Figure, cell: int = 128) -> Image.Image:
     return image
 
 
-def _wrap(text: str, limit: int, width: Any) -> list[str]:
+def _wrap(text: str, limit: int, width: Callable[[str], int]) -> list[str]:
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

@@ -1,9 +1,10 @@
 """A table of the report and its four forms: HTML, Markdown, LaTeX and text for a terminal."""
 
 import dataclasses
-import html
 import re
 from typing import NamedTuple
+
+from neuroimagen.pages import render
 
 ABSENT = "–"
 TICK = "✓"
@@ -16,10 +17,11 @@ def decimal(value: float, digits: int) -> str:
 
 
 class Cell(NamedTuple):
-    """What a cell says, and in smaller print the 95 % interval: Cell("54.2", "[47.6, 60.4]")."""
+    """What a cell says, its 95 % interval in smaller print ("54.2", "[47.6, 60.4]"), and the metric that it names."""
 
     text: str = ""
     range: str = ""
+    metric: str = ""
 
     def __str__(self) -> str:
         return f"{self.text} {self.range}".rstrip()
@@ -36,6 +38,10 @@ class Column(NamedTuple):
     @property
     def numeric(self) -> bool:
         return self.number or bool(self.metric)
+
+    @property
+    def css(self) -> str:
+        return " ".join(["number"] * self.numeric + ["paper"] * self.paper)
 
 
 class Row(NamedTuple):
@@ -60,29 +66,13 @@ class Table:
     def head(self) -> list[str]:
         return [column.head for column in self.columns]
 
-    def html(self, notes: bool = True) -> str:
+    def html(self) -> str:
         """<table> with its caption; a <tbody> for each part between rules; classes are for styling only."""
-        heads = []
-        for column in self.columns:
-            about = f' data-metric="{html.escape(column.metric)}"' if column.metric else ""
-            heads.append(f'<th scope="col"{about}{_classes(column)}>{html.escape(column.head)}</th>')
-        body = ""
-        for row in self.rows:
-            cells = []
-            for i, (column, cell) in enumerate(zip(self.columns, row.cells, strict=True)):
-                text = html.escape(cell.text)
-                if cell.range:
-                    text += f" <small>{html.escape(cell.range)}</small>"
-                cells.append(f'<th scope="row">{text}</th>' if i == 0 else f"<td{_classes(column)}>{text}</td>")
-            mark = f' class="{row.kind}"' if row.kind else ""
-            body += "</tbody>\n<tbody>" * row.rule + f"<tr{mark}>{''.join(cells)}</tr>\n"
-        text = (
-            f'<table class="scores {self.name}"><caption>{html.escape(self.title)}</caption>\n'
-            f"<thead><tr>{''.join(heads)}</tr></thead>\n<tbody>{body}</tbody></table>\n"
-        )
-        if notes and self.notes:
-            text += '<ul class="notes">' + "".join(f"<li>{html.escape(note)}</li>" for note in self.notes) + "</ul>\n"
-        return text
+        return render("report/templates/table.j2", table=self)
+
+    def html_file(self) -> str:
+        """The same as a file of its own."""
+        return render("report/templates/table_file.j2", table=self)
 
     def markdown(self) -> str:
         """A pipe table of GitHub's Markdown; the row that counts is bold, a rule is an empty line of the table."""
@@ -103,35 +93,23 @@ class Table:
         r"""A float to \input; needs booktabs and amssymb. Intervals stand under their numbers."""
         lengths = [max(len(row.cells[i].text) for row in self.rows) for i in range(len(self.columns))]
         long = rf"p{{{min(6, 12 // max(1, sum(length > 30 for length in lengths)))}cm}}"
-        kinds = ""
-        for column, length in zip(self.columns, lengths, strict=True):
-            kinds += "r" if column.numeric else "l" if length <= 30 else long
-        title = re.sub(r"^Table \d+\. ", "", self.title)  # LaTeX numbers its tables itself
-        small = r"\footnotesize" if len(self.columns) > 8 else r"\small"
-        lines = [
-            r"% needs \usepackage{booktabs,amssymb}",
-            r"\begin{table}",
-            r"\centering" + small + r"\setlength{\tabcolsep}{3pt}",
-            rf"\caption{{{_tex(title)}}}\label{{tab:{self.name}}}",
-            rf"\begin{{tabular}}{{{kinds}}}",
-            r"\toprule",
-            " & ".join(_tex(head) for head in self.head) + r" \\",
-            r"\midrule",
-        ]
-        for row in self.rows:
-            cells = []
-            for column, cell in zip(self.columns, row.cells, strict=True):
-                text = _tex(cell.text)
-                if row.kind == "full" and text and not column.paper:
-                    text = rf"\textbf{{{text}}}"
-                if cell.range:
-                    text = rf"\shortstack[r]{{{text}\\{{\scriptsize {_tex(cell.range)}}}}}"
-                cells.append(text)
-            lines += [r"\midrule"] * row.rule + [" & ".join(cells) + r" \\"]
-        lines += [r"\bottomrule", r"\end{tabular}"]
-        if self.notes:
-            lines += [r"\par\medskip\raggedright\scriptsize", *(_tex(note) + r"\par" for note in self.notes)]
-        return "\n".join([*lines, r"\end{table}"]) + "\n"
+        kinds = ["r" if c.numeric else "l" if n <= 30 else long for c, n in zip(self.columns, lengths, strict=True)]
+
+        def cell(row: Row, column: Column, cell: Cell) -> str:
+            text = _tex(cell.text)
+            if row.kind == "full" and text and not column.paper:
+                text = rf"\textbf{{{text}}}"
+            return rf"\shortstack[r]{{{text}\\{{\scriptsize {_tex(cell.range)}}}}}" if cell.range else text
+
+        return render(
+            "report/templates/table.tex.j2",
+            name=self.name,
+            title=_tex(re.sub(r"^Table \d+\. ", "", self.title)),  # LaTeX numbers its tables itself
+            head=list(map(_tex, self.head)),
+            kinds="".join(kinds),
+            rows=[(r.rule, [cell(r, *of) for of in zip(self.columns, r.cells, strict=True)]) for r in self.rows],
+            notes=list(map(_tex, self.notes)),
+        )
 
     def text(self, notes: bool = True) -> str:
         """Aligned columns, ASCII where the terminal may know nothing else."""
@@ -143,11 +121,6 @@ class Table:
         body = [part for row, line in zip(self.rows, lines[1:], strict=True) for part in [rule] * row.rule + [line]]
         said = [note.translate(ASCII) for note in self.notes] if notes else []
         return "\n".join([self.title, lines[0], rule, *body, *said])
-
-
-def _classes(column: Column) -> str:
-    kinds = ["number"] * column.numeric + ["paper"] * column.paper
-    return f' class="{" ".join(kinds)}"' if kinds else ""
 
 
 def _piped(cells: list[str]) -> str:

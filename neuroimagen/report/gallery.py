@@ -1,12 +1,9 @@
-"""The report page's trials: each picture's own scores, which trials are shown and by which rule, the gallery's HTML."""
+"""The report page's trials: each picture's own scores, which trials are shown and by which rule, pictures as data."""
 
-import base64
 import collections
 import csv
 import dataclasses
-import html
 import io
-import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,30 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from neuroimagen.pages import data_address
+from neuroimagen.report.figures import spaced
 from neuroimagen.report.formats import decimal
 from neuroimagen.report.tables import kind_of_row, rows_of_kind
-from neuroimagen.scores.evaluate import ReconstructRun
+from neuroimagen.scores.run_files import ReconstructRun
 
 FIXED = ("row", "key", "sample", "subject", "label", "class_name", "image", "seen", "guess")  # of picture_scores.csv
 KINDS = {"paper": "Rows of the paper", "baseline": "Baselines", "control": "Controls"}
 SEED = 0  # of the order called random
-
-
-def text(value: object) -> str:
-    """Anything from a file, safe as HTML text and as an attribute in double quotes."""
-    return html.escape(str(value), quote=True)
-
-
-def spaced(items: list[Any], n: int) -> list[Any]:
-    """At most n items, evenly spaced, the first among them."""
-    return items if len(items) <= n else [items[i * len(items) // n] for i in range(n)]
-
-
-def define(number: int | None, head: str) -> str:
-    """A column head that tells, on a click, what the metric is; head: HTML. None: a metric without a definition."""
-    if number is None:
-        return head
-    return f'<button type="button" class="def" popovertarget="def-{number}">{head}</button>'
 
 
 class Metric(NamedTuple):
@@ -54,20 +36,22 @@ class Metric(NamedTuple):
     ceiling_of: str | None = ""
     definition: str | None = ""
     source: str | None = ""
+    number: int | None = None  # of its definition on the page
 
     def __call__(self, value: float | None, unit: bool = True) -> str:
         if value is None or not math.isfinite(value):
-            return "&ndash;"
-        return decimal(self.scale * value, self.digits) + "&nbsp;%" * (unit and self.scale == 100)
+            return "–"
+        return decimal(self.scale * float(value), self.digits) + "\xa0%" * (unit and self.scale == 100)
 
     @property
     def title(self) -> str:
         return self.head.replace(" (%)", "")
 
-    def beside(self) -> str:
-        """Chance and ceiling, to stand beside a number of this metric."""
-        known = [("chance", self.chance), ("ceiling", self.ceiling)]
-        return " &middot; ".join(f"{name} {self(value)}" for name, value in known if value is not None)
+    @property
+    def ends(self) -> list[tuple[str, float, str | None]]:
+        """Chance and ceiling, as far as they are known, and of what."""
+        known = ("chance", self.chance, self.chance_of), ("ceiling", self.ceiling, self.ceiling_of)
+        return [(name, value, of) for name, value, of in known if value is not None]
 
 
 @dataclasses.dataclass
@@ -198,12 +182,7 @@ class Pictures:
             buffer = io.BytesIO()
             image.save(buffer, "WEBP", quality=88)
             kind, content = "webp", buffer.getvalue()
-        return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-    def img(self, path: Path, label: str, attributes: str = "") -> str:
-        """attributes: HTML, already safe. The ground truth gets its red frame."""
-        mark = ' class="truth"' if path.parent.name == "truth" else ""
-        return f'<img{mark} src="{self(path)}" alt="{text(label)}" title="{text(label)}" {attributes}>'
+        return data_address(content, kind)
 
 
 class Gallery:
@@ -219,146 +198,48 @@ class Gallery:
         limit: int,
     ) -> None:
         self.run, self.book, self.full = run, book, full
-        self.numbers = {name: number for number, name in enumerate(metrics)}  # of the definitions
         self.metrics = [metrics.get(name, Metric(name, name)) for name in book.values] if book else []
         self.metrics.sort(key=lambda m: list(metrics).index(m.name) if m.name in metrics else len(metrics))
-        self.groups, self.rule = choose(run, book, metrics, full, each)
         self.main = next((m for m in self.metrics if m.better), None)
-        self.short = [m for m in self.metrics if m is self.main or m.name == "ssim"]  # below each picture
+        self.groups, self.rule = choose(run, book, metrics, full, each)
         shown = {i for group in self.groups for i in group.trials}
         rest = [i for i in range(len(run.trials)) if i not in shown]
         rest.sort(key=lambda i: (run.trials[i]["label"], str(run.trials[i]["subject"]), run.trials[i]["key"]))
-        self.more = spaced(rest, max(0, limit - len(shown))) if limit > len(shown) else []
-        self.shown = [*sorted(shown), *self.more]
-        self.seen = "seen" if run.pictures_known else "category seen"
+        more = spaced(rest, limit - len(shown)) if limit > len(shown) else []
+        self.shown = [*sorted(shown), *more]
+        if more:
+            which = "all the others" if len(more) == len(rest) else f"{len(more)} more, evenly spaced"
+            self.groups.append(Group("More trials", f"{which} in the order of class, subject and trial key", more))
         self.kinds = {row: kind_of_row(run, row) for row in run.rows}
         known = [row for kind in KINDS for row in rows_of_kind(run, kind)]
         self.rows = [*known, *(row for row in run.rows if row not in known)]
 
-    def scores_of(self, trial: dict[str, Any], i: int) -> str:
-        """Table of this trial's scores: a line a row, mean over the samples."""
-        if self.book is None or not self.metrics:
-            return ""
-        heads = "".join(f'<th scope="col">{define(self.numbers.get(m.name), text(m.head))}</th>' for m in self.metrics)
-        lines = []
-        for row in self.rows:
-            cells = "".join(f"<td>{m(float(self.book.means[m.name][row][i]), False)}</td>" for m in self.metrics)
-            lines.append(f'<tr><th scope="row">{text(row)}</th>{cells}</tr>')
-        for name in ("chance", "ceiling"):
-            ends = [getattr(m, name) for m in self.metrics]
-            if any(end is not None for end in ends):
-                cells = "".join(f"<td>{m(end, False)}</td>" for m, end in zip(self.metrics, ends, strict=True))
-                lines.append(f'<tr class="{name}"><th scope="row">{name}</th>{cells}</tr>')
-        return (
-            f'<div class="wide"><table class="small"><caption>Scores of this trial, mean over its {self.run.samples} '
-            f'sample{"s" * (self.run.samples != 1)} a row</caption><thead><tr><th scope="col">Row</th>{heads}</tr>'
-            f"</thead><tbody>{''.join(lines)}</tbody></table></div>"
-        )
+    def notes(self, i: int, row: str, sample: int) -> list[str]:
+        """What stands below one picture: its class by the classifier, its scores."""
+        if self.book is None:
+            return []
+        guess = self.book.guesses[row, self.run.trials[i]["key"], sample]
+        below = [m for m in self.metrics if m is self.main or m.name == "ssim"]
+        found = [(m, self.book.values[m.name][row][i, sample]) for m in below]
+        said = [f"{m.title} {m(value)}" for m, value in found if math.isfinite(value)]
+        return [f"looks like: {guess}", *said] if guess else said
 
-    def picture(self, pictures: Pictures, trial: dict[str, Any], i: int, row: str, sample: int) -> str:
-        key, numbers = trial["key"], []
-        if self.book is not None:
-            guess = self.book.guesses[row, key, sample]
-            numbers += [f"looks like: {text(guess)}"] if guess else []
-            found = ((m, self.book.values[m.name][row][i, sample]) for m in self.short)
-            numbers += [f"{text(m.title)} {m(float(value))}" for m, value in found if math.isfinite(value)]
-        label = f"{row}, sample {sample + 1}: {trial['class_name']}, subject {trial['subject']}"
-        data = f'data-row="{text(row)}" data-sample="{sample}"'
-        name = text(row) + (f" <i>{sample + 1}</i>" if row == self.full and self.run.samples > 1 else "")
-        below = "".join(f"<small>{number}</small>" for number in numbers)
-        return (
-            f"<figure>{pictures.img(self.run.image(row, key, sample), label, data)}"
-            f"<figcaption><b>{name}</b>{below}</figcaption></figure>"
-        )
-
-    def card(self, pictures: Pictures, i: int) -> str:
-        """One trial: what was seen and the full row's first sample; opened: the map, all rows, the scores."""
-        trial = self.run.trials[i]
-        key, who = trial["key"], f"{trial['class_name']}, subject {trial['subject']}"
-        value = ""
-        if self.main and self.book:
-            value = f"{text(self.main.title)} {self.main(float(self.book.means[self.main.name][self.full][i]))}"
-        inside = []
-        if self.run.map(key).exists():
-            img = pictures.img(self.run.map(key), f"saliency map: {who}")
-            inside.append(
-                f"<figure>{img}<figcaption><b>saliency map</b><small>before diffusion</small></figcaption></figure>"
-            )
-        inside += [self.picture(pictures, trial, i, self.full, s) for s in range(min(3, self.run.samples))]
-        inside += [self.picture(pictures, trial, i, row, 0) for row in self.rows if row != self.full]
-        truth = pictures.img(self.run.truth(key), f"{self.seen}: {who}")
-        drawn = pictures.img(self.run.image(self.full, key, 0), f"{self.full}, sample 1: {who}", "data-drawn")
-        return (
-            f'<details class="card" data-key="{text(key)}"><summary><span class="pair">{truth}{drawn}</span>'
-            f'<b>{text(trial["class_name"])}</b><span class="sub">subject {text(trial["subject"])}'
-            f'<span class="value">{value}</span></span></summary><div class="inside"><p class="sub">Trial {text(key)}, '
-            f'picture {text(trial["image"])}</p><div class="figures">{"".join(inside)}</div>{self.scores_of(trial, i)}'
-            "</div></details>"
-        )
-
-    def html(self, pictures: Pictures) -> str:
-        n, pairs = len(self.run.trials), []
-        for group in self.groups:
-            cards = "".join(self.card(pictures, i) for i in group.trials)
-            pairs.append(f'<h3>{group.name} <small>{group.rule}</small></h3><div class="cards">{cards}</div>')
-        if self.more:
-            cards = "".join(self.card(pictures, i) for i in self.more)
-            which = "all the others" if len(self.shown) == n else f"{len(self.more)} more, evenly spaced"
-            which += " in the order of class, subject and trial key"
-            pairs.append(f'<h3>More trials <small>{which}</small></h3><div class="cards">{cards}</div>')
-        some = (
-            f"All {n} trials of the run are"
-            if len(self.shown) == n
-            else f"{len(self.shown)} of the run's {n} trials are"
-        )
-        absent = (
-            ""
-            if self.book is not None
-            else " This run has no picture_scores.csv, so trials cannot be ordered by a score; make it with "
-            f"<code>neuroimagen evaluate {text(self.run.path)}</code>."
-        )
-        truth = "picture that was shown" if self.seen == "seen" else "category that was shown (a picture of it)"
-        return (
-            '<h2 id="trials">Trial by trial</h2><p>Left, with a red frame, the '
-            f"{truth}; right, the first sample of row {text(self.full)}. <b>Open a trial (click, or Enter) to see it "
-            f"larger, with its saliency map, all rows and its scores.</b> {text(self.rule)}{absent}</p>"
-            f'<p class="sub">{some} on this page, pictures {pictures.size}; sorting and filters work on these. All '
-            f"pictures are in <code>{text(self.run.path.resolve().name)}/images</code>.</p>{self.controls()}"
-            f'<div id="groups">{"".join(pairs)}</div><div id="found" hidden></div>{self.data()}'
-        )
-
-    def controls(self) -> str:
-        def select(name: str, label: str, options: str) -> str:
-            return f'<label>{label}<select name="{name}">{options}</select></label>'
-
-        def options(items: list[tuple[str, str]], every: str = "") -> str:
-            head = f'<option value="">{every}</option>' if every else ""
-            return head + "".join(f'<option value="{text(value)}">{text(name)}</option>' for value, name in items)
-
+    def choices(self) -> dict[str, Any]:
+        """Of each field of the form that sorts and filters: (value, name) of its options; of "row" those by kind."""
         trials = [self.run.trials[i] for i in self.shown]
         orders = [("best", "best first"), ("median", "nearest the median first"), ("worst", "worst first")]
-        orders = orders if self.main else []
-        orders += [("random", f"random (seed {SEED})"), ("key", "trial key")]
         subjects = sorted({trial["subject"] for trial in trials}, key=lambda s: (isinstance(s, str), s))
         classes = sorted({(trial["label"], trial["class_name"]) for trial in trials}, key=lambda c: c[1].lower())
-        rows = ""
-        for kind, name in KINDS.items():
-            inside = [(row, row) for row in self.rows if self.kinds[row] == kind]
-            rows += f'<optgroup label="{name}">{options(inside)}</optgroup>' if inside else ""
-        fields = [select("order", "Order", options(orders, "groups: best, median, worst, random"))]
-        if self.main:
-            fields.append(select("metric", "by", options([(m.name, m.title) for m in self.metrics if m.better])))
-        fields.append(select("row", "Row", rows))
-        fields.append(select("subject", "Subject", options([(str(s), str(s)) for s in subjects], "all")))
-        fields.append(select("label", "Class", options([(str(label), name) for label, name in classes], "all")))
-        return (
-            f'<form class="controls" id="controls" hidden>{"".join(fields)}<button type="reset">Reset</button></form>'
-            '<p class="sub" id="status" role="status"></p><noscript><p class="sub">Sorting and filters need '
-            "JavaScript; everything else on this page works without.</p></noscript>"
-        )
+        return {
+            "order": orders * bool(self.main) + [("random", f"random (seed {SEED})"), ("key", "trial key")],
+            "metric": [(m.name, m.title) for m in self.metrics if m.better],
+            "row": {name: [(row, row) for row in self.rows if self.kinds[row] == kind] for kind, name in KINDS.items()},
+            "subject": [(subject, subject) for subject in subjects],
+            "label": classes,
+        }
 
-    def data(self) -> str:
-        """What page.js sorts by, as JSON that cannot end its element."""
+    def data(self) -> dict[str, Any]:
+        """What page.js sorts by."""
 
         def rounded(value: float) -> float | None:
             return float(f"{value:.5g}") if math.isfinite(value) else None
@@ -378,16 +259,7 @@ class Gallery:
             name: {row: rounded(float(np.nanmedian(v))) if np.isfinite(v).any() else None for row, v in rows.items()}
             for name, rows in values.items()
         }
-        known = [
-            {"name": m.name, "title": m.title, "scale": m.scale, "digits": m.digits, "better": m.better}
-            for m in self.metrics
-        ]
-        content = {
-            "full": self.full,
-            "total": len(self.run.trials),
-            "metrics": known,
-            "medians": medians,
-            "trials": trials,
-        }
-        safe = json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
-        return f'<script type="application/json" id="data">{safe}</script>'
+        fields = ("name", "title", "scale", "digits", "better")
+        known = [{field: getattr(m, field) for field in fields} for m in self.metrics]
+        total = len(self.run.trials)
+        return {"full": self.full, "total": total, "metrics": known, "medians": medians, "trials": trials}

@@ -4,7 +4,7 @@ from typing import Any
 
 from neuroimagen.report import published
 from neuroimagen.rows import uses
-from neuroimagen.scores.evaluate import ReconstructRun
+from neuroimagen.scores.run_files import ReconstructRun
 from neuroimagen.studies.classes import UNEVEN
 
 

@@ -6,6 +6,7 @@ writes them to RUN/tables as HTML, Markdown and LaTeX.
 """
 
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from neuroimagen.report import published
 from neuroimagen.report.formats import ABSENT, TICK, Cell, Column, Row, Table, decimal
 from neuroimagen.report.notes import kind_of_eeg, notes, protocol, split_of
 from neuroimagen.rows import BASELINES, FULL, IN_TABLES, PAPER, kind_of, uses
+from neuroimagen.scores import evaluate as scoring
 from neuroimagen.scores.definitions import METRICS
-from neuroimagen.scores.evaluate import ReconstructRun
+from neuroimagen.scores.evaluate import EvaluateConfig
+from neuroimagen.scores.run_files import ReconstructRun
 
 NAMES = ("table1", "table2", "table3", "metrics", "published", "protocol")
 MAIN = (
@@ -136,12 +139,9 @@ def _table1(book: _Book) -> Table:
     rows, notes = [], []
     others = [row for row in rows_of_kind(run, "baseline") if row not in BASELINES]
     for name in [*BASELINES, *others]:
-        if name in scores["rows"]:
-            found = scores["rows"][name]["all"]
-            rows.append(Row([Cell(name), *book.cells(columns, found, published.TABLE_1.get(name))], "baseline"))
-        else:
-            cells = book.cells(columns, None, published.TABLE_1.get(name))
-            rows.append(Row([Cell(name), *cells], "absent"))
+        found = scores["rows"].get(name, {}).get("all")
+        cells = book.cells(columns, found, published.TABLE_1.get(name))
+        rows.append(Row([Cell(name), *cells], "baseline" if found else "absent"))
     missing = [name for name in BASELINES if name not in scores["rows"]]
     if missing:
         trainers = " and ".join(dict.fromkeys(BASELINES[name] for name in missing))
@@ -151,16 +151,13 @@ def _table1(book: _Book) -> Table:
     for i, name in enumerate(rows_of_kind(run, "control")):
         cells = book.cells(columns, scores["rows"][name]["all"])
         rows.append(Row([Cell(f"control: {name}"), *cells], "control", rule=i == 0))
-    notes += [f"{row['name']}: {row['means']}." for row in run.about["rows"] if row.get("means") and _beside(run, row)]
+    said = [row for row in run.about["rows"] if row.get("means") and kind_of_row(run, row["name"]) != "paper"]
+    notes += [f"{row['name']}: {row['means']}." for row in said]
     notes.append(
         "The paper's IS of the baselines are quoted by it from other papers; ours are trained by this protocol."
     )
     title = f"Table 1. NeuroImagen, baselines and controls, on {book.eeg} ({book.size})"
     return Table("table1", title, columns, rows + book.references(columns), notes)
-
-
-def _beside(run: ReconstructRun, about: dict[str, Any]) -> bool:
-    return kind_of_row(run, about["name"]) != "paper"
 
 
 def _table2(book: _Book) -> Table:
@@ -178,9 +175,7 @@ def _table2(book: _Book) -> Table:
         cells = []
         for column in columns[1:]:
             if column.paper:
-                values = [float(entry.values[column.metric]) for entry in published.TABLE_2.values()]
-                digits = _digits(published.TABLE_2[1].values[column.metric])
-                cells.append(Cell(f"{of(values):.{digits}f}"))
+                cells.append(Cell(_over_the_papers_subjects(column.metric, of)))
             else:
                 ours = [metrics[column.metric]["value"] for metrics in found.values() if column.metric in metrics]
                 value = of(ours) if len(ours) == len(found) else None
@@ -190,9 +185,7 @@ def _table2(book: _Book) -> Table:
     if not same:
         means = []
         for name in ("acc", "is", "ssim"):
-            values = [float(entry.values[name]) for entry in published.TABLE_2.values()]
-            digits = _digits(published.TABLE_2[1].values[name])
-            mean, sd = (f"{of(values):.{digits}f}" for of in (statistics.mean, statistics.stdev))
+            mean, sd = (_over_the_papers_subjects(name, of) for of in (statistics.mean, statistics.stdev))
             means.append(f"{published.HEADS[name]} {mean} (SD {sd})")
         why = "these subjects are simulated" if scores["simulated"] else "these are other subjects or another row"
         notes.append(
@@ -203,9 +196,10 @@ def _table2(book: _Book) -> Table:
     return Table("table2", title, columns, rows + book.references(columns), notes)
 
 
-def _digits(printed: str) -> int:
-    """Decimals of a number as printed."""
-    return len(printed.partition(".")[2])
+def _over_the_papers_subjects(metric: str, of: Callable[[list[float]], float]) -> str:
+    """In as many decimals as are printed."""
+    printed = [entry.values[metric] for entry in published.TABLE_2.values()]
+    return f"{of(list(map(float, printed))):.{len(printed[0].partition('.')[2])}f}"
 
 
 def _table3(book: _Book) -> Table:
@@ -247,7 +241,11 @@ def _metrics_table(book: _Book) -> Table:
                 continue
             known = ("chance_best_of_n", "") if prefix else ("chance", "ceiling")
             ends = [shown({"value": about[k]}, about) if about.get(k) is not None else Cell() for k in known]
-            cells = [Cell(prefix + about["head"]), Cell(about.get("better") or ""), *(shown(e, about) for e in found)]
+            cells = [
+                Cell(prefix + about["head"], metric=metric),
+                Cell(about.get("better") or ""),
+                *(shown(e, about) for e in found),
+            ]
             rows.append(Row([*cells, *ends], rule=first))
             first = False
     notes = [f"{about['head']}: {about['definition']}" for about in book.metrics.values() if about.get("definition")]
@@ -337,27 +335,19 @@ def format_tables(run: ReconstructRun, scores: dict[str, Any]) -> str:
     return "\n\n".join([*parts, "\n".join([*said, *absent(run, scores).values(), *unavailable])])
 
 
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """The command `neuroimagen evaluate RUN`: score it, and print Tables 1 to 3."""
+    return scoring.evaluate(config, lambda run, scores: print(format_tables(run, scores)))
+
+
 def write(run: ReconstructRun, scores: dict[str, Any], folder: Path) -> None:
     """folder/NAMES.{html, md, tex}; files of tables that are no more are removed."""
     folder.mkdir(parents=True, exist_ok=True)
     tables = {table.name: table for table in build(run, scores)}
     for name in NAMES:
-        for suffix in ("html", "md", "tex"):
+        for suffix, form in {"html": "html_file", "md": "markdown", "tex": "latex"}.items():
             path = folder / f"{name}.{suffix}"
-            if name not in tables:
-                path.unlink(missing_ok=True)
-            elif suffix == "html":
-                head = f'<!doctype html>\n<meta charset="utf-8">\n<title>{name}</title>\n<style>{STYLE}</style>\n'
-                write_atomic(path, head + tables[name].html())
+            if name in tables:
+                write_atomic(path, getattr(tables[name], form)())
             else:
-                write_atomic(path, tables[name].markdown() if suffix == "md" else tables[name].latex())
-
-
-STYLE = (
-    "body{font:14px/1.4 system-ui,sans-serif;margin:2em}table{border-collapse:collapse}"
-    "caption{text-align:left;font-weight:600;margin-bottom:.5em}th,td{padding:4px 10px;text-align:left;"
-    "vertical-align:top}td small{display:block;color:#666;white-space:nowrap;font-weight:400}"
-    "tbody th{font-weight:inherit}thead th,tbody{border-bottom:1px solid #888}td.paper{color:#666;font-weight:400}"
-    "tr.full{font-weight:600}tr.chance,tr.ceiling{color:#666;font-style:italic}"
-    ".notes{color:#555;font-size:12px;max-width:100ch}"
-)
+                path.unlink(missing_ok=True)

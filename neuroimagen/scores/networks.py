@@ -13,7 +13,6 @@ is taken too. Files are never unpickled as code.
 
 import dataclasses
 import importlib.util
-import math
 import re
 import urllib.request
 from collections.abc import Callable
@@ -29,8 +28,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from neuroimagen.run.processes import set_tf32
-from neuroimagen.scores.backbones import AlexNet, EfficientNetB1, InceptionV3, ResNet50, ViT
-from neuroimagen.studies.classes import CLASSES
+from neuroimagen.scores.backbones import AlexNet, EfficientNetB1, InceptionV3, ResNet50
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -184,14 +182,15 @@ def find_weights(name: str, weights: str | Path | None = None) -> Path:
             return Path(huggingface_hub.hf_hub_download(str(weights), source.file))
         except Exception as error:  # hub and network errors have no common base
             raise _missing(
-                name, f"{weights} is no directory here, and no hub repository gave its {source.file} ({_first(error)})"
+                name,
+                f"{weights} is no directory here, and no hub repository gave its {source.file} ({first_line(error)})",
             ) from None
     raise _missing(
         name, f"{folder} {'does not hold' if folder.exists() else 'does not exist and so does not hold'} {source.file}"
     )
 
 
-def _first(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     text = (str(error) or "no reason given").splitlines()[0][:200]
     return f"{type(error).__name__}: {text}"
 
@@ -210,7 +209,7 @@ def _download(name: str, path: Path) -> Path:
                 torch.hub.download_url_to_file(source.url, str(path), digest[1] if digest else None)
     except (OSError, RuntimeError) as error:  # RuntimeError: not the promised digest
         raise _missing(
-            name, f"{path.parent} does not hold {path.name} and it cannot be downloaded ({_first(error)})"
+            name, f"{path.parent} does not hold {path.name} and it cannot be downloaded ({first_line(error)})"
         ) from None
     return path
 
@@ -224,14 +223,14 @@ def _read(name: str, path: Path) -> dict[str, torch.Tensor]:
         assert isinstance(state, dict) and all(isinstance(v, torch.Tensor) for v in state.values())
     except Exception as error:  # truncated zips, pickles with code and other formats have no common base
         raise ValueError(
-            f"{path} cannot be read as weights of {name} ({_first(error)}); get it anew from {NETWORKS[name].url}"
+            f"{path} cannot be read as weights of {name} ({first_line(error)}); get it anew from {NETWORKS[name].url}"
         ) from None
     unused = NETWORKS[name].unused
     named: dict[str, torch.Tensor] = {key.removeprefix("module."): value for key, value in state.items()}
     return {key: v.float() if v.is_floating_point() else v for key, v in named.items() if not key.startswith(unused)}
 
 
-def _fill(name: str, build: Callable[[], nn.Module], path: Path, device: torch.device) -> Any:
+def fill(name: str, build: Callable[[], nn.Module], path: Path, device: torch.device) -> Any:
     """The network with the file's weights; its own random start is never computed."""
     with torch.device("meta"):
         model: Any = build()
@@ -266,14 +265,14 @@ def load_network(name: str, device: str | torch.device = "cpu", weights: str | P
     side, norm = 0, IMAGENET
     forward: Callable[[torch.Tensor], dict[str, torch.Tensor]]
     if name == "alexnet":
-        model, side, layers = _fill(name, AlexNet, path, device), 256, ("alex2", "alex5")
+        model, side, layers = fill(name, AlexNet, path, device), 256, ("alex2", "alex5")
 
         def forward(x: torch.Tensor) -> dict[str, torch.Tensor]:
             maps = model(x)
             return {"alex2": maps[1], "alex5": maps[4]}
 
     elif name == "fid":
-        model, layers = _fill(name, lambda: InceptionV3(fid=True), path, device), ("fid", "logits")
+        model, layers = fill(name, lambda: InceptionV3(fid=True), path, device), ("fid", "logits")
 
         def forward(x: torch.Tensor) -> dict[str, torch.Tensor]:
             pooled = model(x)
@@ -281,7 +280,7 @@ def load_network(name: str, device: str | torch.device = "cpu", weights: str | P
 
     else:
         build, side = {"inception": (InceptionV3, 342), "effnet": (EfficientNetB1, 255), "swav": (ResNet50, 224)}[name]
-        model = _fill(name, build, path, device)
+        model = fill(name, build, path, device)
         if name == "inception":  # torchvision's `transform_input`: these weights want [-1, 1]
             norm = ((0.5,) * 3, (0.5,) * 3)
 
@@ -310,7 +309,7 @@ def _clip(device: torch.device, weights: str | Path | None) -> Network:
     try:
         model = CLIPVisionModelWithProjection.from_pretrained(where, use_safetensors=True).eval().to(device)
     except Exception as error:  # hub, network and format errors have no common base
-        raise _clip_missing(f"{where} cannot be loaded ({_first(error)})") from None
+        raise _clip_missing(f"{where} cannot be loaded ({first_line(error)})") from None
     model.requires_grad_(False)
     side = model.config.image_size
 
@@ -358,7 +357,7 @@ class Lpips(nn.Module):
 
 def load_lpips(device: str | torch.device = "cpu", weights: str | Path | None = None) -> Lpips:
     """For `perceptual.lpips`. weights and errors as `load_network`; the file is AlexNet's."""
-    backbone = _fill("lpips", AlexNet, find_weights("lpips", weights), torch.device(device))
+    backbone = fill("lpips", AlexNet, find_weights("lpips", weights), torch.device(device))
     found = importlib.util.find_spec("torchmetrics")
     assert found is not None and found.origin is not None
     path = Path(found.origin).parent / "functional" / "image" / "lpips_models" / "alex.pth"
@@ -369,68 +368,3 @@ def load_lpips(device: str | torch.device = "cpu", weights: str | Path | None = 
     state = _read("lpips", path)
     linear = [state[f"lin{i}.model.1.weight"].to(device) for i in range(5)]
     return Lpips(backbone, linear).eval()
-
-
-def load_imagenet_classifier(
-    name: str, device: str | torch.device = "cpu", weights: str | Path | None = None
-) -> tuple[Callable[[torch.Tensor], torch.Tensor], list[str], str]:
-    """An ImageNet-1k classifier for the N-way accuracy: (logits of float (B, 3, H, W) in [0, 1] on `device`, the names
-    of the 1,000 classes in ImageNet's order, one sentence for tables).
-
-    "torchvision:vit_h_14" (mind-vis's judge) or "torchvision:vit_b_16", preprocessed as those weights' own transforms;
-    "timm:NAME" where the package timm is installed, with the preprocessing of its own configuration. Errors as
-    `load_network`. Names of classes outside the paper's data set are numbers.
-    """
-    device = torch.device(device)
-    names = [f"ImageNet class {i}" for i in range(1000)]
-    from neuroimagen.scores.classifiers import IMAGENET_INDEX, to_square
-
-    for c in CLASSES:
-        names[IMAGENET_INDEX[c.wnid]] = c.name
-    if name.startswith("timm:"):
-        model, side, crop, mode, norm = _timm(name.removeprefix("timm:"), device, weights)
-        describe = f"{name}, an ImageNet-1k network ({side} px)"
-    elif name in NETWORKS and ":" in name:
-        if name.endswith("vit_b_16"):
-            shape, side, crop, mode = (224, 16, 768, 12, 12), 224, 224 / 256, "bilinear"
-        else:
-            shape, side, crop, mode = (518, 14, 1280, 32, 16), 518, 1.0, "bicubic"
-        model = _fill(name, lambda: ViT(*shape), find_weights(name, weights), device)
-        norm, describe = IMAGENET, NETWORKS[name].title
-    else:
-        known = ", ".join(n for n in NETWORKS if ":" in n)
-        raise ValueError(f"classifier {name!r} is unknown; there are {known} and timm:NAME")
-    mean, std = (torch.tensor(x, device=device).view(1, 3, 1, 1) for x in norm)
-
-    def logits(images: torch.Tensor) -> torch.Tensor:
-        return model((to_square(images, side, crop, mode) - mean) / std)
-
-    return logits, names, describe
-
-
-def _timm(name: str, device: torch.device, weights: str | Path | None) -> tuple[Any, int, float, str, tuple]:
-    how_to_get = 'pip install "neuroimagen[timm]", with a torchvision that fits this torch'
-    try:
-        import timm
-    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision of another build than torch
-        raise NotAvailable(
-            f"timm:{name} is not available: timm cannot be imported ({_first(error)}); {how_to_get}"
-        ) from None
-    file = None if weights is None or not Path(weights).exists() else Path(weights)
-    if file is not None and file.is_dir():
-        file = file / f"{name}.safetensors"
-    if file is not None and (file.suffix != ".safetensors" or not file.is_file()):
-        raise NotAvailable(f"timm:{name} is not available: {file} is not a safetensors file that exists; save it there")
-    try:
-        model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(file)} if file else None)
-    except Exception as error:  # hub, network and format errors have no common base
-        raise NotAvailable(
-            f"timm:{name} is not available: {_first(error)}; give weights=DIR that holds {name}.safetensors"
-        ) from None
-    how = timm.data.resolve_model_data_config(model)
-    if model.num_classes != 1000:
-        raise ValueError(f"timm:{name} has {model.num_classes} classes, not the 1,000 of ImageNet-1k")
-    mode = how["interpolation"] if how["interpolation"] in ("bilinear", "bicubic") else "bicubic"
-    side = how["input_size"][-1]
-    crop = side / math.floor(side / how["crop_pct"])  # timm rounds down
-    return model.eval().to(device), side, crop, mode, (how["mean"], how["std"])

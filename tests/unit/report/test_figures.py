@@ -8,7 +8,7 @@ from PIL import Image
 from reconstruct_run import ABOUT, EXTRA, ROWS, make_run, plain
 
 from neuroimagen.report import figures
-from neuroimagen.scores.evaluate import read_run
+from neuroimagen.scores.run_files import read_run
 from neuroimagen.studies.classes import CLASSES
 
 COLOURS = {"truth": (10, 200, 30), "map": (250, 240, 0), "L+I": (0, 60, 250), "Brain2Image": (120, 0, 90)}
@@ -94,9 +94,9 @@ def test_what_cannot_be_shown_is_absent_with_a_reason(tmp_path):
         "none of them: reconstruct with the runs of trainers/brain2image.py"
         in figures.absent(read_run(path))["figure4"]
     )
-    figures.write(read_run(path), {}, path / "figures")
+    figures.write(read_run(path), path / "figures")
     (path / "figures/figure5.png").write_bytes(b"of an earlier run")
-    figures.write(read_run(path), {}, path / "figures")
+    figures.write(read_run(path), path / "figures")
     assert [file.name for file in (path / "figures").iterdir()] == ["figure3.png"]
     assert "recorded EEG" in figures.trials(read_run(path), "figure3").title
     two = make_run(tmp_path / "two", classes=2, draw=plain)
@@ -111,7 +111,7 @@ def test_what_cannot_be_shown_is_absent_with_a_reason(tmp_path):
 
 def test_pictures_are_drawn_whole_and_only_the_truth_is_framed(tmp_path):
     run = read_run(make_run(tmp_path / "run", rows=ROWS | EXTRA, about_rows=ABOUT, samples=4, draw=flat))
-    images = figures.build(run, {})
+    images = {name: figures.draw(figures.trials(run, name)) for name in figures.FIGURES}
     cell, red = 128 * 128, (0xCF, 0x1F, 0x1F)
     for name, counts in (
         ("figure3", {"truth": 3, "map": 3, "L+I": 9}),

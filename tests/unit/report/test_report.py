@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 from reconstruct_run import ABOUT, EXTRA, ROWS, colours, make_run
 
-from neuroimagen.report.charts import bars, confusion, confusions
+from neuroimagen.pages import ENVIRONMENT
+from neuroimagen.report.charts import bars, confusions
 from neuroimagen.report.gallery import (
     FIXED,
     Metric,
@@ -25,7 +26,8 @@ from neuroimagen.report.gallery import (
 )
 from neuroimagen.report.report import ReportConfig, report
 from neuroimagen.scores import evaluate as scoring
-from neuroimagen.scores.evaluate import EvaluateConfig, check_scores, evaluate, read_run, score
+from neuroimagen.scores.evaluate import EvaluateConfig, evaluate, score
+from neuroimagen.scores.run_files import check_scores, read_run
 from neuroimagen.studies.classes import CLASSES
 
 VOID = {"meta", "img", "br"}
@@ -316,22 +318,27 @@ def test_pictures_are_made_to_fit(tmp_path):
         assert times * sum(len(small(path)) for path in paths) <= budget  # a picture shown twice counts twice
 
 
+def drawn_by(macro, *values):
+    charts = ENVIRONMENT.get_template("report/templates/charts.j2").make_module({"fewest": 5, "full": "L"})
+    return str(getattr(charts, macro)(*values))
+
+
 def test_bars_and_confusion():
     metric = Metric("acc", "ACC (%)", 100, 1, "higher", chance=0.25, ceiling=1.0)
     groups = {"a": {"value": 0.5, "low": 0.4, "high": 0.6}, "<b>": {"value": 0.75, "low": None, "high": None}}
-    drawn = bars(metric, groups, best_first=True)
+    drawn = drawn_by("bars", bars(metric, groups, best_first=True))
     assert drawn.index("&lt;b&gt;") < drawn.index("<span>a</span>")
     assert '<u style="left:0.00%;width:50.00%"></u><s style="left:40.00%;width:20.00%"></s>' in drawn
     assert drawn.count('<i class="chance" style="left:25.00%"></i><i class="ceiling" style="left:100.00%"></i>') == 2
     below = {"a": {"value": -0.1, "low": -0.2, "high": 0.0}, "b": {"value": 0.3, "low": 0.2, "high": 0.3}}
-    drawn = bars(Metric("ssim_gain", "SSIM gain"), below, best_first=False)  # from -0.2 to 0.3
+    drawn = drawn_by("bars", bars(Metric("ssim_gain", "SSIM gain"), below, best_first=False))  # from -0.2 to 0.3
     assert 'left:20.00%;width:20.00%"></u><s style="left:0.00%;width:40.00%">' in drawn
     assert 'left:40.00%;width:60.00%"></u><s style="left:80.00%;width:20.00%">' in drawn
     table = {"classes": ["cat", "dog"], "counts": [[3, 1], [0, 0]]}
-    drawn = confusion(table, "L")
+    drawn = drawn_by("confusion", confusions({"L": table}, "L")[0][0])
     assert 'title="cat, drawn as dog: 1 of 4 (25 %)"' in drawn and "3 of 4 pictures (75.0&nbsp;%)" in drawn
     many = {"classes": [str(i) for i in range(100)], "counts": [[1] * 100] * 100}
-    page = confusions({row: many for row in ("L", "L+I", "B")}, "L+I")
+    page = drawn_by("all_confusions", *confusions({row: many for row in ("L", "L+I", "B")}, "L+I"))
     assert page.count("<table") == 2 and page.index("Row L+I:") < page.index("Row L:") and "scores.json: B." in page
 
 

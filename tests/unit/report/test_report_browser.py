@@ -14,7 +14,7 @@ from PIL import Image
 from test_report import page, run  # noqa: F401  (fixtures)
 
 from neuroimagen.report.gallery import random_order, read_picture_scores
-from neuroimagen.scores.evaluate import read_run
+from neuroimagen.scores.run_files import read_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH: apt install chromium")

@@ -1,19 +1,19 @@
 """Tables of a made-up run with made-up scores, cell by cell; and their four forms, read back."""
 
 import dataclasses
-import html
 import re
 from html.parser import HTMLParser
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from markupsafe import escape
 from reconstruct_run import ABOUT, EXTRA, ROWS, make_run
 
 from neuroimagen.report import published, tables
 from neuroimagen.report.formats import Cell, Column, Row, Table
 from neuroimagen.report.gallery import Metric
-from neuroimagen.scores.evaluate import read_run
+from neuroimagen.scores.run_files import read_run
 
 ACC = {"I": 0.1, "L": 0.6, "B": 0.5, "B+I": 0.55, "L+I": 0.7, "Brain2Image": 0.2, "Brain2Image-VAE": 0.15}
 ACC |= {"NeuroVision": 0.25, "retrieval": 0.4, "random class": 0.05, "none": 0.04}
@@ -399,7 +399,7 @@ def test_every_form_of_every_table_has_every_cell(run, small):
 def test_no_text_breaks_out_of_its_cell(text):
     table = Table("t", text, [Column(text), Column("x", "x")], [Row([Cell(text), Cell(text, "[1, 2]")])], [text])
     rows = Cells(table.html()).rows
-    assert rows[1][0] == text and rows[1][1] == f"{text} [1, 2]" and html.escape(text) in table.html()
+    assert rows[1][0] == text and rows[1][1] == f"{text} [1, 2]" and escape(text) in table.html()
     for line in table.markdown().splitlines():
         if line.startswith("|"):
             assert len(re.findall(r"(?<!\\)\|", line.replace(r"\\", ""))) == 3

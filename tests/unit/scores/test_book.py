@@ -9,10 +9,12 @@ import torch
 from PIL import Image
 from reconstruct_run import ROWS, colours, make_run
 
+from neuroimagen.report.tables import evaluate
 from neuroimagen.scores.book import ScoreBook
 from neuroimagen.scores.classifiers import Classifier
 from neuroimagen.scores.definitions import METRICS
-from neuroimagen.scores.evaluate import EvaluateConfig, evaluate, read_run, score
+from neuroimagen.scores.evaluate import EvaluateConfig, score
+from neuroimagen.scores.run_files import read_run
 from neuroimagen.studies.classes import CLASSES
 
 PURE = ((255, 0, 0), (0, 255, 0), (0, 0, 255))  # red, green, blue: classes 0, 1, 2 and their pictures

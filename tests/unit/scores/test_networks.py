@@ -11,9 +11,10 @@ import torch
 from golden_networks import fill, layout, numbers, pictures
 from safetensors.torch import save_file
 
-from neuroimagen.scores import networks
+from neuroimagen.scores import classifiers, networks
 from neuroimagen.scores.backbones import AlexNet, EfficientNetB1, InceptionV3, ResNet50, ViT
-from neuroimagen.scores.networks import NETWORKS, NotAvailable, load_imagenet_classifier, load_lpips, load_network
+from neuroimagen.scores.classifiers import load_imagenet_classifier
+from neuroimagen.scores.networks import NETWORKS, NotAvailable, load_lpips, load_network
 from neuroimagen.scores.similarity import lpips
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_networks.json").read_text())
@@ -75,7 +76,7 @@ def test_vit_is_torchvisions(tmp_path):
     weights = fill(on_meta(build))
     torch.save({key: weights[k] for key, k in old.items()}, tmp_path / "vit.pth")  # the official files' names
     assert any("linear_1" in key for key in old)
-    model = networks._fill("torchvision:vit_b_16", build, tmp_path / "vit.pth", torch.device("cpu"))
+    model = networks.fill("torchvision:vit_b_16", build, tmp_path / "vit.pth", torch.device("cpu"))
     found = numbers(model(pictures()[:, :, :32, :32]))
     np.testing.assert_allclose(found, GOLDEN["vit"]["head"], rtol=2e-4, atol=2e-4)
     assert layout(on_meta(lambda: ViT(224, 16, 768, 12, 12))) == GOLDEN["vit"]["vit_b_16"]
@@ -83,15 +84,15 @@ def test_vit_is_torchvisions(tmp_path):
 
 
 def test_imagenet_classifier_prepares_as_its_weights_want(tmp_path, monkeypatch):
-    monkeypatch.setattr(networks, "ViT", lambda *shape: ViT(shape[0], 112, 32, 1, 2))  # the real one is 330 MB
+    monkeypatch.setattr(classifiers, "ViT", lambda *shape: ViT(shape[0], 112, 32, 1, 2))  # the real one is 330 MB
     save_file(fill(on_meta(lambda: ViT(224, 112, 32, 1, 2))), tmp_path / "vit_b_16-c867db91.safetensors")
     logits, names, describe = load_imagenet_classifier("torchvision:vit_b_16", "cpu", tmp_path)
     images = torch.rand(2, 3, 256, 256, generator=torch.Generator().manual_seed(0))
     mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in networks.IMAGENET)
     with torch.inference_mode():
-        model = networks._fill(
+        model = networks.fill(
             "torchvision:vit_b_16",
-            lambda: networks.ViT(224),
+            lambda: classifiers.ViT(224),
             tmp_path / "vit_b_16-c867db91.safetensors",
             torch.device("cpu"),
         )
@@ -105,7 +106,7 @@ def test_lpips_is_that_of_torchmetrics(tmp_path, monkeypatch):
 
     weak = {key: 0.1 * value for key, value in official("alexnet").items()}  # so that what guards against 0 / 0 tells
     torch.save(weak, tmp_path / NETWORKS["lpips"].file)
-    backbone = networks._fill("alexnet", AlexNet, tmp_path / NETWORKS["lpips"].file, torch.device("cpu"))
+    backbone = networks.fill("alexnet", AlexNet, tmp_path / NETWORKS["lpips"].file, torch.device("cpu"))
     monkeypatch.setattr(theirs, "_get_tv_model_features", lambda net, pretrained: backbone.features)
     images, truths = pictures()[:1], pictures()[1:]
     images, truths = torch.cat([images, truths]), torch.cat([truths, truths])

@@ -11,9 +11,10 @@ from PIL import Image
 from reconstruct_run import ROWS, by_colour, colours, make_run, plain
 
 from neuroimagen.config import run_command
-from neuroimagen.report.tables import format_tables
+from neuroimagen.report.tables import evaluate, format_tables
 from neuroimagen.scores import evaluate as scoring
-from neuroimagen.scores.evaluate import EvaluateConfig, evaluate, read_run, score
+from neuroimagen.scores.evaluate import EvaluateConfig, score
+from neuroimagen.scores.run_files import read_run
 from neuroimagen.studies.classes import CLASSES
 
 
