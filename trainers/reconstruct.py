@@ -112,7 +112,7 @@ def main(config: ReconstructConfig) -> int:
     todo = decided_by_main(lambda: files.begin(infos, describe(in_force, decoders, split, diffusion)))  # chunk -> rows
     wait_for_files([files.folder(kind) for kind in files.kinds])
     gallery = None
-    if train and any("retrieval" in lacking for lacking in todo.values()):
+    if train and decoders.retrieval and any("retrieval" in lacking for lacking in todo.values()):
         gallery = Gallery(decoders.m_s[decoders.retrieval], train, size, device, rank, world)
     batcher, stop = Batcher(split, image_size=size), False
     total, hide = len(trials) * len(rows) * config.samples, None if rank == 0 else True
@@ -131,7 +131,7 @@ def main(config: ReconstructConfig) -> int:
             files.save("truth", mine, batch["image"].add(1).div(2))
             if decoded.maps is not None:
                 files.save("maps", mine, decoded.maps)
-            drawn = draw(todo[mine], decoded, keys, diffusion, settings, eeg, decoders.baselines, gallery)
+            drawn = draw(todo[mine], eeg, keys, decoded, diffusion, settings, decoders.baselines, gallery)
         for row in rows:
             stop = stop or any(gather_objects(processes.stop_requested()))
             if stop:

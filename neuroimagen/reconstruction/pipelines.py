@@ -74,9 +74,9 @@ def load_pipeline(pipeline: str, dtype: torch.dtype = torch.float32) -> Any:
             kind = "Stable Diffusion XL refiner" if index.get("requires_aesthetics_score") else kind
             raise _Refused(f"pipeline={pipeline} is a {kind}; Stable Diffusion 1.x, 2.x, XL and LCM can be drawn with")
         xl = LAYOUTS[kind] is StableDiffusionXLImg2ImgPipeline
-        told = {"add_watermarker": False} if xl else {"safety_checker": None, "requires_safety_checker": False}
-        told |= {"feature_extractor": None, "image_encoder": None, "local_files_only": local, "use_safetensors": True}
-        pipe = LAYOUTS[kind].from_pretrained(pipeline, dtype=dtype, **told)
+        told: dict[str, Any] = {"feature_extractor": None, "image_encoder": None, "local_files_only": local}
+        told |= {"add_watermarker": False} if xl else {"safety_checker": None, "requires_safety_checker": False}
+        pipe = LAYOUTS[kind].from_pretrained(pipeline, dtype=dtype, use_safetensors=True, **told)
         _check_parts(pipe, pipeline)
     except _Refused as refusal:
         raise ValueError(str(refusal)) from None

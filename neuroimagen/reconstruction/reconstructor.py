@@ -8,14 +8,11 @@
         guidance (Ho & Salimans 2022) away from the embedding of the empty caption,
     (4) decoded to a picture.
 
-This takes tensors and knows nothing of EEG. Steps (2) to (4) are diffusers' own image-to-image pipelines, with two
-differences: a map is encoded once, whatever the number of samples and rows that start from it (`encode`), and its draw
-from the autoencoder's posterior has a generator of its own. So any directory or hub model of their layout works
-(pipelines.py): Stable Diffusion, or a small model of one's own.
-
-A picture depends on (seed, key, sample number) and the inputs, on nothing else: one CPU generator a picture draws its
-noise. Two rows of an ablation share a picture's noise, with a map or without. (A batch of another size, or another
-number of threads, may change the last bits of a float: docs/reconstruct.md.)
+Steps (2) to (4) are diffusers' own image-to-image pipelines (pipelines.py), with two differences: a map is encoded
+once, whatever the number of samples and rows that start from it (`encode`), and its draw from the autoencoder's
+posterior has a generator of its own. A picture depends on (seed, key, sample number) and the inputs, on nothing else:
+one CPU generator a picture draws its noise, which all rows share. (A batch of another size, or another number of
+threads, may change the last bits of a float: docs/reconstruct.md.)
 """
 
 import dataclasses
@@ -189,19 +186,18 @@ class Reconstructor:
         """
         config = self.img2img.scheduler.config
         most = config.get("original_inference_steps") or config["num_train_timesteps"]
+        asked = f"num_inference_steps={num_inference_steps}"
         if num_inference_steps > most:
-            raise ValueError(
-                f"num_inference_steps={num_inference_steps} is more than the {most} of {self.name} ({self.scheduler})"
-            )
+            raise ValueError(f"{asked} is more than the {most} of {self.name} ({self.scheduler})")
         if self.lcm and num_inference_steps > int(most * strength):
             raise ValueError(
-                f"num_inference_steps={num_inference_steps} is more than the {int(most * strength)} that "
-                f"strength={strength} leaves of the {most} of {self.name}; use fewer steps or more strength"
+                f"{asked} is more than the {int(most * strength)} that strength={strength} leaves of the {most} of "
+                f"{self.name}; use fewer steps or more strength"
             )
         if not self.lcm and int(num_inference_steps * strength) == 0:
             raise ValueError(
-                f"num_inference_steps={num_inference_steps} with strength={strength} leaves no denoising step "
-                f"(steps x strength, rounded down, is 0); use at least {int(1 / strength) + 1} steps"
+                f"{asked} with strength={strength} leaves no denoising step (steps x strength, rounded down, is 0); "
+                f"use at least {int(1 / strength) + 1} steps"
             )
 
     def check_embedding(self, length: int, width: int, source: str = "the prompt embedding") -> None:
