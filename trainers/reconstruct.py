@@ -24,11 +24,9 @@ from neuroimagen.reconstruction.picture_files import PictureFiles, chunk_before,
 from neuroimagen.reconstruction.pipelines import Scheduler
 from neuroimagen.reconstruction.reconstructor import DRAWN_WITH, LOADED_WITH, Reconstructor, Settings, check_settings
 from neuroimagen.rows import PAPER, ROWS, SEMANTICS, rows_to_draw
-from neuroimagen.run import zero
+from neuroimagen.run import processes, zero
 from neuroimagen.run.collectives import decided_by_main, gather_objects, on_every_rank, wait_for_files
 from neuroimagen.run.directory import check_inputs, claim_run_dir, inputs_of
-from neuroimagen.run.processes import make_accelerator, set_deterministic
-from neuroimagen.run.run import STOPPED, stop_requested, watch_stop_signal
 from neuroimagen.sample.captions import DTYPES
 from neuroimagen.shards.format import ShardSplit
 
@@ -80,8 +78,8 @@ def main(config: ReconstructConfig) -> int:
     config.check()
     if zero.asked_for():
         raise ValueError("reconstruct trains nothing that DeepSpeed could split: launch with launch/one_node.yaml")
-    set_deterministic(config.deterministic)
-    accelerator = make_accelerator(config.precision)
+    processes.set_deterministic(config.deterministic)
+    accelerator = processes.make_accelerator(config.precision)
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     run_dir, rows = Path(config.run_dir), rows_to_draw(config.rows, vars(config))
     begun = decided_by_main((run_dir / "config.yaml").exists)  # before the long loading: of another config, or done?
@@ -103,7 +101,7 @@ def main(config: ReconstructConfig) -> int:
     train = on_every_rank(lambda: train_split(config.shards, config.samples)) if decoders.retrieval else None
     if claim_run_dir(config, accelerator):
         return 0
-    watch_stop_signal()
+    processes.watch_stop_signal()
 
     settings = {name: getattr(config, name) for name in DRAWN_WITH} | {"height": size, "width": size}
     chunk = config.chunk or decided_by_main(lambda: chunk_before(run_dir))
@@ -114,7 +112,7 @@ def main(config: ReconstructConfig) -> int:
     todo = decided_by_main(lambda: files.begin(infos, describe(in_force, decoders, split, diffusion)))  # chunk -> rows
     wait_for_files([files.folder(kind) for kind in files.kinds])
     gallery = None
-    if train and any("retrieval" in lacking for lacking in todo.values()):
+    if train and decoders.retrieval and any("retrieval" in lacking for lacking in todo.values()):
         gallery = Gallery(decoders.m_s[decoders.retrieval], train, size, device, rank, world)
     batcher, stop = Batcher(split, image_size=size), False
     total, hide = len(trials) * len(rows) * config.samples, None if rank == 0 else True
@@ -133,9 +131,9 @@ def main(config: ReconstructConfig) -> int:
             files.save("truth", mine, batch["image"].add(1).div(2))
             if decoded.maps is not None:
                 files.save("maps", mine, decoded.maps)
-            drawn = draw(todo[mine], decoded, keys, diffusion, settings, eeg, decoders.baselines, gallery)
+            drawn = draw(todo[mine], eeg, keys, decoded, diffusion, settings, decoders.baselines, gallery)
         for row in rows:
-            stop = stop or any(gather_objects(stop_requested()))
+            stop = stop or any(gather_objects(processes.stop_requested()))
             if stop:
                 break
             if mine is not None and row in todo[mine]:
@@ -153,7 +151,7 @@ def main(config: ReconstructConfig) -> int:
         write_atomic(run_dir / ("PREEMPTED" if stop else "DONE"), f"{len(trials)} trials\n")
 
     decided_by_main(end)
-    return STOPPED if stop else 0
+    return processes.STOPPED if stop else 0
 
 
 if __name__ == "__main__":

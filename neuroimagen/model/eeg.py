@@ -47,19 +47,14 @@ class Contract:
 
     @classmethod
     def of(cls, manifest: Manifest) -> "Contract":
-        names = {field.name for field in dataclasses.fields(cls)} & {f.name for f in dataclasses.fields(Manifest)}
-        options = {
-            f.name: manifest.config[f.name] for f in dataclasses.fields(SignalOptions) if f.name in manifest.config
-        }
-        contract = cls(**{name: getattr(manifest, name) for name in names}, options=options)
-        facts = [{k: v for k, v in own.items() if k != "files"} for own in manifest.recorded or []]
-        return dataclasses.replace(contract, recorded=facts or None)
+        kept = {f.name: getattr(manifest, f.name) for f in dataclasses.fields(cls) if hasattr(manifest, f.name)}
+        told, names = manifest.config, [f.name for f in dataclasses.fields(SignalOptions)]
+        kept["recorded"] = [{k: v for k, v in own.items() if k != "files"} for own in manifest.recorded or []] or None
+        return cls(**kept, options={name: told[name] for name in names if name in told})
 
     def __str__(self) -> str:
-        times = f"{self.n_times} samples at {self.sfreq:g} Hz"
-        if self.tmin is not None:
-            times += f" from {self.tmin:g} s"
-        return f"{self.n_chans} channels x {times}, in {self.unit}"
+        start = "" if self.tmin is None else f" from {self.tmin:g} s"
+        return f"{self.n_chans} channels x {self.n_times} samples at {self.sfreq:g} Hz{start}, in {self.unit}"
 
     @property
     def unit(self) -> str:
@@ -97,15 +92,12 @@ def take(
     if "mne" in sys.modules and isinstance(eeg, sys.modules["mne"].BaseEpochs):
         if sfreq is not None or channels is not None:
             raise ValueError("Epochs say themselves what sfreq and channels are: leave those out")
-        prepared = _through_options(contract, *_of_epochs(contract, eeg))
+        array, sfreq, tmin, channels = _of_epochs(contract, eeg)
     else:
         array = _array(contract, eeg, as_recorded=sfreq is not None)
-        if sfreq is None:
-            prepared = array
-        else:
-            if channels is not None and len(channels) != array.shape[1]:
-                raise ValueError(f"channels has {len(channels)} names, but eeg has {array.shape[1]} channels")
-            prepared = _through_options(contract, array, sfreq, tmin, channels)
+        if sfreq is not None and channels is not None and len(channels) != array.shape[1]:
+            raise ValueError(f"channels has {len(channels)} names, but eeg has {array.shape[1]} channels")
+    prepared = array if sfreq is None else _through_options(contract, array, sfreq, tmin, channels)
     _check_values(contract, prepared)
     with np.errstate(over="ignore"):
         stored = prepared.astype(np.float16 if contract.eeg_dtype == "float16" else np.float32)
@@ -124,17 +116,20 @@ def _array(contract: Contract, eeg: Any, as_recorded: bool) -> np.ndarray:
     if array.dtype.kind not in "fiu":
         raise ValueError(f"eeg must be an array of numbers or mne.Epochs, not {type(eeg).__name__} ({array.dtype})")
     if array.ndim != 3 or (not as_recorded and array.shape[1:] != (contract.n_chans, contract.n_times)):
-        wanted = (
-            "(n_trials, channels, samples)" if as_recorded else f"(n_trials, {contract.n_chans}, {contract.n_times})"
-        )
+        wanted = "channels, samples" if as_recorded else f"{contract.n_chans}, {contract.n_times}"
         remedy = "" if as_recorded else "; EEG as it was recorded needs sfreq=, its sampling rate"
-        raise ValueError(f"eeg has shape {array.shape}, but this model takes {wanted}: {contract}{remedy}")
+        raise ValueError(f"eeg has shape {array.shape}, but this model takes (n_trials, {wanted}): {contract}{remedy}")
     if not len(array):
         raise ValueError("eeg holds no trial")
     if not np.isfinite(array).all():
         trial = int(np.flatnonzero(~np.isfinite(array).all(axis=(1, 2)))[0])
         raise ValueError(f"eeg: trial {trial} holds NaN or infinity: mend it or leave it out")
     return array.astype(np.float32)
+
+
+def _missing(wanted: list[str], names: list[str]) -> list[str]:
+    known = {name.casefold() for name in names}
+    return [name for name in wanted if name.casefold() not in known]
 
 
 def _of_epochs(contract: Contract, epochs: Any) -> tuple[np.ndarray, float, float, list[str]]:
@@ -147,8 +142,7 @@ def _of_epochs(contract: Contract, epochs: Any) -> tuple[np.ndarray, float, floa
         )
     epochs = _whole(epochs)
     names = eeg_channels("these Epochs", epochs.info)
-    known = {name.casefold() for name in names}
-    if missing := [name for name in contract.channels if name.casefold() not in known]:
+    if missing := _missing(contract.channels, names):
         raise ValueError(
             f"these Epochs lack {len(missing)} of the {contract.n_chans} EEG channels that this model takes: "
             f"{', '.join(missing)} (they have {', '.join(names)}): rename or interpolate them"
@@ -187,21 +181,21 @@ def _whole(epochs: Any) -> Any:
 
 
 def _compare(contract: Contract, info: Any, filtered: bool) -> None:
-    """Warns of Epochs whose pass band or reference is none of those that the model's files state."""
+    """Warns of Epochs whose pass band or reference is none of those that the model's files state.
+
+    As far as the model sees them: its own band and rate cut what lies beyond. filtered: the band was compared already
+    """
+    low, high = contract.options.get("band") or (0, 0)
 
     def seen(facts: dict[str, Any]) -> tuple[float, float, bool]:
-        """As far as the model sees it: its own band and rate cut what lies beyond."""
-        low, high = contract.options.get("band") or (0, 0)
         top = min(facts["lowpass"] or math.inf, high or math.inf, contract.sfreq / 2)
         edges = (0.0, 0.0) if filtered else (max(facts["highpass"], low), top)
         return (*edges, bool(facts["custom_ref_applied"]))
 
-    def same(one: tuple[float, float, bool], other: tuple[float, float, bool]) -> bool:
-        near = all(abs(a - b) <= SAME_FILTER * max(a, b) for a, b in zip(one[:2], other[:2], strict=True))
-        return near and one[2] == other[2]
-
-    own, theirs = recorded(info), contract.recorded or []
-    if theirs and not any(same(seen(own), seen(facts)) for facts in theirs):
+    own = recorded(info)
+    theirs = contract.recorded or [own]
+    pairs = [zip(seen(own), seen(facts), strict=True) for facts in theirs]
+    if not any(all(math.isclose(a, b, rel_tol=SAME_FILTER) for a, b in each) for each in pairs):
         warnings.warn(
             f"these Epochs are of {said(own)}, but what this model was trained on is of "
             f"{some([said(facts) for facts in theirs])}: filter and reference yours alike",
@@ -213,8 +207,7 @@ def _through_options(
     contract: Contract, eeg: np.ndarray, sfreq: float, tmin: float, channels: list[str] | None
 ) -> np.ndarray:
     """EEG as recorded through the signal options of the shards, by the code that made the shards."""
-    options = SignalOptions(**contract.options)
-    before = contract.before or {}
+    options, before = SignalOptions(**contract.options), contract.before or {}
     if contract.tmin is None:
         raise ValueError(
             "this model's shards were made before shards said when their trials begin: make them again and export the "
@@ -226,21 +219,18 @@ def _through_options(
             f"which is no part of it: give an array of {contract}"
         )
     if sfreq < contract.sfreq - SAME_RATE:
-        raise ValueError(
-            f"this EEG is at {sfreq:g} Hz, but the model takes {contract.sfreq:g} Hz: give it at that or more"
-        )
+        at = f"at {sfreq:g} Hz, but the model takes {contract.sfreq:g} Hz"
+        raise ValueError(f"this EEG is {at}: give it at that or more")
     options.repetitions, options.repetition_groups = "none", 0  # what is given is a trial, whoever averaged it
     if channels is not None and contract.channels is not None:
-        known = {name.casefold() for name in channels}
-        if missing := [name for name in contract.channels if name.casefold() not in known]:
+        if missing := _missing(contract.channels, channels):
             raise ValueError(f"channels lacks {', '.join(missing)}, which this model takes")
         options.picks = list(contract.channels)
     elif channels is not None:
         raise ValueError("this model was trained on files that do not name their channels: leave channels= out")
     elif any(not str(pick).isdecimal() for pick in options.picks):
-        raise ValueError(
-            f"this model takes channels {', '.join(contract.channels or [])}: say channels=, yours by name"
-        )
+        names = ", ".join(contract.channels or [])
+        raise ValueError(f"this model takes channels {names}: say channels=, yours by name")
     options.resample = contract.sfreq if abs(sfreq - contract.sfreq) > SAME_RATE else 0.0
     options.notch = [] if "notch" in before else options.notch
     options.band = [] if "band" in before else options.band

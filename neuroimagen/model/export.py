@@ -17,16 +17,11 @@ from neuroimagen.reconstruction.reconstructor import DRAWN_WITH, Settings
 from neuroimagen.rows import PAPER, ROWS, STAGES
 from neuroimagen.run import inputs
 from neuroimagen.run.directory import open_run
+from neuroimagen.scores.run_files import check_scores, read_run
 from neuroimagen.shards.format import Manifest, read_manifest
 
-# Where launch/paper.sh puts them, below RUNS
-FOLDERS = {
-    "saliency": "pixel_saliency",
-    "semantics_label": "semantics_label",
-    "semantics_blip": "semantics_blip",
-    "reconstruct": "reconstruct",
-    "shards": "shards",
-}
+# Where launch/paper.sh puts them, below RUNS: by their own names, but for saliency
+FOLDERS = {field: field for field in (*STAGES, "reconstruct", "shards")} | {"saliency": "pixel_saliency"}
 
 
 @dataclasses.dataclass
@@ -36,15 +31,9 @@ class ExportConfig:
     out: str = path_option(help="directory to make; what is there already is never overwritten")
     runs: str = path_option("", "directory that launch/paper.sh filled; the fields below name single runs instead")
     saliency: str | None = path_option(None, "run of stage 1b; none: RUNS/pixel_saliency, if it is there")
-    semantics_label: str | None = path_option(
-        None, "run of stage 2, label captions; none: RUNS/semantics_label, if there"
-    )
-    semantics_blip: str | None = path_option(
-        None, "run of stage 2, picture captions; none: RUNS/semantics_blip, if there"
-    )
-    reconstruct: str | None = path_option(
-        None, "run of stage 3: settings, pipeline, scores; none: RUNS/reconstruct, if there"
-    )
+    semantics_label: str | None = path_option(None, "run of stage 2, label captions; none: RUNS/semantics_label")
+    semantics_blip: str | None = path_option(None, "run of stage 2, picture captions; none: RUNS/semantics_blip")
+    reconstruct: str | None = path_option(None, "of stage 3: settings, pipeline, scores; none: RUNS/reconstruct")
     shards: str | None = path_option(None, "the shards of these runs; none: RUNS/shards, or what the runs name")
     pipeline: str | None = path_option(None, "latent diffusion model, directory or hub id; none: the one of the runs")
     diffusion: Literal["copy", "name"] = option(
@@ -59,21 +48,21 @@ def export(config: ExportConfig) -> None:
     if out.exists() or out.is_symlink():
         raise ValueError(f"out={out} is there already: give another out=, or remove it")
     places = _places(config)
-    said = {field: _config_of(field, place) for field, place in places.items() if place and field != "shards"}
-    shards = places["shards"] or Path(next((run["shards"] for run in said.values() if run.get("shards")), ""))
+    runs = {field: open_run(place, field) for field, place in places.items() if place and field != "shards"}
+    said = {field: yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) for field, run in runs.items()}
+    shards = places["shards"] or Path(next((config["shards"] for config in said.values() if config.get("shards")), ""))
     manifest = read_manifest(shards)
-    stages = {field: str(places[field]) if places[field] else None for field in STAGES}
-    rows = [row for row in PAPER if all(stages[field] for field in ROWS[row].needs)]
+    rows = [row for row in PAPER if runs.keys() >= set(ROWS[row].needs)]
+    stages = {field: str(run) for field, run in runs.items()}
     trained = Decoders(rows, stages, SimpleNamespace(manifest=manifest, folder=shards))  # type: ignore[arg-type]
-    pipeline = config.pipeline or next(
-        (str(run["pipeline"]) for run in reversed(said.values()) if run.get("pipeline")), ""
-    )
-    made_of = _check_inputs(places, shards, pipeline)
+    named = [str(config["pipeline"]) for config in said.values() if config.get("pipeline")]
+    pipeline = config.pipeline or (named[-1] if named else "")
+    made_of = _check_inputs(runs, shards, pipeline)
     copied = Path(pipeline).is_dir() and config.diffusion == "copy"
     if not Path(pipeline).is_dir() and pipeline.count("/") != 1:
         raise ValueError(f"pipeline={pipeline} is neither a directory here nor a hub id: say pipeline=, where it is")
     # rows.json says what came of settings that were left to the run, such as chunk=0
-    drawn = said.get("reconstruct", {}) | _json(places["reconstruct"], "rows.json").get("settings", {})
+    drawn = said.get("reconstruct", {}) | _json(runs.get("reconstruct"), "rows.json").get("settings", {})
     names = (*DRAWN_WITH, "rescale_embeddings", "image_size", "chunk")
     settings = {name: drawn.get(name, getattr(Settings, name)) for name in names}
     settings |= {"precision": "fp32"} | {name: drawn[name] for name in LOADING if name in drawn}
@@ -84,15 +73,10 @@ def export(config: ExportConfig) -> None:
         features=trained.f_theta and trained.f_theta._hub_mixin_config,
         generator=trained.g and trained.g._hub_mixin_config,
         semantics={kind: m_s._hub_mixin_config for kind, m_s in trained.m_s.items()},  # type: ignore[misc]
-        about=_about(config.name or out.name, manifest, places, settings, pipeline) | {"made_of": made_of},
+        about=_about(config.name or out.name, manifest, runs, settings, pipeline) | {"made_of": made_of},
     )
-    for ours, theirs in (
-        (model.f_theta, trained.f_theta),
-        (model.g, trained.g),
-        *((model.m_s[k], m) for k, m in trained.m_s.items()),
-    ):
-        if ours is not None:
-            ours.load_state_dict(theirs.state_dict())
+    model.f_theta, model.g = trained.f_theta, trained.g
+    model.m_s.update(trained.m_s)
     model.folder = Path(pipeline) if copied else None
     with replacing(out) as partial:
         model.save_pretrained(partial)
@@ -118,25 +102,19 @@ def _places(config: ExportConfig) -> dict[str, Path | None]:
     return places
 
 
-def _config_of(field: str, run: Path) -> dict[str, Any]:
-    """config.yaml of a finished run."""
-    return yaml.safe_load((open_run(run, field) / "config.yaml").read_text(encoding="utf-8"))
-
-
-def _check_inputs(places: dict[str, Path | None], shards: Path, pipeline: str) -> dict[str, str]:
+def _check_inputs(runs: dict[str, Path], shards: Path, pipeline: str) -> dict[str, str]:
     """ValueError unless the runs were made from these shards, and the one whose scores the card will show with these
     very decoders; field -> SHA-256 of each of them."""
     now: inputs.Inputs = {"shards": {"path": str(shards), "content": inputs.of_shards(shards)}}
-    for field, run in places.items():
-        if run and field in STAGES:
+    for field, run in runs.items():
+        if field in STAGES:
             now[field] = {"path": str(run), "content": inputs.of_model(run / "model")}
-    for field, run in places.items():
-        if run and field != "shards":
-            then = inputs.read(run / "inputs.json")
+    for field, run in runs.items():
+        then, drawn = inputs.read(run / "inputs.json"), dict(now)
+        if then.get("pipeline", {}).get("path") == pipeline:
             content = inputs.of_pipeline(pipeline, text_alone=field in STAGES)
-            same = then.get("pipeline", {}).get("path") == pipeline
-            drawn = now | ({"pipeline": {"path": pipeline, "content": content}} if same else {})
-            inputs.check(then, drawn, f"{field}={run}", "name the runs that belong together")
+            drawn["pipeline"] = {"path": pipeline, "content": content}
+        inputs.check(then, drawn, f"{field}={run}", "name the runs that belong together")
     return inputs.digests(now)
 
 
@@ -151,16 +129,14 @@ def _json(run: Path | None, name: str) -> dict[str, Any]:
 
 
 def _about(
-    name: str, manifest: Manifest, places: dict[str, Path | None], settings: dict[str, Any], pipeline: str
+    name: str, manifest: Manifest, runs: dict[str, Path], settings: dict[str, Any], pipeline: str
 ) -> dict[str, Any]:
     """What the model card says; no path of this machine."""
-    drawn = places["reconstruct"]
+    drawn = runs.get("reconstruct")
     rows, scores = _json(drawn, "rows.json"), _json(drawn, "scores.json")
     if drawn and "made_of" in scores:
-        from neuroimagen.scores.run_files import check_scores, read_run
-
         check_scores(read_run(drawn), scores)
-    environment = _json(drawn or next(place for place in places.values() if place), "environment.json")
+    environment = _json(drawn or next(iter(runs.values())), "environment.json")
     captions = str(rows.get("captions_source") or "")
     kept = ("trials", "pictures", "samples", "classifier", "interval", "n_way", "chance", "metrics")
     shown = {name: scores[name] for name in kept if name in scores} | {

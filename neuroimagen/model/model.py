@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from neuroimagen.batches.stream import channel_statistics
 from neuroimagen.files import share_weights
-from neuroimagen.model.card import TEMPLATE, fill
+from neuroimagen.model.card import write_card
 from neuroimagen.model.eeg import Contract, take
 from neuroimagen.pixel.features import FeatureExtractor
 from neuroimagen.pixel.saliency import Generator
@@ -69,24 +69,20 @@ def copy_pipeline(source: Path, target: Path) -> None:
         index = json.loads(read_text(source / "model_index.json"))
         parts = [name for name, kind in index.items() if isinstance(kind, list) and kind[0] and name not in NOT_LOADED]
     except (OSError, ValueError, AttributeError, IndexError):
-        raise ValueError(
-            f"{source} has no sound model_index.json, so it is not a diffusers pipeline directory"
-        ) from None
+        lacking = "has no sound model_index.json, so it is not a diffusers pipeline directory"
+        raise ValueError(f"{source} {lacking}") from None
     target.mkdir(parents=True)
-    for path in [source / "model_index.json", *source.glob("README*"), *source.glob("LICENSE*")]:
-        shutil.copyfile(path, target / path.name)
+    wanted = [source / "model_index.json", *source.glob("README*"), *source.glob("LICENSE*")]
     for part in parts:
         files = [path for path in (source / part).glob("*") if path.is_file()]
-        wanted = [path for path in files if path.suffix in (".json", ".txt", ".model") or WEIGHTS.fullmatch(path.name)]
-        if not wanted or (any(path.suffix == ".bin" for path in files) and not any(map(_is_weights, wanted))):
+        kept = [path for path in files if path.suffix in (".json", ".txt", ".model") or WEIGHTS.fullmatch(path.name)]
+        endings = {path.suffix for path in kept}
+        if not kept or (".safetensors" not in endings and any(path.suffix == ".bin" for path in files)):
             raise ValueError(f"{source / part} holds no safetensors: save the pipeline with diffusers' save_pretrained")
         (target / part).mkdir()
-        for path in wanted:
-            shutil.copyfile(path, target / part / path.name)
-
-
-def _is_weights(path: Path) -> bool:
-    return path.suffix == ".safetensors"
+        wanted += kept
+    for path in wanted:
+        shutil.copyfile(path, target / path.relative_to(source))
 
 
 class NeuroImagen(
@@ -96,7 +92,6 @@ class NeuroImagen(
     license="apache-2.0",
     tags=["eeg", "brain-decoding", "image-reconstruction", "diffusers"],
     paper_url="https://arxiv.org/abs/2308.02510",
-    model_card_template=TEMPLATE,
 ):
     """f_θ, G and M_s with what they take and how they were drawn from; the diffusion model F is loaded at first use.
 
@@ -160,14 +155,11 @@ class NeuroImagen(
         except (TypeError, KeyError) as error:  # no config.json, or another model's
             raise ValueError(f"{name} is not an exported NeuroImagen model ({error})") from None
         except RuntimeError as error:
-            raise ValueError(
-                f"{name}: its weights do not fit its config.json: {' '.join(str(error).split())}"
-            ) from None
-        if local:
-            model.folder = Path(directory) / FOLDER
-        else:
-            known = ("revision", "token", "cache_dir", "local_files_only")
-            model.origin = {"repo_id": name} | {key: hub[key] for key in known if key in hub}
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{name}: its weights do not fit its config.json: {reason}") from None
+        known = ("revision", "token", "cache_dir", "local_files_only")
+        model.origin = {} if local else {"repo_id": name} | {key: hub[key] for key in known if key in hub}
+        model.folder = Path(directory) / FOLDER if local else None
         if pipeline is not None:
             model.pipeline, model.folder = str(pipeline), None
         if model.pipeline == FOLDER and local and not (Path(directory) / FOLDER).is_dir():
@@ -195,7 +187,8 @@ class NeuroImagen(
                 copy_pipeline(source, target)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        return super().generate_model_card(*args, **fill(self.about, self.eeg, self.rows, self.pipeline), **kwargs)
+        info: Any = self._hub_mixin_info
+        return ModelCard(write_card(self, info.model_card_data.to_yaml(), info.paper_url))
 
     @property
     def device(self) -> torch.device:
@@ -211,8 +204,8 @@ class NeuroImagen(
     def diffusion(self) -> Reconstructor:
         """F, on the device of this model; loaded at first use. ValueError if it cannot be, or does not fit M_s."""
         if self._diffusion is None or self._diffusion.device != self.device:
-            loading = dict(self.loading)
-            dtype = DTYPES[loading.pop("precision", "fp32")]
+            loading = {"precision": "fp32"} | self.loading
+            dtype = DTYPES[loading.pop("precision")]
             dtype = self.dtype or (torch.float32 if self.device.type == "cpu" else dtype)
             loaded = Reconstructor(self._pipeline(), self.device, dtype, **loading)
             for kind, m_s in self.m_s.items():
@@ -273,17 +266,16 @@ class NeuroImagen(
         drawn_with = {name: asked[name] for name in DRAWN_WITH} | size
         chunk = asked["chunk"] or find_chunk(self.diffusion, len(x), drawn_with)
         result = Reconstruction([], [], None, keys, row)
-        embedded = []
+        embedded, semantics = [], ROWS[row].semantics
         with tqdm(total=len(x), unit="trial", disable=None) as bar:  # None: shown at a terminal only
-            for start in range(0, len(x), chunk):
+            for start, part in zip(range(0, len(x), chunk), x.split(chunk), strict=True):
                 some = keys[start : start + chunk]
-                standardised = x[start : start + chunk].sub(self.mean).div(self.std).to(self.device)
+                standardised = part.sub(self.mean).div(self.std).to(self.device)
                 decoded = decode(standardised, some, self, asked["seed"], asked["rescale_embeddings"])
-                (drawn,) = draw([row], decoded, some, self.diffusion, drawn_with)
+                (drawn,) = draw([row], standardised, some, decoded, self.diffusion, drawn_with)
                 result.images += [[to_image(picture) for picture in pictures] for pictures in drawn]
                 result.maps += [to_image(picture) for picture in (() if decoded.maps is None else decoded.maps)]
-                if ROWS[row].semantics:
-                    embedded.append(decoded.embeddings[ROWS[row].semantics].cpu())
+                embedded += [decoded.embeddings[semantics].cpu()] if semantics else []
                 bar.update(len(some))
         result.embeddings = torch.cat(embedded) if embedded else None
         return result
@@ -293,10 +285,8 @@ class NeuroImagen(
         for name in given:
             if name not in self.settings:
                 near = difflib.get_close_matches(name, self.settings, 1)
-                raise ValueError(
-                    f"{name} is no setting ({', '.join(self.settings)})"
-                    + (f"; did you mean {near[0]}?" if near else "")
-                )
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise ValueError(f"{name} is no setting ({', '.join(self.settings)}){hint}")
         asked = self.settings | given
         check_settings(**asked)
         return asked

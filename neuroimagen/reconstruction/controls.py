@@ -1,14 +1,10 @@
-"""Rows that measure what decoding adds: pictures made without a brain, by the oracle, or without a generative model.
-
-oracle        the diffusion model is told the class that was seen: no decoder of labels can do better with it
-random class  it is told a class of the study drawn at random, without a look at what was seen
-retrieval     no diffusion: the training picture whose EEG is decoded to the most similar embedding
-baselines     other networks from EEG to pictures (neuroimagen/baselines), drawn here with noise of our own
-"""
+"""What the rows need that no decoder of ours draws for: the oracle's and the random class's captions, the gallery of
+training pictures for retrieval, the baselines' noise (rows.py says what each of them is)."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -71,16 +67,10 @@ def nearest_pictures(queries: Tensor, vectors: Tensor, pictures: Tensor, count: 
     """
     cosine = F.normalize(queries, dim=1) @ vectors.T
     found = []
-    for order in cosine.argsort(dim=1, descending=True, stable=True):
-        rows: dict[int, int] = {}  # picture -> its nearest trial
-        for start in range(0, len(order), 256):
-            some = order[start : start + 256]
-            for row, picture in zip(some.tolist(), pictures[some.cpu()].tolist(), strict=True):
-                rows.setdefault(picture, row)
-            if len(rows) >= count:
-                break
-        found.append(list(rows.values())[:count])
-    return torch.tensor(found)
+    for order in cosine.argsort(dim=1, descending=True, stable=True).cpu():
+        _, first = np.unique(pictures[order].numpy(), return_index=True)  # the nearest trial of each picture
+        found.append(order[np.sort(first)[:count]])
+    return torch.stack(found)
 
 
 class Gallery:
@@ -92,13 +82,7 @@ class Gallery:
     """
 
     def __init__(
-        self,
-        m_s: SampleEncoder,
-        train: ShardSplit,
-        size: int,
-        device: torch.device | str = "cpu",
-        rank: int = 0,
-        world: int = 1,
+        self, m_s: SampleEncoder, train: ShardSplit, size: int, device: Any = "cpu", rank: int = 0, world: int = 1
     ) -> None:
         self.train, self.size, self.device, self.embed = train, size, device, short_embeddings(m_s)
         batcher, n = Batcher(train, image_size=None), len(train)

@@ -35,11 +35,7 @@ class Decoders:
     """
 
     def __init__(
-        self,
-        rows: Sequence[str],
-        runs: Mapping[str, str | None],
-        split: ShardSplit,
-        device: torch.device | str = "cpu",
+        self, rows: Sequence[str], runs: Mapping[str, str | None], split: ShardSplit, device: Any = "cpu"
     ) -> None:
         """Raises ValueError for a run that is not there, not done, or not of this EEG."""
 
@@ -78,8 +74,7 @@ class Decoders:
                     )
                 self.m_s[kind] = load(SampleEncoder, run / "model")
         self.baselines: dict[str, Any] = {}  # by config field
-        for row in [row for row in rows if ROWS[row].kind == "baseline"]:
-            field = ROWS[row].by
+        for row, field in ((row, ROWS[row].by) for row in rows if ROWS[row].kind == "baseline"):
             run = stage_run(field, runs.get(field), [row])
             model = load(NeuroVision if field == "neurovision" else Brain2Image, run / "model")
             if isinstance(model, Brain2Image) and model.variant != ("vae" if field == "brain2image_vae" else "gan"):
@@ -95,6 +90,5 @@ class Decoders:
             if trained_with != diffusion.name and Path(trained_with).is_dir():
                 theirs = embed_captions(trained_with, [""]).to(diffusion.empty)
                 if not torch.allclose(theirs, diffusion.empty, atol=1e-2):
-                    raise ValueError(
-                        f"semantics_{kind} was trained for the text encoder of {trained_with}, not {diffusion.name}"
-                    )
+                    other = f"the text encoder of {trained_with}, not {diffusion.name}"
+                    raise ValueError(f"semantics_{kind} was trained for {other}")

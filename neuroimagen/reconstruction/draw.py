@@ -41,18 +41,19 @@ def decode(eeg: Tensor, keys: Sequence[str], decoders: Any, seed: int, rescale_e
 
 def draw(
     rows: Sequence[str],
-    decoded: Decoded,
+    eeg: Tensor,
     keys: Sequence[str],
+    decoded: Decoded,
     diffusion: Reconstructor,
     settings: dict[str, Any],
-    eeg: Tensor | None = None,
     baselines: Mapping[str, Any] | None = None,
     gallery: Gallery | None = None,
 ) -> Iterator[Tensor]:
     """The pictures of each of `rows`, (B, samples, 3, H, W) in [0, 1], one row after the other.
 
+    eeg (B, C, T), standardised; decoded: what `decode` made of it
     settings: of Reconstructor.reconstruct, samples, seed, height and width among them
-    eeg (B, C, T), standardised; baselines (by `Row.by`) and gallery: for the rows that no diffusion model draws
+    baselines (by `Row.by`) and gallery: for the rows that no diffusion model draws
     """
     encoded: EncodedMaps | None = None
     samples, seed, size = settings["samples"], settings["seed"], settings["height"]

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from accelerate.utils.memory import find_executable_batch_size, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-from neuroimagen.reconstruction.reconstructor import Reconstructor, Settings
+from neuroimagen.reconstruction.reconstructor import Reconstructor
 
 MOST_ON_GPU = 128  # pictures at once in the U-Net, guidance counted; beyond it a GPU is busy anyhow
 MOST_ON_CPU = 4096  # cells of their latents; a core is busy with fewer (docs/reconstruct.md)
@@ -20,37 +20,30 @@ def find_chunk(diffusion: Reconstructor, trials: int, settings: Mapping[str, Any
     """The number of trials, out of `trials`, whose `samples` pictures each are drawn together without running out of
     memory on this device: the most that is of use, halved until two denoising steps and the decoding succeed.
 
-    settings: of `Reconstructor.reconstruct`. Raises ValueError if not even one trial fits.
+    settings: of `Reconstructor.reconstruct`, all of them. Raises ValueError if not even one trial fits.
     """
-    height, width = diffusion.picture_size(settings.get("height"), settings.get("width"))
-    halves = 2 if settings.get("guidance_scale", Settings.guidance_scale) > 1 and not diffusion.distilled else 1
-    pictures = settings.get("samples", Settings.samples) * halves
+    height, width = diffusion.picture_size(settings["height"], settings["width"])
+    pictures = settings["samples"] * (2 if settings["guidance_scale"] > 1 and not diffusion.distilled else 1)
     if diffusion.device.type == "cpu":
         most = MOST_ON_CPU // (pictures * (height // diffusion.factor) * (width // diffusion.factor))
     else:
         most = MOST_ON_GPU // pictures
     chunk = max(1, min(most, -(-trials // RESERVE)))
-
-    def halve() -> int:
-        nonlocal chunk
+    short = {**settings, "num_inference_steps": 2, "strength": 1.0}
+    while chunk:
+        try:
+            embeds, maps = diffusion.nothing.expand(chunk, -1, -1), torch.zeros(chunk, 3, 8, 8)
+            diffusion.reconstruct(embeds, maps, ["trial"] * chunk, **short)
+            return chunk
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+        clear_device_cache(garbage_collection=True)
         chunk //= 2
-        return chunk
-
-    def attempt(n: int) -> int:
-        embeds = diffusion.nothing.expand(n, -1, -1)
-        short = {"num_inference_steps": 2, "strength": 1.0}
-        diffusion.reconstruct(embeds, torch.zeros(n, 3, 8, 8), ["trial"] * n, **{**settings, **short})
-        return n
-
-    try:
-        return find_executable_batch_size(attempt, chunk, reduce_batch_size_fn=halve)()
-    except RuntimeError as error:
-        if "No executable batch size" not in str(error):
-            raise
-        raise ValueError(
-            f"not even one trial's {settings.get('samples', 3)} pictures of {height} x {width} px fit in the memory of "
-            f"{diffusion.device}: {FITS_NOT}"
-        ) from None
+    raise ValueError(
+        f"not even one trial's {settings['samples']} pictures of {height} x {width} px fit in the memory of "
+        f"{diffusion.device}: {FITS_NOT}"
+    )
 
 
 @contextlib.contextmanager

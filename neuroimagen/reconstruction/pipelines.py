@@ -7,12 +7,10 @@ from typing import Any, Literal
 
 import diffusers
 import torch
-from diffusers import (
-    LatentConsistencyModelImg2ImgPipeline,
-    StableDiffusionImg2ImgPipeline,
-    StableDiffusionXLImg2ImgPipeline,
-)
+from diffusers import LatentConsistencyModelImg2ImgPipeline, StableDiffusionXLImg2ImgPipeline
 from diffusers.utils import logging
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 Scheduler = Literal["default", "ddim", "pndm", "dpm++", "euler", "euler_a", "unipc", "lcm"]
@@ -32,13 +30,25 @@ OF_THE_MODEL = (
     "timestep_spacing", "rescale_betas_zero_snr", "thresholding",
 )  # fmt: skip
 
-LAYOUTS = {
-    "StableDiffusionPipeline": StableDiffusionImg2ImgPipeline,
-    "StableDiffusionImg2ImgPipeline": StableDiffusionImg2ImgPipeline,
-    "LatentConsistencyModelPipeline": LatentConsistencyModelImg2ImgPipeline,
-    "LatentConsistencyModelImg2ImgPipeline": LatentConsistencyModelImg2ImgPipeline,
-    "StableDiffusionXLPipeline": StableDiffusionXLImg2ImgPipeline,
-    "StableDiffusionXLImg2ImgPipeline": StableDiffusionXLImg2ImgPipeline,
+KINDS = ("StableDiffusion", "LatentConsistencyModel", "StableDiffusionXL")
+LAYOUTS: dict[str, Any] = {  # name of a class in model_index.json -> as loaded
+    f"{kind}{how}Pipeline": getattr(diffusers, f"{kind}Img2ImgPipeline") for kind in KINDS for how in ("", "Img2Img")
+}
+
+
+class _FromLatents:
+    """Image to image whose image is encoded already: `start` (n, C, h, w), scaled."""
+
+    start: Tensor
+
+    def prepare_latents(self: Any, image, timestep, batch_size, n, dtype, device, generator=None, *_):
+        noise = randn_tensor(self.start.shape, generator=generator, device=device, dtype=dtype)
+        return self.scheduler.add_noise(self.start, noise, timestep)
+
+
+PIPELINES: dict[type, tuple[Any, Any]] = {  # as loaded -> as drawn with: from a map, from noise alone
+    loaded: (type(f"FromLatents{loaded.__name__}", (_FromLatents, loaded), {}), getattr(diffusers, f"{kind}Pipeline"))
+    for kind, loaded in ((kind, LAYOUTS[f"{kind}Pipeline"]) for kind in KINDS)
 }
 
 
@@ -63,14 +73,10 @@ def load_pipeline(pipeline: str, dtype: torch.dtype = torch.float32) -> Any:
         if kind not in LAYOUTS or index.get("requires_aesthetics_score"):
             kind = "Stable Diffusion XL refiner" if index.get("requires_aesthetics_score") else kind
             raise _Refused(f"pipeline={pipeline} is a {kind}; Stable Diffusion 1.x, 2.x, XL and LCM can be drawn with")
-        unchecked: dict[str, Any] = {"feature_extractor": None, "image_encoder": None}
-        if LAYOUTS[kind] is StableDiffusionXLImg2ImgPipeline:
-            unchecked |= {"add_watermarker": False}
-        else:
-            unchecked |= {"safety_checker": None, "requires_safety_checker": False}
-        pipe = LAYOUTS[kind].from_pretrained(
-            pipeline, dtype=dtype, local_files_only=local, use_safetensors=True, **unchecked
-        )
+        xl = LAYOUTS[kind] is StableDiffusionXLImg2ImgPipeline
+        told: dict[str, Any] = {"feature_extractor": None, "image_encoder": None, "local_files_only": local}
+        told |= {"add_watermarker": False} if xl else {"safety_checker": None, "requires_safety_checker": False}
+        pipe = LAYOUTS[kind].from_pretrained(pipeline, dtype=dtype, use_safetensors=True, **told)
         _check_parts(pipe, pipeline)
     except _Refused as refusal:
         raise ValueError(str(refusal)) from None

@@ -8,14 +8,11 @@
         guidance (Ho & Salimans 2022) away from the embedding of the empty caption,
     (4) decoded to a picture.
 
-This takes tensors and knows nothing of EEG. Steps (2) to (4) are diffusers' own image-to-image pipelines, with two
-differences: a map is encoded once, whatever the number of samples and rows that start from it (`encode`), and its draw
-from the autoencoder's posterior has a generator of its own. So any directory or hub model of their layout works
-(pipelines.py): Stable Diffusion, or a small model of one's own.
-
-A picture depends on (seed, key, sample number) and the inputs, on nothing else: one CPU generator a picture draws its
-noise. Two rows of an ablation share a picture's noise, with a map or without. (A batch of another size, or another
-number of threads, may change the last bits of a float: docs/reconstruct.md.)
+Steps (2) to (4) are diffusers' own image-to-image pipelines (pipelines.py), with two differences: a map is encoded
+once, whatever the number of samples and rows that start from it (`encode`), and its draw from the autoencoder's
+posterior has a generator of its own. A picture depends on (seed, key, sample number) and the inputs, on nothing else:
+one CPU generator a picture draws its noise, which all rows share. (A batch of another size, or another number of
+threads, may change the last bits of a float: docs/reconstruct.md.)
 """
 
 import dataclasses
@@ -23,21 +20,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import (
-    LatentConsistencyModelImg2ImgPipeline,
-    LatentConsistencyModelPipeline,
-    StableDiffusionImg2ImgPipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLImg2ImgPipeline,
-    StableDiffusionXLPipeline,
-)
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neuroimagen.reconstruction.attention import set_attention
-from neuroimagen.reconstruction.pipelines import is_lcm, is_xl, load_pipeline, set_scheduler
+from neuroimagen.reconstruction.pipelines import PIPELINES, is_lcm, is_xl, load_pipeline, set_scheduler
 from neuroimagen.run.processes import check_bf16, set_tf32
 from neuroimagen.run.seeds import seed_from
 
@@ -61,38 +49,9 @@ class EncodedMaps:
         """
         if not self.drawn:
             return self.parameters.repeat_interleave(samples, dim=0)
-        generators = [torch.Generator().manual_seed(seed_from(noise, "posterior")) for noise in noises]
-        each = zip(self.parameters.repeat_interleave(samples, dim=0).split(1), generators, strict=True)
-        return torch.cat([DiagonalGaussianDistribution(one).sample(generator) for one, generator in each])
-
-
-class _FromLatents:
-    """Image to image whose image is encoded already: `start` (n, C, h, w), scaled."""
-
-    start: Tensor
-
-    def prepare_latents(self: Any, image, timestep, batch_size, n, dtype, device, generator=None, *_):
-        noise = randn_tensor(self.start.shape, generator=generator, device=device, dtype=dtype)
-        return self.scheduler.add_noise(self.start, noise, timestep)
-
-
-class _Img2Img(_FromLatents, StableDiffusionImg2ImgPipeline):
-    pass
-
-
-class _Img2ImgXL(_FromLatents, StableDiffusionXLImg2ImgPipeline):
-    pass
-
-
-class _Img2ImgLCM(_FromLatents, LatentConsistencyModelImg2ImgPipeline):
-    pass
-
-
-PIPELINES: dict[type, tuple[Any, Any]] = {  # as loaded -> as drawn with: from a map, from noise alone
-    StableDiffusionImg2ImgPipeline: (_Img2Img, StableDiffusionPipeline),
-    StableDiffusionXLImg2ImgPipeline: (_Img2ImgXL, StableDiffusionXLPipeline),
-    LatentConsistencyModelImg2ImgPipeline: (_Img2ImgLCM, LatentConsistencyModelPipeline),
-}
+        posteriors = map(DiagonalGaussianDistribution, self.parameters.repeat_interleave(samples, dim=0).split(1))
+        seeds = [seed_from(noise, "posterior") for noise in noises]
+        return torch.cat([p.sample(torch.Generator().manual_seed(s)) for p, s in zip(posteriors, seeds, strict=True)])
 
 
 # Arguments that are fields of trainers/reconstruct.py too: of Reconstructor, and of its `reconstruct`
@@ -158,21 +117,19 @@ class Reconstructor:
 
         Raises ValueError if the pipeline, `attention` or `scheduler` cannot be had.
         """
-        self.name = str(pipeline)
+        self.name, self.device, self.dtype = str(pipeline), torch.device(device), dtype
         set_tf32(False)
-        self.device = torch.device(device)
-        self.dtype = dtype
         if dtype == torch.bfloat16:
             check_bf16(self.device)
         loaded = load_pipeline(self.name, dtype)
         self.scheduler = set_scheduler(loaded, scheduler)
         loaded.to(self.device)
         self.xl, self.lcm = is_xl(loaded), is_lcm(loaded)
-        networks = [loaded.unet, loaded.vae, loaded.text_encoder, *([loaded.text_encoder_2] if self.xl else [])]
-        for network in networks:
+        unet, vae = loaded.unet, loaded.vae
+        for network in (unet, vae, loaded.text_encoder, *([loaded.text_encoder_2] if self.xl else [])):
             network.requires_grad_(False).eval()
         self.attention = set_attention(loaded, attention, self.device)
-        self.distilled = loaded.unet.config.time_cond_proj_dim is not None  # guidance is an input: one half only
+        self.distilled = unet.config.time_cond_proj_dim is not None  # guidance is an input: one half only
         # The same parts, started from a map or from noise alone. A scheduler has state, so each has its own.
         scheduler_of_its_own = type(loaded.scheduler).from_config(loaded.scheduler.config)
         more: dict[str, Any] = {"requires_safety_checker": False}
@@ -184,9 +141,9 @@ class Reconstructor:
         self.text2img = from_noise(**loaded.components | {"scheduler": scheduler_of_its_own}, **more)
         for pipe in (self.img2img, self.text2img):
             pipe.set_progress_bar_config(disable=True)
-        unet, vae = loaded.unet, loaded.vae
 
-        height, width = _pair(unet.config.sample_size)
+        side = unet.config.sample_size  # of the latents, (height, width) or both in one
+        height, width = (side, side) if isinstance(side, int) else side
         self.factor = int(loaded.vae_scale_factor)  # px of a latent cell
         self.size = (height * self.factor, width * self.factor)
         # Decode one by one: a batch of large pictures needs GBs and gains no speed.
@@ -207,7 +164,6 @@ class Reconstructor:
             else:
                 self.empty = self.nothing = loaded.encode_prompt("", self.device, 1, False)[0]
         self.text_length, self.text_width = self.empty.shape[1:]
-        self._captions: dict[str, Tensor] = {}
         if compile:
             unet.compile()  # in place; after the attention processors are set
 
@@ -230,19 +186,18 @@ class Reconstructor:
         """
         config = self.img2img.scheduler.config
         most = config.get("original_inference_steps") or config["num_train_timesteps"]
+        asked = f"num_inference_steps={num_inference_steps}"
         if num_inference_steps > most:
-            raise ValueError(
-                f"num_inference_steps={num_inference_steps} is more than the {most} of {self.name} ({self.scheduler})"
-            )
+            raise ValueError(f"{asked} is more than the {most} of {self.name} ({self.scheduler})")
         if self.lcm and num_inference_steps > int(most * strength):
             raise ValueError(
-                f"num_inference_steps={num_inference_steps} is more than the {int(most * strength)} that "
-                f"strength={strength} leaves of the {most} of {self.name}; use fewer steps or more strength"
+                f"{asked} is more than the {int(most * strength)} that strength={strength} leaves of the {most} of "
+                f"{self.name}; use fewer steps or more strength"
             )
         if not self.lcm and int(num_inference_steps * strength) == 0:
             raise ValueError(
-                f"num_inference_steps={num_inference_steps} with strength={strength} leaves no denoising step "
-                f"(steps x strength, rounded down, is 0); use at least {int(1 / strength) + 1} steps"
+                f"{asked} with strength={strength} leaves no denoising step (steps x strength, rounded down, is 0); "
+                f"use at least {int(1 / strength) + 1} steps"
             )
 
     def check_embedding(self, length: int, width: int, source: str = "the prompt embedding") -> None:
@@ -268,23 +223,21 @@ class Reconstructor:
         Once is enough for all samples and rows. Raises ValueError for maps that are none.
         """
         size = self.picture_size(height, width)
-        if maps.ndim != 4 or maps.shape[1] != 3 or not maps.isfinite().all() or maps.min() < 0 or maps.max() > 1:
-            odd = "; they hold NaN or infinite values: the stage that decoded them has diverged"
-            odd = "" if maps.isfinite().all() else odd
+        finite = bool(maps.isfinite().all())
+        if maps.ndim != 4 or maps.shape[1] != 3 or not finite or maps.min() < 0 or maps.max() > 1:
+            odd = "" if finite else "; they hold NaN or infinite values: the stage that decoded them has diverged"
             raise ValueError(f"maps must be (B, 3, h, w) in [0, 1], but are {tuple(maps.shape)}{odd}")
         # (1); antialias matters only where a map is larger than the picture
         image = F.interpolate(maps.float(), size=size, mode="bilinear", antialias=True).clamp(0, 1).mul(2).sub(1)
-        vae = self.img2img.vae
-        pixels = image.to(self.device, self.dtype)
+        vae, pixels = self.img2img.vae, image.to(self.device, self.dtype)
         upcast = self.xl and vae.config.get("force_upcast")  # diffusers encodes so, and in float16 also decodes so
         if upcast:
             vae.float()
         found = vae.encode(pixels.to(vae.dtype))
         if upcast:
             nn.Module.to(vae, self.dtype)  # not diffusers' own `to`, which warns each time
-        if hasattr(found, "latent_dist"):
-            return EncodedMaps(found.latent_dist.parameters, True, size)
-        return EncodedMaps(found.latents, False, size)
+        drawn = hasattr(found, "latent_dist")
+        return EncodedMaps(found.latent_dist.parameters if drawn else found.latents, drawn, size)
 
     def _scaled(self, latents: Tensor) -> Tensor:
         """Latents as the U-Net knows them: of mean 0 and variance 1."""
@@ -346,29 +299,25 @@ class Reconstructor:
             raise ValueError(f"maps encoded for pictures of {maps.size} px, but {size} px are asked for")
 
         guided = prompt_embeds is not None and guidance_scale > 1
-        nothing = self.nothing.expand(trials * samples, -1, -1)
-        if prompt_embeds is None:
-            embeds = nothing
-        else:
+        embeds = nothing = self.nothing.expand(trials * samples, -1, -1)
+        if prompt_embeds is not None:
             self.check_embedding(*prompt_embeds.shape[2:])
             embeds = prompt_embeds.to(self.device, self.dtype).flatten(0, 1)
         noises = [noise_seed(seed, key, sample) for key in keys for sample in range(samples)]
-        generators = [torch.Generator().manual_seed(noise) for noise in noises]
         inputs: dict[str, Any] = {
             "prompt_embeds": embeds,
             "guidance_scale": float(guidance_scale) if guided else 1.0,
             "num_inference_steps": num_inference_steps,
-            "generator": generators,
+            "generator": [torch.Generator().manual_seed(noise) for noise in noises],
             "output_type": "pt",
         }
         if not self.lcm:  # which takes the guidance as an input of its U-Net
             inputs["negative_prompt_embeds"] = nothing if guided else None
         if self.pooled is not None:
             unpooled = self.pooled.expand(trials * samples, -1)
+            given = None if pooled is None else pooled.to(self.device, self.dtype).repeat_interleave(samples, dim=0)
             inputs["negative_pooled_prompt_embeds"] = unpooled if guided else None
-            inputs["pooled_prompt_embeds"] = unpooled
-            if pooled is not None:
-                inputs["pooled_prompt_embeds"] = pooled.to(self.device, self.dtype).repeat_interleave(samples, dim=0)
+            inputs["pooled_prompt_embeds"] = unpooled if given is None else given
         if maps is None:
             images = self.text2img(height=size[0], width=size[1], **inputs).images
         else:
@@ -384,7 +333,3 @@ class Reconstructor:
 def noise_seed(seed: int, key: str, sample: int) -> int:
     """What a picture's noise is seeded with."""
     return seed_from(seed, key, sample)
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -187,9 +187,9 @@ def make_parts(config: Any, captions: list[str]) -> tuple[Any, CLIPTokenizer, CL
         pipe = load_pipeline(config.init)
         return pipe.vae, pipe.tokenizer, pipe.text_encoder, pipe.unet, pipe.scheduler
     tokenizer = learn_tokenizer(captions, config.n_tokens)
-    text_encoder = make_text_encoder(tokenizer, config.n_tokens, config.text_width)
-    size, channels = config.image_size // 8, tuple(config.unet_channels)
-    unet = make_denoiser(config.latent_channels, size, channels, config.text_width)
+    text_encoder = make_text_encoder(tokenizer, n_tokens=config.n_tokens, width=config.text_width)
+    latents = {"latent_channels": config.latent_channels, "latent_size": config.image_size // 8}
+    unet = make_denoiser(**latents, channels=tuple(config.unet_channels), width=config.text_width)
     return None, tokenizer, text_encoder, unet, make_scheduler()
 
 
@@ -197,14 +197,6 @@ def make_pipeline(
     vae: nn.Module, text_encoder: nn.Module, tokenizer: CLIPTokenizer, unet: nn.Module, scheduler: Any
 ) -> StableDiffusionImg2ImgPipeline:
     """The parts as one pipeline; `save_pretrained` writes the directory that `pipeline=` takes."""
-    return StableDiffusionImg2ImgPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        image_encoder=None,
-        requires_safety_checker=False,
-    )
+    parts = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet, "scheduler": scheduler}
+    nothing = dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"))
+    return StableDiffusionImg2ImgPipeline(**parts, **nothing, requires_safety_checker=False)
