@@ -3,7 +3,7 @@
 import math
 from typing import Any, NamedTuple
 
-from neuroimagen.report.gallery import Metric
+from neuroimagen.report.formats import Metric
 
 MOST_CELLS = 20_000  # of all confusion tables together; the others stay in scores.json
 

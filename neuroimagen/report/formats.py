@@ -1,6 +1,7 @@
 """A table of the report and its four forms: HTML, Markdown, LaTeX and text for a terminal."""
 
 import dataclasses
+import math
 import re
 from typing import NamedTuple
 
@@ -25,6 +26,39 @@ class Cell(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.text} {self.range}".rstrip()
+
+
+class Metric(NamedTuple):
+    """What tables and page know of a metric (scores["metrics"]); None and "" where the scores do not say."""
+
+    name: str
+    head: str
+    scale: float = 1
+    digits: int = 3
+    better: str | None = None  # "higher" | "lower" | None
+    chance: float | None = None
+    chance_of: str | None = ""
+    chance_best_of_n: float | None = None
+    ceiling: float | None = None
+    ceiling_of: str | None = ""
+    definition: str | None = ""
+    source: str | None = ""
+    number: int | None = None  # of its definition on the page
+
+    def __call__(self, value: float | None, unit: bool = True) -> str:
+        if value is None or not math.isfinite(value):
+            return "–"
+        return decimal(self.scale * float(value), self.digits) + "\xa0%" * (unit and self.scale == 100)
+
+    @property
+    def title(self) -> str:
+        return self.head.replace(" (%)", "")
+
+    @property
+    def ends(self) -> list[tuple[str, float, str | None]]:
+        """Chance and ceiling, as far as they are known, and of what."""
+        known = ("chance", self.chance, self.chance_of), ("ceiling", self.ceiling, self.ceiling_of)
+        return [(name, value, of) for name, value, of in known if value is not None]
 
 
 class Column(NamedTuple):

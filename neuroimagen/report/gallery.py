@@ -13,45 +13,13 @@ from PIL import Image
 
 from neuroimagen.pages import data_address
 from neuroimagen.report.figures import spaced
-from neuroimagen.report.formats import decimal
+from neuroimagen.report.formats import Metric
 from neuroimagen.report.tables import kind_of_row, rows_of_kind
 from neuroimagen.scores.run_files import ReconstructRun
 
 FIXED = ("row", "key", "sample", "subject", "label", "class_name", "image", "seen", "guess")  # of picture_scores.csv
 KINDS = {"paper": "Rows of the paper", "baseline": "Baselines", "control": "Controls"}
 SEED = 0  # of the order called random
-
-
-class Metric(NamedTuple):
-    """What the page knows of a metric (scores["metrics"]); None and "" where the scores do not say."""
-
-    name: str
-    head: str
-    scale: float = 1
-    digits: int = 3
-    better: str | None = None  # "higher" | "lower" | None
-    chance: float | None = None
-    chance_of: str | None = ""
-    ceiling: float | None = None
-    ceiling_of: str | None = ""
-    definition: str | None = ""
-    source: str | None = ""
-    number: int | None = None  # of its definition on the page
-
-    def __call__(self, value: float | None, unit: bool = True) -> str:
-        if value is None or not math.isfinite(value):
-            return "–"
-        return decimal(self.scale * float(value), self.digits) + "\xa0%" * (unit and self.scale == 100)
-
-    @property
-    def title(self) -> str:
-        return self.head.replace(" (%)", "")
-
-    @property
-    def ends(self) -> list[tuple[str, float, str | None]]:
-        """Chance and ceiling, as far as they are known, and of what."""
-        known = ("chance", self.chance, self.chance_of), ("ceiling", self.ceiling, self.ceiling_of)
-        return [(name, value, of) for name, value, of in known if value is not None]
 
 
 @dataclasses.dataclass

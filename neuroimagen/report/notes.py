@@ -3,6 +3,7 @@
 from typing import Any
 
 from neuroimagen.report import published
+from neuroimagen.report.formats import Metric
 from neuroimagen.rows import uses
 from neuroimagen.scores.run_files import ReconstructRun
 from neuroimagen.studies.classes import UNEVEN
@@ -29,6 +30,7 @@ def protocol(run: ReconstructRun, scores: dict[str, Any]) -> list[tuple[str, str
     people = f"{scores['subjects']} subject{'s' * (scores['subjects'] != 1)}"
     whence = " from the classes of the study" * (scores.get("distractors") == "study")
     judges = "the classifier and by Inception-v3" if "is_inception" in scores.get("metrics", {}) else "the classifier"
+    splits = scores["inception_splits"]
     return [
         ("EEG", f"{dataset}, {people}", f"PerceiveLab's recordings, {paper.subjects}"),
         ("Split", f"{about.get('settings', {}).get('split', 'test')} of {split}", paper.split),
@@ -36,38 +38,29 @@ def protocol(run: ReconstructRun, scores: dict[str, Any]) -> list[tuple[str, str
         ("Selected on", "last: no trainer chooses a checkpoint", paper.selected),
         ("Classifier", scores["classifier"], paper.classifier),
         ("ACC", f"{scores['n_way']}-way top-{scores['top_k']}, exact over all draws{whence}", paper.n_way),
-        (
-            "IS",
-            f"by {judges}, {scores['inception_splits']} split{'s' * (scores['inception_splits'] != 1)}",
-            paper.inception,
-        ),
+        ("IS", f"by {judges}, {splits} split{'s' * (splits != 1)}", paper.inception),
         ("Samples", f"{scores['samples']} a trial, all scored", paper.samples),
         ("SSIM", scores["ssim_settings"].removeprefix("SSIM: "), published.NOT_STATED),
     ]
 
 
-def protocol_note(run: ReconstructRun, scores: dict[str, Any]) -> str:
-    """The same as one note."""
+def notes(run: ReconstructRun, scores: dict[str, Any], metrics: list[Metric]) -> list[str]:
+    """What has to be said under Tables 1 to 3, the protocol first; metrics: their columns."""
+    truth = scores["truth"]
     said = " ".join(f"{what}: {here} (paper: {there})." for what, here, there in protocol(run, scores))
-    return f"Protocol, ours against the paper's ({published.PAPER}). {said}"
-
-
-def notes(run: ReconstructRun, scores: dict[str, Any], metrics: dict[str, dict[str, Any]]) -> list[str]:
-    """What has to be said under Tables 1 to 3, the protocol first; metrics: their columns (tables.describe)."""
-    truth, heads = scores["truth"], {name: about["head"].removesuffix(" (%)") for name, about in metrics.items()}
     lines = [
-        protocol_note(run, scores),
+        f"Protocol, ours against the paper's ({published.PAPER}). {said}",
         "I: saliency map. L: meaning learnt from label captions. B: meaning learnt from picture captions"
         + f", here from {scores['captions_source'] or 'an unnamed source'}" * any(uses(row)[0] for row in run.rows)
         + ".",
     ]
-    lines += [f"{heads[name]}: {about['definition']}" for name, about in metrics.items() if about.get("definition")]
+    lines += [f"{m.title}: {m.definition}" for m in metrics if m.definition]
     if scores["n_way"] < scores["n_way_asked"]:
         lines.append(f"N: {scores['n_way_asked']} asked, but there are {scores['n_way']} classes to draw from.")
     by_chance: dict[str, list[str]] = {}
-    for name, about in metrics.items():
-        if about.get("chance") is not None and about.get("chance_of"):
-            by_chance.setdefault(about["chance_of"], []).append(heads[name])
+    for m in metrics:
+        if m.chance is not None and m.chance_of:
+            by_chance.setdefault(m.chance_of, []).append(m.title)
     if by_chance:
         said = "; ".join(f"{', '.join(names)}: {of}" for of, names in by_chance.items())
         lines.append(f"Chance, what needs no EEG: {said}.")
@@ -86,9 +79,8 @@ def notes(run: ReconstructRun, scores: dict[str, Any], metrics: dict[str, dict[s
     lines.append("The pictures seen: what the ground-truth pictures themselves get, judged by the same code.")
     lines.append(f"Classifier: {scores['classifier']}.")
     if "named_rightly" in truth:
-        lines[-1] += (
-            f" It names {100 * truth['named_rightly']:.1f} % of the ground-truth pictures as the data set does."
-        )
+        share = f"{100 * truth['named_rightly']:.1f} %"
+        lines[-1] += f" It names {share} of the ground-truth pictures as the data set does."
     if scores["pictures"] == 1:
         lines.append("shuffled, all that is other or gain: not available, as all trials show one and the same picture.")
     lines.append(

@@ -16,7 +16,8 @@ from neuroimagen.files import write_atomic
 from neuroimagen.pages import render
 from neuroimagen.report import figures, tables
 from neuroimagen.report.charts import by_group, confusions, guessing
-from neuroimagen.report.gallery import Gallery, Metric, Pictures, read_picture_scores
+from neuroimagen.report.formats import Metric
+from neuroimagen.report.gallery import Gallery, Pictures, read_picture_scores
 from neuroimagen.rows import uses
 from neuroimagen.scores import run_files
 from neuroimagen.scores.evaluate import EvaluateConfig
@@ -99,10 +100,7 @@ def commands(run: ReconstructRun, scores: dict[str, Any], config: ReportConfig) 
 def page(run: ReconstructRun, scores: dict[str, Any], config: ReportConfig) -> str:
     """report.html: templates/page.j2 with the values of this run."""
     full = tables.full_row(run)
-    metrics = {}
-    for number, (name, about) in enumerate(tables.describe(scores).items()):
-        known = {field: about[field] for field in Metric._fields if field in about}
-        metrics[name] = Metric(**known | {"name": name, "number": number})
+    metrics = tables.describe(scores)
     gallery = Gallery(run, read_picture_scores(run), metrics, full, config.each, config.trials)
     pictures = Pictures(BUDGET)
     built = tables.build(run, scores)

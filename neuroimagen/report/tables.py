@@ -12,7 +12,7 @@ from typing import Any
 
 from neuroimagen.files import write_atomic
 from neuroimagen.report import published
-from neuroimagen.report.formats import ABSENT, TICK, Cell, Column, Row, Table, decimal
+from neuroimagen.report.formats import ABSENT, TICK, Cell, Column, Metric, Row, Table, decimal
 from neuroimagen.report.notes import kind_of_eeg, notes, protocol, split_of
 from neuroimagen.rows import BASELINES, FULL, IN_TABLES, PAPER, kind_of, uses
 from neuroimagen.scores import evaluate as scoring
@@ -62,23 +62,25 @@ def subjects(scores: dict[str, Any]) -> list[str]:
     return [group for group in next(iter(scores["rows"].values())) if group.startswith("subject ")]
 
 
-def describe(scores: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Of each metric measured its head, scale, digits, better, chance, ceiling, definition (scores["metrics"])."""
-    names = dict.fromkeys(metric for groups in scores["rows"].values() for metric in groups["all"])
+def describe(scores: dict[str, Any]) -> dict[str, Metric]:
+    """The metrics measured, in the order in which the page numbers their definitions."""
     said = scores.get("metrics", {})
-    basic = {n: {"head": m.head, "scale": m.scale, "digits": m.digits, "better": m.better} for n, m in METRICS.items()}
-    return {
-        name: basic.get(name, {"head": name, "scale": 1, "digits": 3}) | said.get(name, {}) for name in [*said, *names]
-    }
+    found = {}
+    for name in dict.fromkeys([*said, *(metric for groups in scores["rows"].values() for metric in groups["all"])]):
+        about = METRICS[name]._asdict() if name in METRICS else {"head": name}
+        about = {k: about[k] for k in ("head", "scale", "digits", "better") if k in about} | said.get(name, {})
+        known = {field: about[field] for field in Metric._fields if field in about}
+        found[name] = Metric(**known | {"name": name, "number": len(found)})
+    return found
 
 
-def shown(estimate: dict[str, Any] | None, metric: dict[str, Any], ranged: bool = True) -> Cell:
+def shown(estimate: dict[str, Any] | None, metric: Metric, ranged: bool = True) -> Cell:
     """An estimate with its interval, for a table cell."""
     if estimate is None or estimate.get("value") is None:
         return Cell(ABSENT)
     ranged = ranged and estimate.get("low") is not None
     ends = [estimate[name] for name in ("value", *(("low", "high") if ranged else ()))]
-    text, *interval = (decimal(metric["scale"] * end, metric["digits"]) for end in ends)
+    text, *interval = (decimal(metric.scale * end, metric.digits) for end in ends)
     return Cell(text, f"[{', '.join(interval)}]" if interval else "")
 
 
@@ -100,7 +102,7 @@ class _Book:
         columns = [Column(name) for name in names]
         own = {"acc": "acc", "ssim": "ssim", self.inception: "is"}  # our column -> what the paper calls the same
         for name in self.main:
-            columns.append(Column(self.metrics[name]["head"], name))
+            columns.append(Column(self.metrics[name].head, name))
             if beside and name in own:
                 columns.append(Column("paper", own[name], paper=True))
         return columns
@@ -120,17 +122,20 @@ class _Book:
 
     def references(self, columns: list[Column]) -> list[Row]:
         """Chance and ceiling, as the last rows of a table."""
-        blank = [Cell()] * sum(not column.metric for column in columns)
-        rows = []
-        for kind, name in (("chance", "chance"), ("ceiling", "the pictures seen")):
-            values = {m: {"value": about.get(kind)} for m, about in self.metrics.items() if about.get(kind) is not None}
-            cells = [c if c.text != ABSENT else Cell() for c in self.cells(columns, values)]
-            rows.append(Row([Cell(name), *blank[1:], *cells], kind))
-        if guess := self.scores["truth"].get("guessing"):
-            cells = [c if c.text != ABSENT else Cell() for c in self.cells(columns, guess)]
-            rows.insert(1, Row([Cell("guessing in the study"), *blank[1:], *cells], "chance"))
-        rows = [row for row in rows if any(cell.text for cell in row.cells[1:])]
-        return [row._replace(rule=i == 0) for i, row in enumerate(rows)]
+        ends = {
+            end: {m.name: {"value": getattr(m, end)} for m in self.metrics.values()} for end in ("chance", "ceiling")
+        }
+        guessing = self.scores["truth"].get("guessing", {})
+        blank, rows = [Cell()] * sum(not column.metric for column in columns[1:]), []
+        for kind, name, found in (
+            ("chance", "chance", ends["chance"]),
+            ("chance", "guessing in the study", guessing),
+            ("ceiling", "the pictures seen", ends["ceiling"]),
+        ):
+            cells = [c if c.text != ABSENT else Cell() for c in self.cells(columns, found)]
+            if any(cell.text for cell in cells):
+                rows.append(Row([Cell(name), *blank, *cells], kind, rule=not rows))
+        return rows
 
 
 def _table1(book: _Book) -> Table:
@@ -206,21 +211,14 @@ def _table3(book: _Book) -> Table:
     scores = book.scores
     columns = book.columns(["Model", "Row", "B", "L", "I"], beside=True)
     rows: list[Row] = []
-    extra = False
     for name in rows_of_kind(book.run, "paper"):
         number = str(PAPER.index(name) + 1) if name in PAPER else ""
         ticks = [Cell(TICK if used else ABSENT) for used in uses(name)]
         cells = book.cells(columns, scores["rows"][name]["all"], published.TABLE_3.get(name))
-        kind, rule = "full" if name == book.full else "", not number and not extra and bool(rows)
-        rows.append(Row([Cell(number), Cell(name), *ticks, *cells], kind, rule))
-        extra = extra or not number
-    return Table(
-        "table3",
-        f"Table 3. Ablation, on {book.eeg} ({book.size})",
-        columns,
-        rows + [Row([Cell(), row.cells[0], *row.cells[2:]], row.kind, row.rule) for row in book.references(columns)],
-        [],
-    )
+        rule = bool(rows) and not number and bool(rows[-1].cells[0].text)  # above the first that the paper has not
+        rows.append(Row([Cell(number), Cell(name), *ticks, *cells], "full" if name == book.full else "", rule))
+    rows += [row._replace(cells=[Cell(), row.cells[0], *row.cells[2:]]) for row in book.references(columns)]
+    return Table("table3", f"Table 3. Ablation, on {book.eeg} ({book.size})", columns, rows, [])
 
 
 def _metrics_table(book: _Book) -> Table:
@@ -235,20 +233,16 @@ def _metrics_table(book: _Book) -> Table:
         blocks.append((f"best of {scores['samples']}: ", scores["best_of_n"]))
     for prefix, block in blocks:
         first = bool(rows)
-        for metric, about in book.metrics.items():
-            found = [block.get(name, {}).get("all", {}).get(metric) for name in names]
+        for m in book.metrics.values():
+            found = [block.get(name, {}).get("all", {}).get(m.name) for name in names]
             if not any(found):
                 continue
-            known = ("chance_best_of_n", "") if prefix else ("chance", "ceiling")
-            ends = [shown({"value": about[k]}, about) if about.get(k) is not None else Cell() for k in known]
-            cells = [
-                Cell(prefix + about["head"], metric=metric),
-                Cell(about.get("better") or ""),
-                *(shown(e, about) for e in found),
-            ]
-            rows.append(Row([*cells, *ends], rule=first))
+            ends = (m.chance_best_of_n, None) if prefix else (m.chance, m.ceiling)
+            cells = [Cell(prefix + m.head, metric=m.name), Cell(m.better or ""), *(shown(e, m) for e in found)]
+            cells += [shown({"value": end}, m) if end is not None else Cell() for end in ends]
+            rows.append(Row(cells, rule=first))
             first = False
-    notes = [f"{about['head']}: {about['definition']}" for about in book.metrics.values() if about.get("definition")]
+    notes = [f"{m.head}: {m.definition}" for m in book.metrics.values() if m.definition]
     if scores.get("best_of_n"):
         notes.append(
             f"best of {scores['samples']}: of each trial the sample that scores best, chosen with the truth in sight: "
@@ -272,8 +266,8 @@ def _published_table(book: _Book) -> list[Table]:
     names = [name for name in published.HEADS if any(name in entry.values for entry in entries)]
     if not entries:
         return []
-    metrics = {name: book.metrics.get(name, {"head": published.HEADS[name], "scale": 1, "digits": 3}) for name in names}
-    columns = [Column("Work"), *(Column(metrics[name]["head"], name) for name in names)]
+    metrics = {name: book.metrics.get(name, Metric(name, published.HEADS[name])) for name in names}
+    columns = [Column("Work"), *(Column(metric.head, name) for name, metric in metrics.items())]
     columns += [Column(head) for head in ("Band", "Selected on", "Subjects", "Split", "N", "Source")]
     found = scores["rows"][book.full]["all"]
     ours = [shown(found.get(book.inception if name == "is" else name), metrics[name]) for name in names]
@@ -315,7 +309,7 @@ def absent(run: ReconstructRun, scores: dict[str, Any]) -> dict[str, str]:
 def build(run: ReconstructRun, scores: dict[str, Any]) -> list[Table]:
     """Tables 1, 2 (if there are several subjects), 3, all metrics, what else is published on the data set, protocol."""
     book, lacking = _Book(run, scores), absent(run, scores)
-    first, *others = notes(run, scores, {name: book.metrics[name] for name in book.main})
+    first, *others = notes(run, scores, [book.metrics[name] for name in book.main])
     tables = [_table1(book), *([] if "table2" in lacking else [_table2(book)]), _table3(book)]
     for table in tables:
         table.notes += others

@@ -16,14 +16,9 @@ from reconstruct_run import ABOUT, EXTRA, ROWS, colours, make_run, score
 
 from neuroimagen.pages import ENVIRONMENT
 from neuroimagen.report.charts import bars, confusions
-from neuroimagen.report.gallery import (
-    FIXED,
-    Metric,
-    Pictures,
-    choose,
-    read_picture_scores,
-    spaced,
-)
+from neuroimagen.report.figures import spaced
+from neuroimagen.report.formats import Metric
+from neuroimagen.report.gallery import FIXED, Pictures, choose, read_picture_scores
 from neuroimagen.report.report import ReportConfig, report
 from neuroimagen.scores import evaluate as scoring
 from neuroimagen.scores.evaluate import EvaluateConfig, evaluate

@@ -11,8 +11,7 @@ from markupsafe import escape
 from reconstruct_run import ABOUT, EXTRA, ROWS, make_run
 
 from neuroimagen.report import published, tables
-from neuroimagen.report.formats import Cell, Column, Row, Table
-from neuroimagen.report.gallery import Metric
+from neuroimagen.report.formats import Cell, Column, Metric, Row, Table
 from neuroimagen.scores.run_files import read_run
 
 ACC = {"I": 0.1, "L": 0.6, "B": 0.5, "B+I": 0.55, "L+I": 0.7, "Brain2Image": 0.2, "Brain2Image-VAE": 0.15}
@@ -96,7 +95,7 @@ def texts(row):
 
 def test_no_minus_before_zeros():
     estimate = {"value": -1e-14, "low": -0.00004, "high": 0.2, "n": 9}
-    metric = {"scale": 1, "digits": 3}
+    metric = Metric("ssim", "SSIM")
     assert tables.shown(estimate, metric) == Cell("0.000", "[0.000, 0.200]")
     assert tables.shown(estimate | {"low": -0.0006}, metric).range == "[-0.001, 0.200]"
     assert Metric("kid", "KID", digits=4)(-0.00004) == "0.0000" and Metric("kid", "KID", digits=4)(-0.0033) == "-0.0033"
