@@ -13,6 +13,7 @@ from typing import Any, Literal
 from neuroimagen.config import option, path_option, stage_section, typed
 from neuroimagen.doctor.examination import examine
 from neuroimagen.doctor.findings import Finding, Findings
+from neuroimagen.doctor.page import write_page
 from neuroimagen.doctor.shards import ShardStudy
 from neuroimagen.shards.format import SPLITS, ShardSplit, describe, local_folder
 from neuroimagen.shards.remote import is_remote
@@ -31,8 +32,19 @@ FOLDERS = (  # what is in it, its reader, what it is
 )
 
 
+class Given:
+    """A config that remembers which of its fields were given, which may be what they are without."""
+
+    given: frozenset[str] = frozenset()
+
+    def __new__(cls, **fields: Any) -> Any:
+        made = super().__new__(cls)
+        made.given = frozenset(fields)
+        return made
+
+
 @dataclasses.dataclass
-class CheckConfig(SourceConfig):
+class CheckConfig(Given, SourceConfig):
     """`neuroimagen check SOURCE`"""
 
     source: str = path_option(
@@ -42,12 +54,6 @@ class CheckConfig(SourceConfig):
     eeg_dtype: Literal["float16", "float32"] = option("float16", "that of the shards to be made, which may refuse it")
     shown: int = option(20, "faults, and as many questions, to print; 0: every one")
     report: str = path_option("", "folder for index.html, faults.txt and pictures; empty: text only")
-
-    def __new__(cls, **given: Any) -> "CheckConfig":
-        """Keep the names of the fields that the user gave, which may be given their defaults."""
-        config = super().__new__(cls)
-        config.given = frozenset(given)
-        return config
 
 
 def check(config: CheckConfig) -> int:
@@ -67,8 +73,6 @@ def check(config: CheckConfig) -> int:
     findings = Findings(examined, str(shards or config.recording or config.eeg))
     print(summary(findings, how, config))
     if config.report:
-        from neuroimagen.doctor.page import write_page
-
         write_page(findings, how, Path(config.report))
         print(f"{Path(config.report) / 'index.html'}")
     return 1 if findings.faults else 0
