@@ -186,7 +186,11 @@ def _listed(findings: list[Finding], config: CheckConfig) -> str:
 def summary(findings: Findings, how: str, config: CheckConfig) -> str:
     """The verdict, for a terminal."""
     found, study = findings.found, findings.study
-    lines = [plain(how), verdict(findings)]
+    n, q = len(findings.faults), len(findings.questions)
+    faults = f"{n} fault{'s' * (n != 1)}" if n else "no fault"
+    left = f", {found.left_out} of them could not be used" if found.left_out else ""
+    asked = f"{q} question{'s' * (q != 1)} that a reviewer would ask"
+    lines = [plain(how), f"{faults} in {found.planned:,} trials{left}; {asked}"]
     if study.simulated:
         lines.append("SIMULATED data: no person was recorded")
     lines.append(f"split: {plain(study.protocol)}")
@@ -202,20 +206,10 @@ def summary(findings: Findings, how: str, config: CheckConfig) -> str:
                 f"{row['p95']:.3g} (95 %) {plain(study.units)}{f', 98 % of its power in {band} Hz' if band else ''}"
             )
     lines += [f"  note: {plain(note)}" for note in study.notes]
-    if findings.faults:
-        lines += ["wrong:", _listed(findings.faults, config)]
-    if findings.questions:
-        lines += ["a reviewer would ask:", _listed(findings.questions, config)]
+    for head, those in {"wrong:": findings.faults, "a reviewer would ask:": findings.questions}.items():
+        lines += [head, _listed(those, config)] if those else []
     if findings.fine:
         lines += ["fine:", *(f"  + {plain(text)}" for text in findings.fine)]
     speed = len(found) / max(found.seconds, 1e-9)
     lines.append(f"{len(found):,} trials in {found.seconds:.1f} s ({speed:,.0f} trials/s)")
     return "\n".join(lines)
-
-
-def verdict(findings: Findings) -> str:
-    """One line."""
-    found, n, q = findings.found, len(findings.faults), len(findings.questions)
-    left = f", {found.left_out} of them could not be used" if found.left_out else ""
-    faults = f"{n} fault{'s' * (n != 1)}" if n else "no fault"
-    return f"{faults} in {found.planned:,} trials{left}; {q} question{'s' * (q != 1)} that a reviewer would ask"
