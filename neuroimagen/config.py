@@ -51,9 +51,12 @@ STAGES = (
 )
 
 
-def option(default: Any = MISSING, help: str = "", path: bool = False) -> Any:
-    """A config field with its meaning; without a default it must be given."""
-    meaning = {"help": help, "path": path}
+def option(default: Any = MISSING, help: str = "", path: bool = False, kinds: dict[str, type] | None = None) -> Any:
+    """A config field with its meaning; without a default it must be given.
+
+    kinds: what it may be, and the dataclass of those fields that it can be given with.
+    """
+    meaning = {"help": help, "path": path, "kinds": kinds}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=meaning)
     return dataclasses.field(default=default, metadata=meaning)
@@ -245,12 +248,23 @@ def load_config(schema: type[C], arguments: Sequence[str], stage: str) -> C:
     return schema(**found)
 
 
-def describe(schema: type, usage: str) -> str:
-    """The --help text: usage, then every field with its type, default and meaning."""
+def describe(schema: type, usage: str, arguments: Sequence[str] = ()) -> str:
+    """The --help text: usage, then every field with its type, default and meaning.
+
+    Of fields that come with some value of another one (`kinds`) only those that come with its value in `arguments`.
+    """
     assert dataclasses.is_dataclass(schema)
-    hints = typing.get_type_hints(schema)
+    hints, fields = typing.get_type_hints(schema), {field.name: field for field in dataclasses.fields(schema)}
+    given = dict(argument.lstrip("-").partition("=")[::2] for argument in arguments)
     lines = [usage, "", "  config=FILE.yaml  read fields from a file; may be repeated, later files win", ""]
-    for field in dataclasses.fields(schema):
+    for name in [name for name, field in fields.items() if field.metadata.get("kinds")]:
+        kinds = {k: {f.name: f for f in dataclasses.fields(v)} for k, v in fields[name].metadata["kinds"].items()}
+        shown = kinds.get(given.get(name, ""), {n: fields[n] for n in set.intersection(*map(set, kinds.values()))})
+        hidden = set().union(*kinds.values()) - shown.keys()
+        fields = {n: field if n == name else shown.get(n, field) for n, field in fields.items() if n not in hidden}
+        if given.get(name, "") not in kinds:
+            lines += [f"  Further fields come with {name}=: `--help {name}=NAME` shows them ({', '.join(kinds)})", ""]
+    for field in fields.values():
         kind = hints[field.name]
         if typing.get_origin(kind) is typing.Literal:
             name = " | ".join(map(str, typing.get_args(kind)))
@@ -268,7 +282,7 @@ def describe(schema: type, usage: str) -> str:
 def run_command(main: Callable[[C], Any], schema: type[C], arguments: Sequence[str], stage: str, usage: str) -> int:
     """Parse and run `main(config)`; the exit code, and one sentence for an error: errors.exit_code."""
     if any(a in ("-h", "--help", "help") for a in arguments):
-        print(describe(schema, usage))
+        print(describe(schema, usage, arguments))
         return 0
     show_any_name()
     return exit_code(lambda: main(load_config(schema, arguments, stage)))

@@ -18,7 +18,7 @@ from neuroimagen.doctor.shards import ShardStudy
 from neuroimagen.shards.format import SPLITS, ShardSplit, describe, local_folder
 from neuroimagen.shards.remote import is_remote
 from neuroimagen.studies.open import SourceConfig, open_study
-from neuroimagen.studies.perceivelab import load_plain
+from neuroimagen.studies.pth import load_plain
 from neuroimagen.studies.study import Faults, Study, absent
 
 ALIKE = 3  # sentences that differ in names and numbers only, before they are counted
@@ -32,19 +32,8 @@ FOLDERS = (  # what is in it, its reader, what it is
 )
 
 
-class Given:
-    """A config that remembers which of its fields were given, which may be what they are without."""
-
-    given: frozenset[str] = frozenset()
-
-    def __new__(cls, **fields: Any) -> Any:
-        made = super().__new__(cls)
-        made.given = frozenset(fields)
-        return made
-
-
 @dataclasses.dataclass
-class CheckConfig(Given, SourceConfig):
+class CheckConfig(SourceConfig):
     """`neuroimagen check SOURCE`"""
 
     source: str = path_option(
@@ -115,11 +104,12 @@ def sniff(config: CheckConfig) -> tuple[CheckConfig, Path | None, str]:
         found, what = _file(path)
     else:
         raise ValueError(f"{path} {absent(path) or 'does not exist'}")
-    beside = found.get("dataset") == "perceivelab" and path.suffix not in YAML
+    taken = found.get("dataset") if path.suffix not in YAML else ""
     found |= {name: getattr(config, name) for name in config.given}
     filled = CheckConfig(**found)
     files = [file for name in BESIDE if (file := Path(filled.eeg).parent / name).is_file()]
-    if files and beside and filled.splits == "official" and not filled.splits_file:
+    published = taken == filled.dataset == "perceivelab" and filled.splits == "official"
+    if files and published and not filled.splits_file:
         filled = CheckConfig(**found | {"splits_file": str(files[0])})
         what += f"; splits from {files[0].name} beside it"
     return filled, None, what

@@ -52,7 +52,7 @@ from neuroimagen.shards.tars import (
     record_path,
     write_json,
 )
-from neuroimagen.studies.open import PATHS, SourceConfig, open_study
+from neuroimagen.studies.open import PATHS, SourceConfig, chosen, open_study
 from neuroimagen.studies.study import Study
 
 __all__ = ["SPLITS", "Manifest", "ShardError", "ShardSplit", "ShardsConfig", "describe"]
@@ -86,8 +86,10 @@ def make_shards(config: ShardsConfig) -> None:
     """
     out = Path(config.out).absolute()
     _check(config)
-    resolved = {key: value for key, value in dataclasses.asdict(config).items() if key not in FREE}
-    for key in PATHS:
+    packing = dataclasses.asdict(config).keys() - {field.name for field in dataclasses.fields(SourceConfig)}
+    resolved = dataclasses.asdict(chosen(config))
+    resolved |= {key: value for key, value in dataclasses.asdict(config).items() if key in packing and key not in FREE}
+    for key in PATHS & resolved.keys():
         resolved[key] = str(Path(resolved[key]).absolute()) if resolved[key] else ""
     if _is_made(out, resolved):
         return

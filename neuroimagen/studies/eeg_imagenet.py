@@ -13,22 +13,21 @@ The files are memory-mapped: to open 8,000 trials (1 GB) took 20 MB. Pages once 
 (all 1 GB, after all trials) until the system wants them back; what the process itself holds does not grow.
 """
 
+import dataclasses
 import os
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-import torch
-
-from neuroimagen.studies.classes import BY_WNID
-from neuroimagen.studies.perceivelab import EXTENSIONS, SPLITS, find_picture, load_plain
-from neuroimagen.studies.study import Faults, Study, Trial
+from neuroimagen.config import option, path_option
+from neuroimagen.studies.config import StudyConfig
+from neuroimagen.studies.pth import PthStudy, is_table, load_lists
+from neuroimagen.studies.splits import refuse_empty
+from neuroimagen.studies.study import SPLITS, Faults, Trial
 
 FILES = ("EEG-ImageNet_1.pth", "EEG-ImageNet_2.pth")
-SFREQ = 1000.0  # Hz
 LENGTHS = (440, 600)  # samples; the files hold about 500 a trial
 CUT = (40, 440)  # samples: the publishers' cut
 N_CHANS = 62  # published
@@ -80,37 +79,38 @@ FINE = {
 }
 
 
-def class_name(wnid: str) -> str:
-    return BY_WNID[wnid].name if wnid in BY_WNID else FINE.get(wnid, wnid)
+@dataclasses.dataclass
+class EegImageNetConfig(StudyConfig):
+    """`dataset=eeg_imagenet`"""
+
+    eeg: str = path_option(help="folder with EEG-ImageNet_1.pth, EEG-ImageNet_2.pth or one of them")
+    images: str = path_option(help="folder with <wnid>/<image>.JPEG")
+    splits: Literal["official", "by_image"] = option(
+        "official", "by the order of the file, as published, or 80/10/10 of the images of each class"
+    )
+    granularity: Literal["coarse", "fine", "all"] = option("all", "which trials")
 
 
-class EegImageNet(Study):
-    """The trials of both files, or of the one that is there, with their split. See `read`."""
+class EegImageNet(PthStudy):
+    """The trials of both files, or of the one that is there, with their split; EEG is read trial by trial.
+
+    Raises ValueError, in one sentence, for whatever in the files is not as published; faults of single trials and
+    pictures, and images on two sides, go to `fault`, which may collect them instead.
+    """
 
     dataset = "eeg_imagenet"
-    sfreq = SFREQ
     n_times = CUT[1] - CUT[0]
-    tmin = CUT[0] / SFREQ  # s; the files do not say that trials begin at onset, but are cut as if
+    tmin = CUT[0] / PthStudy.sfreq  # s; the files do not say that trials begin at onset, but are cut as if
     units = "as in the file"  # it names none; the numbers look like volts
+    eeg_key = "eeg_data"
+    names = {**FINE, **PthStudy.names}
 
-    def __init__(
-        self,
-        eeg: Path,
-        images: Path,
-        splits: str = "official",
-        granularity: str = "all",
-        subject: int = 0,
-        seed: int = 0,
-        fault: Faults | None = None,
-    ) -> None:
-        if granularity not in ("coarse", "fine", "all"):
-            raise ValueError(f"granularity={granularity!r} is not one of coarse, fine, all")
+    def __init__(self, config: EegImageNetConfig, fault: Faults | None = None) -> None:
         super().__init__(fault)
-        self.broken: set[int] = set()  # trials left out for their faults
-        self.picture_folders = [images]
+        eeg, subject, granularity = Path(config.eeg), config.subject, config.granularity
         self.simulated = (eeg / "simulation.json").is_file()
         self._take(eeg)
-        found = sorted({trial["subject"] + 1 for _, trial in self._sound()})
+        found = sorted({trial["subject"] + 1 for _, trial in self.sound()})
         if subject and subject not in found:
             raise ValueError(
                 f"eeg={eeg} holds no trial of subject={subject}; it holds subjects {found} (0 in the file is 1 here)"
@@ -118,53 +118,32 @@ class EegImageNet(Study):
         self.subjects = [subject] if subject else found
         chosen = {
             i
-            for i, trial in self._sound()
+            for i, trial in self.sound()
             if granularity in ("all", trial["granularity"]) and subject in (0, trial["subject"] + 1)
         }
         if not chosen:
             raise ValueError(f"eeg={eeg} holds no trial of granularity={granularity}")
-        if splits == "official":
+        if config.splits == "by_image":
+            own = self.split_by_image(chosen, config.seed)
+        else:
             own = self._official(chosen)
             self.protocol = (
                 f"of the {BLOCK} trials of a subject and class, in the order of the file: first {TRAIN - VAL} train, "
                 f"next {VAL} val, rest test (published: first {TRAIN} train, rest test; a class was shown in one block)"
             )
-        elif splits == "by_image":
-            own = self._by_image(seed, chosen)
-            self.protocol = (
-                f"80/10/10 of the images of each class (seed {seed}), every trial of an image in the image's split"
-            )
-        else:
-            raise ValueError(f"splits={splits!r} is not one of official, by_image")
         if granularity != "all":
             self.protocol += f"; {granularity} classes only"
         if subject:
             self.protocol += f"; subject {subject} only"
-        self.pictures = self._find_pictures(images, chosen)
-        self.splits = {name: [i for i in own[name] if self.trials[i]["image"] in self.pictures] for name in SPLITS}
-        for name, indices in self.splits.items():
-            if not indices:
-                raise ValueError(f"eeg={eeg}: no trial is left in split {name!r} ({self.protocol})")
-        used = {self.trials[i]["label"] for i in chosen}
-        self.classes = [
-            {"label": label, "wnid": wnid, "name": class_name(wnid)}
-            for label, wnid in enumerate(self.wnids)
-            if wnid in used
-        ]
-
-    def __len__(self) -> int:
-        return len(self.trials)
+        self.find_pictures(Path(config.images), chosen, lambda trial: f"was shown in {trial}")
+        self.splits = {name: [i for i in own[name] if self.image(i) in self.pictures] for name in SPLITS}
+        refuse_empty(self.splits, f"eeg={eeg}", self.protocol)
+        used = {self.wnid(i) for i in chosen}
+        self.classes = self.class_table(label for label, wnid in enumerate(self.wnids) if wnid in used)
 
     def trial(self, index: int) -> Trial:
         """Trial `index` of both files laid end to end, cut to (n_chans, 400)."""
-        item = self.trials[index]
-        eeg = item["eeg_data"][:, CUT[0] : CUT[1]].float()
-        if not torch.isfinite(eeg).all():
-            channel = int((~torch.isfinite(eeg)).any(1).nonzero()[0])
-            raise ValueError(
-                f"{self._name(index)} holds NaN or infinity in channel {channel}: "
-                "mend the recording or drop this trial from the file"
-            )
+        item, eeg = self.trials[index], self.finite(index, self.named(index), slice(*CUT))
         wnid, (path, number) = item["label"], self._source(index)
         return Trial(
             key=f"s{item['subject'] + 1:02d}_{item['granularity']}_t{index:06d}",
@@ -173,7 +152,7 @@ class EegImageNet(Study):
             subject=item["subject"] + 1,
             label=self.labels[wnid],
             wnid=wnid,
-            class_name=class_name(wnid),
+            class_name=self.names.get(wnid, wnid),
             image=Path(item["image"]).stem,
             extra={
                 "granularity": item["granularity"],
@@ -187,18 +166,18 @@ class EegImageNet(Study):
         """(subject, image) of a trial; reads nothing."""
         return self.trials[index]["subject"] + 1, Path(self.trials[index]["image"]).stem
 
-    def lengths(self) -> list[int]:
-        return [trial["eeg_data"].shape[1] for _, trial in self._sound()]
+    def image(self, index: int) -> str:
+        return self.trials[index]["image"]
 
-    def _sound(self) -> list[tuple[int, dict[str, Any]]]:
-        return [(i, trial) for i, trial in enumerate(self.trials) if i not in self.broken]
+    def wnid(self, index: int) -> str:
+        return self.trials[index]["label"]
 
     def _source(self, index: int) -> tuple[Path, int]:
         """The file that trial `index` is from, and its number there."""
         part = max(p for p, first in enumerate(self.firsts) if first <= index)
         return self.inputs[part], index - self.firsts[part]
 
-    def _name(self, index: int) -> str:
+    def named(self, index: int) -> str:
         path, number = self._source(index)
         if index in self.broken:
             return f"{path}: trial {number}"
@@ -218,38 +197,23 @@ class EegImageNet(Study):
         self.firsts: list[int] = []
         listed: set[str] = set()
         for path in self.inputs:
-            content = load_plain(path)
-            if not isinstance(content, dict) or not {"dataset", "labels", "images"} <= set(content):
-                raise ValueError(f"{path} is not an EEG-ImageNet file: it must hold `dataset`, `labels` and `images`")
-            for key in ("dataset", "labels", "images"):
-                if not isinstance(content[key], list) or not content[key]:
-                    raise ValueError(f"{path}: `{key}` must be a list that is not empty")
-            wrong = [n for n in content["labels"] if not isinstance(n, str) or not re.fullmatch(r"\w[\w-]*", n)]
-            if wrong:
-                raise ValueError(f"{path}: `labels` holds {wrong[0]!r}, which is not a plain name")
-            if len(set(content["labels"])) < len(content["labels"]):
-                raise ValueError(f"{path}: `labels` holds {Counter(content['labels']).most_common(1)[0][0]!r} twice")
+            content = load_lists(path, "an EEG-ImageNet", ("labels",))
             self.firsts.append(len(self.trials))
             self.trials += content["dataset"]
             self.wnids += [wnid for wnid in content["labels"] if wnid not in self.wnids]
             listed |= {name for name in content["images"] if isinstance(name, str)}
         self.labels = {wnid: label for label, wnid in enumerate(self.wnids)}
-        shapes = [t["eeg_data"].shape for t in self.trials if isinstance(t, dict) and _is_table(t.get("eeg_data"))]
+        shapes = [t["eeg_data"].shape for t in self.trials if isinstance(t, dict) and is_table(t.get("eeg_data"))]
         self.n_chans = Counter(shape[0] for shape in shapes).most_common(1)[0][0] if shapes else N_CHANS
         if self.n_chans != N_CHANS:
             self.notes.append(f"the trials have {self.n_chans} channels; the published ones have {N_CHANS}")
-        for index, trial in enumerate(self.trials):
-            try:
-                self._check_header(index, trial)
-            except ValueError as error:
-                self.fault(str(error))
-                self.broken.add(index)
+        self.check_headers()
         self._refuse_copies()
-        strange = {trial["image"] for _, trial in self._sound()} - listed - {f"{name}.JPEG" for name in listed}
+        strange = {trial["image"] for _, trial in self.sound()} - listed - {f"{name}.JPEG" for name in listed}
         if strange:
             self.notes.append(f"{len(strange)} images of trials are not in the list `images`, e.g. {min(strange)}")
 
-    def _check_header(self, index: int, trial: Any) -> None:
+    def _check(self, index: int, trial: Any) -> None:
         path, number = self._source(index)
         where = f"{path}: trial {number}"
         if not isinstance(trial, dict) or not set(FIELDS) <= set(trial):
@@ -266,7 +230,7 @@ class EegImageNet(Study):
         if not image.startswith(f"{label}_"):
             raise ValueError(f"{where} is labelled {label}, which is not the class of its image {image}")
         eeg = trial["eeg_data"]
-        if not _is_table(eeg):
+        if not is_table(eeg):
             raise ValueError(f"{where} has no EEG table (channels x samples)")
         if eeg.shape[0] != self.n_chans:
             raise ValueError(
@@ -281,7 +245,7 @@ class EegImageNet(Study):
     def _refuse_copies(self) -> None:
         """A person's block of a class is in one file only."""
         home: dict[Hashable, Path] = {}
-        for index, trial in self._sound():
+        for index, trial in self.sound():
             path, block = self._source(index)[0], (trial["subject"], trial["granularity"], trial["label"])
             if home.setdefault(block, path) != path:
                 raise ValueError(
@@ -317,7 +281,7 @@ class EegImageNet(Study):
                 if first != name and self.trials[i]["image"] not in leaks:
                     leaks.add(self.trials[i]["image"])
                     if len(leaks) == 1:
-                        example = f"{self._name(i)} is in {name}, the same image in {first} ({self._name(by)})"
+                        example = f"{self.named(i)} is in {name}, the same image in {first} ({self.named(by)})"
         if leaks:
             self.fault(
                 f"splits=official puts {len(leaks)} of {len(side)} images on two sides, e.g. {example}: "
@@ -325,71 +289,3 @@ class EegImageNet(Study):
             )
             splits = {name: [i for i in own if self.trials[i]["image"] not in leaks] for name, own in splits.items()}
         return splits
-
-    def _by_image(self, seed: int, chosen: set[int]) -> dict[str, list[int]]:
-        """80/10/10 of the images of each class: a function of (names of all images in the files, seed) alone."""
-        by_class: dict[str, set[str]] = defaultdict(set)
-        for _, trial in self._sound():
-            by_class[trial["label"]].add(trial["image"])
-        side: dict[str, str] = {}
-        for wnid, names in sorted(by_class.items()):
-            if len(names) < 3:
-                raise ValueError(
-                    f"class {wnid} of {self.inputs[0]} has {len(names)} images; splits=by_image needs 3 or more"
-                )
-            order = np.random.default_rng([seed, self.labels[wnid]]).permutation(sorted(names)).tolist()
-            n = max(1, round(0.1 * len(names)))
-            side |= dict.fromkeys(order[:n], "val") | dict.fromkeys(order[n : 2 * n], "test")
-            side |= dict.fromkeys(order[2 * n :], "train")
-        splits: dict[str, list[int]] = {name: [] for name in SPLITS}
-        for i in sorted(chosen):
-            splits[side[self.trials[i]["image"]]].append(i)
-        return splits
-
-    def _find_pictures(self, root: Path, chosen: set[int]) -> dict[str, Path]:
-        """Image -> file, for every image of a chosen trial."""
-        if not root.is_dir():
-            raise ValueError(f"images={root} is not a folder")
-        there: dict[str, set[str]] = {}
-        looked: set[str] = set()
-        found: dict[str, Path] = {}
-        for i in sorted(chosen):
-            image, wnid = self.trials[i]["image"], self.trials[i]["label"]
-            if image in looked:
-                continue
-            looked.add(image)
-            if wnid not in there:
-                there[wnid] = {p.name for p in (root / wnid).iterdir()} if (root / wnid).is_dir() else set()
-            stem = Path(image).stem
-            name = find_picture(there[wnid], [image, *(stem + e for e in EXTENSIONS)])
-            if name is None:
-                self.fault(
-                    f"picture {root / wnid / image} is missing, which was shown in {self._name(i)}: "
-                    "put it there, or give the right images= folder"
-                )
-            else:
-                found[image] = root / wnid / name
-        return found
-
-
-def _is_table(eeg: Any) -> bool:
-    return isinstance(eeg, torch.Tensor) and eeg.ndim == 2 and not eeg.is_complex() and not eeg.is_sparse
-
-
-def read(
-    eeg: str | Path,
-    images: str | Path,
-    splits: str = "official",
-    granularity: str = "all",
-    subject: int = 0,
-    seed: int = 0,
-    fault: Faults | None = None,
-) -> EegImageNet:
-    """Open the published files in the folder `eeg`; EEG is read trial by trial.
-
-    splits: "official" goes by the order of the file, as the publishers do; "by_image" is 80/10/10 by image, a function
-    of `seed`. granularity: "coarse", "fine" or "all" trials. subject: 1 to 16 (0: all).
-    Raises ValueError, in one sentence, for whatever in the files is not as published; faults of single trials and
-    pictures, and images on two sides, go to `fault`, which may collect them instead.
-    """
-    return EegImageNet(Path(eeg), Path(images), splits, granularity, subject, seed, fault)

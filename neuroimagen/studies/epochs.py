@@ -18,7 +18,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -27,18 +27,16 @@ from neuroimagen.studies.epochs_files import (
     BIDS_FORMATS,
     SAME_RATE,
     BidsFiles,
+    EpochsConfig,
     EpochsFiles,
     Event,
     Run,
     import_mne,
     touched,
 )
-from neuroimagen.studies.epochs_table import SPLITS, Row, TrialTable, plain, plain_subject
-from neuroimagen.studies.splits import split_images, split_runs
-from neuroimagen.studies.study import Faults, Study, Trial, absent, some
-
-if TYPE_CHECKING:
-    from neuroimagen.studies.open import SourceConfig
+from neuroimagen.studies.epochs_table import Row, TrialTable, plain, plain_subject
+from neuroimagen.studies.splits import refuse_empty, split_images, split_runs
+from neuroimagen.studies.study import SPLITS, Faults, Study, Trial, absent, some
 
 VAL_TAIL = 0.1  # of each run that is not held out: the part that goes to val
 OPEN_FILES = 4  # kept open; of filtered recordings, which are in memory, one
@@ -46,17 +44,19 @@ SUBJECT = re.compile(r"(?:^|[^a-z])sub(?:j|ject)?(?:[-_](?=[a-z0-9])|(?=\d))([a-
 
 
 class LabEpochs(Study):
-    """What shards/pack.py packs; see `read`."""
+    """The trials of all files that the table names; EEG is read trial by trial.
+
+    The split is that of the table's column, 80/10/10 of the images of each class (splits=by_image), or by whole files
+    (hold_out). Raises ValueError, in one sentence, for whatever does not fit together; events without a row and missing
+    pictures go to `fault`, which may collect them instead.
+    """
 
     dataset = "epochs"
     units = "uV"
 
-    def __init__(self, config: "SourceConfig", fault: Faults | None = None) -> None:
+    def __init__(self, config: EpochsConfig, fault: Faults | None = None) -> None:
         super().__init__(fault)
         self.config = config
-        for key in ("eeg", "images", "trials"):
-            if not getattr(config, key):
-                raise ValueError(f"dataset=epochs needs {key}=... (--help says what it is)")
         self.table = TrialTable(Path(config.trials), Path(config.images))
         for picture, line in self.table.missing.items():
             why = absent(picture) or "is missing: put it there, or mend the row"
@@ -330,9 +330,7 @@ class LabEpochs(Study):
             if hertz := getattr(config, name):
                 self.protocol += f"; {name} {', '.join(f'{h:g}' for h in hertz)} Hz on the continuous recordings"
         self.splits = {name: [i for i, side in enumerate(sides) if side == name] for name in SPLITS}
-        for name, indices in self.splits.items():
-            if not indices:
-                raise ValueError(f"{where}: no trial is left in split {name!r} ({self.protocol})")
+        refuse_empty(self.splits, where, self.protocol)
 
     def _split_by_run(self) -> list[str]:
         places: dict[str, dict[str, list[int]]] = {subject: {} for subject in self.of_subject}
@@ -375,13 +373,3 @@ class LabEpochs(Study):
             f"{self.table.path}, line {row.line}: image {name} is in both {image[name]} and {row.split}, and so are "
             "trials of one file: keep apart the images or the files"
         )
-
-
-def read(config: "SourceConfig", fault: Faults | None = None) -> LabEpochs:
-    """Open the files and the table; EEG is read trial by trial.
-
-    The split is that of the table's column, 80/10/10 of the images of each class (splits=by_image), or by whole files
-    (hold_out). Raises ValueError, in one sentence, for whatever does not fit together; events without a row and missing
-    pictures go to `fault`, which may collect them instead.
-    """
-    return LabEpochs(config, fault)

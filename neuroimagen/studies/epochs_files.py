@@ -11,16 +11,15 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import numpy as np
 
+from neuroimagen.config import option, path_option
+from neuroimagen.studies.config import StudyConfig
 from neuroimagen.studies.signal import check_band
 from neuroimagen.studies.study import some
 from neuroimagen.text_files import read_table, read_text
-
-if TYPE_CHECKING:
-    from neuroimagen.studies.open import SourceConfig
 
 BIDS_FORMATS = [".vhdr", ".edf", ".bdf", ".set"]
 EPOCHS_NAME = re.compile(r"[-_]epo\.fif(\.gz)?$", re.IGNORECASE)
@@ -32,6 +31,21 @@ GRAVE = re.compile(
 )
 SAME_RATE = 1 / 3600  # Hz: less than a sample an hour
 AVERAGE_REFERENCE = 10  # kind of a projector in FIF files
+
+
+@dataclasses.dataclass
+class EpochsConfig(StudyConfig):
+    """`dataset=epochs`"""
+
+    eeg: str = path_option(help="files of mne.Epochs, a pattern or folder of them, or a BIDS root")
+    images: str = path_option(help="folder of the pictures")
+    trials: str = path_option(help="CSV table of which event shows which picture (docs/data.md)")
+    task: str = option("", "of a BIDS data set, only recordings of this task (as in task-<label> of their names)")
+    ignore_markers: list[str] = option([], "events that are no picture onsets, e.g. offset or response codes")
+    splits: Literal["official", "by_image"] = option(
+        "official", "the table's column `split`, or 80/10/10 of the images of each class"
+    )
+    hold_out: list[int] = option([], "test runs of each subject, -1 is the last; empty: as `splits` says")
 
 
 @dataclasses.dataclass
@@ -140,7 +154,7 @@ class EpochsFiles:
 
     applied: tuple[str, ...] = ()
 
-    def __init__(self, config: "SourceConfig", notes: list[str]) -> None:
+    def __init__(self, config: EpochsConfig, notes: list[str]) -> None:
         if config.task:
             raise ValueError(f"task={config.task} is for a BIDS data set, and eeg={config.eeg} is none: leave it out")
         self.notes, self.root = notes, Path(config.eeg)
@@ -215,7 +229,7 @@ class BidsFiles:
 
     applied = ("notch", "band")
 
-    def __init__(self, config: "SourceConfig", notes: list[str]) -> None:
+    def __init__(self, config: EpochsConfig, notes: list[str]) -> None:
         self.config, self.notes = config, notes
         self.root = Path(config.eeg)
         if len(config.window) != 2 or config.window[0] >= config.window[1]:

@@ -19,10 +19,10 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
+from neuroimagen.studies.study import SPLITS
 from neuroimagen.text_files import read_table, read_text
 
 COLUMNS = ("file", "subject", "event", "trial", "image", "class", "wnid", "split")
-SPLITS = ("train", "val", "test")
 Key = tuple[str, str, str]  # file, subject, event or trial: a row holds for these, "" for any
 
 

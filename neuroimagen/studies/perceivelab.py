@@ -9,139 +9,89 @@ The customary loader (perceivelab/eeg_visual_classification) keeps trials of 450
 459 of each, 440 in all; so does this one. Everything is read with `weights_only=True`: nothing in a file is executed.
 """
 
-import pickle
-import re
-from collections import Counter, defaultdict
+import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from neuroimagen.studies.classes import BY_WNID
-from neuroimagen.studies.splits import split_images
-from neuroimagen.studies.study import Faults, Study, Trial, absent
+from neuroimagen.config import option, path_option
+from neuroimagen.studies.config import StudyConfig
+from neuroimagen.studies.pth import PthStudy, is_table, load_lists, load_plain
+from neuroimagen.studies.splits import refuse_empty
+from neuroimagen.studies.study import SPLITS, Faults, Trial
 
-SFREQ = 1000.0  # Hz
 KEPT_LENGTHS = (450, 600)  # samples, both ends included: the customary filter
 CUT = (20, 460)  # samples: the customary cut
 SHORTEST = 300  # samples; the files hold about 500 a trial, so a shorter one is damage, not variation
 MOST_DROPPED = 0.1  # the published file loses about 25 of 11,965 trials to the filter
-EXTENSIONS = (".JPEG", ".jpeg", ".jpg", ".JPG", ".png", ".PNG", ".Jpeg", ".Jpg", ".Png")
-SPLITS = ("train", "val", "test")
 
 
-def load_plain(path: Path) -> Any:
-    """What a torch file of tensors, numbers and strings holds; memory-mapped when its format allows.
+@dataclasses.dataclass
+class PerceiveLabConfig(StudyConfig):
+    """`dataset=perceivelab`"""
 
-    Raises ValueError, without running anything, for a file that is missing, damaged or holds more than that.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path} {absent(path) or 'does not exist or is not a file'}")
-    try:
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap can only be used" not in str(error):
-                raise
-            return torch.load(path, map_location="cpu", weights_only=True)  # the format of torch before 1.6
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if not named:
-            raise ValueError(f"{path} is damaged or not a torch file: download it again") from None
-        raise ValueError(
-            f"{path} holds more than tensors, numbers and strings (it names {named[1]}, which could run code) and was "
-            "not opened: get the file from its publisher, or save it again as plain tensors"
-        ) from None
-    except Exception as error:  # a damaged pickle can raise anything
-        reason = (str(error).splitlines() or [""])[0][:120]
-        raise ValueError(f"{path} cannot be read as a torch file ({type(error).__name__}: {reason})") from None
-
-
-def find_picture(there: set[str], names: list[str]) -> str | None:
-    """The first of `names` that is there, else one that only writes its ending in another case (.Jpeg, .PNG)."""
-    lower = {Path(name).stem + Path(name).suffix.lower() for name in names}
-    return next((name for name in names if name in there), None) or next(
-        (name for name in sorted(there) if Path(name).stem + Path(name).suffix.lower() in lower), None
+    eeg: str = path_option(help="the EEG .pth file")
+    images: str = path_option(help="folder with <wnid>/<image>.JPEG")
+    splits: Literal["official", "by_image"] = option(
+        "official", "the published splits file as it is, or 80/10/10 of the images of each class"
     )
+    splits_file: str = path_option(
+        "", "block_splits_by_image_all.pth or ..._single.pth; for splits=official, which needs it"
+    )
+    split_number: int = option(0, "which of the splits in the file; 0 is customary")
+    n_chans: int = option(128, "channels that every trial must have")
 
 
-def _get(trial: Any, key: str) -> Any:
-    return trial.get(key) if isinstance(trial, dict) else None
+class PerceiveLab(PthStudy):
+    """The trials of one EEG file that the customary filter keeps, with their split; EEG is read trial by trial.
 
-
-class PerceiveLab(Study):
-    """The trials of one EEG file that the customary filter keeps, with their split. See `read`."""
+    Raises ValueError, in one sentence, for whatever in the files is not as published; faults of single trials,
+    pictures and split entries go to `fault`, which may collect them instead.
+    """
 
     dataset = "perceivelab"
-    sfreq = SFREQ
     n_times = CUT[1] - CUT[0]
-    tmin = CUT[0] / SFREQ
+    tmin = CUT[0] / PthStudy.sfreq
 
-    def __init__(
-        self,
-        eeg: Path,
-        images: Path,
-        splits: str = "official",
-        splits_file: Path | None = None,
-        split_number: int = 0,
-        subject: int = 0,
-        seed: int = 0,
-        n_chans: int = 128,
-        fault: Faults | None = None,
-    ) -> None:
+    def __init__(self, config: PerceiveLabConfig, fault: Faults | None = None) -> None:
         super().__init__(fault)
-        self.path, self.n_chans = eeg, n_chans
-        self.broken: set[int] = set()  # trials left out for their faults
-        self.picture_folders = [images]
+        eeg, subject = Path(config.eeg), config.subject
+        self.path, self.n_chans, self.inputs = eeg, config.n_chans, [eeg]
         self.simulated = (eeg.parent / "simulation.json").is_file()
-        self.inputs = [eeg]
-        content = load_plain(eeg)
-        self._take(content)
-        self.subjects = sorted({trial["subject"] for i, trial in enumerate(self.trials) if i not in self.broken})
+        self._take(load_lists(eeg, "a PerceiveLab EEG", ("labels", "images")))
+        self.subjects = sorted({trial["subject"] for _, trial in self.sound()})
         if subject and subject not in self.subjects:
             raise ValueError(f"{eeg} holds no trial of subject={subject}; it holds subjects {self.subjects}")
         # Broken ones stay in here: a `_single` splits file counts them.
-        chosen = [i for i, trial in enumerate(self.trials) if subject == 0 or _get(trial, "subject") == subject]
+        chosen = [i for i, trial in enumerate(self.trials) if not subject or _subject(trial) == subject]
         kept = self._customary_filter(chosen)
-        if splits == "official":
-            if splits_file is None:
-                raise ValueError("splits=official needs splits_file=..., e.g. block_splits_by_image_all.pth")
-            self.inputs.append(splits_file)
-            all_splits = self._official(splits_file, split_number, chosen, single=bool(subject))
-            self.protocol = f"split {split_number} of {splits_file.name}, proportions kept as published"
-        elif splits == "by_image":
-            all_splits = self._by_image(seed, chosen)
-            self.protocol = (
-                f"80/10/10 of the images of each class (seed {seed}), every trial of an image in the image's split"
-            )
+        if config.splits == "by_image":
+            if config.splits_file or config.split_number:
+                raise ValueError("splits_file and split_number are for splits=official: leave them out")
+            splits = self.split_by_image(chosen, config.seed)
+        elif not config.splits_file:
+            raise ValueError("splits=official needs splits_file=..., e.g. block_splits_by_image_all.pth")
         else:
-            raise ValueError(f"splits={splits!r} is not one of official, by_image")
+            path = Path(config.splits_file)
+            self.inputs.append(path)
+            splits = self._official(path, config.split_number, chosen, single=bool(subject))
+            self.protocol = f"split {config.split_number} of {path.name}, proportions kept as published"
         if subject:
             self.protocol += f"; subject {subject} only"
             self.subjects = [subject]
-        self.splits = {name: [i for i in all_splits[name] if i in kept] for name in SPLITS}
-        self.pictures = self._find_pictures(images)
-        self.splits = {name: [i for i in own if self._image(i) in self.pictures] for name, own in self.splits.items()}
-        for name, indices in self.splits.items():
-            if not indices:
-                raise ValueError(f"{eeg}: no trial is left in split {name!r} ({self.protocol})")
-        unused = len(kept - {i for own in all_splits.values() for i in own})
+        unused = len(kept.difference(*splits.values()))
+        self.splits = {name: [i for i in splits[name] if i in kept] for name in SPLITS}
+        used = [i for own in self.splits.values() for i in own]
+        self.find_pictures(Path(config.images), used, lambda trial: f"{trial} of {eeg} was shown")
+        self.splits = {name: [i for i in own if self.image(i) in self.pictures] for name, own in self.splits.items()}
+        refuse_empty(self.splits, str(eeg), self.protocol)
         if unused:
             self.notes.append(f"{unused} trials are in no split and were left out")
 
-    def __len__(self) -> int:
-        return len(self.trials)
-
     def trial(self, index: int) -> Trial:
         """Trial `index` of the file: cut to (n_chans, 440), standardised where the file says how."""
-        item = self.trials[index]
-        eeg = item["eeg"].float()
-        if not torch.isfinite(eeg).all():
-            channel = int((~torch.isfinite(eeg)).any(1).nonzero()[0])
-            raise ValueError(
-                f"{self.path}: {self._name(index)} holds NaN or infinity in channel {channel}: "
-                "mend the recording or drop this trial from the file"
-            )
+        item, eeg = self.trials[index], self.finite(index, f"{self.path}: {self.named(index)}")
         if self.scale is not None:
             eeg = (eeg - self.scale[0]) / self.scale[1]
         image, label = self.images[item["image"]], item["label"]
@@ -158,53 +108,30 @@ class PerceiveLab(Study):
         )
 
     def shown(self, index: int) -> tuple[int, str]:
-        return self.trials[index]["subject"], self._image(index)
+        return self.trials[index]["subject"], self.image(index)
 
-    def lengths(self) -> list[int]:
-        return [trial["eeg"].shape[1] for i, trial in enumerate(self.trials) if i not in self.broken]
-
-    def _image(self, index: int) -> str:
+    def image(self, index: int) -> str:
         return self.images[self.trials[index]["image"]]
 
-    def _name(self, index: int) -> str:
+    def wnid(self, index: int) -> str:
+        return self.wnids[self.trials[index]["label"]]
+
+    def named(self, index: int) -> str:
         if index in self.broken:
             return f"trial {index}"
-        return f"trial {index} (subject {self.trials[index]['subject']}, image {self._image(index)})"
+        return f"trial {index} (subject {self.trials[index]['subject']}, image {self.image(index)})"
 
-    def _take(self, content: Any) -> None:
-        """Check the file's structure and every trial's header; no EEG sample is read yet."""
-        path = self.path
-        if not isinstance(content, dict) or not {"dataset", "labels", "images"} <= set(content):
-            raise ValueError(f"{path} is not a PerceiveLab EEG file: it must hold `dataset`, `labels` and `images`")
-        for key in ("dataset", "labels", "images"):
-            if not isinstance(content[key], list) or not content[key]:
-                raise ValueError(f"{path}: `{key}` must be a list that is not empty")
+    def _take(self, content: dict[str, Any]) -> None:
+        """Check every trial's header, and how the file says to standardise; no EEG sample is read yet."""
         self.trials, self.wnids, self.images = content["dataset"], content["labels"], content["images"]
-        for key, names in (("labels", self.wnids), ("images", self.images)):
-            wrong = [n for n in names if not isinstance(n, str) or not re.fullmatch(r"\w[\w-]*", n)]
-            if wrong:
-                raise ValueError(f"{path}: `{key}` holds {wrong[0]!r}, which is not a plain name")
-            if len(set(names)) < len(names):
-                raise ValueError(f"{path}: `{key}` holds {Counter(names).most_common(1)[0][0]!r} twice")
-        self.classes = [
-            {"label": label, "wnid": wnid, "name": BY_WNID[wnid].name if wnid in BY_WNID else wnid}
-            for label, wnid in enumerate(self.wnids)
-        ]
-        for index, trial in enumerate(self.trials):
-            try:
-                self._check_header(index, trial)
-            except ValueError as error:
-                self.fault(str(error))
-                self.broken.add(index)
+        self.classes = self.class_table(range(len(self.wnids)))
+        self.check_headers()
         self.scale: tuple[torch.Tensor, torch.Tensor] | None = None
-        self.units = "as in the file"
-        if "_std" in path.name:
-            self.units = "standard deviations"
         if "means" in content or "stddevs" in content:
             self.scale = self._scale(content.get("means"), content.get("stddevs"))
-            self.units = "standard deviations"
+        self.units = "standard deviations" if self.scale or "_std" in self.path.name else "as in the file"
 
-    def _check_header(self, index: int, trial: Any) -> None:
+    def _check(self, index: int, trial: Any) -> None:
         path = self.path
         if not isinstance(trial, dict) or not {"eeg", "image", "label", "subject"} <= set(trial):
             raise ValueError(f"{path}: trial {index} must hold `eeg`, `image`, `label` and `subject`")
@@ -215,21 +142,21 @@ class PerceiveLab(Study):
         if trial["subject"] == 0:
             raise ValueError(f"{path}: trial {index} has subject 0; subjects are numbered from 1")
         eeg = trial["eeg"]
-        if not isinstance(eeg, torch.Tensor) or eeg.ndim != 2 or eeg.is_complex() or eeg.is_sparse:
-            raise ValueError(f"{path}: {self._name(index)} has no EEG table (channels x samples)")
+        if not is_table(eeg):
+            raise ValueError(f"{path}: {self.named(index)} has no EEG table (channels x samples)")
         if eeg.shape[0] != self.n_chans:
             raise ValueError(
-                f"{path}: {self._name(index)} has {eeg.shape[0]} channels instead of {self.n_chans}: "
+                f"{path}: {self.named(index)} has {eeg.shape[0]} channels instead of {self.n_chans}: "
                 "drop it from the file, or give n_chans= if every trial has that many"
             )
         if eeg.shape[1] < SHORTEST:
             raise ValueError(
-                f"{path}: {self._name(index)} has {eeg.shape[1]} samples where about 500 are expected: "
+                f"{path}: {self.named(index)} has {eeg.shape[1]} samples where about 500 are expected: "
                 "the trial is damaged; drop it from the file"
             )
         image, wnid = self.images[trial["image"]], self.wnids[trial["label"]]
         if not image.startswith(f"{wnid}_"):
-            raise ValueError(f"{path}: {self._name(index)} is labelled {wnid}, which is not the class of its image")
+            raise ValueError(f"{path}: {self.named(index)} is labelled {wnid}, which is not the class of its image")
 
     def _scale(self, means: Any, stddevs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Means and standard deviations of the raw file as (n_chans, 1) or (1, 1)."""
@@ -302,7 +229,7 @@ class PerceiveLab(Study):
             for i in indices:
                 if i in trial_side:
                     where = f"twice in {name}" if trial_side[i] == name else f"in both {trial_side[i]} and {name}"
-                    self.fault(f"{path}: {self._name(i)} is {where}: use a split that keeps them apart")
+                    self.fault(f"{path}: {self.named(i)} is {where}: use a split that keeps them apart")
                 trial_side[i] = name
                 if i in self.broken:
                     continue
@@ -313,72 +240,6 @@ class PerceiveLab(Study):
                         "use a split that keeps the trials of an image on one side, or splits=by_image"
                     )
 
-    def _by_image(self, seed: int, chosen: list[int]) -> dict[str, list[int]]:
-        """80/10/10 of the images of each class: a function of (names of all images, seed), whatever the subject."""
-        by_class: dict[int, set[str]] = defaultdict(set)
-        for i, trial in enumerate(self.trials):
-            if i not in self.broken:
-                by_class[trial["label"]].add(self.images[trial["image"]])
-        side = split_images(by_class, self.wnids, seed, str(self.path))
-        splits: dict[str, list[int]] = {name: [] for name in SPLITS}
-        for i in chosen:
-            if i not in self.broken:
-                splits[side[self._image(i)]].append(i)
-        return splits
 
-    def _find_pictures(self, root: Path) -> dict[str, Path]:
-        """Image name -> file, for every image that a split uses."""
-        if not root.is_dir():
-            raise ValueError(f"images={root} is not a folder")
-        there: dict[str, set[str]] = {}
-        missing: set[str] = set()
-        found: dict[str, Path] = {}
-        for i in sorted(i for indices in self.splits.values() for i in indices):
-            image, wnid = self.images[self.trials[i]["image"]], self.wnids[self.trials[i]["label"]]
-            if image in found:
-                continue
-            if wnid not in there:
-                folder = root / wnid
-                there[wnid] = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
-            name = find_picture(there[wnid], [image + e for e in EXTENSIONS])
-            if name is None:
-                if image not in missing:
-                    missing.add(image)
-                    self.fault(
-                        f"picture {root / wnid / image}.JPEG is missing, which {self._name(i)} of {self.path} was "
-                        "shown: put it there, or give the right images= folder"
-                    )
-                continue
-            found[image] = root / wnid / name
-        return found
-
-
-def read(
-    eeg: str | Path,
-    images: str | Path,
-    splits: str = "official",
-    splits_file: str | Path | None = None,
-    split_number: int = 0,
-    subject: int = 0,
-    seed: int = 0,
-    n_chans: int = 128,
-    fault: Faults | None = None,
-) -> PerceiveLab:
-    """Open the published files; EEG is read trial by trial.
-
-    splits: "official" takes `split_number` of `splits_file` as it is (the customary split 0 is about 4:1:1);
-    "by_image" is 80/10/10 by image, a function of `seed`. `subject` keeps one subject (0: all).
-    Raises ValueError, in one sentence, for whatever in the files is not as published; faults of single trials,
-    pictures and split entries go to `fault`, which may collect them instead.
-    """
-    return PerceiveLab(
-        Path(eeg),
-        Path(images),
-        splits,
-        Path(splits_file) if splits_file else None,
-        split_number,
-        subject,
-        seed,
-        n_chans,
-        fault,
-    )
+def _subject(trial: Any) -> Any:
+    return trial.get("subject") if isinstance(trial, dict) else None

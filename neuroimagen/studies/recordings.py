@@ -18,11 +18,11 @@ import re
 import zlib
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from neuroimagen.config import load_config
+from neuroimagen.config import load_config, option, path_option
+from neuroimagen.studies.config import StudyConfig
 from neuroimagen.studies.recordings_tables import (
     Marker,
     StudyFile,
@@ -38,11 +38,19 @@ from neuroimagen.studies.study import Faults, Study, Trial
 from neuroimagen.text_files import read_table as read_any_table
 from neuroimagen.text_files import read_text
 
-if TYPE_CHECKING:
-    from neuroimagen.studies.open import SourceConfig
-
 UNKNOWN_PICTURE = "category only: the exact picture was not recorded"
 MEANT_PICTURE = "one of the averaged trials' pictures"
+
+
+@dataclasses.dataclass
+class RecordingConfig(StudyConfig):
+    """`dataset=recording`; what is given here goes before what the study file says."""
+
+    recording: str = path_option("", "the study's YAML file; what is given below goes before what it says")
+    ignore_markers: list[str] = option([], "marker values that are no picture onsets, e.g. offset or response codes")
+    hold_out: list[int] = option([], "test runs of each subject, -1 is the last; empty: as the file says")
+    average: int = option(0, "test on averages of so many trials of one class; 0: as the file says")
+    shuffle_labels: bool = option(False, "control, shuffle the labels within each run")
 
 
 @dataclasses.dataclass
@@ -58,29 +66,23 @@ class Run:
 
 
 class Recordings(Study):
-    """What shards/pack.py packs; see `read`."""
+    """The study that `recording` describes. ValueError, in one sentence, for whatever in the files is not so."""
 
     dataset = "recording"
     split_by = "run"
     units = "uV"
 
-    def __init__(
-        self,
-        path: Path,
-        study: StudyFile,
-        subject: int = 0,
-        hold_out: list[int] | None = None,
-        shuffle_labels: bool = False,
-        average: int = 0,
-        seed: int = 0,
-        fault: Faults | None = None,
-    ) -> None:
+    def __init__(self, config: RecordingConfig, fault: Faults | None = None) -> None:
         super().__init__(fault)
-        self.path, self.study, self.seed = path, study, seed
-        study.hold_out = study.hold_out if hold_out is None else hold_out
-        study.shuffle_labels |= shuffle_labels
-        study.average = average or study.average
-        study.subjects = [subject] if subject else study.subjects
+        if not config.recording:
+            raise ValueError("dataset=recording needs recording=STUDY.yaml (see configs/n170_study.yaml)")
+        path = self.path = Path(config.recording)
+        study = self.study = load_config(StudyFile, [f"config={path}"], "shards")
+        self.seed = config.seed
+        for name in ("ignore_markers", "hold_out", "average"):
+            setattr(study, name, getattr(config, name) or getattr(study, name))
+        study.shuffle_labels |= config.shuffle_labels
+        study.subjects = [config.subject] if config.subject else study.subjects
         self.inputs = [path]
         self.markers = self._markers()
         check_study(path, study, self.markers)
@@ -305,25 +307,3 @@ class Recordings(Study):
         if study.shuffle_labels:
             parts.append(f"CONTROL: labels shuffled within each run (seed {self.seed})")
         self.protocol = "; ".join(parts)
-
-
-def read(config: "SourceConfig", fault: Faults | None = None) -> Recordings:
-    """The study that `config.recording` describes; what `config` itself says of it goes before the file.
-
-    Raises ValueError with a sentence for whatever in the files is not as described.
-    """
-    if not config.recording:
-        raise ValueError("dataset=recording needs recording=STUDY.yaml (see configs/n170_study.yaml)")
-    path = Path(config.recording)
-    study = load_config(StudyFile, [f"config={path}"], "shards")
-    study.ignore_markers = config.ignore_markers or study.ignore_markers
-    return Recordings(
-        path,
-        study,
-        subject=config.subject,
-        hold_out=config.hold_out or None,
-        shuffle_labels=config.shuffle_labels,
-        average=config.average,
-        seed=config.seed,
-        fault=fault,
-    )

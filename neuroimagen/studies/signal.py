@@ -12,14 +12,14 @@ import dataclasses
 import re
 from collections import defaultdict
 from fractions import Fraction
-from typing import Literal
 
 import numpy as np
 import scipy  # whose parts are imported when first used
 from tqdm import tqdm
 
-from neuroimagen.config import option
+from neuroimagen.studies.config import SignalOptions
 from neuroimagen.studies.study import Study, Trial
+from neuroimagen.studies.whitening import learn_whiteners
 
 # Rows of the 10-05 system (Oostenveld & Praamstra 2001), front to back; a row between two lobes goes with the former.
 REGIONS = {
@@ -32,43 +32,7 @@ REGIONS = {
 ROWS = {row.casefold(): region for region, rows in REGIONS.items() for row in rows.split()}
 SITE = re.compile(r"([A-Z]+)(Z|\d+)H?", re.IGNORECASE)  # row, then the midline or the distance from it; h: half-way
 FILTER_ORDER = 4  # of the Butterworth band-pass, before it is run forwards and backwards
-SMALLEST_NOISE = 1e-10  # variance, of the largest: a direction with less is rounding, as after an average reference
 NOTCH_WIDTH = 2.0  # Hz; wider where a trial is too short to tell frequencies so finely apart
-
-
-@dataclasses.dataclass
-class SignalOptions:
-    """Fields of every command that reads a study; studies/signal.py says in which order they are applied."""
-
-    picks: list[str] = option(
-        [],
-        "channels to keep, in this order: names, numbers from 0, or regions (frontal, central, temporal, parietal, "
-        "occipital); empty: all",
-    )
-    notch: list[float] = option([], "Hz: frequencies to take out, e.g. [50] or [60,120]; zero-phase")
-    band: list[float] = option([], "Hz: [low, high] of a zero-phase band-pass; 0 leaves that end open")
-    resample: float = option(0.0, "Hz: new sampling rate; 0 keeps that of the files")
-    baseline: list[float] = option([], "s: [from, to], whose mean is subtracted from each channel; also outside window")
-    window: list[float] = option(
-        [], "s: [from, to] to keep, from picture onset (from the first sample, where the files do not tell the onset)"
-    )
-    whiten: Literal["none", "time", "epochs"] = option(
-        "none",
-        "multivariate noise normalisation by train trials of the subject; noise: between repetitions of an image at "
-        "each time, or over the time of each trial",
-    )
-    repetitions: Literal["none", "test", "all"] = option(
-        "none", "in which splits to average what one subject saw of one image"
-    )
-    repetition_groups: int = option(0, "average in groups of so many, a remainder is left out; 0: all of an image")
-    standardise: Literal["none", "trial", "channel"] = option(
-        "none", "each trial to mean 0 and standard deviation 1: as a whole, or each channel"
-    )
-
-
-def signal_options(config: SignalOptions) -> SignalOptions:
-    """The signal options of a larger config."""
-    return SignalOptions(**{field.name: getattr(config, field.name) for field in dataclasses.fields(SignalOptions)})
 
 
 def region_of(channel: str) -> str | None:
@@ -104,37 +68,6 @@ def pick_channels(picks: list[str], channels: list[str] | None, n_chans: int) ->
             )
         found += more
     return list(dict.fromkeys(found))
-
-
-class NoiseCovariance:
-    """Running mean of the covariances of many conditions, shrunk by as much as they disagree.
-
-    That is the shrinkage of Ledoit & Wolf 2004 with a condition's covariance in the place of their sample's outer
-    product: (error of the mean) / (distance of the mean from its target), towards no correlation between channels.
-    Published code (Gifford et al. 2022) shrinks each condition before averaging, which leaves a bias however many
-    conditions there are; here the shrinkage vanishes as they grow.
-    """
-
-    def __init__(self, n_chans: int) -> None:
-        self.count, self.total, self.squares = 0, np.zeros((n_chans, n_chans)), np.zeros((n_chans, n_chans))
-
-    def add(self, x: np.ndarray) -> None:
-        """One condition: x (sets, n, n_chans), whose unbiased covariance over n is averaged over the sets."""
-        x = x - x.mean(axis=1, keepdims=True)
-        covariance = np.einsum("sni,snj->ij", x, x, optimize=True) / (len(x) * (x.shape[1] - 1))
-        self.count += 1
-        self.total += covariance
-        self.squares += covariance**2
-
-    def __call__(self) -> np.ndarray:
-        """The covariance. Channels are compared in units of their standard deviation, which is not changed."""
-        mean = self.total / self.count
-        spread = np.sqrt(np.diag(mean))
-        scale = np.outer(spread, spread) + (np.outer(spread, spread) == 0)
-        error = (self.squares / self.count - mean**2) / scale**2 / max(self.count - 1, 1)
-        distance = ((mean - np.diag(np.diag(mean))) / scale) ** 2
-        shrinkage = min(1.0, float(error.sum()) / max(float(distance.sum()), 1e-30))
-        return (1 - shrinkage) * mean + shrinkage * np.diag(np.diag(mean))
 
 
 class Prepared(Study):
@@ -327,45 +260,21 @@ class Prepared(Study):
             raise error
 
     def _learn_whitening(self) -> None:
-        """Subject -> inverse square root of its noise covariance, in train (Guggenmos et al. 2018).
+        """Subject -> what whitens its EEG, from train: by the repetitions of each image, or by each trial alone."""
+        kind, train = self.options.whiten, self.study.splits["train"]
+        conditions = self._by_image("train") if kind == "time" else [[index] for index in train]
 
-        The covariances of conditions are averaged, as in Gifford et al. 2022 (who take the test images too; we do not).
-        A condition is an image, or each trial, of whiten=epochs. One condition at a time is in memory.
-        """
-        time = self.options.whiten == "time"
-        conditions = self._by_image("train") if time else [[index] for index in self.study.splits["train"]]
-        noise: dict[int, NoiseCovariance] = {}
-        for members in tqdm(conditions, unit="condition", desc="noise", disable=None):
-            if time and len(members) < 2:
-                continue
+        def read(members: list[int]) -> tuple[int, np.ndarray] | None:
             try:
                 trials = [self.study.trial(index) for index in members]
-                x = np.stack([self._signal(trial) for trial in trials])  # repetitions, channels, times
+                return trials[0].subject, np.stack([self._signal(trial) for trial in trials])
             except ValueError as error:
                 self._left_out(error)
-                continue
-            own = noise.setdefault(trials[0].subject, NoiseCovariance(self.n_chans))
-            own.add(x.transpose(2, 0, 1) if time else x.transpose(0, 2, 1))
-        if not noise:
-            raise ValueError(
-                "whiten=time needs images that a subject saw more than once in train: whiten=epochs needs none"
-                if time
-                else "whiten=epochs finds no train trial to learn the noise from"
-            )
-        for subject, own in noise.items():
-            values, vectors = np.linalg.eigh(own())
-            kept = values > SMALLEST_NOISE * values[-1]
-            if not kept.any():
-                raise ValueError(f"whiten={self.options.whiten}: the EEG of subject {subject} never moves in train")
-            if not kept.all():
-                self.notes.append(
-                    f"whitening: the {self.n_chans} channels of subject {subject} are worth {kept.sum()} (average "
-                    "reference, copied or flat channels); the rest of the directions is left at zero"
-                )
-            vectors, values = vectors[:, kept], values[kept]
-            self.whiteners[subject] = vectors / np.sqrt(values) @ vectors.T
+                return None
+
+        self.whiteners = learn_whiteners(kind, conditions, read, self.n_chans, self.notes)
         self.units = "noise standard deviations"
-        self.done.append(f"whitened by the noise of each subject's train trials ({self.options.whiten})")
+        self.done.append(f"whitened by the noise of each subject's train trials ({kind})")
 
     def _group(self) -> None:
         """Averages in the place of trials: `members`, and splits that number them."""

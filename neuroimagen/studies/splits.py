@@ -51,3 +51,10 @@ def split_runs(
         first = max(0, len(own) - max(1, round(val_tail * len(own))))
         sides.append(["train" if s + length < own[first] else "" for s in own[:first]] + ["val"] * (len(own) - first))
     return sides
+
+
+def refuse_empty(splits: Mapping[str, Sequence[int]], where: str, protocol: str) -> None:
+    """ValueError, beginning with `where`, for a split without a trial."""
+    for name, indices in splits.items():
+        if not indices:
+            raise ValueError(f"{where}: no trial is left in split {name!r} ({protocol})")

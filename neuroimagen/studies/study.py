@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+SPLITS = ("train", "val", "test")
 FETCH = "its content was not fetched: `datalad get` or `git annex get` it (git-lfs: `git lfs pull`), or remove it"
 
 

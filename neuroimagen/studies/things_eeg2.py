@@ -18,16 +18,27 @@ import dataclasses
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from neuroimagen.config import option, path_option
 from neuroimagen.studies import plain_pickle
+from neuroimagen.studies.config import StudyConfig
 from neuroimagen.studies.study import Faults, Study, Trial, absent, some
 
 FILES = {"training": "preprocessed_eeg_training.npy", "test": "preprocessed_eeg_test.npy"}
 FIELDS = ("preprocessed_eeg_data", "ch_names", "times")
 EXTENSIONS = (".jpg", ".jpeg", ".png")  # in lower case
+
+
+@dataclasses.dataclass
+class ThingsEeg2Config(StudyConfig):
+    """`dataset=things_eeg2`"""
+
+    eeg: str = path_option(help="folder with sub-01, sub-02, ...")
+    images: str = path_option(help="folder with training_images/ and test_images/")
+    splits: Literal["official", "by_image"] = option("official", "official only: the published test set")
 
 
 @dataclasses.dataclass
@@ -59,13 +70,19 @@ def _visible(folder: Path) -> list[Path]:
 
 
 class ThingsEeg2(Study):
-    """Single repetitions of all subjects, or of one. See `read`."""
+    """Single repetitions of all subjects, or of one; `seed` draws the val pictures. EEG is read trial by trial.
+
+    Raises ValueError, in one sentence, for whatever in the files is not as published.
+    """
 
     dataset = "things_eeg2"
     units = "as in the file"  # it names none; the published data are whitened (multivariate noise normalisation)
 
-    def __init__(self, eeg: Path, images: Path, subject: int = 0, seed: int = 0, fault: Faults | None = None) -> None:
+    def __init__(self, config: ThingsEeg2Config, fault: Faults | None = None) -> None:
         super().__init__(fault)
+        if config.splits != "official":
+            raise ValueError("dataset=things_eeg2 has its published test set and no other: leave splits=official")
+        eeg, images, subject, seed = Path(config.eeg), Path(config.images), config.subject, config.seed
         self.simulated = (eeg / "simulation.json").is_file()
         self.pictures = self._pictures(images)
         self.picture_folders = [images / "training_images", images / "test_images"]
@@ -305,14 +322,3 @@ class ThingsEeg2(Study):
         )
         if len(self.subjects) == 1:
             self.protocol += f"; subject {self.subjects[0]} only"
-
-
-def read(
-    eeg: str | Path, images: str | Path, subject: int = 0, seed: int = 0, fault: Faults | None = None
-) -> ThingsEeg2:
-    """Open the files of all subjects below `eeg`, or of one; EEG is read trial by trial.
-
-    images: the folder with training_images/ and test_images/. `seed` draws the val pictures.
-    Raises ValueError, in one sentence, for whatever in the files is not as published.
-    """
-    return ThingsEeg2(Path(eeg), Path(images), subject, seed, fault)

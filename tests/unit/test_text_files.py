@@ -22,7 +22,7 @@ from neuroimagen.sample.captions import read_captions, write_captions
 from neuroimagen.scores.classifiers import _read_json
 from neuroimagen.studies.epochs_files import BidsFiles
 from neuroimagen.studies.epochs_table import TrialTable
-from neuroimagen.studies.recordings import Study
+from neuroimagen.studies.recordings import Recordings
 from neuroimagen.studies.recordings_tables import StudyFile
 from neuroimagen.studies.recordings_tables import read_table as read_recording
 from neuroimagen.text_files import decode, encode, read_table, show_any_name
@@ -147,7 +147,7 @@ def read(path: Path):
     if path.name == "markers.csv":
         study = SimpleNamespace(path=path.parent / "study.yaml", study=StudyFile("", "", "", markers_file=path.name))
         study.inputs, study._below = [], lambda pattern: str(path.parent / pattern)
-        return Study._markers(study)
+        return Recordings._markers(study)
     if path.name.startswith("run.csv"):
         table = read_recording(path, StudyFile("", "", "t", ["A", NAME], "m", rate=8))
         return table.eeg.tolist(), table.onsets.tolist(), table.values, table.digest

