@@ -68,19 +68,13 @@ def check(config: CheckConfig) -> int:
 
 
 def check_shards(shards: str | Path) -> str:
-    """Verify a shard directory against its manifest and return the report.
-
-    Looked at: every tar's size, SHA-256 and members; every EEG array, JSON and picture; labels; the index; that no key
-    comes twice, no image (or recording run) is in two splits and no tar is left over; the train statistics.
-    Raises ValueError, a sentence a line, with everything that is not as the manifest says.
-    """
+    """The report of a shard directory; ValueError, a sentence a line, with all that is not as the manifest says."""
     study = ShardStudy(shards, Faults(collect=True))
     examine(study)
     if study.fault.found:
         raise ValueError("\n".join(study.fault.found))
-    return (
-        f"{describe(study.folder, study.manifest)}\nevery shard, trial and picture was read and is as the manifest says"
-    )
+    said = "every shard, trial and picture was read and is as the manifest says"
+    return f"{describe(study.folder, study.manifest)}\n{said}"
 
 
 def sniff(config: CheckConfig) -> tuple[CheckConfig, Path | None, str]:

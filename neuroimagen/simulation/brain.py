@@ -10,8 +10,8 @@ of each colour, for which acuity is coarser: Mullen 1985), partly whitened as th
 `erp` is the same for every picture. All pass a zero-phase second-order Butterworth, as in Spampinato et al. 2017.
 
 snr = power of the sum over k / power of the noise, averaged over pictures, subjects, channels and the first 500 ms, in
-5-95 Hz. Other bands keep the scale of 5-95 Hz, so that another filter loses here what it would lose in a recording.
-At snr=0 the sum is left out and the EEG is a function of the seed and the sizes of the study alone.
+5-95 Hz, whose scale other bands keep: another filter loses what it would lose in a recording. At snr=0 the sum is left
+out: the EEG is a function of the seed and the sizes of the study alone.
 
 Numbers and their sources
 - Channels: the published order as far as it is known, then the other sites of a 128-channel 10-5 cap. Positions: the
