@@ -13,6 +13,7 @@ from typing import Any, Literal
 from neuroimagen.config import option, path_option, stage_section, typed
 from neuroimagen.doctor.examination import examine
 from neuroimagen.doctor.findings import Finding, Findings
+from neuroimagen.doctor.page import write_page
 from neuroimagen.doctor.shards import ShardStudy
 from neuroimagen.shards.format import SPLITS, ShardSplit, describe, local_folder
 from neuroimagen.shards.remote import is_remote
@@ -43,12 +44,6 @@ class CheckConfig(SourceConfig):
     shown: int = option(20, "faults, and as many questions, to print; 0: every one")
     report: str = path_option("", "folder for index.html, faults.txt and pictures; empty: text only")
 
-    def __new__(cls, **given: Any) -> "CheckConfig":
-        """Keep the names of the fields that the user gave, which may be given their defaults."""
-        config = super().__new__(cls)
-        config.given = frozenset(given)
-        return config
-
 
 def check(config: CheckConfig) -> int:
     """Examine and print; 0 fine, 1 faults found. ValueError if the source cannot be read at all."""
@@ -67,27 +62,19 @@ def check(config: CheckConfig) -> int:
     findings = Findings(examined, str(shards or config.recording or config.eeg))
     print(summary(findings, how, config))
     if config.report:
-        from neuroimagen.doctor.page import write_page
-
         write_page(findings, how, Path(config.report))
         print(f"{Path(config.report) / 'index.html'}")
     return 1 if findings.faults else 0
 
 
 def check_shards(shards: str | Path) -> str:
-    """Verify a shard directory against its manifest and return the report.
-
-    Looked at: every tar's size, SHA-256 and members; every EEG array, JSON and picture; labels; the index; that no key
-    comes twice, no image (or recording run) is in two splits and no tar is left over; the train statistics.
-    Raises ValueError, a sentence a line, with everything that is not as the manifest says.
-    """
+    """The report of a shard directory; ValueError, a sentence a line, with all that is not as the manifest says."""
     study = ShardStudy(shards, Faults(collect=True))
     examine(study)
     if study.fault.found:
         raise ValueError("\n".join(study.fault.found))
-    return (
-        f"{describe(study.folder, study.manifest)}\nevery shard, trial and picture was read and is as the manifest says"
-    )
+    said = "every shard, trial and picture was read and is as the manifest says"
+    return f"{describe(study.folder, study.manifest)}\n{said}"
 
 
 def sniff(config: CheckConfig) -> tuple[CheckConfig, Path | None, str]:
@@ -111,11 +98,12 @@ def sniff(config: CheckConfig) -> tuple[CheckConfig, Path | None, str]:
         found, what = _file(path)
     else:
         raise ValueError(f"{path} {absent(path) or 'does not exist'}")
-    beside = found.get("dataset") == "perceivelab" and path.suffix not in YAML
+    taken = found.get("dataset") if path.suffix not in YAML else ""
     found |= {name: getattr(config, name) for name in config.given}
     filled = CheckConfig(**found)
     files = [file for name in BESIDE if (file := Path(filled.eeg).parent / name).is_file()]
-    if files and beside and filled.splits == "official" and not filled.splits_file:
+    published = taken == filled.dataset == "perceivelab" and filled.splits == "official"
+    if files and published and not filled.splits_file:
         filled = CheckConfig(**found | {"splits_file": str(files[0])})
         what += f"; splits from {files[0].name} beside it"
     return filled, None, what
@@ -182,7 +170,11 @@ def _listed(findings: list[Finding], config: CheckConfig) -> str:
 def summary(findings: Findings, how: str, config: CheckConfig) -> str:
     """The verdict, for a terminal."""
     found, study = findings.found, findings.study
-    lines = [plain(how), verdict(findings)]
+    n, q = len(findings.faults), len(findings.questions)
+    faults = f"{n} fault{'s' * (n != 1)}" if n else "no fault"
+    left = f", {found.left_out} of them could not be used" if found.left_out else ""
+    asked = f"{q} question{'s' * (q != 1)} that a reviewer would ask"
+    lines = [plain(how), f"{faults} in {found.planned:,} trials{left}; {asked}"]
     if study.simulated:
         lines.append("SIMULATED data: no person was recorded")
     lines.append(f"split: {plain(study.protocol)}")
@@ -198,20 +190,10 @@ def summary(findings: Findings, how: str, config: CheckConfig) -> str:
                 f"{row['p95']:.3g} (95 %) {plain(study.units)}{f', 98 % of its power in {band} Hz' if band else ''}"
             )
     lines += [f"  note: {plain(note)}" for note in study.notes]
-    if findings.faults:
-        lines += ["wrong:", _listed(findings.faults, config)]
-    if findings.questions:
-        lines += ["a reviewer would ask:", _listed(findings.questions, config)]
+    for head, those in {"wrong:": findings.faults, "a reviewer would ask:": findings.questions}.items():
+        lines += [head, _listed(those, config)] if those else []
     if findings.fine:
         lines += ["fine:", *(f"  + {plain(text)}" for text in findings.fine)]
     speed = len(found) / max(found.seconds, 1e-9)
     lines.append(f"{len(found):,} trials in {found.seconds:.1f} s ({speed:,.0f} trials/s)")
     return "\n".join(lines)
-
-
-def verdict(findings: Findings) -> str:
-    """One line."""
-    found, n, q = findings.found, len(findings.faults), len(findings.questions)
-    left = f", {found.left_out} of them could not be used" if found.left_out else ""
-    faults = f"{n} fault{'s' * (n != 1)}" if n else "no fault"
-    return f"{faults} in {found.planned:,} trials{left}; {q} question{'s' * (q != 1)} that a reviewer would ask"

@@ -29,7 +29,6 @@ CLIPPED_TIMES, COARSE = 4, 32
 LINES = (50, 60)  # Hz, mains
 MOST_SPECTRA = 20_000  # trials; of a larger study every second, third ... is used
 EXAMPLES = 3  # pictures of each class that the page shows
-EXAMPLE_SIZE = 88  # px
 
 
 class Seen(NamedTuple):
@@ -82,8 +81,11 @@ class Examination:
         self.frequencies = np.fft.rfftfreq(self.window, 1 / study.sfreq)
         self.every = -(-n // MOST_SPECTRA) or 1  # trial whose spectrum is taken
         self.densities: dict[int, list[np.ndarray]] = defaultdict(list)  # subject -> (n_frequencies,)
-        self.channel_spectra: dict[int, np.ndarray] = {}  # subject -> sum over trials (n_chans, n_frequencies)
-        self.evoked: dict[int, np.ndarray] = {}  # subject -> sum over trials (n_chans, n_times)
+        # subject -> sum over trials, of spectra (n_chans, n_frequencies) and of EEG (n_chans, n_times)
+        self.channel_spectra: dict[int, np.ndarray] = defaultdict(
+            lambda: np.zeros((study.n_chans, len(self.frequencies)))
+        )
+        self.evoked: dict[int, np.ndarray] = defaultdict(lambda: np.zeros((study.n_chans, study.n_times)))
         self.summed: Counter[int] = Counter()  # subject -> trials in those sums
         self.pictures: dict[str, Picture] = {}
         self.examples: dict[int, list[str]] = defaultdict(list)  # label -> the first images of it
@@ -147,10 +149,8 @@ class Examination:
             first = self.first_eeg.setdefault(hashlib.blake2b(eeg.data, digest_size=16).digest(), number)
             if first != number:
                 self.same_eeg[first, number] = 0.0
-        self.evoked.setdefault(subject, np.zeros(eeg.shape))
         self.evoked[subject] += eeg
         self.summed[subject] += 1
-        self.channel_spectra.setdefault(subject, np.zeros((study.n_chans, len(self.frequencies))))
         if number % self.every == 0:
             _, density = scipy.signal.welch(eeg, study.sfreq, nperseg=self.window, detrend="constant")
             self.densities[subject].append(density.mean(axis=0))
@@ -182,15 +182,14 @@ class Examination:
 
     def _look_at(self, source: bytes | Path, index: int, trial: Trial) -> Picture:
         """Read and decode one picture whole; ValueError if that cannot be done."""
-        data, where = source, f"of {self.study.where(index, trial.key)}"
-        if isinstance(source, Path):
-            data, where = read_picture(source)[0], str(source)
+        where = f"of {self.study.where(index, trial.key)}" if isinstance(source, bytes) else str(source)
+        data = source if isinstance(source, bytes) else read_picture(source)[0]
         seen = open_picture(data, where, self.background, self.orientation)
         picture, buffer, examples = seen.image.convert("RGB"), io.BytesIO(), self.examples[trial.label]
         look = fingerprint(picture)
         if len(examples) < EXAMPLES:
             examples.append(trial.image)
-            picture.thumbnail((EXAMPLE_SIZE, EXAMPLE_SIZE))
+            picture.thumbnail((88, 88))
             picture.save(buffer, "JPEG", quality=85)
         return Picture(trial.label, hashlib.sha256(data).hexdigest(), look, seen.done, buffer.getvalue())
 

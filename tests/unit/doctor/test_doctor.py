@@ -21,7 +21,7 @@ from neuroimagen.doctor.examination import band_of, examine, line_ratio, slope
 from neuroimagen.doctor.findings import Finding, Findings
 from neuroimagen.doctor.picture_hash import Fingerprint, fingerprint, near_pairs, perceptual_hash
 from neuroimagen.shards.pack import ShardsConfig, make_shards
-from neuroimagen.studies.open import FilesConfig, open_study
+from neuroimagen.studies.open import SourceConfig, open_study
 from neuroimagen.studies.study import Faults
 
 SPOILT = 17  # the trial that tests damage
@@ -574,7 +574,7 @@ def test_what_is_given_goes_first_though_it_is_the_default(clean, tmp_path, caps
 def test_readers_are_named_in_full(tmp_path, monkeypatch):
     """A reader that comes before another in the list, and has the same word in its name, is not taken for it."""
     readers = Literal["old_epochs", "perceivelab", "epochs"]
-    monkeypatch.setitem(FilesConfig.__annotations__, "dataset", readers)
+    monkeypatch.setitem(SourceConfig.__annotations__, "dataset", readers)
     (tmp_path / "dataset_description.json").touch()
     assert sniff(CheckConfig(source=str(tmp_path)))[0].dataset == "epochs"
 
