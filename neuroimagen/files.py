@@ -89,8 +89,8 @@ def claim(path: Path, advice: str) -> int:
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        mine = os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(file))  # or its holder has removed it
-    except (BlockingIOError, PermissionError):
+        mine = os.path.samestat(os.stat(path), os.fstat(file))  # or its holder has removed it since
+    except (BlockingIOError, PermissionError, FileNotFoundError):
         mine = False
     except OSError as error:
         print(f"warning: {path} cannot be locked here ({error.strerror}): {advice}", file=sys.stderr)
