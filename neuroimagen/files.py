@@ -44,11 +44,11 @@ def pass_on(error: BaseException) -> None:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An OSError inside names `path`, if it names nothing: which disk is full."""
+    """An OSError inside names `path`, whatever it named: which disk is full."""
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        error.filename, error.filename2 = str(path), None
         raise
 
 
@@ -71,12 +71,9 @@ def replacing(path: Path, own: bool = False) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, content: str | bytes, own: bool = False) -> None:
-    """Write a file by `replacing`; text as UTF-8. OSError names the file."""
-    try:
-        with replacing(path, own) as partial:
-            partial.write_bytes(encode(content) if isinstance(content, str) else content)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
+    """Write a file by `replacing`; text as UTF-8."""
+    with naming(path), replacing(path, own) as partial:
+        partial.write_bytes(encode(content) if isinstance(content, str) else content)
 
 
 class Taken(Exception):
@@ -92,8 +89,8 @@ def claim(path: Path, advice: str) -> int:
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        mine = os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(file))  # or its holder has removed it
-    except (BlockingIOError, PermissionError):
+        mine = os.path.samestat(os.stat(path), os.fstat(file))  # or its holder has removed it since
+    except (BlockingIOError, PermissionError, FileNotFoundError):
         mine = False
     except OSError as error:
         print(f"warning: {path} cannot be locked here ({error.strerror}): {advice}", file=sys.stderr)

@@ -199,13 +199,12 @@ def scan_tar(path: Path, number: int) -> np.ndarray:
         raise ValueError(f"{path} cannot be read ({error.strerror}): make the shards again") from None
     rows = np.zeros(len(members), INDEX)
     for row, (key, parts) in zip(rows, members.items(), strict=True):
-        picture = parts.get("png") or parts.get("jpg")
         if len(parts) != 3 or not {"eeg", "json"} < {*parts}:
             raise ValueError(
                 f"{path}: trial {key} is not whole (it has {', '.join(sorted(parts))}): make the shards again"
             )
         row["key"], row["tar"], row["png"] = key.encode(), number, "png" in parts
-        row["eeg"], row["picture"], row["json"] = parts["eeg"], picture, parts["json"]
+        row["eeg"], row["picture"], row["json"] = parts["eeg"], parts.get("png") or parts["jpg"], parts["json"]
     return rows
 
 

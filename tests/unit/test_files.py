@@ -1,6 +1,7 @@
 """A poor machine stops a run with a sentence and never passes for damage; the environment does not change numbers."""
 
 import errno
+import fcntl
 import inspect
 import json
 import os
@@ -308,6 +309,13 @@ def test_what_is_claimed_is_refused_to_others_until_it_is_let_go(tmp_path):
     assert another() == f"process {os.getpid()} on {platform.node()}"
     os.close(file)
     assert another() == "mine"
+
+
+def test_a_lock_that_its_holder_has_just_removed_is_not_had(tmp_path, monkeypatch):
+    lockf = fcntl.lockf
+    monkeypatch.setattr("fcntl.lockf", lambda *how: (os.unlink(tmp_path / "lock"), lockf(*how)))
+    with pytest.raises(files.Taken):
+        files.claim(tmp_path / "lock", "")
 
 
 def test_where_nothing_can_be_locked_the_user_is_told(tmp_path, monkeypatch, capsys):
