@@ -14,11 +14,11 @@ import test_recording
 import things_files
 
 from neuroimagen.cli import main
-from neuroimagen.config import load_config
+from neuroimagen.config import load_config, stage_section
 from neuroimagen.shards.format import ShardSplit, read_manifest
 from neuroimagen.shards.pack import FREE, ShardsConfig
 from neuroimagen.studies.config import StudyConfig
-from neuroimagen.studies.open import DATASETS, SourceConfig, open_study
+from neuroimagen.studies.open import DATASETS, SourceConfig, chosen, open_study
 from neuroimagen.studies.study import SPLITS, Faults
 
 pytest.importorskip("mne", reason="a lab's own files are read by mne (an extra)")
@@ -202,6 +202,12 @@ def test_each_option_is_shown_and_used_or_refused(dataset: str, capsys: pytest.C
         assert main(["shards", f"dataset={dataset}", "out=x", f"{name}={value}"]) == 2  # even the default
         said = capsys.readouterr().err
         assert re.match(rf"error: {name}(=\w+)? is for dataset=\w+( and dataset=\w+)*: leave it out\n", said), said
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[3].glob("configs/*.yaml")), ids=lambda path: path.stem)
+def test_overlays_give_what_their_data_set_has(path: Path) -> None:
+    if "dataset" in stage_section(path, "shards"):
+        assert chosen(load_config(ShardsConfig, [f"config={path}", "out=x"], "shards"))
 
 
 def test_labels_that_were_not_shuffled_are_not_said_to_be(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
