@@ -1,6 +1,7 @@
 """What every reader must do, whatever its files: a new data set adds its files to MAKERS and is held to all of this."""
 
 import dataclasses
+import pickle
 import re
 import typing
 from pathlib import Path
@@ -100,6 +101,14 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 def test_no_data_set_is_forgotten() -> None:
     assert {name.partition(" ")[0] for name in MAKERS} == set(DATASETS)
+
+
+def test_a_config_may_be_changed_and_copied(lab: Lab) -> None:
+    config = lab.config()
+    config.subject = 2
+    for copied in (config, pickle.loads(pickle.dumps(config)), dataclasses.replace(config)):
+        assert chosen(copied) == chosen(lab.config("subject=2"))
+    assert chosen(dataclasses.replace(config, seed=3)).seed == 3
 
 
 def test_trials_are_what_the_study_says(lab: Lab) -> None:
