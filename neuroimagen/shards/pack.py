@@ -91,7 +91,7 @@ def _made_before(out: Path, resolved: dict[str, Any]) -> Manifest:
         raise ValueError(f"out={out} exists and is not a shard directory: give another out=, or remove it")
     manifest = read_manifest(out)
     # A field that there was not yet when they were made had the effect of its default.
-    defaults = {field.name: field.default for field in dataclasses.fields(ShardsConfig)}
+    defaults = dataclasses.asdict(ShardsConfig())
     was = {key: manifest.config.get(key, defaults[key]) for key in resolved}
     other = ", ".join(f"{key}={was[key]}" for key in resolved if was[key] != resolved[key])
     if other:

@@ -62,8 +62,12 @@ class Given:
     given: frozenset[str] = frozenset()
 
     def __new__(cls, *_: Any, **fields: Any) -> Any:
+        assert dataclasses.is_dataclass(cls)
         made = super().__new__(cls)
         made.given = frozenset(fields)
+        if len(fields) == len(dataclasses.fields(cls)):  # dataclasses.replace gives all, as they were
+            default = cls()
+            made.given = frozenset(name for name, value in fields.items() if value != getattr(default, name))
         return made
 
     def __setattr__(self, name: str, value: Any) -> None:

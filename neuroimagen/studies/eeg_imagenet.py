@@ -234,18 +234,17 @@ class EegImageNet(PthStudy):
                 f"to {max(odd)}), so they are not split {TRAIN} to {BLOCK - TRAIN}"
             )
         side: dict[str, tuple[str, int]] = {}
-        leaks: set[str] = set()
+        leaks: dict[str, str] = {}  # image -> where it is
         for name in SPLITS:
             for i in splits[name]:
-                first, by = side.setdefault(self.trials[i]["image"], (name, i))
-                if first != name and self.trials[i]["image"] not in leaks:
-                    leaks.add(self.trials[i]["image"])
-                    if len(leaks) == 1:
-                        example = f"{self.named(i)} is in {name}, the same image in {first} ({self.named(by)})"
+                first, by = side.setdefault(self.image(i), (name, i))
+                if first != name:
+                    found = f"{self.named(i)} is in {name}, the same image in {first} ({self.named(by)})"
+                    leaks.setdefault(self.image(i), found)
         if leaks:
             self.fault(
-                f"splits=official puts {len(leaks)} of {len(side)} images on two sides, e.g. {example}: "
+                f"splits=official puts {len(leaks)} of {len(side)} images on two sides, e.g. {[*leaks.values()][0]}: "
                 "give subject=... if the order differs between people, or splits=by_image"
             )
-            splits = {name: [i for i in own if self.trials[i]["image"] not in leaks] for name, own in splits.items()}
+            splits = {name: [i for i in own if self.image(i) not in leaks] for name, own in splits.items()}
         return splits

@@ -1,6 +1,7 @@
 """What every reader must do, whatever its files: a new data set adds its files to MAKERS and is held to all of this."""
 
 import dataclasses
+import pickle
 import re
 import typing
 from pathlib import Path
@@ -14,11 +15,11 @@ import test_recording
 import things_files
 
 from neuroimagen.cli import main
-from neuroimagen.config import load_config
+from neuroimagen.config import load_config, stage_section
 from neuroimagen.shards.format import ShardSplit, read_manifest
 from neuroimagen.shards.pack import FREE, ShardsConfig
 from neuroimagen.studies.config import StudyConfig
-from neuroimagen.studies.open import DATASETS, SourceConfig, open_study
+from neuroimagen.studies.open import DATASETS, SourceConfig, chosen, open_study
 from neuroimagen.studies.study import SPLITS, Faults
 
 pytest.importorskip("mne", reason="a lab's own files are read by mne (an extra)")
@@ -100,6 +101,14 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 def test_no_data_set_is_forgotten() -> None:
     assert {name.partition(" ")[0] for name in MAKERS} == set(DATASETS)
+
+
+def test_a_config_may_be_changed_and_copied(lab: Lab) -> None:
+    config = lab.config()
+    config.subject = 2
+    for copied in (config, pickle.loads(pickle.dumps(config)), dataclasses.replace(config)):
+        assert chosen(copied) == chosen(lab.config("subject=2"))
+    assert chosen(dataclasses.replace(config, seed=3)).seed == 3
 
 
 def test_trials_are_what_the_study_says(lab: Lab) -> None:
@@ -202,6 +211,12 @@ def test_each_option_is_shown_and_used_or_refused(dataset: str, capsys: pytest.C
         assert main(["shards", f"dataset={dataset}", "out=x", f"{name}={value}"]) == 2  # even the default
         said = capsys.readouterr().err
         assert re.match(rf"error: {name}(=\w+)? is for dataset=\w+( and dataset=\w+)*: leave it out\n", said), said
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[3].glob("configs/*.yaml")), ids=lambda path: path.stem)
+def test_overlays_give_what_their_data_set_has(path: Path) -> None:
+    if "dataset" in stage_section(path, "shards"):
+        assert chosen(load_config(ShardsConfig, [f"config={path}", "out=x"], "shards"))
 
 
 def test_labels_that_were_not_shuffled_are_not_said_to_be(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
