@@ -83,8 +83,9 @@ def read_run(path: str | Path, to_write: bool = False) -> ReconstructRun:
     if to_write and path.is_dir() and not os.access(path, os.W_OK):
         raise ValueError(f"{path} cannot be written, and scores and report go there: copy the run to a place of yours")
     go_on = f"python trainers/reconstruct.py config={path / 'config.yaml'}"
+    no_run = f"{path} is not a run of trainers/reconstruct.py"
     if not (path / "config.yaml").exists():
-        raise ValueError(f"{path} is not a run of trainers/reconstruct.py (it holds no config.yaml)")
+        raise ValueError(f"{no_run} (it holds no config.yaml)")
     if not (path / "DONE").exists():
         raise ValueError(f"{path} is not finished (it holds no DONE); continue it with: {go_on}")
     try:
@@ -92,9 +93,7 @@ def read_run(path: str | Path, to_write: bool = False) -> ReconstructRun:
         trials = [json.loads(line) for line in (path / "trials.jsonl").read_text(encoding="utf-8").splitlines()]
         names, samples = [row["name"] for row in about["rows"]], int(about["samples"])
     except FileNotFoundError as error:
-        raise ValueError(
-            f"{path} is not a run of trainers/reconstruct.py (it holds no {Path(error.filename).name})"
-        ) from None
+        raise ValueError(f"{no_run} (it holds no {Path(error.filename).name})") from None
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"rows.json or trials.jsonl in {path} is damaged ({type(error).__name__}: {error})") from None
     if not trials or not names:
