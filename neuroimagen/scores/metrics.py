@@ -34,8 +34,7 @@ def success_by_rank(n_classes: int, n_way: int, top_k: int) -> np.ndarray:
 
 def ranks_of(probabilities: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """How many other classes are at least as probable, for classes (n, T) or (T,) of (n, K) outputs: (n, T) integers.
-
-    A tie counts against the class, so a constant output ranks every class last.
+    A tie counts against the class: a constant output ranks every class last.
     """
     probabilities = np.ascontiguousarray(probabilities)
     assert np.isfinite(probabilities).all(), "a classifier gave a probability that is not finite"
@@ -62,10 +61,10 @@ def shuffled_estimate(success: np.ndarray, which: np.ndarray, units: np.ndarray)
     """What the N-way accuracy would be on average if the truths were dealt out to the pictures at random: the chance of
     a decoder that draws the same classes equally often, but blindly.
 
-    From success (n, T) of n pictures at each of T truths; which (n,): theirs. The exact mean over all permutations of
-    the truths: over all n x n pairs of a picture and a truth, its own among them (without these, a perfect decoder of n
-    classes with one picture each would get 0, and not the 1/n of guessing). The interval is a jackknife over units
-    (n,): a bootstrap would repeat a unit and pair its pictures as if different.
+    From success (n, T) of n pictures at each of T truths; which (n,): theirs. The exact mean over all permutations:
+    over all n x n pairs of a picture and a truth, its own among them (without these, a perfect decoder of n classes
+    would get 0, not the 1/n of guessing). The interval is a jackknife over units (n,), as a bootstrap would repeat a
+    unit and pair its pictures as if different.
     """
     n, (names, unit) = success.shape[1], np.unique(units, return_inverse=True)
     sums = np.stack([np.bincount(unit, column, len(names)) for column in success.T], 1)  # (units, T)
@@ -185,11 +184,10 @@ def auc_estimate(scores: np.ndarray, positive: np.ndarray, units: np.ndarray) ->
 
 
 def inception_score(probabilities: np.ndarray, splits: int = 1) -> float:
-    """exp of the mean KL(p(y|x) || p(y)) (Salimans et al. 2016, Eq. 1): 1 = no diversity or no confidence, at most K.
+    """exp of the mean KL(p(y|x) || p(y)) of (n, K) (Salimans et al. 2016, Eq. 1): 1 = no diversity or confidence.
 
-    probabilities: (n, K). With splits > 1: the mean over that many parts, as published code often does, dealt out at
-    random by a fixed seed: pictures may come sorted by class. Not comparable between classifiers, numbers of pictures,
-    or splits.
+    With splits > 1: the mean over that many parts, as published code often does, dealt out by a fixed seed, as pictures
+    may come sorted by class.
     """
     p = np.asarray(probabilities, dtype=np.float64)
     if not 1 <= splits <= len(p):
@@ -206,9 +204,7 @@ def _plogp(p: np.ndarray) -> np.ndarray:
 
 def inception_estimate(probabilities: np.ndarray, units: np.ndarray, splits: int = 1) -> Estimate:
     """`inception_score` of (n, K) with its interval, a jackknife of its logarithm over units (n,); with 1 split only.
-
-    No bootstrap: that leaves a third of the pictures out, and fewer different pictures have a lower score. The interval
-    is about the score of this number of pictures: many have a higher one.
+    No bootstrap: that leaves a third of the pictures out, and fewer different pictures have a lower score.
     """
     value, (names, unit) = inception_score(probabilities, splits), np.unique(units, return_inverse=True)
     if splits > 1 or len(names) < FEWEST:

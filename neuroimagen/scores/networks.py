@@ -1,9 +1,8 @@
 """The published networks behind the perceptual metrics: where their weights come from, and how pictures go in.
 
-Pictures go in as in the MindEye suite (Scotti et al. 2023, Reconstruction_Metrics.py, which the EEG papers repeat):
-squeezed to 256 x 256, resized to the network's own side, both bilinear with antialiasing (torchvision's default since
-0.17; the suite's own numbers were made before), no crop, the network's normalisation. FID, KID and IS are not of that
-suite: their network sees the picture as it is, resized to 299 px as TensorFlow 1 did, as in torch-fidelity.
+Pictures go in as in the MindEye suite (Scotti et al. 2023): squeezed to 256 x 256, resized to the network's own side,
+both bilinear with antialiasing, no crop, the network's normalisation; for FID, KID and IS as they are, resized to 299
+px as TensorFlow 1 did and torch-fidelity does (docs/networks.md).
 
 Weights are the official files by their official names (`NETWORKS`; table in docs/networks.md), looked for in `weights`:
 None (torch's cache, $TORCH_HOME/hub/checkpoints, downloaded into it where the host can be reached and HF_HUB_OFFLINE is
@@ -12,6 +11,7 @@ is taken too. Files are never unpickled as code.
 """
 
 import dataclasses
+import functools
 import re
 import urllib.request
 from collections.abc import Callable
@@ -133,14 +133,18 @@ def _tensorflow(images: torch.Tensor) -> torch.Tensor:
 
 
 def _missing(name: str, why: str) -> NotAvailable:
-    source = NETWORKS[name]
+    source, get = NETWORKS[name], f"wget {NETWORKS[name].url}"
+    then = ", and put it into a directory named by weights=DIR or into $TORCH_HOME/hub/checkpoints"
+    if name == "clip":
+        files = f"{source.url.removeprefix(HUB)} config.json model.safetensors"
+        get, then = f"hf download {files} --local-dir DIR/{source.file}", " and give weights=DIR"
     return NotAvailable(
-        f"{name} ({source.title}) is not available: {why}; get it with `wget {source.url}` ({source.megabytes} MB) "
-        "where there is a network, and put it into a directory named by weights=DIR or into $TORCH_HOME/hub/checkpoints"
+        f"{name} ({source.title}) is not available: {why}; get it with `{get}` ({source.megabytes} MB) where there is "
+        f"a network{then}"
     )
 
 
-def find_weights(name: str, weights: str | Path | None = None) -> Path:
+def find_weights(name: str, weights: str | Path | None = None, download: bool = True) -> Path:
     """The file of that network (module docstring). NotAvailable: nowhere, with how to get it."""
     source = NETWORKS[name]
     names = [n for x in (source.file, *source.other_names) for n in (x, str(Path(x).with_suffix(".safetensors")))]
@@ -150,9 +154,9 @@ def find_weights(name: str, weights: str | Path | None = None) -> Path:
     for file in names:
         if (folder / file).is_file():
             return folder / file
-    if weights is None:
+    if weights is None and download:
         return _download(name, folder / source.file)
-    if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(weights)):
+    if weights is not None and not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(weights)):
         try:
             return Path(huggingface_hub.hf_hub_download(str(weights), source.file))
         except Exception as error:  # hub and network errors have no common base
@@ -221,34 +225,34 @@ def fill(name: str, build: Callable[[], nn.Module], path: Path, device: torch.de
     return model.eval().requires_grad_(False).to(device=device, memory_format=torch.channels_last)
 
 
-BUILD = {  # with the side that pictures go in at, and their normalisation
-    "alexnet": (AlexNet, 256, IMAGENET),
-    "inception": (InceptionV3, 342, ((0.5,) * 3, (0.5,) * 3)),  # torchvision's `transform_input`: these want [-1, 1]
-    "effnet": (EfficientNetB1, 255, IMAGENET),
-    "swav": (ResNet50, 224, IMAGENET),
+BUILD = {  # and what pictures go through
+    "alexnet": (AlexNet, _suite(256, IMAGENET)),
+    "inception": (InceptionV3, _suite(342, ((0.5,) * 3, (0.5,) * 3))),  # torchvision's `transform_input`: [-1, 1]
+    "effnet": (EfficientNetB1, _suite(255, IMAGENET)),
+    "swav": (ResNet50, _suite(224, IMAGENET)),
+    "fid": (functools.partial(InceptionV3, fid=True), _tensorflow),
 }
 
 
-def load_network(name: str, device: str | torch.device = "cpu", weights: str | Path | None = None) -> Features:
+def load_network(
+    name: str, device: str | torch.device = "cpu", weights: str | Path | None = None, download: bool = True
+) -> Features:
     """A feature network: pictures -> {layer: (B, D) float32 on the CPU}.
 
     "alexnet" has layers "alex2" (D = 184,512) and "alex5" (57,600), "fid" has "fid" (2,048) and "logits": those of its
     1,008 classes without bias, which IS is defined on. One layer of the network's name have "inception" and "swav"
     (2,048), "effnet" (1,280) and "clip" (768).
-    weights: module docstring. NotAvailable: not at hand; ValueError: a file that is not what its name says.
+    weights: module docstring; download=False: no more than the caches. NotAvailable: not at hand; ValueError: a file
+    that is not what its name says.
     """
     device = torch.device(device)
     set_tf32(False)
-    model: Any
-    prepare = _tensorflow
     if name == "clip":
-        model = _clip(device, weights)
+        model: Any = _clip(device, weights, download)
         prepare = _suite(model.config.image_size, CLIP)
-    elif name == "fid":
-        model = fill(name, lambda: InceptionV3(fid=True), find_weights(name, weights), device)
     elif name in BUILD:
-        build, side, normalisation = BUILD[name]
-        model, prepare = fill(name, build, find_weights(name, weights), device), _suite(side, normalisation)
+        build, prepare = BUILD[name]
+        model = fill(name, build, find_weights(name, weights, download), device)
     else:
         raise ValueError(f"network {name!r} is unknown; there are alexnet, inception, fid, clip, effnet and swav")
 
@@ -267,29 +271,29 @@ def load_network(name: str, device: str | torch.device = "cpu", weights: str | P
     return features
 
 
-def _clip(device: torch.device, weights: str | Path | None) -> nn.Module:
+def _clip(device: torch.device, weights: str | Path | None, download: bool) -> nn.Module:
     """weights: as elsewhere, a directory may also be the model's own or hold it under its name."""
+    file, hub = NETWORKS["clip"].file, NETWORKS["clip"].url.removeprefix(HUB)
+    if weights is None and not download:
+        found = huggingface_hub.try_to_load_from_cache(hub, "model.safetensors")
+        weights = Path(found).parent if isinstance(found, str) else Path(torch.hub.get_dir()) / "checkpoints"
+        if not isinstance(found, str) and not (weights / file / "config.json").is_file():  # spares a long import
+            raise NotAvailable(
+                f"clip ({NETWORKS['clip'].title}) is not available: neither the hub's cache nor {weights} holds it; "
+                f"get it with `hf download {hub} config.json model.safetensors`, or give download=true"
+            )
     from transformers import CLIPVisionModelWithProjection
-
-    source, hub = NETWORKS["clip"], NETWORKS["clip"].url.removeprefix(HUB)
-
-    def missing(why: str) -> NotAvailable:
-        return NotAvailable(
-            f"clip ({source.title}) is not available: {why}; get it with `hf download {hub} config.json "
-            f"model.safetensors --local-dir DIR/{source.file}` ({source.megabytes} MB) where there is a network and "
-            "give weights=DIR"
-        )
 
     where = hub if weights is None else str(weights)
     if weights is not None and (folder := Path(weights)).exists():
-        inside = [d for d in (folder, folder / source.file, folder / hub) if (d / "config.json").is_file()]
+        inside = [d for d in (folder, folder / file, folder / hub) if (d / "config.json").is_file()]
         if not inside:
-            raise missing(f"{folder} holds neither config.json nor {source.file}/config.json")
+            raise _missing("clip", f"{folder} holds neither config.json nor {file}/config.json")
         where = str(inside[0])
     try:
         model = CLIPVisionModelWithProjection.from_pretrained(where, use_safetensors=True).eval().to(device)
     except Exception as error:  # hub, network and format errors have no common base
-        raise missing(f"{where} cannot be loaded ({first_line(error)})") from None
+        raise _missing("clip", f"{where} cannot be loaded ({first_line(error)})") from None
     return model.requires_grad_(False)
 
 
@@ -319,11 +323,11 @@ class Lpips(nn.Module):
         return torch.cat(found)
 
 
-def load_lpips(device: str | torch.device = "cpu", weights: str | Path | None = None) -> Lpips:
+def load_lpips(device: str | torch.device = "cpu", weights: str | Path | None = None, download: bool = True) -> Lpips:
     """weights and errors: as `load_network`; the file is AlexNet's."""
     import torchmetrics  # for one of its files
 
-    backbone = fill("lpips", AlexNet, find_weights("lpips", weights), torch.device(device))
+    backbone = fill("lpips", AlexNet, find_weights("lpips", weights, download), torch.device(device))
     path = Path(torchmetrics.__file__).parent / "functional" / "image" / "lpips_models" / "alex.pth"
     if not path.is_file():
         raise NotAvailable(

@@ -73,11 +73,8 @@ def _views(paths: list[Path], backbone: nn.Module, config: ProbeConfig, device: 
         # Pictures of a folder may differ in size, so each is squared on its own.
         squares = [to_square(read_pictures([p]), config.picture_size) for p in paths[start : start + config.batch_size]]
         sharp = torch.cat(squares).to(device)
-        views = []
-        for share in SHARPNESS:
-            small = to_square(sharp, max(8, round(share * config.picture_size)))
-            views.append(features(backbone, to_square(small, config.picture_size), config.size))
-        out.append(torch.stack(views))
+        small = [to_square(sharp, max(8, round(share * config.picture_size))) for share in SHARPNESS]
+        out.append(torch.stack([features(backbone, to_square(x, config.picture_size), config.size) for x in small]))
     return torch.cat(out, 1).cpu()
 
 
@@ -95,17 +92,13 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
     device = pick_device(config.device)
     pictures = _pictures_by_folder(Path(config.images))
     backbone = efficientnet(config.size, device)
-    rng = np.random.default_rng(config.seed)
-    paths, labels, held = [], [], []
-    for label, files in enumerate(pictures.values()):
-        test = min(max(1, round(config.held_out * len(files))), len(files) - 1)
-        paths += files
-        labels += [label] * len(files)
-        held += (rng.permutation(len(files)) < test).tolist()
+    rng, counts, held = np.random.default_rng(config.seed), [len(files) for files in pictures.values()], []
+    for n in counts:
+        held += (rng.permutation(n) < min(max(1, round(config.held_out * n)), n - 1)).tolist()
     with torch.inference_mode():
-        views = _views(paths, backbone, config, device)
-    views, target, is_held = views.clone(), torch.tensor(labels), torch.tensor(held)
-
+        views = _views([path for files in pictures.values() for path in files], backbone, config, device)
+    views, is_held = views.clone(), torch.tensor(held)
+    target = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     learn = views[:, ~is_held].flatten(0, 1)
     mean, std = learn.mean(0), learn.std(0) + 1e-3
     learn, learn_target = (learn - mean) / std, target[~is_held].repeat(len(SHARPNESS))

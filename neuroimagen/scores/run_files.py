@@ -83,15 +83,14 @@ def read_run(path: str | Path, to_write: bool = False) -> ReconstructRun:
     if to_write and path.is_dir() and not os.access(path, os.W_OK):
         raise ValueError(f"{path} cannot be written, and scores and report go there: copy the run to a place of yours")
     go_on = f"python trainers/reconstruct.py config={path / 'config.yaml'}"
+    no_run = f"{path} is not a run of trainers/reconstruct.py"
     open_run(path, "reconstruct")
     try:
         about = json.loads((path / "rows.json").read_text(encoding="utf-8"))
         trials = [json.loads(line) for line in (path / "trials.jsonl").read_text(encoding="utf-8").splitlines()]
         names, samples = [row["name"] for row in about["rows"]], int(about["samples"])
     except FileNotFoundError as error:
-        raise ValueError(
-            f"{path} is not a run of trainers/reconstruct.py (it holds no {Path(error.filename).name})"
-        ) from None
+        raise ValueError(f"{no_run} (it holds no {Path(error.filename).name})") from None
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"rows.json or trials.jsonl in {path} is damaged ({type(error).__name__}: {error})") from None
     if not trials or not names:

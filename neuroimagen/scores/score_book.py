@@ -17,7 +17,7 @@ from scipy.special import softmax
 from neuroimagen.run.collectives import spread
 from neuroimagen.scores import metrics as numbers
 from neuroimagen.scores.classifiers import Classifier
-from neuroimagen.scores.definitions import BEST, CONTROL_OF, METRICS, PAIRED, Facts, chosen, describe
+from neuroimagen.scores.definitions import BEST, CONTROL_OF, METRICS, PAIRED, chosen, describe
 from neuroimagen.scores.intervals import FEWEST, Estimate, bootstrap_means
 from neuroimagen.scores.measure import Arrays, Judge, Measured, load_judges, measure
 from neuroimagen.scores.metrics import success_by_rank
@@ -181,7 +181,7 @@ class ScoreBook:
         estimates = bootstrap_means(np.stack([found.ravel() for found in values], 1), units, shares)
         return dict(zip(columns, estimates, strict=True))
 
-    def _inside(self, row: str, group: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _inside(self, row: str, group: str) -> tuple[np.ndarray, ...]:
         """Which pictures of a row are in a group, a mask; of these the units, and the numbers of the truths."""
         samples, mask = self.measured.numbers[row].shape[1], self.wide[group]
         truths = self.measured.numbers["truth"][mask, 0]
@@ -306,12 +306,15 @@ class ScoreBook:
         samples, gallery, dealt = self.run.samples, self.measured.gallery, "the exact mean over all shuffles"
         if "all" in self.deals and (k := self.deals["all"].shape[2]) < len(self.run.trials) - 1:
             dealt = f"{k} seeded shuffles of each sample, the error of so few is part of the interval"
-        facts = Facts(self.n_way, self.top_k, self.judged, self.distractors, gallery, min(self.asked, gallery),
-                      self.splits, len(self.run.trials) * samples, dealt)  # fmt: skip
+        facts = {
+            "n_way": self.n_way, "top_k": self.top_k, "n_classes": self.judged, "distractors": self.distractors,
+            "gallery": gallery, "gallery_way": min(self.asked, gallery), "splits": self.splits,
+            "n_pictures": len(self.run.trials) * samples, "dealt": dealt,
+        }  # fmt: skip
         by_chance = {"is": 1.0, "is_inception": 1.0, "auc": 0.5, **{f"{name}_gain": 0.0 for name in PAIRED}}
         found = {}
         for name in measured:
-            said = found[name] = describe(name, facts)
+            said = found[name] = describe(name, **facts)
             said["ceiling"] = ceilings.get(name)
             if name in (tables := self._tables()):
                 said["chance"] = float(tables[name].mean())

@@ -1,7 +1,7 @@
 """Likeness of pictures to the pictures seen (SSIM, PixCorr), and distances of sets of features (FID, KID).
 
-Pictures are (B, 3, H, W) and (m, 3, H, W) in [0, 1]; `pairs` (p, 2) are integers, a row of the first and one of the
-second each (without them, picture i belongs to truth i). LPIPS: networks.py. Distances of features: measure.py.
+Pictures are (B, 3, H, W) and (m, 3, H, W) in [0, 1]; pairs (p, 2) are integers, a row of the first and one of the
+second each. LPIPS: networks.py. Distances of features: measure.py.
 """
 
 import functools
@@ -66,25 +66,18 @@ def _similar(x: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor, mirrore
     return found
 
 
-def _pairs(images: torch.Tensor, pairs: torch.Tensor | None) -> torch.Tensor:
-    """(p, 2) on the device of `images`; None: picture i with truth i."""
-    if pairs is None:
-        pairs = torch.arange(len(images))[:, None].expand(-1, 2)
-    return pairs.to(images.device)
-
-
 def _grey(images: torch.Tensor, weights: tuple[float, float, float]) -> torch.Tensor:
     return (images * images.new_tensor(weights).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
-def ssim(images: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor | None = None) -> torch.Tensor:
+def ssim(images: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
     """Structural similarity (Wang et al. 2004) with SSIM_SETTINGS -> (p, 2): in colour, the mean of the three channels,
     and in grey, of luma (ITU-R BT.601). That of Eq. 5, with gradients: pixel/losses.py.
     """
     assert images.shape[1:] == truths.shape[1:] and images.shape[1] == 3, (images.shape, truths.shape)
     luma = (0.299, 0.587, 0.114)
     images, truths = (torch.cat([x, _grey(x, luma)], 1) for x in (images, truths))
-    by_channel = _similar(images, truths, _pairs(images, pairs), mirrored=True)
+    by_channel = _similar(images, truths, pairs, mirrored=True)
     return torch.stack([by_channel[:, :3].mean(1), by_channel[:, 3]], 1)
 
 
@@ -94,17 +87,17 @@ def _suite_resize(n: int) -> torch.Tensor:
     return resize(resize(torch.eye(n)[None, None], SUITE_SIDE, n), SUITE_PIXELS, n)[0, 0]
 
 
-def ssim_425(images: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor | None = None) -> torch.Tensor:
+def ssim_425(images: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
     """SSIM with the settings of the MindEye suite, which are scikit-image's -> (p,): grey as ITU-R BT.709, population
     covariance, 5 px of border left out; window and constants as ours.
     """
     weights = (0.2125, 0.7154, 0.0721)  # scikit-image's rgb2gray
     down, across = (_suite_resize(n).to(images) for n in images.shape[-2:])
     x, y = (down @ _grey(z, weights) @ across.T for z in (images, truths))
-    return _similar(x, y, _pairs(images, pairs), mirrored=False)[:, 0]
+    return _similar(x, y, pairs, mirrored=False)[:, 0]
 
 
-def pixcorr(images: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor | None = None) -> torch.Tensor:
+def pixcorr(images: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
     """Pearson correlation of all pixels as in the MindEye suite, at 425 px by way of 256 -> (p,); 0 of a blank picture.
 
     Small pictures are never made that large: resizing D is linear, and with D = QR the products of resized pictures are
@@ -129,7 +122,7 @@ def pixcorr(images: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor | No
 
         x, y = reduced(images), reduced(truths)
         norms, least = [x.norm(dim=1), y.norm(dim=1)], 1e-9 * n
-    i, j = _pairs(images, pairs).T
+    i, j = pairs.T
     both = norms[0][i] * norms[1][j]
     return torch.where(both <= least, 0.0, (x @ y.T)[i, j] / both.clamp(min=1e-30)).to(images.dtype)
 
@@ -137,9 +130,8 @@ def pixcorr(images: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor | No
 def frechet_distance(features: np.ndarray | torch.Tensor, truths: np.ndarray | torch.Tensor) -> float:
     """FID (Heusel et al. 2017): |difference of means|^2 + Tr(S1 + S2 - 2 (S1 S2)^(1/2)) of (n, D) and (m, D).
 
-    Exact without a matrix root: with centred features A and B, the trace of the root is the sum of the singular values
-    of A B' / sqrt((n - 1)(m - 1)), which small samples do not upset (published code takes the root of a singular
-    matrix). In float64. ValueError: fewer than two pictures.
+    Exact without the root of a matrix, which of small samples is singular: with centred features A and B its trace is
+    the sum of the singular values of A B' / sqrt((n - 1)(m - 1)). In float64. ValueError: fewer than two pictures.
     """
     x, y = np.asarray(features, np.float64), np.asarray(truths, np.float64)
     if min(len(x), len(y)) < 2:
@@ -157,10 +149,9 @@ def kernel_distance(
     """KID (Binkowski et al. 2018): squared MMD, kernel k(x, y) = (x.y / D + 1)^3, of reconstructions and their truths.
 
     features: (n, D), of reconstructions x. truths: (m, D), of the DIFFERENT ground-truth pictures. which: (n,), the row
-    of each one's own truth y. The mean of k(x, x') + k(y, y') - k(x, y') - k(x', y) over all pairs x, x' of
-    different pictures: a reconstruction and its own truth, or two of one picture, are not independent. So it is
-    unbiased, may be below 0, and is 0 of the truths themselves. Float64. Collective: every rank; they share blocks of
-    pairs, and any number of processes finds the same bits. ValueError: reconstructions of fewer than two pictures.
+    of each one's own truth y. The mean of k(x, x') + k(y, y') - k(x, y') - k(x', y) over all pairs x, x' of different
+    pictures, as those of one are not independent: unbiased, and 0 of the truths themselves. Float64. Collective: every
+    rank; any number of processes finds the same bits. ValueError: reconstructions of fewer than two pictures.
     """
     of = torch.as_tensor(which)
     times = torch.bincount(of, minlength=len(truths)).double()

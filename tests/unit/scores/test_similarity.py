@@ -21,6 +21,11 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def each(n: int) -> torch.Tensor:
+    """Picture i and truth i."""
+    return torch.arange(n)[:, None].expand(-1, 2)
+
+
 def test_pictures_go_by_way_of_256_px():
     images = random(1, 3, 300, 200)
     by_hand = torch.nn.functional.interpolate(images, (256, 256), mode="bilinear", antialias=True)
@@ -39,8 +44,8 @@ def test_the_suites_numbers_are_numpys_and_scikit_images(height, width):
     x, y = (suite_pictures(z, 425) for z in (images, truths[which]))
     wanted = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(x.numpy(), y.numpy(), strict=True)]
     np.testing.assert_allclose(pixcorr(images, truths, pairs), wanted, atol=1e-5)
-    np.testing.assert_allclose(pixcorr(images, truths[which]), wanted, atol=1e-5)
-    assert 0 < wanted[0] < wanted[1] < 1 and pixcorr(truths, truths).tolist() == pytest.approx([1, 1])
+    np.testing.assert_allclose(pixcorr(images, truths[which], each(3)), wanted, atol=1e-5)
+    assert 0 < wanted[0] < wanted[1] < 1 and pixcorr(truths, truths, each(2)).tolist() == pytest.approx([1, 1])
     grey = [rgb2gray(z.permute(0, 2, 3, 1).numpy()) for z in (x, y)]
     wanted = [
         structural_similarity(
@@ -49,7 +54,7 @@ def test_the_suites_numbers_are_numpys_and_scikit_images(height, width):
         for x, y in zip(*grey, strict=True)
     ]  # fmt: skip
     np.testing.assert_allclose(ssim_425(images, truths, pairs), wanted, atol=2e-5)
-    assert torch.equal(ssim(images, truths, pairs), ssim(images, truths[which]))
+    assert torch.equal(ssim(images, truths, pairs), ssim(images, truths[which], each(3)))
 
 
 @pytest.mark.parametrize("side", [48, 264])
@@ -57,18 +62,18 @@ def test_a_blank_picture_correlates_with_nothing(side):
     truths = random(2, 3, side, side)
     blank = torch.full_like(truths, 0.3)
     blank[0, 0, 0, 0] = torch.nextafter(blank[0, 0, 0, 0], torch.tensor(1.0))  # rounding, as a resize leaves it
-    assert pixcorr(blank, truths).tolist() == [0, 0]
+    assert pixcorr(blank, truths, each(2)).tolist() == [0, 0]
 
 
 def test_ssim_by_hand():
     a, b = torch.full((1, 3, 16, 16), 0.5), torch.full((1, 3, 16, 16), 0.25)
     c1 = 0.01**2
     expected = (2 * 0.5 * 0.25 + c1) / (0.5**2 + 0.25**2 + c1)  # no variance: the luminance term alone
-    assert ssim(a, b).tolist() == [pytest.approx([expected, expected], rel=1e-5)]  # colour, grey
+    assert ssim(a, b, each(1)).tolist() == [pytest.approx([expected, expected], rel=1e-5)]  # colour, grey
     noise = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    assert ssim(noise, noise).flatten().tolist() == pytest.approx([1] * 4)
+    assert ssim(noise, noise, each(2)).flatten().tolist() == pytest.approx([1] * 4)
     with pytest.raises(ValueError, match="11 x 11"):
-        ssim(a[..., :8], b[..., :8])
+        ssim(a[..., :8], b[..., :8], each(1))
 
 
 @pytest.mark.parametrize("grey", [False, True])
@@ -85,7 +90,7 @@ def test_ssim_is_wang_2004_with_the_named_settings(grey):
         su, sv, suv = blur(u * u) - mu**2, blur(v * v) - mv**2, blur(u * v) - mu * mv
         return np.mean((2 * mu * mv + 1e-4) * (2 * suv + 9e-4) / ((mu**2 + mv**2 + 1e-4) * (su + sv + 9e-4)))
 
-    for i, value in enumerate(ssim(x, y)[:, int(grey)].tolist()):
+    for i, value in enumerate(ssim(x, y, each(2))[:, int(grey)].tolist()):
         u, v = x[i].double().numpy(), y[i].double().numpy()
         if grey:
             u, v = (np.tensordot([0.299, 0.587, 0.114], z, 1)[None] for z in (u, v))
