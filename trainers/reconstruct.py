@@ -106,7 +106,7 @@ def main(config: ReconstructConfig) -> int:
     settings = {name: getattr(config, name) for name in DRAWN_WITH} | {"height": size, "width": size}
     chunk = config.chunk or decided_by_main(lambda: chunk_before(run_dir))
     chunk = chunk or min(gather_objects(find_chunk(diffusion, len(trials), settings)))  # what fits everywhere
-    files = PictureFiles(run_dir, list(trials), rows, config.samples, chunk, decoders.g is not None, (size, size))
+    files = PictureFiles(run_dir, list(trials), rows, config.samples, chunk, size)
     infos = ({"key": key, **split.info(i), "index": i} for key, i in trials.items())
     in_force = dataclasses.replace(config, image_size=size, chunk=chunk)
     todo = decided_by_main(lambda: files.begin(infos, describe(in_force, decoders, split, diffusion)))  # chunk -> rows
