@@ -43,7 +43,7 @@ class ReconstructConfig:
     brain2image_vae: str | None = path_option(None, "the same trainer's, the VAE; row Brain2Image-VAE")
     neurovision: str | None = path_option(None, "run directory of trainers/neurovision.py; for row NeuroVision")
     rows: list[str] | None = option(
-        list(PAPER), f"any of {', '.join(ROWS)} (docs/scores.md); null: all but none that the runs given here allow"
+        list(PAPER), f"any of {', '.join(ROWS)} (docs/paper.md); null: all but none that the runs given here allow"
     )
     split: str = option("test", "split of the shards")
     samples: int = option(Settings.samples, "pictures a trial and row")
