@@ -43,7 +43,7 @@ class ReconstructConfig:
     brain2image_vae: str | None = path_option(None, "the same trainer's, the VAE; row Brain2Image-VAE")
     neurovision: str | None = path_option(None, "run directory of trainers/neurovision.py; for row NeuroVision")
     rows: list[str] | None = option(
-        list(PAPER), f"any of {', '.join(ROWS)} (docs/scores.md); null: all but none that the runs given here allow"
+        list(PAPER), f"any of {', '.join(ROWS)} (docs/paper.md); null: all but none that the runs given here allow"
     )
     split: str = option("test", "split of the shards")
     samples: int = option(Settings.samples, "pictures a trial and row")
@@ -106,7 +106,7 @@ def main(config: ReconstructConfig) -> int:
     settings = {name: getattr(config, name) for name in DRAWN_WITH} | {"height": size, "width": size}
     chunk = config.chunk or decided_by_main(lambda: chunk_before(run_dir))
     chunk = chunk or min(gather_objects(find_chunk(diffusion, len(trials), settings)))  # what fits everywhere
-    files = PictureFiles(run_dir, list(trials), rows, config.samples, chunk, decoders.g is not None, (size, size))
+    files = PictureFiles(run_dir, list(trials), rows, config.samples, chunk, size)
     infos = ({"key": key, **split.info(i), "index": i} for key, i in trials.items())
     in_force = dataclasses.replace(config, image_size=size, chunk=chunk)
     todo = decided_by_main(lambda: files.begin(infos, describe(in_force, decoders, split, diffusion)))  # chunk -> rows

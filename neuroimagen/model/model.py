@@ -98,7 +98,7 @@ class NeuroImagen(
     eeg: what EEG it takes (also what `reconstruct` checks and converts); settings: of `reconstruct`, by default
     pipeline: hub id of F, or "diffusion": the folder of that name in the model's own directory
     features, generator, semantics: the arguments of f_θ, G, and of M_s for "label" and "blip"; None: not in this model
-    about: what the model card says of data, protocol, scores (model_card.py)
+    about: what the model card says of data, protocol, scores (card.py)
     """
 
     def __init__(

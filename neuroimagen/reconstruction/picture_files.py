@@ -7,6 +7,7 @@ truth/<key>.png, maps/<key>.png, images/<row>/<key>_<sample>.png
 
 import contextlib
 import dataclasses
+import io
 import itertools
 import json
 import os
@@ -19,7 +20,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from neuroimagen.files import naming, pass_on, replacing, write_atomic
+from neuroimagen.files import pass_on, write_atomic
 from neuroimagen.reconstruction.decoders import Decoders
 from neuroimagen.reconstruction.reconstructor import Reconstructor, noise_seed
 from neuroimagen.rows import ROWS
@@ -57,31 +58,24 @@ class PictureFiles:
     """RUN/truth/<key>.png, RUN/maps/<key>.png, RUN/images/<row>/<key>_<sample>.png, in chunks of trials.
 
     Chunk c is always the same trials, keys[c * chunk : (c + 1) * chunk], whoever draws it and whenever: what is drawn
-    together decides the last bits of a picture. size: (height, width) in px of truths and pictures; None: any.
+    together decides the last bits of a picture. size: side in px of truths and pictures; None: any.
     """
 
     def __init__(
-        self,
-        run_dir: Path,
-        keys: Sequence[str],
-        rows: Sequence[str],
-        samples: int,
-        chunk: int,
-        maps: bool,
-        size: tuple[int, int] | None = None,
+        self, run_dir: Path, keys: Sequence[str], rows: Sequence[str], samples: int, chunk: int, size: int | None = None
     ) -> None:
-        self.run_dir, self.rows, self.samples, self.size = run_dir, list(rows), samples, size
+        self.run_dir, self.rows, self.samples = run_dir, list(rows), samples
+        self.size = None if size is None else (size, size)
         self.chunks = [list(keys[i : i + chunk]) for i in range(0, len(keys), chunk)]
-        self.kinds = ["truth", *["maps"] * maps, *rows]
+        self.kinds = ["truth", *["maps"] * any(ROWS[row].map for row in rows), *rows]
 
     @classmethod
     def of(cls, run_dir: Path) -> "PictureFiles":
         """Those of a run that wrote its rows.json and trials.jsonl. ValueError or OSError if these cannot be read."""
         about = json.loads((run_dir / "rows.json").read_text(encoding="utf-8"))
         keys = [json.loads(line)["key"] for line in (run_dir / "trials.jsonl").read_text(encoding="utf-8").splitlines()]
-        rows, settings = {row["name"]: row["map"] for row in about["rows"]}, about["settings"]
-        size = (settings["image_size"],) * 2
-        return cls(run_dir, keys, list(rows), about["samples"], settings["chunk"], any(rows.values()), size)
+        rows, settings = [row["name"] for row in about["rows"]], about["settings"]
+        return cls(run_dir, keys, rows, about["samples"], settings["chunk"], settings["image_size"])
 
     def folder(self, kind: str) -> Path:
         """kind: "truth", "maps" or the name of a row"""
@@ -131,8 +125,9 @@ class PictureFiles:
     def save(self, kind: str, number: int, pictures: Iterable[Tensor]) -> None:
         """Write a chunk's pictures, each (3, H, W) in [0, 1], as PNG: each file whole or not at all."""
         for path, picture in zip(self.files(kind, number), pictures, strict=True):
-            with naming(path), replacing(path) as partial:
-                to_image(picture).save(partial, format="PNG")
+            png = io.BytesIO()
+            to_image(picture).save(png, format="PNG")
+            write_atomic(path, png.getvalue())
 
     def end(self, seed: int) -> None:
         """Write pictures.jsonl: which file shows what, and what a picture's noise was seeded with; seed: of the run."""

@@ -15,6 +15,7 @@ from tiny_models import tiny_pipeline, tiny_shards, tiny_stage_runs
 
 from neuroimagen.baselines.brain2image import Brain2Image
 from neuroimagen.config import load_config
+from neuroimagen.run import processes
 from neuroimagen.run.seeds import seed_from
 
 TRAINER = Path(__file__).parents[2] / "trainers" / "reconstruct.py"
@@ -263,3 +264,19 @@ def test_mistakes_are_named_and_make_no_run(made, here, tmp_path, change, messag
     with pytest.raises(ValueError, match=message):
         here([*arguments, *changed, f"run_dir={tmp_path / 'new'}"])
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("rows=[I,X]", "different names out of I, L, B"),
+        ("saliency=null semantics_label=null semantics_blip=null", "rows=null draws what the given runs allow"),
+        ("chunk=-1", "at least one trial"),
+        ("strength=0", "not in .0, 1."),
+        ("rows=[I] rescale_embeddings=true", "no row of I has a decoded embedding"),
+    ],
+)
+def test_a_config_is_checked_before_processes_are_started(made, here, monkeypatch, change, message):
+    monkeypatch.setattr(processes, "make_accelerator", lambda *_: pytest.fail("processes were started"))
+    with pytest.raises(ValueError, match=message):
+        here([*made[1], *change.split(), "run_dir=/no/such/run"])

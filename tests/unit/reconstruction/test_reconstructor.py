@@ -241,7 +241,7 @@ def test_diffusers_own_setter_still_does_nothing(directories):
 
 
 def test_picture_files(tmp_path):
-    pictures = PictureFiles(tmp_path, ["a", "b", "c"], ["I", "L+I"], samples=2, chunk=2, maps=True)
+    pictures = PictureFiles(tmp_path, ["a", "b", "c"], ["I", "L+I"], samples=2, chunk=2)
     assert pictures.chunks == [["a", "b"], ["c"]]
     assert [path.name for path in pictures.files("L+I", 0)] == ["a_0.png", "a_1.png", "b_0.png", "b_1.png"]
     assert pictures.files("maps", 1) == [tmp_path / "maps" / "c.png"]
