@@ -122,15 +122,14 @@ class _Book:
 
     def references(self, columns: list[Column]) -> list[Row]:
         """Chance and ceiling, as the last rows of a table."""
-        ends = {
-            end: {m.name: {"value": getattr(m, end)} for m in self.metrics.values()} for end in ("chance", "ceiling")
-        }
+        chance = {name: {"value": m.chance} for name, m in self.metrics.items()}
+        ceiling = {name: {"value": m.ceiling} for name, m in self.metrics.items()}
         guessing = self.scores["truth"].get("guessing", {})
         blank, rows = [Cell()] * sum(not column.metric for column in columns[1:]), []
         for kind, name, found in (
-            ("chance", "chance", ends["chance"]),
+            ("chance", "chance", chance),
             ("chance", "guessing in the study", guessing),
-            ("ceiling", "the pictures seen", ends["ceiling"]),
+            ("ceiling", "the pictures seen", ceiling),
         ):
             cells = [c if c.text != ABSENT else Cell() for c in self.cells(columns, found)]
             if any(cell.text for cell in cells):
