@@ -257,7 +257,8 @@ def quality(folder: Path, rounds: int) -> str:
     from neuroimagen.pictures import list_pictures
     from neuroimagen.sample.captions import embed_captions
     from neuroimagen.scores.classifiers import load_classifier
-    from neuroimagen.scores.metrics import n_way_accuracy, ssim
+    from neuroimagen.scores.metrics import ranks_of, success_by_rank
+    from neuroimagen.scores.similarity import ssim
     from neuroimagen.studies.captions import label_caption
 
     demo = Path(__file__).parents[1] / "configs/demo.yaml"
@@ -293,9 +294,11 @@ def quality(folder: Path, rounds: int) -> str:
     rows, right = [], {}
     for each in sides:
         images = torch.from_numpy(np.stack(drawn[each.name])).permute(0, 3, 1, 2).float() / 255
-        found = torch.cat([classifier.probabilities(some) for some in images.split(32)]).numpy()
-        right[each.name] = n_way_accuracy(found, labels.repeat(2)).values
-        likeness = [ssim(images, which.repeat_interleave(2, 0))[:, 0].mean().item() for which in (truths, starts)]
+        found = torch.cat([classifier.outputs(some)["probabilities"] for some in images.split(32)]).numpy()
+        ranks = ranks_of(found, labels.repeat(2)[:, None])[:, 0]
+        right[each.name] = success_by_rank(found.shape[1], min(50, found.shape[1]), 1)[ranks]
+        pairs = torch.stack([torch.arange(len(images)), torch.arange(len(images)) // 2], 1)
+        likeness = [ssim(images, which, pairs)[:, 0].mean().item() for which in (truths, starts)]
         gap = right[each.name] - right[peer.name]
         error = 1.96 * gap.std() / len(gap) ** 0.5
         accuracy = f"{100 * right[each.name].mean():.1f}"

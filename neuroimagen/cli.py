@@ -29,7 +29,7 @@ COMMANDS = {
         "doctor.check", "CheckConfig", "check", "say what is in a study or its shards, and what is wrong", "source"
     ),
     "captions": Command("sample.captions", "CaptionsConfig", "caption_pictures", "caption pictures with BLIP, BLIP-2"),
-    "probe": Command("scores.classifiers", "ProbeConfig", "probe", "train a classifier for the scores"),
+    "probe": Command("scores.probe", "ProbeConfig", "probe", "train a classifier for the scores"),
     "evaluate": Command("report.tables", "EvaluateConfig", "evaluate", "score a reconstruct run", "run"),
     "export": Command("model.export", "ExportConfig", "export", "runs as one model for Python and the hub", "runs"),
     "report": Command("report.report", "ReportConfig", "report", "write a reconstruct run's page", "run"),

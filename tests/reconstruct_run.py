@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from neuroimagen.scores.classifiers import Classifier
+from neuroimagen.scores.score_book import ScoreBook
 from neuroimagen.studies.classes import CLASSES
 
 ROWS = {"I": (None, True), "L": ("label", False), "B": ("blip", False), "B+I": ("blip", True), "L+I": ("label", True)}
@@ -95,4 +96,11 @@ def by_colour(images):
 
 def colours(classes=CLASSES[:4], logits=by_colour):
     names, wnids = [c.name for c in classes], [c.wnid for c in classes]
-    return Classifier("colours", "the colour test", names, wnids, torch.device("cpu"), logits)
+    return Classifier("colours", "the colour test", names, wnids, torch.device("cpu"), lambda x: (logits(x), logits(x)))
+
+
+def score(run, classifier, n_way, top_k, batch_size=16, **choices):
+    """What scores.json will hold of a run."""
+    book = ScoreBook(run, classifier, n_way, top_k, **choices)
+    book.measure(batch_size)
+    return book.scores()

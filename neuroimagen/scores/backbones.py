@@ -4,11 +4,10 @@ Their parameters carry torchvision's names, so that the official weight files fi
 published build fails to import beside a CPU build of torch and takes transformers' CLIP down with it). For evaluation
 only: dropout and auxiliary heads are left out. Architectures: Krizhevsky 2014 (AlexNet, "one weird trick"), Szegedy et
 al. 2016 (Inception v3), He et al. 2016 with the stride in the 3 x 3 convolution (ResNet-50), Tan and Le 2019
-(EfficientNet-B1), Dosovitskiy et al. 2021 (ViT). tests/unit/test_networks.py holds each against torchvision's numbers.
+(EfficientNet-B1), Dosovitskiy et al. 2021 (ViT). test_networks.py holds each against torchvision's numbers.
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -53,29 +52,29 @@ class _Conv(nn.Module):
         return F.relu(self.bn(self.conv(x)))
 
 
-# A path of an Inception block is a chain of named convolutions; "a|b" is one that ends in two, side by side.
-_Path = Sequence[tuple[str, _Conv]]
-
-
 class _Mixed(nn.Module):
-    """Paths side by side, then a pooled one: "average" and "average inside" (borders not counted) go through
-    `branch_pool` and keep the size, "max" too, "halve" is a plain max pool with stride 2."""
+    """Chains of convolutions side by side, then a pooled one: "average" and "average inside" (borders not counted) go
+    through `branch_pool` and keep the size, "max" too, "halve" is a plain max pool with stride 2.
 
-    def __init__(self, paths: Sequence[_Path], pool: str, branch_pool: _Conv | None = None) -> None:
+    convolutions: torchvision's names, path_place, and what `_Conv` takes after the width. A chain that ends in ..._2a
+    and ..._2b forks: both see the same input.
+    """
+
+    def __init__(self, width: int, pool: str, pooled: int = 0, **convolutions: tuple) -> None:
         super().__init__()
-        self.paths = [[name for name, _ in path] for path in paths]
-        for path in paths:
-            for name, conv in path:
-                self.add_module(name, conv)
-        self.pool = pool
-        if branch_pool is not None:
-            self.branch_pool = branch_pool
+        self.pool, self.paths = pool, {name.partition("_")[0]: list[str]() for name in convolutions}
+        for name, (out, *how) in convolutions.items():
+            path = self.paths[name.partition("_")[0]]
+            self.add_module(name, _Conv(convolutions[path[-1]][0] if path else width, out, *how))
+            path.append(name)
+        if pooled:
+            self.branch_pool = _Conv(width, pooled)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = []
-        for names in self.paths:
+        for names in self.paths.values():
             h = x
-            forks = [name for name in names if name[-1] in "ab"]  # ..._2a and ..._2b see the same input
+            forks = [name for name in names if name[-1] in "ab"]
             for name in names[: len(names) - len(forks)]:
                 h = self.get_submodule(name)(h)
             out += [self.get_submodule(name)(h) for name in forks] or [h]
@@ -89,78 +88,26 @@ class _Mixed(nn.Module):
 
 
 def _block_a(width: int, pooled: int, pool: str) -> _Mixed:
-    paths = [
-        [("branch1x1", _Conv(width, 64))],
-        [("branch5x5_1", _Conv(width, 48)), ("branch5x5_2", _Conv(48, 64, 5))],
-        [
-            ("branch3x3dbl_1", _Conv(width, 64)),
-            ("branch3x3dbl_2", _Conv(64, 96, 3)),
-            ("branch3x3dbl_3", _Conv(96, 96, 3)),
-        ],
-    ]
-    return _Mixed(paths, pool, _Conv(width, pooled))
+    return _Mixed(
+        width, pool, pooled, branch1x1=(64,), branch5x5_1=(48,), branch5x5_2=(64, 5),
+        branch3x3dbl_1=(64,), branch3x3dbl_2=(96, 3), branch3x3dbl_3=(96, 3),
+    )  # fmt: skip
 
 
-def _block_b() -> _Mixed:
-    paths = [
-        [("branch3x3", _Conv(288, 384, 3, 2, pad=False))],
-        [
-            ("branch3x3dbl_1", _Conv(288, 64)),
-            ("branch3x3dbl_2", _Conv(64, 96, 3)),
-            ("branch3x3dbl_3", _Conv(96, 96, 3, 2, pad=False)),
-        ],
-    ]
-    return _Mixed(paths, "halve")
-
-
-def _block_c(width: int, pool: str) -> _Mixed:
-    paths = [
-        [("branch1x1", _Conv(768, 192))],
-        [
-            ("branch7x7_1", _Conv(768, width)),
-            ("branch7x7_2", _Conv(width, width, (1, 7))),
-            ("branch7x7_3", _Conv(width, 192, (7, 1))),
-        ],
-        [
-            ("branch7x7dbl_1", _Conv(768, width)),
-            ("branch7x7dbl_2", _Conv(width, width, (7, 1))),
-            ("branch7x7dbl_3", _Conv(width, width, (1, 7))),
-            ("branch7x7dbl_4", _Conv(width, width, (7, 1))),
-            ("branch7x7dbl_5", _Conv(width, 192, (1, 7))),
-        ],
-    ]
-    return _Mixed(paths, pool, _Conv(768, 192))
-
-
-def _block_d() -> _Mixed:
-    paths = [
-        [("branch3x3_1", _Conv(768, 192)), ("branch3x3_2", _Conv(192, 320, 3, 2, pad=False))],
-        [
-            ("branch7x7x3_1", _Conv(768, 192)),
-            ("branch7x7x3_2", _Conv(192, 192, (1, 7))),
-            ("branch7x7x3_3", _Conv(192, 192, (7, 1))),
-            ("branch7x7x3_4", _Conv(192, 192, 3, 2, pad=False)),
-        ],
-    ]
-    return _Mixed(paths, "halve")
+def _block_c(n: int, pool: str) -> _Mixed:
+    return _Mixed(
+        768, pool, 192, branch1x1=(192,), branch7x7_1=(n,), branch7x7_2=(n, (1, 7)), branch7x7_3=(192, (7, 1)),
+        branch7x7dbl_1=(n,), branch7x7dbl_2=(n, (7, 1)), branch7x7dbl_3=(n, (1, 7)), branch7x7dbl_4=(n, (7, 1)),
+        branch7x7dbl_5=(192, (1, 7)),
+    )  # fmt: skip
 
 
 def _block_e(width: int, pool: str) -> _Mixed:
-    paths = [
-        [("branch1x1", _Conv(width, 320))],
-        [
-            ("branch3x3_1", _Conv(width, 384)),
-            ("branch3x3_2a", _Conv(384, 384, (1, 3))),
-            ("branch3x3_2b", _Conv(384, 384, (3, 1))),
-        ],
-        [
-            ("branch3x3dbl_1", _Conv(width, 448)),
-            ("branch3x3dbl_2", _Conv(448, 384, 3)),
-            ("branch3x3dbl_3a", _Conv(384, 384, (1, 3))),
-            ("branch3x3dbl_3b", _Conv(384, 384, (3, 1))),
-        ],
-    ]
-    return _Mixed(paths, pool, _Conv(width, 192))
+    return _Mixed(
+        width, pool, 192, branch1x1=(320,),
+        branch3x3_1=(384,), branch3x3_2a=(384, (1, 3)), branch3x3_2b=(384, (3, 1)),
+        branch3x3dbl_1=(448,), branch3x3dbl_2=(384, 3), branch3x3dbl_3a=(384, (1, 3)), branch3x3dbl_3b=(384, (3, 1)),
+    )  # fmt: skip
 
 
 class InceptionV3(nn.Module):
@@ -176,27 +123,28 @@ class InceptionV3(nn.Module):
         self.Conv2d_1a_3x3 = _Conv(3, 32, 3, 2, pad=False)
         self.Conv2d_2a_3x3 = _Conv(32, 32, 3, pad=False)
         self.Conv2d_2b_3x3 = _Conv(32, 64, 3)
+        self.maxpool1 = nn.MaxPool2d(3, 2)
         self.Conv2d_3b_1x1 = _Conv(64, 80)
         self.Conv2d_4a_3x3 = _Conv(80, 192, 3, pad=False)
-        self.Mixed_5b = _block_a(192, 32, pool)
-        self.Mixed_5c = _block_a(256, 64, pool)
-        self.Mixed_5d = _block_a(288, 64, pool)
-        self.Mixed_6a = _block_b()
-        self.Mixed_6b = _block_c(128, pool)
-        self.Mixed_6c = _block_c(160, pool)
-        self.Mixed_6d = _block_c(160, pool)
-        self.Mixed_6e = _block_c(192, pool)
-        self.Mixed_7a = _block_d()
-        self.Mixed_7b = _block_e(1280, pool)
-        self.Mixed_7c = _block_e(2048, "max" if fid else pool)
+        self.maxpool2 = nn.MaxPool2d(3, 2)
+        self.Mixed_5b, self.Mixed_5c, self.Mixed_5d = (_block_a(*w, pool) for w in ((192, 32), (256, 64), (288, 64)))
+        self.Mixed_6a = _Mixed(
+            288, "halve", branch3x3=(384, 3, 2, False),
+            branch3x3dbl_1=(64,), branch3x3dbl_2=(96, 3), branch3x3dbl_3=(96, 3, 2, False),
+        )  # fmt: skip
+        self.Mixed_6b, self.Mixed_6c, self.Mixed_6d, self.Mixed_6e = (_block_c(w, pool) for w in (128, 160, 160, 192))
+        self.Mixed_7a = _Mixed(
+            768, "halve", branch3x3_1=(192,), branch3x3_2=(320, 3, 2, False),
+            branch7x7x3_1=(192,), branch7x7x3_2=(192, (1, 7)), branch7x7x3_3=(192, (7, 1)),
+            branch7x7x3_4=(192, 3, 2, False),
+        )  # fmt: skip
+        self.Mixed_7b, self.Mixed_7c = _block_e(1280, pool), _block_e(2048, "max" if fid else pool)
         self.fc = nn.Linear(2048, 1008 if fid else 1000)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
-        x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, 2)))
-        x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(F.max_pool2d(x, 3, 2))))
-        x = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))))
-        return self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x))).mean((2, 3))
+        for layer in [*self.children()][:-1]:
+            x = layer(x)
+        return x.mean((2, 3))
 
 
 class _Bottleneck(nn.Module):
@@ -276,14 +224,9 @@ class EfficientNetB1(nn.Module):
 
     # expansion, kernel, stride, width in, width out, blocks of B0
     STAGES = (
-        (1, 3, 1, 32, 16, 1),
-        (6, 3, 2, 16, 24, 2),
-        (6, 5, 2, 24, 40, 2),
-        (6, 3, 2, 40, 80, 3),
-        (6, 5, 1, 80, 112, 3),
-        (6, 5, 2, 112, 192, 4),
-        (6, 3, 1, 192, 320, 1),
-    )
+        (1, 3, 1, 32, 16, 1), (6, 3, 2, 16, 24, 2), (6, 5, 2, 24, 40, 2), (6, 3, 2, 40, 80, 3),
+        (6, 5, 1, 80, 112, 3), (6, 5, 2, 112, 192, 4), (6, 3, 1, 192, 320, 1),
+    )  # fmt: skip
 
     def __init__(self) -> None:
         super().__init__()

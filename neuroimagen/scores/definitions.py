@@ -5,6 +5,7 @@ cannot tell: docs/scores.md.
 """
 
 import difflib
+import functools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -25,35 +26,23 @@ SMALL = (
 
 
 class Metric(NamedTuple):
-    """One metric; texts may hold {fields} of `Facts`."""
+    """One metric; texts may hold {facts} of `describe`."""
 
     head: str
-    scale: int  # 100: shown in per cent
-    digits: int
-    better: str | None  # "higher" | "lower"
     definition: str
     source: str
-    chance_of: str
+    chance_of: str = ""
+    better: str | None = "higher"  # | "lower"
+    scale: int = 1  # 100: shown in per cent
+    digits: int = 3
     by_class: bool = True  # makes sense within one class
-
-
-class Facts(NamedTuple):
-    """What the texts refer to."""
-
-    n_way: int
-    top_k: int
-    n_classes: int
-    distractors: str  # "classifier" | "study"
-    gallery: int  # different ground-truth pictures
-    gallery_way: int
-    splits: int
-    n_pictures: int  # reconstructions of a row
-    dealt: str  # over which shuffles X other is a mean
 
 
 _GUESS = "a guess among the {n_classes} classes of the {distractors}"
 _OTHER = "the same reconstructions dealt out to the trials at random: a number for each row, in the line below"
 _TWO = "a reconstruction that has nothing to do with the picture seen"
+_SAME = "one and the same picture for all"
+_WITHIN = "by another network than theirs: comparable within this run only"
 _PICK = "a picture of the test set picked blindly"
 _ACC = (
     "{{n_way}}-way top-{{top_k}} accuracy: {0} ranks among the first {{top_k}} of {{n_way}} classes by the "
@@ -67,123 +56,107 @@ _KID = (
     "Squared maximum mean discrepancy, cubic kernel, between the same features as FID's, over all pairs but those of "
     "one picture seen, which are not independent: unbiased, so it may be below 0, but noisy for few."
 )
-_RETRIEVAL = "The picture seen is among the {0} of the test set's {{gallery}} pictures that correlate most with the "
+
+_percent = functools.partial(Metric, scale=100, digits=1)
+
+
+def _retrieval(head: str, features: str, among: str, others: str) -> list[Metric]:
+    """Top 1, top 5 and N-way in the features of one network; among, others: sources of the first two, of the last."""
+    first = (
+        "The picture seen is among the {0} of the test set's {{gallery}} pictures that correlate most with the "
+        f"reconstruction in {features}."
+    )
+    n_way = (
+        f"The picture seen correlates more with the reconstruction, in {features}, than {{gallery_way}} - 1 others "
+        "drawn from the test set (expectation over all draws)."
+    )
+    return [*(_percent(f"{head} top-{k} (%)", first.format(k), among, _PICK) for k in (1, 5)),
+            _percent(f"{head} N-way (%)", n_way, others, _PICK)]  # fmt: skip
+
 
 METRICS: dict[str, Metric] = {
-    "acc": Metric(
-        "ACC (%)", 100, 1, "higher",
-        _ACC.format("the class that the classifier sees in the ground-truth picture"),
+    "acc": _percent(
+        "ACC (%)", _ACC.format("the class that the classifier sees in the ground-truth picture"),
         PAPER + "; MinD-Vis (Chen et al. 2023, arXiv 2211.06956), with 50 classes and random draws", _GUESS,
     ),
-    "acc_balanced": Metric(
-        "balanced ACC (%)", 100, 1, "higher",
+    "acc_balanced": _percent(
+        "balanced ACC (%)",
         "The mean over the data set's classes of ACC within each: a class that comes often counts no more than others.",
         "Brodersen et al. 2010, of the N-way accuracy", _GUESS, by_class=False,
     ),
     "auc": Metric(
-        "AUC", 1, 3, "higher",
+        "AUC",
         "Area under the ROC curve of the study's two classes, by the classifier's probability on the reconstruction of "
         "one against the other: the share of pairs of trials, one of each class, that it orders rightly (ties half).",
         "Hanley and McNeil 1982", "a score that has nothing to do with the class", by_class=False,
     ),
-    "shuffled": Metric(
-        "shuffled (%)", 100, 1, None,
+    "shuffled": _percent(
+        "shuffled (%)",
         "What ACC would be if the same reconstructions were dealt out to the trials at random (exact mean over all "
         "shuffles): the chance of a decoder that draws the same pictures, but blindly.",
-        "ours", "it is a chance level itself", by_class=False,
+        "ours", "it is a chance level itself", None, by_class=False,
     ),
-    "acc_label": Metric(
-        "ACC by label (%)", 100, 1, "higher", "Generation accuracy: "
-        + _ACC.format("the data set's label of the trial"),
+    "acc_label": _percent(
+        "ACC by label (%)", "Generation accuracy: " + _ACC.format("the data set's label of the trial"),
         "ours; EEGStyleGAN-ADA and GWIT report accuracy by label", _GUESS,
     ),
     "is": Metric(
-        "IS", 1, 2, "higher",
-        "Inception Score by the classifier, {splits} split(s), softmax over all its classes" + SAME_WAY + ".",
-        "Salimans et al. 2016 (arXiv 1606.03498), Eq. 1; " + PAPER, "one and the same picture for all", by_class=False,
+        "IS", "Inception Score by the classifier, {splits} split(s), softmax over all its classes" + SAME_WAY + ".",
+        "Salimans et al. 2016 (arXiv 1606.03498), Eq. 1; " + PAPER, _SAME, digits=2, by_class=False,
     ),
     "is_inception": Metric(
-        "IS (Inception)", 1, 2, "higher",
+        "IS (Inception)",
         "Inception Score by the Inception of 2015, {splits} split(s), softmax over its 1,008 classes" + SAME_WAY + ".",
-        "Salimans et al. 2016 (arXiv 1606.03498), Eq. 1", "one and the same picture for all", by_class=False,
+        "Salimans et al. 2016 (arXiv 1606.03498), Eq. 1", _SAME, digits=2, by_class=False,
     ),
     "ssim": Metric(
-        "SSIM", 1, 3, "higher",
+        "SSIM",
         "Structural similarity with the picture seen, mean of the colour channels: Gaussian window 11 px, sigma 1.5, "
         "borders mirrored, at the pictures' own size.",
         "Wang et al. 2004; the paper gives no settings", _OTHER,
     ),
-    "ssim_grey": Metric(
-        "SSIM grey", 1, 3, "higher", "The same SSIM of luma (ITU-R BT.601).", "Wang et al. 2004", _OTHER
-    ),
+    "ssim_grey": Metric("SSIM grey", "The same SSIM of luma (ITU-R BT.601).", "Wang et al. 2004", _OTHER),
     "ssim_425": Metric(
-        "SSIM 425 px", 1, 3, "higher",
+        "SSIM 425 px",
         "Structural similarity with the MindEye suite's settings: grey, 425 px by way of 256, Gaussian window 11 px, "
         "sigma 1.5, borders left out.",
         MINDEYE, _OTHER,
     ),
     "pixcorr": Metric(
-        "PixCorr", 1, 3, "higher", "Pearson correlation of the pixels (425 px by way of 256) with the picture seen.",
-        MINDEYE, _OTHER,
+        "PixCorr", "Pearson correlation of the pixels (425 px by way of 256) with the picture seen.", MINDEYE, _OTHER
     ),
     "lpips": Metric(
-        "LPIPS", 1, 3, "lower", "Learned perceptual distance (AlexNet) to the picture seen.",
-        "Zhang et al. 2018 (arXiv 1801.03924)", _OTHER,
+        "LPIPS", "Learned perceptual distance (AlexNet) to the picture seen.", "Zhang et al. 2018 (arXiv 1801.03924)",
+        _OTHER, "lower",
     ),
-    "alex2": Metric("AlexNet(2) (%)", 100, 1, "higher", TWO_WAY.format("AlexNet's 2nd convolution"), MINDEYE, _TWO),
-    "alex5": Metric("AlexNet(5) (%)", 100, 1, "higher", TWO_WAY.format("AlexNet's 5th convolution"), MINDEYE, _TWO),
-    "inception": Metric(
-        "Inception (%)", 100, 1, "higher", TWO_WAY.format("Inception-v3's last pooling"), MINDEYE, _TWO
+    "alex2": _percent("AlexNet(2) (%)", TWO_WAY.format("AlexNet's 2nd convolution"), MINDEYE, _TWO),
+    "alex5": _percent("AlexNet(5) (%)", TWO_WAY.format("AlexNet's 5th convolution"), MINDEYE, _TWO),
+    "inception": _percent("Inception (%)", TWO_WAY.format("Inception-v3's last pooling"), MINDEYE, _TWO),
+    "clip": _percent("CLIP (%)", TWO_WAY.format("CLIP's ViT-L/14 picture encoder"), MINDEYE, _TWO),
+    "effnet": Metric("EffNet-B", DISTANCE.format("EfficientNet-B1"), MINDEYE, _OTHER, "lower"),
+    "swav": Metric("SwAV", DISTANCE.format("SwAV-ResNet50"), MINDEYE, _OTHER, "lower"),
+    "two_way": _percent(
+        "two-way (%)", TWO_WAY.format("the classifier's last features"), "as the MindEye suite's, by the classifier",
+        _TWO,
     ),
-    "clip": Metric("CLIP (%)", 100, 1, "higher", TWO_WAY.format("CLIP's ViT-L/14 picture encoder"), MINDEYE, _TWO),
-    "effnet": Metric("EffNet-B", 1, 3, "lower", DISTANCE.format("EfficientNet-B1"), MINDEYE, _OTHER),
-    "swav": Metric("SwAV", 1, 3, "lower", DISTANCE.format("SwAV-ResNet50"), MINDEYE, _OTHER),
-    "two_way": Metric(
-        "two-way (%)", 100, 1, "higher", TWO_WAY.format("the classifier's last features"),
-        "as the MindEye suite's, by the classifier", _TWO,
-    ),
-    "retrieval_top1": Metric(
-        "retrieval top-1 (%)", 100, 1, "higher",
-        _RETRIEVAL.format("1") + "reconstruction in the classifier's last features.",
-        "as MindEye's retrieval of 300, over the whole test set", _PICK,
-    ),
-    "retrieval_top5": Metric(
-        "retrieval top-5 (%)", 100, 1, "higher",
-        _RETRIEVAL.format("5") + "reconstruction in the classifier's last features.",
-        "as MindEye's retrieval of 300, over the whole test set", _PICK,
-    ),
-    "retrieval_nway": Metric(
-        "retrieval N-way (%)", 100, 1, "higher",
-        "The picture seen correlates more with the reconstruction, in the classifier's last features, than "
-        "{gallery_way} - 1 others drawn from the test set (expectation over all draws).",
-        "as THINGS-EEG2's 200-way retrieval (Song et al. 2024, arXiv 2308.13234), by pictures", _PICK,
-    ),
-    "clip_top1": Metric(
-        "CLIP top-1 (%)", 100, 1, "higher", _RETRIEVAL.format("1") + "reconstruction in CLIP's features.", MINDEYE,
-        _PICK,
-    ),
-    "clip_top5": Metric(
-        "CLIP top-5 (%)", 100, 1, "higher", _RETRIEVAL.format("5") + "reconstruction in CLIP's features.", MINDEYE,
-        _PICK,
-    ),
-    "clip_nway": Metric(
-        "CLIP N-way (%)", 100, 1, "higher",
-        "The picture seen correlates more with the reconstruction, in CLIP's features, than {gallery_way} - 1 others "
-        "drawn from the test set (expectation over all draws).",
-        MINDEYE, _PICK,
-    ),
+    **{f"{name}_{kind}": metric for name, metrics in (
+        ("retrieval", _retrieval(
+            "retrieval", "the classifier's last features", "as MindEye's retrieval of 300, over the whole test set",
+            "as THINGS-EEG2's 200-way retrieval (Song et al. 2024, arXiv 2308.13234), by pictures",
+        )),
+        ("clip", _retrieval("CLIP", "CLIP's features", MINDEYE, MINDEYE)),
+    ) for kind, metric in zip(("top1", "top5", "nway"), metrics, strict=True)},
     "fid": Metric(
-        "FID", 1, 1, "lower", _FID.format("2,048 of the Inception of 2015"), "Heusel et al. 2017 (arXiv 1706.08500)",
-        "", by_class=False,
+        "FID", _FID.format("2,048 of the Inception of 2015"), "Heusel et al. 2017 (arXiv 1706.08500)",
+        better="lower", digits=1, by_class=False,
     ),
-    "kid": Metric("KID", 1, 4, "lower", _KID, "Bińkowski et al. 2018 (arXiv 1801.01401)", "", by_class=False),
+    "kid": Metric("KID", _KID, "Bińkowski et al. 2018 (arXiv 1801.01401)", better="lower", digits=4, by_class=False),
     "fid_classifier": Metric(
-        "FID (classifier)", 1, 1, "lower", _FID.format("the classifier's last"),
-        "Heusel et al. 2017, by another network than theirs: comparable within this run only", "", by_class=False,
+        "FID (classifier)", _FID.format("the classifier's last"), "Heusel et al. 2017, " + _WITHIN,
+        better="lower", digits=1, by_class=False,
     ),
     "kid_classifier": Metric(
-        "KID (classifier)", 1, 4, "lower", _KID,
-        "Bińkowski et al. 2018, by another network than theirs: comparable within this run only", "", by_class=False,
+        "KID (classifier)", _KID, "Bińkowski et al. 2018, " + _WITHIN, better="lower", digits=4, by_class=False
     ),
 }  # fmt: skip
 # Metrics of a reconstruction and its truth that smooth or frequent pictures do well in whatever was seen: each stands
@@ -200,10 +173,10 @@ def _controls(name: str) -> dict[str, Metric]:
     gain = f"{of.head} - {of.head} other" if nearer else f"{of.head} other - {of.head}"
     return {
         f"{name}_other": Metric(
-            f"{of.head} other", 1, 3, None, other, "ours", "it is a chance level itself", by_class=False
+            f"{of.head} other", other, "ours", "it is a chance level itself", better=None, by_class=False
         ),
         f"{name}_gain": Metric(
-            f"{of.head} gain", 1, 3, "higher", f"{gain}: what is owed to the picture seen.", "ours",
+            f"{of.head} gain", f"{gain}: what is owed to the picture seen.", "ours",
             "a picture that knows nothing of the one seen", by_class=False,
         ),
     }  # fmt: skip
@@ -233,18 +206,19 @@ def chosen(names: Iterable[str]) -> list[str]:
     return [name for name in METRICS if "all" in names or CONTROL_OF.get(name, name) in asked]
 
 
-def describe(name: str, facts: Facts) -> dict[str, Any]:
-    """What scores.json says of a metric, before its chance and ceiling."""
-    metric, fields = METRICS[name], facts._asdict()
+def describe(name: str, **facts: Any) -> dict[str, Any]:
+    """What scores.json says of a metric, before its chance and ceiling.
+
+    facts: n_way, top_k, n_classes; distractors, "classifier" or "study"; gallery, how many different ground-truth
+    pictures, gallery_way; splits; n_pictures, reconstructions of a row; dealt, over which shuffles X other is a mean.
+    """
+    metric = METRICS[name]
     return {
-        "head": metric.head,
-        "scale": metric.scale,
-        "digits": metric.digits,
-        "better": metric.better,
+        **{key: getattr(metric, key) for key in ("head", "scale", "digits", "better")},
         "chance": None,
-        "chance_of": metric.chance_of.format(**fields) or "no chance level is defined",
+        "chance_of": metric.chance_of.format(**facts) or "no chance level is defined",
         "ceiling": None,
         "ceiling_of": "the ground-truth pictures themselves",
-        "definition": metric.definition.format(**fields),
+        "definition": metric.definition.format(**facts),
         "source": metric.source,
     }

@@ -17,9 +17,9 @@ from neuroimagen.files import write_atomic
 from neuroimagen.run import inputs
 from neuroimagen.run.collectives import decided_by_main, on_every_rank
 from neuroimagen.run.processes import leave_process_group, make_accelerator
-from neuroimagen.scores.book import ScoreBook
-from neuroimagen.scores.classifiers import Classifier, load_classifier, pick_device
-from neuroimagen.scores.run_files import VERSION, ReconstructRun, inputs_of, read_run
+from neuroimagen.scores.classifiers import load_classifier, pick_device
+from neuroimagen.scores.run_files import ReconstructRun, inputs_of, read_run
+from neuroimagen.scores.score_book import ScoreBook
 
 
 @dataclasses.dataclass
@@ -50,39 +50,15 @@ class EvaluateConfig:
     device: str = option("auto", "auto | cpu | cuda")
 
 
-def score(
-    run: ReconstructRun, classifier: Classifier, n_way: int, top_k: int, batch_size: int = 16, **choices: Any
-) -> dict[str, Any]:
-    """Everything that scores.json holds; choices: as of ScoreBook. Collective: every rank."""
-    book = ScoreBook(run, classifier, n_way, top_k, **choices)
-    book.measure(batch_size)
-    return whole(book)
-
-
-def whole(book: ScoreBook) -> dict[str, Any]:
-    """scores.json: what the book found, and what its readers want to know of the run. Collective: every rank."""
-    about = book.run.about
-    return {
-        "format": "neuroimagen-scores",
-        "version": VERSION,
-        "simulated": bool(about.get("simulated")),
-        "dataset": about.get("manifest", {}).get("dataset"),
-        "captions_source": about.get("captions_source"),
-        **book.scores(),
-    }
-
-
 def to_csv(scores: dict[str, Any]) -> str:
     """scores.json as a tidy table: row, group, metric, value, low, high, n."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["row", "group", "metric", "value", "low", "high", "n"])
+    numbers = ("value", "low", "high", "n")
+    table.writerow(["row", "group", "metric", *numbers])
     for row, groups in scores["rows"].items():
         for group, metrics in groups.items():
-            for metric, e in metrics.items():
-                table.writerow(
-                    [row, group, metric, *(e[k] if e[k] is not None else "" for k in ("value", "low", "high", "n"))]
-                )
+            table.writerows([row, group, metric, *(e[k] for k in numbers)] for metric, e in metrics.items())
     return text.getvalue()
 
 
@@ -108,7 +84,7 @@ def evaluate(
         config.weights, config.download,
     )  # fmt: skip
     book.measure(config.batch_size)
-    scores = whole(book) | {"config": dataclasses.asdict(config), "made_of": inputs.digests(made_of)}
+    scores = book.scores() | {"config": dataclasses.asdict(config), "made_of": inputs.digests(made_of)}
     pictures = book.pictures_csv()
     if said := decided_by_main(lambda: inputs.changes(made_of, inputs_of(run, config.classifier))):
         raise ValueError(f"{run.path} was being scored with {said}: give the same command again")

@@ -41,14 +41,6 @@ def jackknife(value: float, without: np.ndarray) -> Estimate:
     return Estimate(value, value - error, value + error, n)
 
 
-def expanded_level(n: int) -> float:
-    """The lower level of a 95 % percentile bootstrap of n units: Phi(-sqrt(n / (n - 1)) t_.975,n-1), .025 for many.
-
-    Hesterberg 2015 (What Teachers Should Know About the Bootstrap): resamples of few units spread too little.
-    """
-    return float(ndtr(-math.sqrt(n / (n - 1)) * stdtrit(n - 1, 0.975)))
-
-
 def bootstrap_means(
     values: np.ndarray, units: np.ndarray, shares: Sequence[bool] = (), resamples: int = 2000, seed: int = 0
 ) -> list[Estimate]:
@@ -56,7 +48,7 @@ def bootstrap_means(
 
     Several samples of one trial, and several people's trials of one picture, stand or fall together: so ground-truth
     pictures are resampled, never single reconstructions. All columns see the same resamples, as one matrix product.
-    Levels: `expanded_level`; fewer than FEWEST units have no interval. shares: (m,), for which columns `share` holds.
+    Fewer than FEWEST units have no interval. shares: (m,), for which columns `share` holds.
     """
     values, (names, unit) = np.asarray(values, dtype=np.float64), np.unique(units, return_inverse=True)
     assert values.ndim == 2 and len(values) == len(unit) > 0, values.shape
@@ -72,7 +64,8 @@ def bootstrap_means(
         drawn = rng.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
         weights = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
         found.append(weights @ sums / (weights @ counts)[:, None])
-    level = expanded_level(n)
+    # Resamples of few units spread too little; .025 for many (Hesterberg 2015, What Teachers Should Know ...)
+    level = float(ndtr(-math.sqrt(n / (n - 1)) * stdtrit(n - 1, 0.975)))
     low, high = np.quantile(np.concatenate(found), (level, 1 - level), axis=0)
     estimates = [Estimate(float(mean), float(a), float(b), n) for mean, a, b in zip(means, low, high, strict=True)]
     return [share(e) if is_share else e for e, is_share in zip(estimates, shares or [False] * len(means), strict=True)]

@@ -1,18 +1,17 @@
-"""One pass over a run's pictures: each different picture through each network once, each pair compared once.
+"""One pass over a run's pictures: each different picture through each network at hand once, each pair compared once.
 
-A reconstruction is compared with its own ground truth and with those that it is dealt (metrics.deal).
-
-Pictures are told apart by their pixels, so the ground truth of several subjects' trials, or a training picture that the
-retrieval row returns many times, is judged once. Work is cut in fixed batches that the processes take in turn: a
-picture meets the same company on any number of processes, and so the same bits come out.
+A reconstruction is compared with its own ground truth and with those that it is dealt (metrics.deal). Pictures are
+told apart by their pixels, so the ground truth of several subjects' trials, or a training picture that the retrieval
+row returns many times, is judged once. Work is cut in fixed batches that the processes take in turn: a picture meets
+the same company on any number of processes, and so the same bits come out.
 """
 
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,28 +19,70 @@ from torch import Tensor
 from torch import distributed as dist
 from tqdm import tqdm
 
-from neuroimagen.run.collectives import spread, world_size
+from neuroimagen.run.collectives import gather_objects, spread, world_size
 from neuroimagen.scores.classifiers import read_pictures, read_pixels
+from neuroimagen.scores.networks import Features, NotAvailable, load_lpips, load_network
+from neuroimagen.scores.similarity import pixcorr, ssim, ssim_425
 
 TRUTH_CACHE = 256 << 20  # bytes of ground-truth pictures kept by each process
 Arrays = dict[str, np.ndarray]
 T = TypeVar("T")
+NEEDED_BY = {  # network: metrics
+    "alexnet": ("alex2", "alex5"),
+    "inception": ("inception",),
+    "clip": ("clip", "clip_top1", "clip_top5", "clip_nway"),
+    "effnet": ("effnet",),
+    "swav": ("swav",),
+    "fid": ("fid", "kid", "is_inception"),
+    "lpips": ("lpips",),
+}
 
 
 @dataclasses.dataclass
 class Judge:
-    """A network, and what is wanted of its layers.
+    """A network, and what is wanted of its layers."""
 
-    `outputs` takes float (B, 3, H, W) in [0, 1] on the device and gives {layer: (B, D)}.
-    """
-
-    outputs: Callable[[Tensor], dict[str, Tensor]]
+    outputs: Features
     keep: Sequence[str] = ()  # layers handed back for each picture
     compare: Sequence[str] = ()  # layers correlated (Pearson) with those of the ground-truth pictures
 
 
-# reconstructions (B, 3, H, W), ground truths (m, 3, H, W) in [0, 1], pairs of them (p, 2) -> {metric: (p,)}
-PairMeasure = Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
+# k metrics: reconstructions (B, 3, H, W), ground truths (m, 3, H, W) in [0, 1], pairs of them (p, 2) -> (p, k), or (p,)
+PairMeasures = dict[tuple[str, ...], Callable[[Tensor, Tensor, Tensor], Tensor]]
+
+
+def load_judges(
+    wants: Callable[..., bool], device: torch.device, weights: str | None, download: bool, side: int
+) -> tuple[list[Judge], PairMeasures, dict[str, str]]:
+    """The networks, and what compares pairs, that wanted metrics need; of each metric that cannot be had, why and how.
+
+    wants(metric, ...): is any of them wanted. side: the shorter one of the pictures, in px. ValueError: a weight file
+    that is damaged or another network's, or that some processes find and others do not. Collective: every rank.
+    """
+    judges: list[Judge] = []
+    pairs: PairMeasures = {("ssim", "ssim_grey"): ssim}
+    pairs |= {(name,): compare for name, compare in (("ssim_425", ssim_425), ("pixcorr", pixcorr)) if wants(name)}
+    unavailable: dict[str, str] = {}
+    for name, needing in NEEDED_BY.items():
+        if not wants(*needing):
+            continue
+        try:
+            if name != "lpips":
+                layers = {"alexnet": ("alex2", "alex5"), "fid": ("fid", "logits")}.get(name, (name,))
+                use = "keep" if name == "fid" else "compare"
+                judges.append(Judge(load_network(name, device, weights, download), **{use: layers}))
+            elif side < 35:
+                raise NotAvailable(f"pictures of {side} px are too small for LPIPS; reconstruct at 35 px or more")
+            else:
+                pairs["lpips",] = load_lpips(device, weights, download)
+        except NotAvailable as error:
+            why = str(error).replace(" is not available: ", ": ", 1)
+            unavailable |= {metric: f"not available: {why}" for metric in needing if wants(metric)}
+    for rank, missing in enumerate(everyone := gather_objects(sorted(unavailable))):
+        if missing != everyone[0]:
+            apart = ", ".join(sorted({*missing} ^ {*everyone[0]}))
+            raise ValueError(f"ranks 0 and {rank} do not find the same networks ({apart}): give weights= that all see")
+    return judges, pairs, unavailable
 
 
 @dataclasses.dataclass
@@ -63,15 +104,9 @@ class Measured:
         return self.pairs[name][self.where[row, deal]]
 
 
-def _spread(parts: Sequence[T], work: Callable[[T], Arrays], weigh: Callable[[T], int], bar: Any) -> Arrays:
+def _spread(parts: Sequence[Sequence[T]], work: Callable[[Sequence[T]], Arrays]) -> Arrays:
     """`work` of each part, by the processes in turn; results concatenated in the parts' order, on every process."""
-
-    def counted(part: T) -> Arrays:
-        found = work(part)
-        bar.update(min(weigh(part) * world_size(), bar.total - bar.n))
-        return found
-
-    found = spread(counted, parts)
+    found = spread(work, parts)
     return {name: np.concatenate([arrays[name] for arrays in found]) for name in (found[0] if found else ())}
 
 
@@ -79,22 +114,15 @@ def _cut(items: Sequence[T], size: int) -> list[Sequence[T]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def _identify(paths: Sequence[Path], bar: Any) -> Arrays:
+def _identify(paths: Sequence[Path]) -> Arrays:
     """Of each picture a "digest" of its pixels, and its "size" (height, width)."""
-
-    def work(part: Sequence[Path]) -> Arrays:
-        pixels = [read_pixels(path) for path in part]
-        digests = [hashlib.blake2b(picture.tobytes(), digest_size=16).hexdigest() for picture in pixels]
-        return {"digest": np.array(digests), "size": np.array([picture.shape[:2] for picture in pixels])}
-
-    return _spread(_cut(paths, 64), work, lambda part: 0, bar)
+    pixels = [read_pixels(path) for path in paths]
+    digests = [hashlib.blake2b(picture.tobytes(), digest_size=16).hexdigest() for picture in pixels]
+    return {"digest": np.array(digests), "size": np.array([picture.shape[:2] for picture in pixels])}
 
 
 def standardise(features: Tensor) -> Tensor:
-    """Rows of (B, D) to mean 0 and length 1, so that products are Pearson correlations.
-
-    A row that is constant but for rounding becomes 0, as in perceptual.py.
-    """
+    """Rows of (B, D) to mean 0 and length 1, for Pearson correlations; those constant but for rounding to 0."""
     centred = features.float() - features.float().mean(1, keepdim=True)
     norms, scale = centred.norm(dim=1, keepdim=True), features.abs().amax(1, keepdim=True) * features.shape[1] ** 0.5
     return torch.where(norms > 1e-6 * scale, centred / norms.clamp(min=1e-30), 0.0)
@@ -104,8 +132,8 @@ def measure(
     rows: dict[str, list[list[Path]]],
     truths: list[Path],
     deals: dict[str, tuple[np.ndarray, np.ndarray]],
-    judges: Iterable[Judge],
-    pair_measures: Iterable[PairMeasure],
+    judges: Sequence[Judge],
+    pair_measures: PairMeasures,
     batch_size: int,
     device: torch.device,
 ) -> Measured:
@@ -117,11 +145,10 @@ def measure(
     and "rank <layer>", how many other ground truths correlate at least as much.
     ValueError: a picture that cannot be read, or of another size than its ground truth.
     """
-    judges, pair_measures = list(judges), list(pair_measures)
     everything = truths + [path for trial in zip(*rows.values(), strict=True) for cell in trial for path in cell]
     quiet = True if world_size() > 1 and dist.get_rank() else None
     with tqdm(total=0, desc="evaluate", unit="picture", disable=quiet) as bar:
-        about = _identify(everything, bar)
+        about = _spread(_cut(everything, 64), _identify)
         digests = dict(zip(everything, about["digest"].tolist(), strict=True))
         if len(wrong := np.flatnonzero((about["size"] != about["size"][0]).any(1))):
             (h, w), (h0, w0) = about["size"][wrong[0]], about["size"][0]
@@ -188,14 +215,15 @@ def measure(
             different, which = np.unique(target, return_inverse=True)
             seen = torch.stack([truth_picture(t) for t in different.tolist()]).to(device)
             both = torch.from_numpy(np.stack([at, which], 1)).to(device)
-            for measure_pairs in pair_measures:
-                values = measure_pairs(images, seen, both)
-                found |= {name: v.float().cpu().numpy() for name, v in values.items()}
+            for names, compare in pair_measures.items():
+                values = compare(images, seen, both).float().cpu().numpy()
+                found |= zip(names, values.reshape(len(both), -1).T, strict=True)
+            bar.update(min(len(part) * world_size(), bar.total - bar.n))
             return found
 
         cut = _cut(range(gallery), batch_size)
-        truth_layers = _spread(cut, forward, lambda part: 0, bar)
+        truth_layers = _spread(cut, forward)
         compared = {n: standardise(torch.from_numpy(truth_layers[n])).to(device) for j in judges for n in j.compare}
-        found = _spread([*cut, *_cut(range(gallery, len(paths)), batch_size)], work, len, bar)
+        found = _spread([*cut, *_cut(range(gallery, len(paths)), batch_size)], work)
     kept = {name: found.pop(name) for judge in judges for name in judge.keep}
     return Measured(numbers, kept, found, where, gallery)

@@ -1,22 +1,18 @@
-"""Numbers from arrays: N-way top-k accuracy (ACC), Inception Score (IS), structural similarity (SSIM), and intervals.
+"""Metrics of a classifier's outputs (N-way top-k accuracy, AUC, Inception Score), and what reconstructions get blindly.
 
-Section "Evaluation Metrics" of the paper (arXiv 2308.02510) names the three and follows Chen et al. 2023 (mind-vis) for
-ACC. All functions take plain arrays or tensors; pictures are float in [0, 1]. More: docs/scores.md.
+Section "Evaluation Metrics" of the paper (arXiv 2308.02510) follows Chen et al. 2023 (mind-vis) for the accuracy. The
+published code draws the N - 1 distractors at random, 40 to 1000 times: `success_by_rank` is what those draws converge
+to. Metrics of pictures and of features: similarity.py. More: docs/scores.md.
 """
 
 import functools
 import math
-from typing import NamedTuple
 
 import numpy as np
 import scipy.stats
 import torch
-import torch.nn.functional as F
 
 from neuroimagen.scores.intervals import FEWEST, Estimate, jackknife, share
-from neuroimagen.scores.networks import SUITE_SIDE, resize
-
-SSIM_SETTINGS = "SSIM: Gaussian window 11 x 11, sigma 1.5, k1 0.01, k2 0.03, data range 1, borders mirrored"
 
 
 @functools.lru_cache(maxsize=32)
@@ -38,8 +34,7 @@ def success_by_rank(n_classes: int, n_way: int, top_k: int) -> np.ndarray:
 
 def ranks_of(probabilities: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """How many other classes are at least as probable, for classes (n, T) or (T,) of (n, K) outputs: (n, T) integers.
-
-    A tie counts against the class, so a constant output ranks every class last.
+    A tie counts against the class: a constant output ranks every class last.
     """
     probabilities = np.ascontiguousarray(probabilities)
     assert np.isfinite(probabilities).all(), "a classifier gave a probability that is not finite"
@@ -62,49 +57,14 @@ def check_n_way(n_classes: int, n_way: int, top_k: int) -> int:
     return used
 
 
-class NWay(NamedTuple):
-    """Result of `n_way_accuracy`."""
-
-    values: np.ndarray  # (n,) float64: each picture's expected success over all draws of distractors
-    n_way: int  # the N used: what was asked for, capped at the classifier's classes
-    chance: float  # top_k / N
-
-
-def n_way_accuracy(probabilities: np.ndarray, truth: np.ndarray, n_way: int = 50, top_k: int = 1) -> NWay:
-    """N-way top-k classification accuracy of each picture, in closed form.
-
-    probabilities: (n, K), a classifier's output on the reconstructions. truth: (n,) integers, the class that the same
-    classifier gives the ground-truth picture (paper, section "Evaluation Metrics"), or any other class taken as true.
-    The published code draws the N - 1 distractors at random, 40 to 1000 times; this is what those draws converge to.
-    A tie counts against the picture: a class as probable as the truth ranks before it, so a constant output scores 0.
-    ValueError: N or top_k with which the question makes no sense.
-    """
-    probabilities, truth = np.asarray(probabilities), np.asarray(truth)
-    assert probabilities.ndim == 2 and truth.shape == probabilities.shape[:1], (probabilities.shape, truth.shape)
-    used = check_n_way(probabilities.shape[1], n_way, top_k)
-    rank = ranks_of(probabilities, truth[:, None])[:, 0]
-    return NWay(success_by_rank(probabilities.shape[1], used, top_k)[rank], used, top_k / used)
-
-
-def shuffled_accuracy(probabilities: np.ndarray, truth: np.ndarray, n_way: int = 50, top_k: int = 1) -> float:
-    """What `n_way_accuracy` would be on average if the truths were dealt out to the pictures at random.
-
-    probabilities: (n, K), truth: (n,), as there. The exact mean over all permutations of the truths: over all n x n
-    pairs of a picture and a truth, its own among them (without these, a perfect decoder of n classes with one picture
-    each would get 0, and not the 1/n of guessing). So it is the chance of a decoder that draws the same classes equally
-    often, but blindly; `NWay.chance` is that of a guesser among all classes of the classifier, also those that are not
-    in the study.
-    """
-    used = check_n_way(probabilities.shape[1], n_way, top_k)
-    classes, which = np.unique(truth, return_inverse=True)  # only these can be dealt out
-    success = success_by_rank(probabilities.shape[1], used, top_k)[ranks_of(probabilities, classes)]
-    return float(success.mean(0) @ np.bincount(which) / len(truth))
-
-
 def shuffled_estimate(success: np.ndarray, which: np.ndarray, units: np.ndarray) -> Estimate:
-    """`shuffled_accuracy` with its interval, from success (n, T) of n pictures at each of T truths; which (n,): theirs.
+    """What the N-way accuracy would be on average if the truths were dealt out to the pictures at random: the chance of
+    a decoder that draws the same classes equally often, but blindly.
 
-    The interval is a jackknife over units (n,): a bootstrap would repeat a unit and pair its pictures as if different.
+    From success (n, T) of n pictures at each of T truths; which (n,): theirs. The exact mean over all permutations:
+    over all n x n pairs of a picture and a truth, its own among them (without these, a perfect decoder of n classes
+    would get 0, not the 1/n of guessing). The interval is a jackknife over units (n,), as a bootstrap would repeat a
+    unit and pair its pictures as if different.
     """
     n, (names, unit) = success.shape[1], np.unique(units, return_inverse=True)
     sums = np.stack([np.bincount(unit, column, len(names)) for column in success.T], 1)  # (units, T)
@@ -117,23 +77,18 @@ def shuffled_estimate(success: np.ndarray, which: np.ndarray, units: np.ndarray)
     return share(jackknife(value, without))
 
 
-class Dealings(NamedTuple):
-    """What other trials' truths the reconstructions of n trials are compared with, to learn what they get blindly."""
+def deal(n: int, samples: int, least: int = 2000, seed: int = 0) -> np.ndarray:
+    """With which other trials' truths the reconstructions of n trials are compared, to learn what they get blindly:
+    (n, samples, k) trials.
 
-    trials: np.ndarray  # (n, samples, k): whose truth
-    exact: bool  # all n - 1 others: means over them are those over all permutations
-
-
-def deal(n: int, samples: int, least: int = 2000, seed: int = 0) -> Dealings:
-    """Cyclic shifts of a seeded permutation of n trials, other ones for each sample: each is one way to deal out the
-    truths, so every reconstruction and every truth counts alike.
-
-    As many (k) as make `least` pairs, 2 at least and all n - 1 at most; the shift by none is the trials' own truths.
+    Cyclic shifts of a seeded permutation, other ones for each sample: each is one way to deal out the truths, so every
+    reconstruction and every truth counts alike. As many (k) as make `least` pairs, 2 at least and all n - 1 at most
+    (means over these are those over all permutations); the shift by none is the trials' own truths.
     """
     k, rng = min(n - 1, max(2, -(-least // (n * samples)))), np.random.default_rng(seed)
     order = rng.permutation(n)
     shifts = np.stack([1 + rng.permutation(n - 1)[:k] for _ in range(samples)])
-    return Dealings(order[(np.argsort(order)[:, None, None] + shifts) % n], k == n - 1)
+    return order[(np.argsort(order)[:, None, None] + shifts) % n]
 
 
 def dealt_estimates(
@@ -142,7 +97,7 @@ def dealt_estimates(
     """What reconstructions would get if the truths were dealt out to them at random, and what they gain over that.
 
     own (n, samples): of each with its own truth; dealt (n, samples, k): with those of `trials`, see `deal`; units (n,).
-    The first is the mean over all permutations, as `shuffled_accuracy`: each reconstruction meets its own truth with
+    The first is the mean over all permutations, as in `shuffled_estimate`: each reconstruction meets its own truth with
     probability 1/n, any other one with (n - 1)/n, of which `dealt` are all, or a fair sample. The second is by how much
     mean(own) is better. Intervals are jackknives over units, which leave out a unit's reconstructions and its truths.
     """
@@ -229,11 +184,10 @@ def auc_estimate(scores: np.ndarray, positive: np.ndarray, units: np.ndarray) ->
 
 
 def inception_score(probabilities: np.ndarray, splits: int = 1) -> float:
-    """exp of the mean KL(p(y|x) || p(y)) (Salimans et al. 2016, Eq. 1): 1 = no diversity or no confidence, at most K.
+    """exp of the mean KL(p(y|x) || p(y)) of (n, K) (Salimans et al. 2016, Eq. 1): 1 = no diversity or confidence.
 
-    probabilities: (n, K). With splits > 1: the mean over that many parts, as published code often does, dealt out at
-    random by a fixed seed: pictures may come sorted by class. Not comparable between classifiers, numbers of pictures,
-    or splits.
+    With splits > 1: the mean over that many parts, as published code often does, dealt out by a fixed seed, as pictures
+    may come sorted by class.
     """
     p = np.asarray(probabilities, dtype=np.float64)
     if not 1 <= splits <= len(p):
@@ -250,9 +204,7 @@ def _plogp(p: np.ndarray) -> np.ndarray:
 
 def inception_estimate(probabilities: np.ndarray, units: np.ndarray, splits: int = 1) -> Estimate:
     """`inception_score` of (n, K) with its interval, a jackknife of its logarithm over units (n,); with 1 split only.
-
-    No bootstrap: that leaves a third of the pictures out, and fewer different pictures have a lower score. The interval
-    is about the score of this number of pictures: many have a higher one.
+    No bootstrap: that leaves a third of the pictures out, and fewer different pictures have a lower score.
     """
     value, (names, unit) = inception_score(probabilities, splits), np.unique(units, return_inverse=True)
     if splits > 1 or len(names) < FEWEST:
@@ -269,126 +221,7 @@ def inception_estimate(probabilities: np.ndarray, units: np.ndarray, splits: int
     return Estimate(value, max(1.0, math.exp(low)), math.exp(high), len(names))
 
 
-def best_of(values: np.ndarray, better: str) -> np.ndarray:
-    """(n, samples) -> (n,): each trial's best sample; better: "higher" or "lower"."""
-    return values.max(1) if better == "higher" else values.min(1)
-
-
 def chance_best_of(by_rank: np.ndarray, samples: int) -> float:
     """Mean best of `samples` independent guesses, each of which gets one of the values (K,) with equal probability."""
     share = np.arange(len(by_rank) + 1) / len(by_rank)
     return float(np.sort(by_rank) @ np.diff(share**samples))
-
-
-def confusion(truth: np.ndarray, guess: np.ndarray, n_classes: int) -> np.ndarray:
-    """Counts (n_classes, n_classes) of pairs: row = true class, column = guessed class."""
-    return np.bincount(truth * n_classes + guess, minlength=n_classes**2).reshape(n_classes, n_classes)
-
-
-_WINDOW = [math.exp(-(i**2) / (2 * 1.5**2)) for i in range(6)]  # the middle and one side
-_WINDOW = [weight / (_WINDOW[0] + 2 * sum(_WINDOW[1:])) for weight in _WINDOW]
-
-
-def _blur(maps: torch.Tensor, dim: int) -> torch.Tensor:
-    """The Gaussian window along one axis, which shrinks by 10: shifted maps added, a tenth of a convolution's time."""
-    n = maps.shape[dim] - 10
-    found = maps.narrow(dim, 5, n) * _WINDOW[0]
-    for i, weight in enumerate(_WINDOW[1:], 1):
-        found.add_(maps.narrow(dim, 5 - i, n) + maps.narrow(dim, 5 + i, n), alpha=weight)
-    return found
-
-
-def _similar(x: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor, mirrored: bool) -> torch.Tensor:
-    """SSIM (p, C) of pairs (p, 2), a row of x (B, C, H, W) and one of truths (m, C, H, W) each.
-
-    Moments are taken once of each picture, so a pair costs the blur of a product. Borders are mirrored, or left out of
-    the mean.
-    """
-    if min(x.shape[-2:]) < 11:
-        raise ValueError(f"SSIM needs pictures of at least 11 x 11 pixels, these are {tuple(x.shape[-2:])}")
-
-    if mirrored:  # of a product too, as that of mirrored pictures is mirrored
-        x, truths = (F.pad(images, (5, 5, 5, 5), mode="reflect") for images in (x, truths))
-
-    def blur(maps: torch.Tensor) -> torch.Tensor:
-        return _blur(_blur(maps, -1), -2)
-
-    def moments(maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        mean, square = blur(torch.cat([maps, maps * maps])).chunk(2)
-        return mean, mean * mean, square - mean * mean
-
-    few = max(1, 200_000 // x[0].numel())  # at once, so that their maps stay in the cache
-    c1, c2, found = 0.01**2, 0.03**2, x.new_empty(len(pairs), x.shape[1])
-    mx, mx2, vx = (torch.cat(part) for part in zip(*map(moments, x.split(few)), strict=True))
-    mx2, vx = mx2 + c1, vx + c2
-    for t, truth in enumerate(truths[:, None]):
-        my, my2, vy = moments(truth)
-        for mine in (pairs[:, 1] == t).nonzero()[:, 0].split(few):
-            i = pairs[mine, 0]
-            both = mx[i] * my
-            covariance = blur(x[i] * truth).sub_(both)
-            above = both.mul_(2).add_(c1).mul_(covariance.mul_(2).add_(c2))
-            found[mine] = above.div_((mx2[i] + my2).mul_(vx[i] + vy)).mean((2, 3))
-    return found
-
-
-def _pairs(images: torch.Tensor, pairs: torch.Tensor | None) -> torch.Tensor:
-    """(p, 2) on the device of `images`; None: picture i with truth i."""
-    if pairs is None:
-        pairs = torch.arange(len(images))[:, None].expand(-1, 2)
-    return pairs.to(images.device)
-
-
-def _grey(images: torch.Tensor, weights: tuple[float, float, float]) -> torch.Tensor:
-    return (images * images.new_tensor(weights).view(1, 3, 1, 1)).sum(1, keepdim=True)
-
-
-def ssim(images: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor | None = None) -> torch.Tensor:
-    """Structural similarity (Wang et al. 2004): (B, 3, H, W) and (m, 3, H, W) in [0, 1] -> (p, 2).
-
-    Settings: SSIM_SETTINGS. First in colour, the mean of the three channels; then in grey, of luma (ITU-R BT.601).
-    pairs: (p, 2) integers, a row of images and one of truths; without them, picture i belongs to truth i.
-    """
-    assert images.shape[1:] == truths.shape[1:] and images.shape[1] == 3, (images.shape, truths.shape)
-    luma = (0.299, 0.587, 0.114)
-    images, truths = (torch.cat([x, _grey(x, luma)], 1) for x in (images, truths))
-    by_channel = _similar(images, truths, _pairs(images, pairs), mirrored=True)
-    return torch.stack([by_channel[:, :3].mean(1), by_channel[:, 3]], 1)
-
-
-@functools.lru_cache(maxsize=8)
-def _suite_resize(n: int) -> torch.Tensor:
-    """The suite's resize of n pixels as a matrix (425, n)."""
-    return resize(resize(torch.eye(n)[None, None], SUITE_SIDE, n), 425, n)[0, 0]
-
-
-def ssim_425(images: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor | None = None) -> torch.Tensor:
-    """Structural similarity with the settings of the MindEye suite; arguments as `ssim` -> (p,).
-
-    `perceptual.ssim_suite`, several times faster: same window and constants as ours, grey, 5 px of border left out.
-    """
-    weights = (0.2125, 0.7154, 0.0721)  # scikit-image's rgb2gray
-    down, across = (_suite_resize(n).to(images) for n in images.shape[-2:])
-    x, y = (down @ _grey(z, weights) @ across.T for z in (images, truths))
-    return _similar(x, y, _pairs(images, pairs), mirrored=False)[:, 0]
-
-
-def pixcorr_425(images: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor | None = None) -> torch.Tensor:
-    """Pearson correlation of all pixels as in the MindEye suite; arguments as `ssim` -> (p,). A blank picture has 0.
-
-    `perceptual.pixcorr` without the large pictures: resizing D is linear, and with D = QR the products of resized
-    pictures are those of R z, which are no larger than z.
-    """
-    h, w = images.shape[-2:]
-    down, across = (_suite_resize(n).to(images).double() for n in (h, w))
-    n, rows, columns = 3 * 425 * 425, down.sum(0), across.sum(0)
-    down, across = (torch.linalg.qr(z, mode="r").R.float() for z in (down, across))
-
-    def reduced(z: torch.Tensor) -> torch.Tensor:  # the resize keeps a constant, so the mean goes before
-        mean = torch.einsum("bchw,h,w->b", z.double(), rows, columns) / n
-        return (down @ (z.double() - mean.view(-1, 1, 1, 1)).float() @ across.T).flatten(1)
-
-    x, y = reduced(images), reduced(truths)
-    i, j = _pairs(images, pairs).T
-    norms = x.norm(dim=1)[i] * y.norm(dim=1)[j]
-    return torch.where(norms <= 1e-9 * n, 0.0, (x @ y.T)[i, j] / norms.clamp(min=1e-30)).to(images.dtype)

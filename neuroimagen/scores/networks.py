@@ -1,9 +1,8 @@
 """The published networks behind the perceptual metrics: where their weights come from, and how pictures go in.
 
-Pictures go in as in the MindEye suite (Scotti et al. 2023, Reconstruction_Metrics.py, which the EEG papers repeat):
-squeezed to 256 x 256, resized to the network's own side, both bilinear with antialiasing (torchvision's default since
-0.17; the suite's own numbers were made before), no crop, the network's normalisation. FID, KID and IS are not of that
-suite: their network sees the picture as it is, resized to 299 px as TensorFlow 1 did, as in torch-fidelity.
+Pictures go in as in the MindEye suite (Scotti et al. 2023): squeezed to 256 x 256, resized to the network's own side,
+both bilinear with antialiasing, no crop, the network's normalisation; for FID, KID and IS as they are, resized to 299
+px as TensorFlow 1 did and torch-fidelity does (docs/networks.md).
 
 Weights are the official files by their official names (`NETWORKS`; table in docs/networks.md), looked for in `weights`:
 None (torch's cache, $TORCH_HOME/hub/checkpoints, downloaded into it where the host can be reached and HF_HUB_OFFLINE is
@@ -12,7 +11,7 @@ is taken too. Files are never unpickled as code.
 """
 
 import dataclasses
-import importlib.util
+import functools
 import re
 import urllib.request
 from collections.abc import Callable
@@ -44,80 +43,58 @@ class Source:
     """One network as published. For docs, messages and the score book."""
 
     title: str
-    file: str  # official name of the weight file; a directory of transformers' layout for CLIP
     url: str
     megabytes: int
     licence: str
     unused: tuple[str, ...] = ()  # parameters of the file that evaluation does not need begin with these
     other_names: tuple[str, ...] = ()
 
+    @property
+    def file(self) -> str:
+        """Official name of the weight file; a directory of transformers' layout for CLIP."""
+        return self.url.rpartition("/")[2]
 
-TORCH = "https://download.pytorch.org/models/"
+
+HUB, TORCH = "https://huggingface.co/", "https://download.pytorch.org/models/"
+BSD, NOT_COMMERCIAL = "BSD-3-Clause (torchvision)", "CC BY-NC 4.0 (not for commercial use)"
 NETWORKS = {
     "alexnet": Source(
-        "AlexNet, layers 2 and 5 (torchvision IMAGENET1K_V1)", "alexnet-owt-7be5be79.pth",
-        TORCH + "alexnet-owt-7be5be79.pth", 233, "BSD-3-Clause (torchvision)", ("classifier.",),
+        "AlexNet, layers 2 and 5 (torchvision IMAGENET1K_V1)", TORCH + "alexnet-owt-7be5be79.pth", 233, BSD,
+        ("classifier.",),
     ),
     "inception": Source(
-        "Inception v3, last average pool (torchvision IMAGENET1K_V1)", "inception_v3_google-0cc3c7bd.pth",
-        TORCH + "inception_v3_google-0cc3c7bd.pth", 104, "BSD-3-Clause (torchvision)", ("AuxLogits.",),
+        "Inception v3, last average pool (torchvision IMAGENET1K_V1)", TORCH + "inception_v3_google-0cc3c7bd.pth", 104,
+        BSD, ("AuxLogits.",),
     ),
     "fid": Source(
         "Inception v3, the weights of 2015 that FID is defined on (converted by pytorch-fid)",
-        "pt_inception-2015-12-05-6726825d.pth",
         "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
         91, "Apache-2.0", other_names=("weights-inception-2015-12-05-6726825d.pth",),
     ),
-    "clip": Source(
-        "CLIP ViT-L/14, image embedding", "clip-vit-large-patch14",
-        "https://huggingface.co/openai/clip-vit-large-patch14", 1710, "MIT (openai/CLIP)",
-    ),
+    "clip": Source("CLIP ViT-L/14, image embedding", HUB + "openai/clip-vit-large-patch14", 1710, "MIT (openai/CLIP)"),
     "effnet": Source(
-        "EfficientNet-B1, last average pool (torchvision IMAGENET1K_V2)", "efficientnet_b1-c27df63c.pth",
-        TORCH + "efficientnet_b1-c27df63c.pth", 30, "BSD-3-Clause (torchvision)", ("classifier.",),
+        "EfficientNet-B1, last average pool (torchvision IMAGENET1K_V2)", TORCH + "efficientnet_b1-c27df63c.pth", 30,
+        BSD, ("classifier.",),
     ),
     "swav": Source(
-        "ResNet-50 trained by SwAV, 800 epochs, last average pool", "swav_800ep_pretrain.pth.tar",
-        "https://dl.fbaipublicfiles.com/deepcluster/swav_800ep_pretrain.pth.tar", 108,
-        "CC BY-NC 4.0 (not for commercial use)", ("projection_head.", "prototypes.", "fc."),
+        "ResNet-50 trained by SwAV, 800 epochs, last average pool",
+        "https://dl.fbaipublicfiles.com/deepcluster/swav_800ep_pretrain.pth.tar", 108, NOT_COMMERCIAL,
+        ("projection_head.", "prototypes.", "fc."),
     ),
     "lpips": Source(
-        "LPIPS 0.1 on AlexNet (torchvision IMAGENET1K_V1; linear layers from torchmetrics)", "alexnet-owt-7be5be79.pth",
-        TORCH + "alexnet-owt-7be5be79.pth", 233, "BSD-3-Clause (torchvision), BSD-2-Clause (LPIPS)", ("classifier.",),
+        "LPIPS 0.1 on AlexNet (torchvision IMAGENET1K_V1; linear layers from torchmetrics)",
+        TORCH + "alexnet-owt-7be5be79.pth", 233, BSD + ", BSD-2-Clause (LPIPS)", ("classifier.",),
     ),
     "torchvision:vit_b_16": Source(
-        "ViT-B/16, an ImageNet-1k network (224 px, torchvision IMAGENET1K_V1)", "vit_b_16-c867db91.pth",
-        TORCH + "vit_b_16-c867db91.pth", 330, "BSD-3-Clause (torchvision)",
+        "ViT-B/16, an ImageNet-1k network (224 px, torchvision IMAGENET1K_V1)", TORCH + "vit_b_16-c867db91.pth", 330,
+        BSD,
     ),
     "torchvision:vit_h_14": Source(
-        "ViT-H/14, an ImageNet-1k network (518 px, torchvision IMAGENET1K_SWAG_E2E_V1)", "vit_h_14_swag-80465313.pth",
-        TORCH + "vit_h_14_swag-80465313.pth", 2417, "CC BY-NC 4.0 (not for commercial use)",
+        "ViT-H/14, an ImageNet-1k network (518 px, torchvision IMAGENET1K_SWAG_E2E_V1)",
+        TORCH + "vit_h_14_swag-80465313.pth", 2417, NOT_COMMERCIAL,
     ),
 }  # fmt: skip
-
-
-@dataclasses.dataclass
-class Network:
-    """A feature network. `forward` takes prepared pictures on `device`; call `features`."""
-
-    name: str
-    describe: str  # one sentence for tables: which network and weights, what the pictures go through
-    device: torch.device
-    layers: tuple[str, ...]
-    prepare: Callable[[torch.Tensor], torch.Tensor]
-    forward: Callable[[torch.Tensor], dict[str, torch.Tensor]]
-
-    @torch.inference_mode()
-    def features(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """float (B, 3, H, W) in [0, 1] -> {layer: (B, D) float32 on the CPU}.
-
-        D is 184,512 for "alex2" and 57,600 for "alex5" (keep those of the truths only, and give the pictures to
-        `perceptual.two_way` batch by batch), 2,048 for "inception", "fid" and "swav", 1,280 for "effnet", 768 for
-        "clip", 1,008 for "logits".
-        """
-        assert images.ndim == 4 and images.shape[1] == 3, images.shape
-        found = self.forward(self.prepare(images.to(self.device, torch.float32)))
-        return {layer: found[layer].float().flatten(1).cpu() for layer in self.layers}
+Features = Callable[[torch.Tensor], dict[str, torch.Tensor]]  # float (B, 3, H, W) in [0, 1] -> {layer: (B, D)}
 
 
 def resize(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -156,28 +133,30 @@ def _tensorflow(images: torch.Tensor) -> torch.Tensor:
 
 
 def _missing(name: str, why: str) -> NotAvailable:
-    source = NETWORKS[name]
+    source, get = NETWORKS[name], f"wget {NETWORKS[name].url}"
+    then = ", and put it into a directory named by weights=DIR or into $TORCH_HOME/hub/checkpoints"
+    if name == "clip":
+        files = f"{source.url.removeprefix(HUB)} config.json model.safetensors"
+        get, then = f"hf download {files} --local-dir DIR/{source.file}", " and give weights=DIR"
     return NotAvailable(
-        f"{name} ({source.title}) is not available: {why}; get it with `wget {source.url}` ({source.megabytes} MB) "
-        "where there is a network, and put it into a directory named by weights=DIR or into $TORCH_HOME/hub/checkpoints"
+        f"{name} ({source.title}) is not available: {why}; get it with `{get}` ({source.megabytes} MB) where there is "
+        f"a network{then}"
     )
 
 
-def find_weights(name: str, weights: str | Path | None = None) -> Path:
+def find_weights(name: str, weights: str | Path | None = None, download: bool = True) -> Path:
     """The file of that network (module docstring). NotAvailable: nowhere, with how to get it."""
     source = NETWORKS[name]
-    names = [
-        n for known in (source.file, *source.other_names) for n in (known, str(Path(known).with_suffix(".safetensors")))
-    ]
+    names = [n for x in (source.file, *source.other_names) for n in (x, str(Path(x).with_suffix(".safetensors")))]
     folder = Path(torch.hub.get_dir()) / "checkpoints" if weights is None else Path(weights)
     if weights is not None and folder.is_file():
         return folder
     for file in names:
         if (folder / file).is_file():
             return folder / file
-    if weights is None:
+    if weights is None and download:
         return _download(name, folder / source.file)
-    if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(weights)):
+    if weights is not None and not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(weights)):
         try:
             return Path(huggingface_hub.hf_hub_download(str(weights), source.file))
         except Exception as error:  # hub and network errors have no common base
@@ -185,9 +164,8 @@ def find_weights(name: str, weights: str | Path | None = None) -> Path:
                 name,
                 f"{weights} is no directory here, and no hub repository gave its {source.file} ({first_line(error)})",
             ) from None
-    raise _missing(
-        name, f"{folder} {'does not hold' if folder.exists() else 'does not exist and so does not hold'} {source.file}"
-    )
+    lacks = "does not hold" if folder.exists() else "does not exist and so does not hold"
+    raise _missing(name, f"{folder} {lacks} {source.file}")
 
 
 def first_line(error: BaseException) -> str:
@@ -208,9 +186,8 @@ def _download(name: str, path: Path) -> Path:
                 urllib.request.urlopen(source.url, timeout=20).close()  # torch's own call waits for ever
                 torch.hub.download_url_to_file(source.url, str(path), digest[1] if digest else None)
     except (OSError, RuntimeError) as error:  # RuntimeError: not the promised digest
-        raise _missing(
-            name, f"{path.parent} does not hold {path.name} and it cannot be downloaded ({first_line(error)})"
-        ) from None
+        why = f"{path.parent} does not hold {path.name} and it cannot be downloaded ({first_line(error)})"
+        raise _missing(name, why) from None
     return path
 
 
@@ -248,85 +225,76 @@ def fill(name: str, build: Callable[[], nn.Module], path: Path, device: torch.de
     return model.eval().requires_grad_(False).to(device=device, memory_format=torch.channels_last)
 
 
-def load_network(name: str, device: str | torch.device = "cpu", weights: str | Path | None = None) -> Network:
-    """A feature network: "alexnet" (layers "alex2", "alex5"), "inception", "clip", "effnet", "swav" (one layer each, of
-    that name), "fid" (layers "fid" and "logits": those of its 1,008 classes without bias, which IS is defined on).
+BUILD = {  # and what pictures go through
+    "alexnet": (AlexNet, _suite(256, IMAGENET)),
+    "inception": (InceptionV3, _suite(342, ((0.5,) * 3, (0.5,) * 3))),  # torchvision's `transform_input`: [-1, 1]
+    "effnet": (EfficientNetB1, _suite(255, IMAGENET)),
+    "swav": (ResNet50, _suite(224, IMAGENET)),
+    "fid": (functools.partial(InceptionV3, fid=True), _tensorflow),
+}
 
-    weights: module docstring. NotAvailable: not at hand; ValueError: a file that is not what its name says.
+
+def load_network(
+    name: str, device: str | torch.device = "cpu", weights: str | Path | None = None, download: bool = True
+) -> Features:
+    """A feature network: pictures -> {layer: (B, D) float32 on the CPU}.
+
+    "alexnet" has layers "alex2" (D = 184,512) and "alex5" (57,600), "fid" has "fid" (2,048) and "logits": those of its
+    1,008 classes without bias, which IS is defined on. One layer of the network's name have "inception" and "swav"
+    (2,048), "effnet" (1,280) and "clip" (768).
+    weights: module docstring; download=False: no more than the caches. NotAvailable: not at hand; ValueError: a file
+    that is not what its name says.
     """
     device = torch.device(device)
     set_tf32(False)
-    if name not in NETWORKS or name == "lpips" or ":" in name:
-        raise ValueError(f"network {name!r} is unknown; there are alexnet, inception, fid, clip, effnet and swav")
     if name == "clip":
-        return _clip(device, weights)
-    path = find_weights(name, weights)
-    layers: tuple[str, ...] = (name,)
-    side, norm = 0, IMAGENET
-    forward: Callable[[torch.Tensor], dict[str, torch.Tensor]]
-    if name == "alexnet":
-        model, side, layers = fill(name, AlexNet, path, device), 256, ("alex2", "alex5")
-
-        def forward(x: torch.Tensor) -> dict[str, torch.Tensor]:
-            maps = model(x)
-            return {"alex2": maps[1], "alex5": maps[4]}
-
-    elif name == "fid":
-        model, layers = fill(name, lambda: InceptionV3(fid=True), path, device), ("fid", "logits")
-
-        def forward(x: torch.Tensor) -> dict[str, torch.Tensor]:
-            pooled = model(x)
-            return {"fid": pooled, "logits": F.linear(pooled, model.fc.weight)}
-
+        model: Any = _clip(device, weights, download)
+        prepare = _suite(model.config.image_size, CLIP)
+    elif name in BUILD:
+        build, prepare = BUILD[name]
+        model = fill(name, build, find_weights(name, weights, download), device)
     else:
-        build, side = {"inception": (InceptionV3, 342), "effnet": (EfficientNetB1, 255), "swav": (ResNet50, 224)}[name]
-        model = fill(name, build, path, device)
-        if name == "inception":  # torchvision's `transform_input`: these weights want [-1, 1]
-            norm = ((0.5,) * 3, (0.5,) * 3)
+        raise ValueError(f"network {name!r} is unknown; there are alexnet, inception, fid, clip, effnet and swav")
 
-        def forward(x: torch.Tensor) -> dict[str, torch.Tensor]:
-            return {name: model(x)}
+    @torch.inference_mode()
+    def features(images: torch.Tensor) -> dict[str, torch.Tensor]:
+        assert images.ndim == 4 and images.shape[1] == 3, images.shape
+        made = model(prepare(images.to(device, torch.float32)))
+        if name == "alexnet":
+            found = {"alex2": made[1], "alex5": made[4]}
+        elif name == "fid":
+            found = {"fid": made, "logits": F.linear(made, model.fc.weight)}
+        else:
+            found = {name: made.image_embeds if name == "clip" else made}
+        return {layer: values.float().flatten(1).cpu() for layer, values in found.items()}
 
-    prepare = _suite(side, norm) if side else _tensorflow
-    how = f"pictures at {side} px by way of 256" if side else "pictures at 299 px, resized as TensorFlow 1 did"
-    return Network(name, f"{NETWORKS[name].title}; {how}", device, layers, prepare, forward)
+    return features
 
 
-def _clip(device: torch.device, weights: str | Path | None) -> Network:
+def _clip(device: torch.device, weights: str | Path | None, download: bool) -> nn.Module:
     """weights: as elsewhere, a directory may also be the model's own or hold it under its name."""
+    file, hub = NETWORKS["clip"].file, NETWORKS["clip"].url.removeprefix(HUB)
+    if weights is None and not download:
+        found = huggingface_hub.try_to_load_from_cache(hub, "model.safetensors")
+        weights = Path(found).parent if isinstance(found, str) else Path(torch.hub.get_dir()) / "checkpoints"
+        if not isinstance(found, str) and not (weights / file / "config.json").is_file():  # spares a long import
+            raise NotAvailable(
+                f"clip ({NETWORKS['clip'].title}) is not available: neither the hub's cache nor {weights} holds it; "
+                f"get it with `hf download {hub} config.json model.safetensors`, or give download=true"
+            )
     from transformers import CLIPVisionModelWithProjection
 
-    source = NETWORKS["clip"]
-    where: str = source.url.removeprefix("https://huggingface.co/")
-    folder = Path(weights or "")
-    if weights is not None and folder.exists():
-        inside = [d for d in (folder, folder / source.file, folder / where) if (d / "config.json").is_file()]
+    where = hub if weights is None else str(weights)
+    if weights is not None and (folder := Path(weights)).exists():
+        inside = [d for d in (folder, folder / file, folder / hub) if (d / "config.json").is_file()]
         if not inside:
-            raise _clip_missing(f"{folder} holds neither config.json nor {source.file}/config.json")
+            raise _missing("clip", f"{folder} holds neither config.json nor {file}/config.json")
         where = str(inside[0])
-    elif weights is not None:
-        where = str(weights)
     try:
         model = CLIPVisionModelWithProjection.from_pretrained(where, use_safetensors=True).eval().to(device)
     except Exception as error:  # hub, network and format errors have no common base
-        raise _clip_missing(f"{where} cannot be loaded ({first_line(error)})") from None
-    model.requires_grad_(False)
-    side = model.config.image_size
-
-    def forward(x: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"clip": model(pixel_values=x).image_embeds}
-
-    how = f"pictures at {side} px by way of 256"
-    return Network("clip", f"{source.title}; {how}", device, ("clip",), _suite(side, CLIP), forward)
-
-
-def _clip_missing(why: str) -> NotAvailable:
-    source = NETWORKS["clip"]
-    hub = source.url.removeprefix("https://huggingface.co/")
-    return NotAvailable(
-        f"clip ({source.title}) is not available: {why}; get it with `hf download {hub} config.json model.safetensors "
-        f"--local-dir DIR/{source.file}` ({source.megabytes} MB) where there is a network and give weights=DIR"
-    )
+        raise _missing("clip", f"{where} cannot be loaded ({first_line(error)})") from None
+    return model.requires_grad_(False)
 
 
 class Lpips(nn.Module):
@@ -355,12 +323,12 @@ class Lpips(nn.Module):
         return torch.cat(found)
 
 
-def load_lpips(device: str | torch.device = "cpu", weights: str | Path | None = None) -> Lpips:
-    """For `perceptual.lpips`. weights and errors as `load_network`; the file is AlexNet's."""
-    backbone = fill("lpips", AlexNet, find_weights("lpips", weights), torch.device(device))
-    found = importlib.util.find_spec("torchmetrics")
-    assert found is not None and found.origin is not None
-    path = Path(found.origin).parent / "functional" / "image" / "lpips_models" / "alex.pth"
+def load_lpips(device: str | torch.device = "cpu", weights: str | Path | None = None, download: bool = True) -> Lpips:
+    """weights and errors: as `load_network`; the file is AlexNet's."""
+    import torchmetrics  # for one of its files
+
+    backbone = fill("lpips", AlexNet, find_weights("lpips", weights, download), torch.device(device))
+    path = Path(torchmetrics.__file__).parent / "functional" / "image" / "lpips_models" / "alex.pth"
     if not path.is_file():
         raise NotAvailable(
             f"lpips is not available: this torchmetrics lacks {path.name}; pip install 'torchmetrics>=1.9'"

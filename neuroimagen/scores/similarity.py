@@ -1,178 +1,137 @@
-"""The metrics of pictures and of features: PixCorr, SSIM and LPIPS of pairs; two-way identification and correlation
-distance (the MindEye suite, Scotti et al. 2023); FID and KID of sets. Networks: networks.py.
+"""Likeness of pictures to the pictures seen (SSIM, PixCorr), and distances of sets of features (FID, KID).
 
-Features are (n, D) float32, as `Network.features` gives them. A correlation with a constant row (a blank picture, a
-network that says the same of everything) is taken as 0.
+Pictures are (B, 3, H, W) and (m, 3, H, W) in [0, 1]; pairs (p, 2) are integers, a row of the first and one of the
+second each. LPIPS: networks.py. Distances of features: measure.py.
 """
 
+import functools
 import math
-from typing import Literal, NamedTuple
 
 import numpy as np
 import scipy.linalg
 import torch
-from torchmetrics.functional.image import structural_similarity_index_measure
+import torch.nn.functional as F
 
 from neuroimagen.run.collectives import spread
-from neuroimagen.scores.networks import Lpips, suite_pictures
+from neuroimagen.scores.networks import SUITE_SIDE, resize, suite_pictures
 
 SUITE_PIXELS = 425
-Setting = Literal["suite", "own"]
-SETTINGS = {
-    "suite": "pictures at 256 x 256, then 425 x 425 px (bilinear, antialiased), as the MindEye suite",
-    "own": "pictures at their own size",
-}
-SUITE_SSIM = (
-    "SSIM of the MindEye suite: grey as ITU-R BT.709, 425 px, Gaussian sigma 1.5 (11 x 11), population covariance, "
-    "data range 1, without the 5 px at the border"
-)
-_GREY = (0.2125, 0.7154, 0.0721)  # scikit-image's rgb2gray
-FID_FEATURES = 2048
+SSIM_SETTINGS = "SSIM: Gaussian window 11 x 11, sigma 1.5, k1 0.01, k2 0.03, data range 1, borders mirrored"
 KID_ROWS = 256  # of the kernel matrix at once
 
-
-def _sized(images: torch.Tensor, truths: torch.Tensor, setting: Setting) -> tuple[torch.Tensor, torch.Tensor]:
-    if setting == "suite":
-        return suite_pictures(images, SUITE_PIXELS), suite_pictures(truths, SUITE_PIXELS)
-    if images.shape[1:] != truths.shape[1:]:
-        raise ValueError(
-            f"pictures of shape {tuple(images.shape)} and {tuple(truths.shape)} cannot be compared at their own size"
-        )
-    return images, truths
+_WINDOW = [math.exp(-(i**2) / (2 * 1.5**2)) for i in range(6)]  # the middle and one side
+_WINDOW = [weight / (_WINDOW[0] + 2 * sum(_WINDOW[1:])) for weight in _WINDOW]
 
 
-def pixcorr(
-    images: torch.Tensor, truths: torch.Tensor, setting: Setting = "suite", pairs: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Pearson correlation of all values of each picture pair: (B, 3, H, W) twice, in [0, 1] -> (B,). See SETTINGS.
+def _blur(maps: torch.Tensor, dim: int) -> torch.Tensor:
+    """The Gaussian window along one axis, which shrinks by 10: shifted maps added, a tenth of a convolution's time."""
+    n = maps.shape[dim] - 10
+    found = maps.narrow(dim, 5, n) * _WINDOW[0]
+    for i, weight in enumerate(_WINDOW[1:], 1):
+        found.add_(maps.narrow(dim, 5 - i, n) + maps.narrow(dim, 5 + i, n), alpha=weight)
+    return found
 
-    pairs: (p, 2), a row of images and one of truths; without them, picture i belongs to truth i.
+
+def _similar(x: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor, mirrored: bool) -> torch.Tensor:
+    """SSIM (p, C) of pairs (p, 2), a row of x (B, C, H, W) and one of truths (m, C, H, W) each.
+
+    Moments are taken once of each picture, so a pair costs the blur of a product. Borders are mirrored, or left out of
+    the mean.
     """
-    x, y = (z.flatten(1) for z in _sized(images, truths, setting))
-    if pairs is None:
-        return 1 - correlation_distance(x, y)
-    (x_mean, x_norm), (_, y_norm) = _norms(x.double()), _norms(y.double())
-    norms = x_norm[:, None] * y_norm
-    products = (x.double() - x_mean[:, None]) @ y.double().T
-    found = torch.where(norms > 0, products / norms.clamp_min(1e-300), 0.0)
-    return found[pairs[:, 0], pairs[:, 1]].to(images.dtype)
+    if min(x.shape[-2:]) < 11:
+        raise ValueError(f"SSIM needs pictures of at least 11 x 11 pixels, these are {tuple(x.shape[-2:])}")
+
+    if mirrored:  # of a product too, as that of mirrored pictures is mirrored
+        x, truths = (F.pad(images, (5, 5, 5, 5), mode="reflect") for images in (x, truths))
+
+    def blur(maps: torch.Tensor) -> torch.Tensor:
+        return _blur(_blur(maps, -1), -2)
+
+    def moments(maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        mean, square = blur(torch.cat([maps, maps * maps])).chunk(2)
+        return mean, mean * mean, square - mean * mean
+
+    few = max(1, 200_000 // x[0].numel())  # at once, so that their maps stay in the cache
+    c1, c2, found = 0.01**2, 0.03**2, x.new_empty(len(pairs), x.shape[1])
+    mx, mx2, vx = (torch.cat(part) for part in zip(*map(moments, x.split(few)), strict=True))
+    mx2, vx = mx2 + c1, vx + c2
+    for t, truth in enumerate(truths[:, None]):
+        my, my2, vy = moments(truth)
+        for mine in (pairs[:, 1] == t).nonzero()[:, 0].split(few):
+            i = pairs[mine, 0]
+            both = mx[i] * my
+            covariance = blur(x[i] * truth).sub_(both)
+            above = both.mul_(2).add_(c1).mul_(covariance.mul_(2).add_(c2))
+            found[mine] = above.div_((mx2[i] + my2).mul_(vx[i] + vy)).mean((2, 3))
+    return found
 
 
-def ssim_suite(images: torch.Tensor, truths: torch.Tensor) -> torch.Tensor:
-    """SSIM as the MindEye suite has it (SUITE_SSIM): (B, 3, H, W) twice, in [0, 1] -> (B,). Not that of metrics.py."""
-    images, truths = _sized(images, truths, "suite")
-    weights = images.new_tensor(_GREY).view(1, 3, 1, 1)
-    _, every_pixel = structural_similarity_index_measure(
-        (images * weights).sum(1, keepdim=True), (truths * weights).sum(1, keepdim=True),
-        gaussian_kernel=True, sigma=1.5, data_range=1.0, reduction="none", return_full_image=True,
-    )  # fmt: skip
-    return every_pixel[:, 0, 5:-5, 5:-5].mean((1, 2))
+def _grey(images: torch.Tensor, weights: tuple[float, float, float]) -> torch.Tensor:
+    return (images * images.new_tensor(weights).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
-@torch.inference_mode()
-def lpips(
-    images: torch.Tensor, truths: torch.Tensor, network: Lpips, pairs: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Learned perceptual distance at the pictures' own size: (B, 3, H, W) twice, in [0, 1] -> (B,) on the CPU.
-
-    0 = the same. network: `networks.load_lpips`. pairs: as `pixcorr`.
-    ValueError: pictures under 35 px, of which AlexNet leaves nothing.
+def ssim(images: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+    """Structural similarity (Wang et al. 2004) with SSIM_SETTINGS -> (p, 2): in colour, the mean of the three channels,
+    and in grey, of luma (ITU-R BT.601). That of Eq. 5, with gradients: pixel/losses.py.
     """
-    images, truths = _sized(images, truths, "own")
-    if min(images.shape[-2:]) < 35:
-        raise ValueError(f"LPIPS needs pictures of at least 35 x 35 pixels, these are {tuple(images.shape[-2:])}")
-    device = next(network.parameters()).device
-    if pairs is None:
-        pairs = torch.arange(len(images))[:, None].expand(-1, 2)
-    return network(images.to(device), truths.to(device), pairs.to(device)).cpu()
+    assert images.shape[1:] == truths.shape[1:] and images.shape[1] == 3, (images.shape, truths.shape)
+    luma = (0.299, 0.587, 0.114)
+    images, truths = (torch.cat([x, _grey(x, luma)], 1) for x in (images, truths))
+    by_channel = _similar(images, truths, pairs, mirrored=True)
+    return torch.stack([by_channel[:, :3].mean(1), by_channel[:, 3]], 1)
 
 
-def _norms(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Means of the rows, and the norms of the rows less their means: 0 for one that is constant but for rounding."""
-    variance, mean = torch.var_mean(features, 1, correction=0)
-    norms = (variance * features.shape[1]).sqrt()
-    return mean, torch.where(variance > 1e-12 * mean.square(), norms, 0.0)
+@functools.lru_cache(maxsize=8)
+def _suite_resize(n: int) -> torch.Tensor:
+    """The MindEye suite's resize of n pixels, by way of 256 to 425, as a matrix (425, n)."""
+    return resize(resize(torch.eye(n)[None, None], SUITE_SIDE, n), SUITE_PIXELS, n)[0, 0]
 
 
-def correlation_distance(features: torch.Tensor, truths: torch.Tensor) -> torch.Tensor:
-    """1 - Pearson correlation of each row of (n, D) with the same row of the other -> (n,), from 0 to 2.
-
-    The suite's EffNet-B and SwAV are means of it.
+def ssim_425(images: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+    """SSIM with the settings of the MindEye suite, which are scikit-image's -> (p,): grey as ITU-R BT.709, population
+    covariance, 5 px of border left out; window and constants as ours.
     """
-    assert features.shape == truths.shape and features.ndim == 2, (features.shape, truths.shape)
-    x, y = features.double(), truths.double()
-    (x_mean, x_norm), (_, y_norm) = _norms(x), _norms(y)
-    norms = x_norm * y_norm
-    products = ((x - x_mean[:, None]) * y).sum(1)  # a centred row is blind to the mean of the other
-    return (1 - torch.where(norms > 0, products / norms.clamp_min(1e-300), 0.0).clamp(-1, 1)).to(features.dtype)
+    weights = (0.2125, 0.7154, 0.0721)  # scikit-image's rgb2gray
+    down, across = (_suite_resize(n).to(images) for n in images.shape[-2:])
+    x, y = (down @ _grey(z, weights) @ across.T for z in (images, truths))
+    return _similar(x, y, pairs, mirrored=False)[:, 0]
 
 
-class Gallery(NamedTuple):
-    """The different ground-truth pictures' features (m, D), prepared for `farther` and `two_way`."""
+def pixcorr(images: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+    """Pearson correlation of all pixels as in the MindEye suite, at 425 px by way of 256 -> (p,); 0 of a blank picture.
 
-    features: torch.Tensor
-    norms: torch.Tensor
-
-    @staticmethod
-    def of(truths: torch.Tensor) -> "Gallery":
-        return Gallery(truths, _norms(truths)[1])
-
-
-def farther(
-    features: torch.Tensor, truths: torch.Tensor | Gallery, which: torch.Tensor, batch_size: int = 64
-) -> torch.Tensor:
-    """How many of the other truths correlate less with each picture than its own truth does: (n,) integers, 0 to m - 1.
-
-    features: (n, D), of reconstructions. truths: (m, D), of the DIFFERENT ground-truth pictures. which: (n,) integers,
-    the row of each one's own truth. A tie counts against the picture, so a constant output scores 0. All pairs, no
-    random draws. Memory: the arguments and `batch_size` rows more; pictures may as well be given in several calls (then
-    make the `Gallery.of(truths)` once).
+    Small pictures are never made that large: resizing D is linear, and with D = QR the products of resized pictures are
+    those of R z, which are no larger than z.
     """
-    truths, spread = truths if isinstance(truths, Gallery) else Gallery.of(truths)
-    assert features.ndim == truths.ndim == 2 and features.shape[1] == truths.shape[1], (features.shape, truths.shape)
-    assert which.shape == features.shape[:1] and (
-        not len(which) or 0 <= int(which.min()) <= int(which.max()) < len(truths)
-    )
-    found = []
-    for part, own in zip(features.split(batch_size), which.split(batch_size), strict=True):
-        mean, norms = _norms(part)
-        norms = norms[:, None] * spread
-        products = (part - mean[:, None]) @ truths.T  # so the many truths need no centred copy
-        r = torch.where(norms > 0, products / norms.clamp_min(1e-30), 0.0)
-        found.append((r < r.gather(1, own[:, None])).sum(1))
-    return torch.cat(found) if found else which.new_zeros(0)
+    h, w = images.shape[-2:]
+    if min(h, w) > SUITE_SIDE:  # here the plain way is the faster one
+        x, y = (suite_pictures(z, SUITE_PIXELS).flatten(1).double() for z in (images, truths))
+        variance, mean = zip(*(torch.var_mean(z, 1, correction=0, keepdim=True) for z in (x, y)), strict=True)
+        # Of a picture that is constant but for rounding: 0
+        norms = [torch.where(v > 1e-12 * u.square(), (v * x.shape[1]).sqrt(), 0.0)[:, 0]
+                 for v, u in zip(variance, mean, strict=True)]  # fmt: skip
+        x, least = x - mean[0], 0.0  # a centred row is blind to the mean of the other
+    else:
+        down, across = (_suite_resize(n).to(images).double() for n in (h, w))
+        n, rows, columns = 3 * SUITE_PIXELS**2, down.sum(0), across.sum(0)
+        down, across = (torch.linalg.qr(z, mode="r").R.float() for z in (down, across))
 
+        def reduced(z: torch.Tensor) -> torch.Tensor:  # the resize keeps a constant, so the mean goes before
+            mean = torch.einsum("bchw,h,w->b", z.double(), rows, columns) / n
+            return (down @ (z.double() - mean.view(-1, 1, 1, 1)).float() @ across.T).flatten(1)
 
-def two_way(features: torch.Tensor, truths: torch.Tensor | Gallery, which: torch.Tensor) -> torch.Tensor:
-    """Two-way identification by Pearson correlation over all pairs: share of the other truths that lie farther -> (n,).
-
-    Arguments: `farther`. Chance 0.5. The suite's AlexNet(2), AlexNet(5), Inception and CLIP are means of it. N-way
-    retrieval follows from the same ranks: metrics.success_by_rank(m, N, k)[m - 1 - farther(...)].
-    ValueError: fewer than two truths.
-    """
-    m = len(truths.features if isinstance(truths, Gallery) else truths)
-    if m < 2:
-        raise ValueError(f"two-way identification needs at least two ground-truth pictures, there are {m}")
-    return farther(features, truths, which).float() / (m - 1)
-
-
-def fid_warning(n: int, m: int) -> str | None:
-    """What has to be said of an FID from n and m pictures; None from 2,049 on."""
-    least = min(n, m)
-    if least > FID_FEATURES:
-        return None
-    return (
-        f"FID from {n} and {m} pictures: below {FID_FEATURES + 1} the covariance of {FID_FEATURES} features is "
-        "rank-deficient and the number too high; compare it only with numbers from as many pictures, or take KID"
-    )
+        x, y = reduced(images), reduced(truths)
+        norms, least = [x.norm(dim=1), y.norm(dim=1)], 1e-9 * n
+    i, j = pairs.T
+    both = norms[0][i] * norms[1][j]
+    return torch.where(both <= least, 0.0, (x @ y.T)[i, j] / both.clamp(min=1e-30)).to(images.dtype)
 
 
 def frechet_distance(features: np.ndarray | torch.Tensor, truths: np.ndarray | torch.Tensor) -> float:
     """FID (Heusel et al. 2017): |difference of means|^2 + Tr(S1 + S2 - 2 (S1 S2)^(1/2)) of (n, D) and (m, D).
 
-    Exact without a matrix root: with centred features A and B, the trace of the root is the sum of the singular values
-    of A B' / sqrt((n - 1)(m - 1)), which small samples do not upset (published code takes the root of a singular
-    matrix). In float64. ValueError: fewer than two pictures. What to say of small samples: `fid_warning`.
+    Exact without the root of a matrix, which of small samples is singular: with centred features A and B its trace is
+    the sum of the singular values of A B' / sqrt((n - 1)(m - 1)). In float64. ValueError: fewer than two pictures.
     """
     x, y = np.asarray(features, np.float64), np.asarray(truths, np.float64)
     if min(len(x), len(y)) < 2:
@@ -190,10 +149,9 @@ def kernel_distance(
     """KID (Binkowski et al. 2018): squared MMD, kernel k(x, y) = (x.y / D + 1)^3, of reconstructions and their truths.
 
     features: (n, D), of reconstructions x. truths: (m, D), of the DIFFERENT ground-truth pictures. which: (n,), the row
-    of each one's own truth y. The mean of k(x, x') + k(y, y') - k(x, y') - k(x', y) over all pairs x, x' of
-    different pictures: a reconstruction and its own truth, or two of one picture, are not independent. So it is
-    unbiased, may be below 0, and is 0 of the truths themselves. Float64. Collective: every rank; they share blocks of
-    pairs, and any number of processes finds the same bits. ValueError: reconstructions of fewer than two pictures.
+    of each one's own truth y. The mean of k(x, x') + k(y, y') - k(x, y') - k(x', y) over all pairs x, x' of different
+    pictures, as those of one are not independent: unbiased, and 0 of the truths themselves. Float64. Collective: every
+    rank; any number of processes finds the same bits. ValueError: reconstructions of fewer than two pictures.
     """
     of = torch.as_tensor(which)
     times = torch.bincount(of, minlength=len(truths)).double()

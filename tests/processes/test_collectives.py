@@ -8,7 +8,7 @@ from torch import distributed as dist
 from neuroimagen.run import collectives
 from neuroimagen.run.collectives import decided_by_main, on_every_rank
 from neuroimagen.run.processes import leave_process_group
-from neuroimagen.scores import judges
+from neuroimagen.scores import measure
 from neuroimagen.scores.networks import NotAvailable
 
 
@@ -56,9 +56,9 @@ def on_each_rank():
             raise NotAvailable(f"{name} is not available: get it")
         return torch.nn.Identity()
 
-    judges.load_network, torch.nn.Identity.features = load_network, None
+    measure.load_network = load_network
     with pytest.raises(ValueError, match=f"ranks 0 and {last} do not find the same networks .alex2.: "):
-        judges.load_judges(lambda *names: "alex2" in names, torch.device("cpu"), "weights", False, 64)
+        measure.load_judges(lambda *names: "alex2" in names, torch.device("cpu"), "weights", False, 64)
     print("as it should be", flush=True)
     leave_process_group()
 

@@ -12,7 +12,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from PIL import Image
-from reconstruct_run import ABOUT, EXTRA, ROWS, colours, make_run
+from reconstruct_run import ABOUT, EXTRA, ROWS, colours, make_run, score
 
 from neuroimagen.pages import ENVIRONMENT
 from neuroimagen.report.charts import bars, confusions
@@ -21,7 +21,7 @@ from neuroimagen.report.formats import Metric
 from neuroimagen.report.gallery import FIXED, Pictures, choose, read_picture_scores
 from neuroimagen.report.report import ReportConfig, report
 from neuroimagen.scores import evaluate as scoring
-from neuroimagen.scores.evaluate import EvaluateConfig, evaluate, score
+from neuroimagen.scores.evaluate import EvaluateConfig, evaluate
 from neuroimagen.scores.run_files import check_scores, read_run
 from neuroimagen.studies.classes import CLASSES
 

@@ -7,14 +7,14 @@ import json
 import pytest
 import torch
 from PIL import Image
-from reconstruct_run import ROWS, colours, make_run
+from reconstruct_run import ROWS, colours, make_run, score
 
 from neuroimagen.report.tables import evaluate
-from neuroimagen.scores.book import ScoreBook
 from neuroimagen.scores.classifiers import Classifier
 from neuroimagen.scores.definitions import METRICS
-from neuroimagen.scores.evaluate import EvaluateConfig, score
+from neuroimagen.scores.evaluate import EvaluateConfig
 from neuroimagen.scores.run_files import read_run
+from neuroimagen.scores.score_book import ScoreBook
 from neuroimagen.studies.classes import CLASSES
 
 PURE = ((255, 0, 0), (0, 255, 0), (0, 0, 255))  # red, green, blue: classes 0, 1, 2 and their pictures
@@ -30,7 +30,7 @@ def by_strongest(classes=CLASSES[:3]):
 
     names = [CLASSES[39], *classes]
     wnids = [c.wnid for c in names]
-    return Classifier("flat", "flat", [c.name for c in names], wnids, torch.device("cpu"), lambda x: both(x)[0], both)
+    return Classifier("flat", "flat", [c.name for c in names], wnids, torch.device("cpu"), both)
 
 
 @pytest.fixture(scope="module")
@@ -147,12 +147,11 @@ def test_every_network_reaches_its_metrics(run, monkeypatch):
         def __init__(self, name, *_):
             self.layers = {"alexnet": ("alex2", "alex5"), "fid": ("fid", "logits")}.get(name, (name,))
 
-        def features(self, images):
+        def __call__(self, images):
             colour = images.mean((2, 3))
             return {layer: 60 * colour if layer == "logits" else colour for layer in self.layers}
 
-    monkeypatch.setattr("neuroimagen.scores.judges.load_network", Colours)
-    monkeypatch.setattr("neuroimagen.scores.judges._where", lambda *_: None)
+    monkeypatch.setattr("neuroimagen.scores.measure.load_network", Colours)
     wanted = ["alex2", "alex5", "inception", "clip", "clip_top1", "effnet", "swav", "fid", "kid", "is_inception"]
     found = score(run, by_strongest(), 3, 1, metrics=wanted)
     row, said = found["rows"]["L"]["all"], found["metrics"]
@@ -175,14 +174,6 @@ def test_mistakes(run):
         score(run, by_strongest(), 3, 1, metrics=["pixcor"])
     with pytest.raises(ValueError, match="inception_splits=7 must be 1 to the number of trials, 6"):
         score(run, by_strongest(), 3, 1, inception_splits=7)
-
-
-def test_every_process_must_have_the_same_networks(run, monkeypatch):
-    monkeypatch.setattr("neuroimagen.scores.book.gather_objects", lambda mine: [mine, [*mine, "swav", "clip"]])
-    with pytest.raises(
-        ValueError, match="clip, swav can be measured by some processes only: give weights= a directory"
-    ):
-        ScoreBook(run, by_strongest(), 3, 1).measure()
 
 
 def test_kid_of_the_pictures_themselves_is_0(tmp_path):

@@ -8,16 +8,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from neuroimagen.scores import classifiers
 from neuroimagen.scores.classifiers import (
     IMAGENET_INDEX,
-    ProbeConfig,
+    efficientnet,
     features,
     load_classifier,
     read_pictures,
     to_square,
-    train_linear_probe,
 )
+from neuroimagen.scores.probe import ProbeConfig
+from neuroimagen.scores.probe import probe as train
 
 REAL = Path(__file__).parents[4] / "shared" / "real" / "images_imagenet40"
 
@@ -39,7 +39,7 @@ def pictures(tmp_path_factory):
 def probe(pictures, tmp_path_factory):
     pytest.importorskip("efficientnet_lite_pytorch")
     out = tmp_path_factory.mktemp("probe") / "probe"
-    train_linear_probe(ProbeConfig(images=str(pictures), out=str(out), picture_size=32, size=64))
+    train(ProbeConfig(images=str(pictures), out=str(out), picture_size=32, size=64))
     return out
 
 
@@ -67,7 +67,7 @@ def test_folded_network_equals_the_package():
     images = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = plain.extract_features((images * 255 - 127) / 128).mean((2, 3))
-        found = features(classifiers._efficientnet(96, torch.device("cpu")), images, 96)
+        found = features(efficientnet(96, torch.device("cpu")), images, 96)
     assert torch.allclose(found, expected, atol=1e-3)
 
 
@@ -78,7 +78,7 @@ def test_imagenet_network_names_real_pictures():
     classifier = load_classifier("efficientnet-lite0")
     right = 0
     for path in sorted(REAL.glob("*.JPEG")):
-        p = classifier.probabilities(read_pictures([path]))
+        p = classifier.outputs(read_pictures([path]))["probabilities"]
         assert p.shape == (1, 1000) and p.sum() == pytest.approx(1, abs=1e-4)
         right += p.argmax().item() == classifier.find(path.name.split("_")[0], "")
     assert right >= 38
@@ -94,32 +94,32 @@ def test_probe_learns_and_loads(probe, pictures):
     assert "2 classes" in classifier.describe and "100.0 % right on held-out" in classifier.describe
     assert classifier.find("n07753592", "") == 1 and classifier.find("", "Water") == 0
     assert classifier.find("n00000000", "pizza") is None
-    p = classifier.probabilities(read_pictures([pictures / "water" / "3.JPEG"]))
+    p = classifier.outputs(read_pictures([pictures / "water" / "3.JPEG"]))["probabilities"]
     assert p.shape == (1, 2) and p[0, 0] > 0.9 and p.sum() == pytest.approx(1, abs=1e-5)
 
 
 def test_probe_is_reproducible(probe, pictures, tmp_path):
-    train_linear_probe(ProbeConfig(images=str(pictures), out=str(tmp_path / "b"), picture_size=32, size=64))
+    train(ProbeConfig(images=str(pictures), out=str(tmp_path / "b"), picture_size=32, size=64))
     a, b = (load_file(d / "model.safetensors") for d in (probe, tmp_path / "b"))
     assert torch.allclose(a["weight"], b["weight"], atol=1e-5)
 
 
 def test_probe_mistakes(probe, pictures, tmp_path):
     with pytest.raises(ValueError, match="exists already"):
-        train_linear_probe(ProbeConfig(images=str(pictures), out=str(probe)))
+        train(ProbeConfig(images=str(pictures), out=str(probe)))
     with pytest.raises(ValueError, match="is not a folder"):
-        train_linear_probe(ProbeConfig(images=str(tmp_path / "none"), out=str(tmp_path / "out")))
+        train(ProbeConfig(images=str(tmp_path / "none"), out=str(tmp_path / "out")))
     (tmp_path / "one" / "a").mkdir(parents=True)
     with pytest.raises(ValueError, match="holds 1 sub-folders"):
-        train_linear_probe(ProbeConfig(images=str(tmp_path / "one"), out=str(tmp_path / "out")))
+        train(ProbeConfig(images=str(tmp_path / "one"), out=str(tmp_path / "out")))
     (tmp_path / "one" / "b").mkdir()
     with pytest.raises(ValueError, match="holds 0 pictures"):
-        train_linear_probe(ProbeConfig(images=str(tmp_path / "one"), out=str(tmp_path / "out")))
+        train(ProbeConfig(images=str(tmp_path / "one"), out=str(tmp_path / "out")))
     for folder in "ab":
         for copy in range(2):  # one picture a class, under two names
             Image.new("RGB", (9, 9), (90, 5, ord(folder))).save(tmp_path / "one" / folder / f"{copy}.png")
     with pytest.raises(ValueError, match="a holds 1 pictures, and so 1 more folders; a class needs two that differ"):
-        train_linear_probe(ProbeConfig(images=str(tmp_path / "one"), out=str(tmp_path / "out")))
+        train(ProbeConfig(images=str(tmp_path / "one"), out=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
 
 
@@ -194,7 +194,7 @@ def test_transformers_classifier_equals_its_own_preprocessing(tmp_path, crop):
     ready = (resized - np.array(how["image_mean"])) / np.array(how["image_std"])
     with torch.inference_mode():
         expected = model(pixel_values=torch.tensor(ready).permute(2, 0, 1)[None].float()).logits.softmax(1)
-    found = classifier.probabilities(torch.tensor(pixels).permute(2, 0, 1)[None])
+    found = classifier.outputs(torch.tensor(pixels).permute(2, 0, 1)[None])["probabilities"]
     assert torch.allclose(found, expected, atol=2e-3)
     assert classifier.find("n02510455", "") == 2 and classifier.find("", "pizza pie") == 1
 

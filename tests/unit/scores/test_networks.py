@@ -13,9 +13,8 @@ from safetensors.torch import save_file
 
 from neuroimagen.scores import classifiers, networks
 from neuroimagen.scores.backbones import AlexNet, EfficientNetB1, InceptionV3, ResNet50, ViT
-from neuroimagen.scores.classifiers import load_imagenet_classifier
+from neuroimagen.scores.classifiers import load_classifier
 from neuroimagen.scores.networks import NETWORKS, NotAvailable, load_lpips, load_network
-from neuroimagen.scores.similarity import lpips
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_networks.json").read_text())
 BUILD = {
@@ -59,9 +58,8 @@ def no_network(monkeypatch):
 def test_features_are_those_of_the_published_network(name, tmp_path):
     assert layout(on_meta(BUILD[name])) == GOLDEN[name]["layout"]
     torch.save(official(name), tmp_path / NETWORKS[name].file)
-    network = load_network(name, "cpu", tmp_path)
-    features = network.features(pictures())
-    assert tuple(features) == network.layers == tuple(NODES[name])
+    features = load_network(name, "cpu", tmp_path)(pictures())
+    assert tuple(features) == tuple(NODES[name])
     for layer, found in features.items():
         assert found.dtype == torch.float32 and found.device.type == "cpu"
         # rounding through some hundred layers; a wrong pool or normalisation is off by whole per cents
@@ -86,7 +84,7 @@ def test_vit_is_torchvisions(tmp_path):
 def test_imagenet_classifier_prepares_as_its_weights_want(tmp_path, monkeypatch):
     monkeypatch.setattr(classifiers, "ViT", lambda *shape: ViT(shape[0], 112, 32, 1, 2))  # the real one is 330 MB
     save_file(fill(on_meta(lambda: ViT(224, 112, 32, 1, 2))), tmp_path / "vit_b_16-c867db91.safetensors")
-    logits, names, describe = load_imagenet_classifier("torchvision:vit_b_16", "cpu", tmp_path)
+    classifier = load_classifier("torchvision:vit_b_16", "cpu", str(tmp_path))
     images = torch.rand(2, 3, 256, 256, generator=torch.Generator().manual_seed(0))
     mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in networks.IMAGENET)
     with torch.inference_mode():
@@ -97,8 +95,8 @@ def test_imagenet_classifier_prepares_as_its_weights_want(tmp_path, monkeypatch)
             torch.device("cpu"),
         )
         wanted = model((images[:, :, 16:240, 16:240] - mean) / std)
-        torch.testing.assert_close(logits(images), wanted)
-    assert len(names) == 1000 and names[963] == "pizza" and "224 px" in describe
+        torch.testing.assert_close(classifier.both(images)[0], wanted)
+    assert len(classifier.classes) == 1000 and classifier.classes[963] == "pizza" and "224 px" in classifier.describe
 
 
 def test_lpips_is_that_of_torchmetrics(tmp_path, monkeypatch):
@@ -111,7 +109,8 @@ def test_lpips_is_that_of_torchmetrics(tmp_path, monkeypatch):
     images, truths = pictures()[:1], pictures()[1:]
     images, truths = torch.cat([images, truths]), torch.cat([truths, truths])
     wanted = theirs.learned_perceptual_image_patch_similarity(images, truths, "alex", "none", normalize=True)
-    found = lpips(images, truths, load_lpips("cpu", tmp_path))
+    pairs = torch.arange(len(images))[:, None].expand(-1, 2)
+    found = load_lpips("cpu", tmp_path)(images, truths, pairs)
     torch.testing.assert_close(found, wanted)
     assert found[0] > 0.01 and found[1] == 0
 
@@ -127,7 +126,7 @@ def test_clip_gives_the_image_embedding_of_the_suites_pictures(tmp_path, no_netw
     model = CLIPVisionModelWithProjection(config).eval()
     model.save_pretrained(tmp_path / "clip-vit-large-patch14")
     images = torch.rand(2, 3, 224, 224)  # 256 and 224 px: two resizes
-    found = load_network("clip", "cpu", tmp_path).features(images)["clip"]
+    found = load_network("clip", "cpu", tmp_path)(images)["clip"]
     x = images
     for side in (256, 224):
         x = torch.nn.functional.interpolate(x, (side, side), mode="bilinear", antialias=True)

@@ -8,12 +8,12 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from reconstruct_run import ROWS, by_colour, colours, make_run, plain
+from reconstruct_run import ROWS, by_colour, colours, make_run, plain, score
 
 from neuroimagen.config import run_command
 from neuroimagen.report.tables import evaluate, format_tables
 from neuroimagen.scores import evaluate as scoring
-from neuroimagen.scores.evaluate import EvaluateConfig, score
+from neuroimagen.scores.evaluate import EvaluateConfig
 from neuroimagen.scores.run_files import read_run
 from neuroimagen.studies.classes import CLASSES
 

@@ -1,30 +1,29 @@
 """Metrics of pictures and features against numpy, scipy, scikit-image and torchmetrics on the same arrays."""
 
-import itertools
-
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.ndimage
 import torch
+from PIL import Image
 from skimage.color import rgb2gray
 from skimage.metrics import structural_similarity
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import maximum_mean_discrepancy, poly_kernel
 
 from neuroimagen.scores import similarity
-from neuroimagen.scores.metrics import success_by_rank
+from neuroimagen.scores.measure import Judge, measure
 from neuroimagen.scores.networks import resize, suite_pictures
+from neuroimagen.scores.similarity import pixcorr, ssim, ssim_425
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def pairs() -> tuple[torch.Tensor, torch.Tensor]:
-    """Three pictures of 48 px that resemble their truths more and more, the last one wholly."""
-    truths = resize(random(3, 3, 6, 6), 48, 48)
-    share = torch.tensor([0.2, 0.7, 1.0]).view(3, 1, 1, 1)
-    return share * truths + (1 - share) * random(3, 3, 48, 48, seed=1), truths
+def each(n: int) -> torch.Tensor:
+    """Picture i and truth i."""
+    return torch.arange(n)[:, None].expand(-1, 2)
 
 
 def test_pictures_go_by_way_of_256_px():
@@ -36,97 +35,95 @@ def test_pictures_go_by_way_of_256_px():
     assert torch.equal(suite_pictures(images, 224), wanted)
 
 
-@pytest.mark.parametrize("setting", ["suite", "own"])
-def test_pixcorr_is_numpys(setting):
-    images, truths = pairs()
-    found = similarity.pixcorr(images, truths, setting)
-    if setting == "suite":
-        images, truths = suite_pictures(images, 425), suite_pictures(truths, 425)
-    wanted = [np.corrcoef(x.ravel(), y.ravel())[0, 1] for x, y in zip(images.numpy(), truths.numpy(), strict=True)]
-    np.testing.assert_allclose(found, wanted, atol=1e-6)
-    assert 0 < found[0] < found[1] < found[2] == pytest.approx(1)
-
-
-def test_a_blank_picture_correlates_with_nothing():
-    truths = random(2, 3, 48, 48)
-    blank = torch.full_like(truths, 0.3)
-    blank[0, 0, 0, 0] = torch.nextafter(blank[0, 0, 0, 0], torch.tensor(1.0))  # rounding, as a resize leaves it
-    assert similarity.pixcorr(blank, truths, "own").tolist() == [0, 0]
-    assert similarity.pixcorr(blank, truths, "suite").tolist() == [0, 0]
-    assert similarity.two_way(blank.flatten(1), truths.flatten(1), torch.arange(2)).tolist() == [0, 0]
-    with pytest.raises(ValueError, match="own size"):
-        similarity.pixcorr(truths, random(2, 3, 40, 48), "own")
-
-
-def test_suite_ssim_is_scikit_images():
-    images, truths = pairs()
-    found = similarity.ssim_suite(images, truths)
-    grey = [rgb2gray(suite_pictures(x, 425).permute(0, 2, 3, 1).numpy()) for x in (images, truths)]
+@pytest.mark.parametrize("height, width", [(48, 48), (24, 40), (264, 280)])
+def test_the_suites_numbers_are_numpys_and_scikit_images(height, width):
+    truths, which = resize(random(2, 3, 6, 6), height, width), torch.tensor([1, 0, 1])
+    share = torch.tensor([0.2, 0.7, 0.7]).view(3, 1, 1, 1)
+    images = share * truths[which] + (1 - share) * random(3, 3, height, width, seed=1)
+    pairs = torch.stack([torch.arange(3), which], 1)
+    x, y = (suite_pictures(z, 425) for z in (images, truths[which]))
+    wanted = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(x.numpy(), y.numpy(), strict=True)]
+    np.testing.assert_allclose(pixcorr(images, truths, pairs), wanted, atol=1e-5)
+    np.testing.assert_allclose(pixcorr(images, truths[which], each(3)), wanted, atol=1e-5)
+    assert 0 < wanted[0] < wanted[1] < 1 and pixcorr(truths, truths, each(2)).tolist() == pytest.approx([1, 1])
+    grey = [rgb2gray(z.permute(0, 2, 3, 1).numpy()) for z in (x, y)]
     wanted = [
         structural_similarity(
             x, y, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1.0
         )
         for x, y in zip(*grey, strict=True)
     ]  # fmt: skip
-    np.testing.assert_allclose(found, wanted, atol=2e-5)
+    np.testing.assert_allclose(ssim_425(images, truths, pairs), wanted, atol=2e-5)
+    assert torch.equal(ssim(images, truths, pairs), ssim(images, truths[which], each(3)))
 
 
-def test_lpips_refuses_pictures_of_which_nothing_is_left():
-    small = random(1, 3, 34, 64)
-    with pytest.raises(ValueError, match="at least 35 x 35"):
-        similarity.lpips(small, small, None)
+@pytest.mark.parametrize("side", [48, 264])
+def test_a_blank_picture_correlates_with_nothing(side):
+    truths = random(2, 3, side, side)
+    blank = torch.full_like(truths, 0.3)
+    blank[0, 0, 0, 0] = torch.nextafter(blank[0, 0, 0, 0], torch.tensor(1.0))  # rounding, as a resize leaves it
+    assert pixcorr(blank, truths, each(2)).tolist() == [0, 0]
 
 
-def by_loops(features: np.ndarray, truths: np.ndarray, which: np.ndarray) -> list[float]:
-    """The suite's two-way identification, pair by pair."""
-    shares = []
-    for x, own in zip(features, which, strict=True):
-        at_own = np.corrcoef(x, truths[own])[0, 1]
-        wins = [np.corrcoef(x, y)[0, 1] < at_own for j, y in enumerate(truths) if j != own]
-        shares.append(sum(wins) / len(wins))
-    return shares
+def test_ssim_by_hand():
+    a, b = torch.full((1, 3, 16, 16), 0.5), torch.full((1, 3, 16, 16), 0.25)
+    c1 = 0.01**2
+    expected = (2 * 0.5 * 0.25 + c1) / (0.5**2 + 0.25**2 + c1)  # no variance: the luminance term alone
+    assert ssim(a, b, each(1)).tolist() == [pytest.approx([expected, expected], rel=1e-5)]  # colour, grey
+    noise = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert ssim(noise, noise, each(2)).flatten().tolist() == pytest.approx([1] * 4)
+    with pytest.raises(ValueError, match="11 x 11"):
+        ssim(a[..., :8], b[..., :8], each(1))
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_ssim_is_wang_2004_with_the_named_settings(grey):
+    generator = torch.Generator().manual_seed(3)
+    x = torch.rand(2, 3, 24, 24, generator=generator)
+    y = (x + 0.3 * torch.rand(2, 3, 24, 24, generator=generator)).clamp(0, 1)
+
+    def reference(u, v):
+        def blur(z):  # the 11 x 11 window: a radius of 5 at sigma 1.5
+            return scipy.ndimage.gaussian_filter(z, 1.5, radius=5, mode="mirror")
+
+        mu, mv = blur(u), blur(v)
+        su, sv, suv = blur(u * u) - mu**2, blur(v * v) - mv**2, blur(u * v) - mu * mv
+        return np.mean((2 * mu * mv + 1e-4) * (2 * suv + 9e-4) / ((mu**2 + mv**2 + 1e-4) * (su + sv + 9e-4)))
+
+    for i, value in enumerate(ssim(x, y, each(2))[:, int(grey)].tolist()):
+        u, v = x[i].double().numpy(), y[i].double().numpy()
+        if grey:
+            u, v = (np.tensordot([0.299, 0.587, 0.114], z, 1)[None] for z in (u, v))
+        assert value == pytest.approx(np.mean([reference(*pair) for pair in zip(u, v, strict=True)]), abs=1e-4)
+
+
+def by_loops(features: np.ndarray, truths: np.ndarray, own: int) -> tuple[float, int]:
+    """Correlation with the own truth, and how many of the other truths correlate at least as much."""
+    r = [np.corrcoef(features, y)[0, 1] for y in truths]
+    return r[own], sum(x >= r[own] for x in r) - 1
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
-def test_two_way_is_a_loop_over_all_pairs(batch_size):
-    truths = 3 + random(7, 40)
-    which = torch.tensor([0, 0, 3, 6, 5, 2, 4, 1, 6, 6, 3])
-    features = truths[which] + 4 * random(11, 40, seed=2)
-    wanted = by_loops(features.double().numpy(), truths.double().numpy(), which.numpy())
-    assert 0 < min(wanted) < max(wanted) == 1  # not all alike
-    np.testing.assert_allclose(similarity.two_way(features, truths, which), wanted, atol=1e-6)
-    assert similarity.farther(features, truths, which, batch_size).tolist() == [round(6 * share) for share in wanted]
-
-
-def test_two_way_at_its_ends():
-    truths = random(4, 30)
-    which = torch.arange(4)
-    assert similarity.two_way(truths, truths, which).tolist() == [1, 1, 1, 1]
-    assert similarity.two_way(-truths, truths, which).tolist() == [0, 0, 0, 0]
-    constant = torch.full((4, 30), 0.7)
-    assert similarity.two_way(constant, truths, which).tolist() == [0, 0, 0, 0]  # ties count against
-    assert similarity.two_way(truths, constant, which).tolist() == [0, 0, 0, 0]
-    with pytest.raises(ValueError, match="at least two"):
-        similarity.two_way(truths[:1], truths[:1], which[:1])
-
-
-def test_retrieval_follows_from_the_same_ranks():
-    truths, which = random(6, 20), torch.tensor([4, 1, 1])
-    features = truths[which] + random(3, 20, seed=3)
-    behind = len(truths) - 1 - similarity.farther(features, truths, which)
-    r = np.corrcoef(features, truths)[:3, 3:]
-    for row, own, rank in zip(r, which, behind, strict=True):  # every choice of two distractors among the others
-        draws = itertools.combinations([j for j in range(6) if j != own], 2)
-        rate = np.mean([all(row[j] < row[own] for j in draw) for draw in draws])
-        assert success_by_rank(6, 3, 1)[rank] == pytest.approx(rate)
-
-
-def test_correlation_distance_is_scipys():
-    x, y = random(5, 33), random(5, 33, seed=1)
-    wanted = [scipy.spatial.distance.correlation(a, b) for a, b in zip(x.numpy(), y.numpy(), strict=True)]
-    np.testing.assert_allclose(similarity.correlation_distance(x, y), wanted, atol=1e-6)
-    assert similarity.correlation_distance(x, -x).tolist() == pytest.approx([2] * 5)
-    assert similarity.correlation_distance(x, torch.ones_like(x)).tolist() == [1] * 5
+def test_features_are_ranked_as_by_a_loop_over_all_pairs(batch_size, tmp_path):
+    """The suite's two-way identification and distances, of features that a picture's first pixel numbers."""
+    truths, which = 3 + random(7, 40), [0, 0, 3, 6, 5, 2, 4, 1, 6, 6, 3]
+    features = torch.cat([truths, truths[which] + 4 * random(11, 40, seed=2)])
+    features[9] = 0.7  # constant: a tie with all
+    for n in range(len(features)):
+        Image.new("RGB", (16, 16), (n, 0, 0)).save(tmp_path / f"{n}.png")
+    paths = [tmp_path / f"{n}.png" for n in range(len(features))]
+    judge = Judge(lambda x: {"layer": features[(255 * x[:, 0, 0, 0]).round().long()]}, compare=["layer"])
+    rows = {"L": [[path] for path in paths[7:]]}
+    found = measure(rows, [paths[t] for t in [*which]], {}, [judge], {}, batch_size, torch.device("cpu"))
+    # pictures are numbered as they come: only those truths that are shown count
+    shown = sorted(set(which))
+    keep = [i for i in range(11) if i != 2]
+    wanted = [by_loops(features[7 + i].numpy(), truths[shown].numpy(), shown.index(which[i])) for i in keep]
+    own, rank = (found.compared(f"{kind} layer", "L")[:, 0] for kind in ("own", "rank"))
+    np.testing.assert_allclose(own[keep], [r for r, _ in wanted], atol=2e-6)
+    assert rank[keep].tolist() == [n for _, n in wanted] and 0 < max(rank[keep]) < 6
+    assert (own[2], rank[2]) == (0, 6)
+    assert found.compared("rank layer", "truth").tolist() == [[0]] * 11
 
 
 class AsIs(torch.nn.Module):
@@ -166,18 +163,10 @@ def test_frechet_distance_by_hand():
         similarity.frechet_distance(x[:1], y)
 
 
-def test_small_samples_are_warned_of():
-    assert "2000 and 90000" in similarity.fid_warning(2000, 90_000)
-    assert similarity.fid_warning(5000, 2048) is not None  # n pictures span n - 1 directions
-    assert similarity.fid_warning(5000, 2049) is None
-
-
 def test_no_distance_is_negative():
     """Of pictures from themselves; without the guard against rounding about every third of them would be."""
     alike = [random(30, 20, seed=seed) + 5 for seed in range(20)]
     assert min(similarity.frechet_distance(x, x) for x in alike) >= 0
-    distances = torch.cat([similarity.correlation_distance(x.double(), 3 * x.double()) for x in alike])
-    assert distances.min() >= 0 and distances.max() < 1e-12
 
 
 def kernel_by_loops(x: np.ndarray, y: np.ndarray, which: np.ndarray) -> float:

@@ -14,16 +14,15 @@ import numpy as np
 from PIL import Image
 from scipy.special import softmax
 
-from neuroimagen.run.collectives import gather_objects, spread
+from neuroimagen.run.collectives import spread
 from neuroimagen.scores import metrics as numbers
 from neuroimagen.scores.classifiers import Classifier
-from neuroimagen.scores.definitions import BEST, CONTROL_OF, METRICS, PAIRED, Facts, chosen, describe
+from neuroimagen.scores.definitions import BEST, CONTROL_OF, METRICS, PAIRED, chosen, describe
 from neuroimagen.scores.intervals import FEWEST, Estimate, bootstrap_means
-from neuroimagen.scores.judges import load_judges, pair_measures
-from neuroimagen.scores.measure import Arrays, Judge, Measured, measure
+from neuroimagen.scores.measure import Arrays, Judge, Measured, load_judges, measure
 from neuroimagen.scores.metrics import success_by_rank
-from neuroimagen.scores.run_files import ReconstructRun
-from neuroimagen.scores.similarity import frechet_distance, kernel_distance
+from neuroimagen.scores.run_files import VERSION, ReconstructRun
+from neuroimagen.scores.similarity import SSIM_SETTINGS, frechet_distance, kernel_distance
 from neuroimagen.studies.classes import UNEVEN
 
 ONE_PICTURE = "not available: all trials show one and the same picture; reconstruct a test set with more"
@@ -59,6 +58,7 @@ class ScoreBook:
         self.groups = run.groups()
         trials = run.trials
         self.labels = np.array([trial["label"] for trial in trials])
+        _, self.place, counts = np.unique(self.labels, return_inverse=True, return_counts=True)  # among the classes
         images = np.array([trial["image"] for trial in trials])
         # Within one class diversity is no virtue, and within one picture nothing can be dealt out.
         self.wide = {group: mask for group, mask in self.groups.items() if not group.startswith("class ")}
@@ -78,6 +78,7 @@ class ScoreBook:
             self.unavailable["acc_label"] = f"not available: {said}; {remedy}"
         self.judged = len(found) if distractors == "study" else len(classifier.classes)
         self.n_way = numbers.check_n_way(self.judged, n_way, top_k)
+        self.by_class = success_by_rank(self.judged, self.n_way, top_k)
         if not 1 <= inception_splits <= len(trials):
             raise ValueError(f"inception_splits={inception_splits} must be 1 to the number of trials, {len(trials)}")
         if "all" not in self.deals:
@@ -87,43 +88,29 @@ class ScoreBook:
             self.unavailable["auc"] = f"not available: AUC is of two classes, and these trials are of {len(found)}"
         elif len(found) == 2 and unknown:
             self.unavailable["auc"] = self.unavailable["acc_label"]
-        counts = np.unique(self.labels, return_counts=True)[1]
         self.headline = "acc_balanced" if counts.max() > UNEVEN * counts.min() else "acc"
         with Image.open(run.truth(trials[0]["key"])) as picture:
-            self.side = min(picture.size)
-        self.judges, self.lpips, missing = load_judges(self.wants, classifier.device, weights, download, self.side)
+            side = min(picture.size)
+        self.judges, self.pairs, missing = load_judges(self.wants, classifier.device, weights, download, side)
         self.unavailable |= missing
 
     def wants(self, *names: str) -> bool:
         return any(name in self.wanted and name not in self.unavailable for name in names)
 
     def measure(self, batch_size: int = 16) -> None:
-        """All that needs the pictures. Collective: every rank. ValueError: not all have the same networks at hand."""
-        lacking = [set(names) for names in gather_objects(list(self.unavailable))]
-        if differ := set.union(*lacking) - set.intersection(*lacking):
-            raise ValueError(
-                f"{', '.join(sorted(differ))} can be measured by some processes only: give weights= a directory that "
-                "all machines see, or leave these metrics out"
-            )
+        """All that needs the pictures. Collective: every rank."""
         run, samples = self.run, range(self.run.samples)
         keys = [trial["key"] for trial in run.trials]
-        compare = (
-            ["features"] if self.wants("two_way", *(m for m, layer in RANKED.items() if layer == "features")) else []
-        )
+        ranked = ("two_way", *(name for name, layer in RANKED.items() if layer == "features"))
+        compare = ["features"] * self.wants(*ranked)
         keep = ["probabilities"] + ["features"] * self.wants("fid_classifier", "kid_classifier")
         judges = [Judge(self.classifier.outputs, keep, compare), *self.judges]
         self.measured: Measured = measure(
             {row: [[run.image(row, key, sample) for sample in samples] for key in keys] for row in run.rows},
             [run.truth(key) for key in keys],
-            {
-                group: (inside := np.flatnonzero(self.wide[group]), inside[dealt.trials])
-                for group, dealt in self.deals.items()
-            },
-            judges,
-            [*pair_measures(self.wants, self.side), *self.lpips],
-            batch_size,
-            self.classifier.device,
-        )
+            {name: (mine := np.flatnonzero(self.wide[name]), mine[dealt]) for name, dealt in self.deals.items()},
+            judges, self.pairs, batch_size, self.classifier.device,
+        )  # fmt: skip
         first: dict[int, str] = {}  # two files of equal pixels are one picture
         shown = zip(self.measured.numbers["truth"][:, 0].tolist(), run.trials, strict=True)
         self.images = np.array([first.setdefault(number, trial["image"]) for number, trial in shown])
@@ -145,12 +132,11 @@ class ScoreBook:
     def _tables(self) -> Arrays:
         """metric -> what a picture gets by the rank of its truth: of each metric that counts ranks."""
         m = self.measured.gallery
-        way = min(self.asked, m)
-        by_class = success_by_rank(self.judged, self.n_way, self.top_k)
-        found = {name: by_class for name in ("acc", "acc_balanced", "acc_label")}
+        found = {name: self.by_class for name in ("acc", "acc_balanced", "acc_label")}
         if m > 1:
-            kinds = {"top1": np.arange(m) < 1.0, "top5": np.arange(m) < 5.0, "nway": success_by_rank(m, way, 1)}
-            found |= {name: kinds[name.rpartition("_")[2]].astype(float) for name in RANKED}
+            rank, n_way = np.arange(m), success_by_rank(m, min(self.asked, m), 1)
+            kinds = {"top1": (rank < 1).astype(float), "top5": (rank < 5).astype(float), "nway": n_way}
+            found |= {name: kinds[name.rpartition("_")[2]] for name in RANKED}
             found |= {name: success_by_rank(m, 2, 1) for name in TWO_WAY}
         return {name: table for name, table in found.items() if self.wants(name)}
 
@@ -166,10 +152,8 @@ class ScoreBook:
         found = {"acc": tables["acc"][ranked(self.seen)]}
         if "acc_label" in tables:
             assert self.known is not None
-            place = np.searchsorted(sorted(self.class_names), self.labels)
-            found["acc_label"] = tables["acc_label"][
-                ranked(place if self.distractors == "study" else self.known[place])
-            ]
+            right = self.place if self.distractors == "study" else self.known[self.place]
+            found["acc_label"] = tables["acc_label"][ranked(right)]
         found |= {name: values for name in PAIRED if (values := self._paired(name, row)) is not None}
         for name, layer in (RANKED | TWO_WAY).items():
             if name in tables and f"rank {layer}" in self.measured.pairs:
@@ -190,14 +174,14 @@ class ScoreBook:
         columns = [(row, name) for row in rows for name in self.values[row] if name in BEST or not best]
         values = [self.values[row][name][mask] for row, name in columns]
         if best:
-            pairs = zip(values, columns, strict=True)
-            values = [numbers.best_of(found, METRICS[name].better or "")[:, None] for found, (_, name) in pairs]
+            values = [found.max(1, keepdims=True) if METRICS[name].better == "higher" else found.min(1, keepdims=True)
+                      for found, (_, name) in zip(values, columns, strict=True)]  # fmt: skip
         units = self.units[mask].repeat(values[0].shape[1])
         shares = [METRICS[name].scale == 100 for _, name in columns]
         estimates = bootstrap_means(np.stack([found.ravel() for found in values], 1), units, shares)
         return dict(zip(columns, estimates, strict=True))
 
-    def _inside(self, row: str, group: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _inside(self, row: str, group: str) -> tuple[np.ndarray, ...]:
         """Which pictures of a row are in a group, a mask; of these the units, and the numbers of the truths."""
         samples, mask = self.measured.numbers[row].shape[1], self.wide[group]
         truths = self.measured.numbers["truth"][mask, 0]
@@ -209,11 +193,12 @@ class ScoreBook:
         samples, mask = self.measured.numbers[row].shape[1], self.wide[group]
         inside, units, truths = self._inside(row, group)
         probabilities = self.measured.of("probabilities", row)[inside]
-        if self.wants("is") and len(units) >= self.splits:
-            found["is"] = numbers.inception_estimate(probabilities, units, self.splits)
-        if self.wants("is_inception") and len(units) >= self.splits:
-            theirs = softmax(self.measured.of("logits", row)[inside].astype(np.float64), 1)
-            found["is_inception"] = numbers.inception_estimate(theirs, units, self.splits)
+        for name in ("is", "is_inception"):
+            if self.wants(name) and len(units) >= self.splits:
+                theirs = probabilities
+                if name == "is_inception":
+                    theirs = softmax(self.measured.of("logits", row)[inside].astype(np.float64), 1)
+                found[name] = numbers.inception_estimate(theirs, units, self.splits)
         own = np.unique(truths)  # different ground-truth pictures
         for name, layer in FRECHET.items():
             if self.wants(name) and len(own) >= 4:
@@ -231,12 +216,11 @@ class ScoreBook:
         if self.wants("shuffled"):
             seen = self.among(self.measured.outputs["probabilities"][truths]).argmax(1)
             classes, which = np.unique(seen, return_inverse=True)  # only these can be dealt out
-            table = success_by_rank(self.judged, self.n_way, self.top_k)
-            success = table[numbers.ranks_of(self.among(probabilities), classes)]
+            success = self.by_class[numbers.ranks_of(self.among(probabilities), classes)]
             found["shuffled"] = numbers.shuffled_estimate(success, which, units)
         for name in PAIRED:
             if (dealt := self._paired(name, row, group)) is not None and self.wants(f"{name}_gain"):
-                whose, better = self.deals[group].trials[:, :samples], METRICS[name].better or ""
+                whose, better = self.deals[group][:, :samples], METRICS[name].better or ""
                 both = numbers.dealt_estimates(self.values[row][name][mask], dealt, whose, self.units[mask], better)
                 found[f"{name}_other"], found[f"{name}_gain"] = both
         return found
@@ -253,8 +237,8 @@ class ScoreBook:
         return found
 
     def scores(self) -> dict[str, Any]:
-        """What scores.json holds (version 4), but for the command's config. Collective: every rank."""
-        run, rows = self.run, self.run.rows
+        """What scores.json holds, but for the command's config and what it was made of. Collective: every rank."""
+        run, rows, about = self.run, self.run.rows, self.run.about
         found: dict[str, dict[str, dict[str, Any]]] = {row: {group: {} for group in self.groups} for row in rows}
         best: dict[str, dict[str, dict[str, Any]]] = {row: {"all": {}} for row in rows} if run.samples > 1 else {}
         for group, estimates in zip(self.groups, spread(self._means, list(self.groups)), strict=True):
@@ -276,9 +260,13 @@ class ScoreBook:
         if "all" in self.deals:
             truth["guessing"] = {name: estimate._asdict() for name, estimate in self._guessing().items()}
         if self.known is not None:
-            right = self.known[np.searchsorted(sorted(self.class_names), self.labels)]
-            truth["named_rightly"] = float((seen == right).mean())
+            truth["named_rightly"] = float((seen == self.known[self.place]).mean())
         return {
+            "format": "neuroimagen-scores",
+            "version": VERSION,
+            "simulated": bool(about.get("simulated")),
+            "dataset": about.get("manifest", {}).get("dataset"),
+            "captions_source": about.get("captions_source"),
             "trials": len(run.trials),
             "pictures": len(set(self.images)),
             "subjects": len({trial["subject"] for trial in run.trials}),
@@ -292,7 +280,7 @@ class ScoreBook:
             "chance": self.top_k / self.n_way,
             "headline": self.headline,
             "gallery": self.measured.gallery,
-            "ssim_settings": numbers.SSIM_SETTINGS + "; ssim: mean of the colour channels, ssim_grey: luma",
+            "ssim_settings": SSIM_SETTINGS + "; ssim: mean of the colour channels, ssim_grey: luma",
             "inception_splits": self.splits,
             "interval": f"95 % percentile bootstrap over {run.unit}, 2000 resamples, levels widened for few (all 0 or "
             "all 1: Clopper-Pearson; sets of pictures, such as IS and shuffled, and what is gained over such: a "
@@ -307,26 +295,26 @@ class ScoreBook:
 
     def _guessing(self) -> dict[str, Estimate]:
         """What the best answer gets that is the same for all trials, and knows how often each class comes."""
-        table = success_by_rank(self.judged, self.n_way, self.top_k)
-        _, place, each = np.unique(self.labels, return_inverse=True, return_counts=True)
-        balanced = numbers.best_guess(self.seen, table, 1 / each[place])
+        balanced = numbers.best_guess(self.seen, self.by_class, 1 / np.bincount(self.place)[self.place])
         return {
-            "acc": bootstrap_means(numbers.best_guess(self.seen, table)[:, None], self.units, [True])[0],
+            "acc": bootstrap_means(numbers.best_guess(self.seen, self.by_class)[:, None], self.units, [True])[0],
             "acc_balanced": numbers.balanced_estimate(balanced, self.labels, self.units),
         }
 
     def _described(self, measured: list[str], ceilings: dict[str, float]) -> dict[str, dict[str, Any]]:
         """Of each metric its definition, chance, and what the ground-truth pictures get."""
         samples, gallery, dealt = self.run.samples, self.measured.gallery, "the exact mean over all shuffles"
-        if (deal := self.deals.get("all")) and not deal.exact:
-            k = deal.trials.shape[2]
+        if "all" in self.deals and (k := self.deals["all"].shape[2]) < len(self.run.trials) - 1:
             dealt = f"{k} seeded shuffles of each sample, the error of so few is part of the interval"
-        facts = Facts(self.n_way, self.top_k, self.judged, self.distractors, gallery, min(self.asked, gallery),
-                      self.splits, len(self.run.trials) * samples, dealt)  # fmt: skip
+        facts = {
+            "n_way": self.n_way, "top_k": self.top_k, "n_classes": self.judged, "distractors": self.distractors,
+            "gallery": gallery, "gallery_way": min(self.asked, gallery), "splits": self.splits,
+            "n_pictures": len(self.run.trials) * samples, "dealt": dealt,
+        }  # fmt: skip
         by_chance = {"is": 1.0, "is_inception": 1.0, "auc": 0.5, **{f"{name}_gain": 0.0 for name in PAIRED}}
         found = {}
         for name in measured:
-            said = found[name] = describe(name, facts)
+            said = found[name] = describe(name, **facts)
             said["ceiling"] = ceilings.get(name)
             if name in (tables := self._tables()):
                 said["chance"] = float(tables[name].mean())
@@ -339,19 +327,15 @@ class ScoreBook:
         """Class of the trial x the most probable class among the study's, over trials and samples."""
         assert self.known is not None
         guess = self.measured.of("probabilities", row)[:, self.known].argmax(1)
-        place = np.searchsorted(sorted(self.class_names), self.labels).repeat(self.run.samples)
-        counts = numbers.confusion(place, guess, len(self.class_names))
+        place, n = self.place.repeat(self.run.samples), len(self.class_names)
+        counts = np.bincount(place * n + guess, minlength=n**2).reshape(n, n)
         return {"classes": list(self.class_names.values()), "counts": counts.tolist()}
 
     def pictures_csv(self) -> str:
-        """picture_scores.csv: one line a picture; seen and guess: what the classifier sees in truth and picture.
-
-        Collective: every rank.
-        """
+        """picture_scores.csv, a line a picture; seen, guess: in truth and picture. Collective: every rank."""
         per_picture = [name for name in self.wanted if any(name in self.values[row] for row in self.run.rows)]
         about = ("key", "sample", "subject", "label", "class_name", "image")
-        names = np.array(self.classifier.classes, dtype=object)
-        names = names[self.known] if self.distractors == "study" else names
+        names = self.among(np.array([self.classifier.classes], dtype=object))[0]
 
         def lines(row: str) -> str:
             text = io.StringIO()
@@ -359,14 +343,10 @@ class ScoreBook:
             guesses = self.among(self.measured.of("probabilities", row)).argmax(1).reshape(-1, self.run.samples)
             for t, trial in enumerate(self.run.trials):
                 for sample in range(self.run.samples):
-                    line = [
-                        trial["key"],
-                        sample,
-                        *(trial[name] for name in ("subject", "label", "class_name", "image")),
-                    ]
+                    line = [row, *((trial | {"sample": sample})[name] for name in about)]
                     values = (self.values[row].get(name) for name in per_picture)
                     measured = ["" if v is None else f"{v[t, sample]:.7g}" for v in values]
-                    table.writerow([row, *line, names[self.seen[t]], names[guesses[t, sample]], *measured])
+                    table.writerow([*line, names[self.seen[t]], names[guesses[t, sample]], *measured])
             return text.getvalue()
 
         return ",".join(["row", *about, "seen", "guess", *per_picture]) + "\n" + "".join(spread(lines, self.run.rows))
