@@ -9,14 +9,13 @@ same tables and figures for a paper.
 import dataclasses
 import json
 import shlex
-from typing import Any, NamedTuple
+from typing import Any
 
 from neuroimagen.config import option, path_option
 from neuroimagen.files import write_atomic
 from neuroimagen.pages import render
 from neuroimagen.report import figures, tables
 from neuroimagen.report.charts import by_group, confusions, guessing
-from neuroimagen.report.formats import Metric
 from neuroimagen.report.gallery import Gallery, Pictures, read_picture_scores
 from neuroimagen.rows import uses
 from neuroimagen.scores import run_files
@@ -35,35 +34,6 @@ class ReportConfig:
     trials: int = option(60, "at most so many trials in the gallery, those of the groups among them")
     each: int = option(6, "trials in each group of the gallery: best, median, worst, random")
     ablation: int = option(8, "trials drawn in every row, side by side")
-
-
-class Fact(NamedTuple):
-    """A number in front of the page, what it says and what to read it beside."""
-
-    metric: Metric
-    value: float
-    said: str
-    beside: list[str]
-
-
-def facts(scores: dict[str, Any], full: str, metrics: dict[str, Metric]) -> list[Fact]:
-    found, headline = scores["rows"][full]["all"], scores["headline"]
-    uneven = ", mean over classes, as these are uneven" * (headline == "acc_balanced")
-    what = {
-        headline: f"accuracy of row {full}{uneven}: the picture drawn is recognised as what was seen",
-        "ssim": "likeness of structure to the picture seen; 1 is identical",
-        "is": "variety and clarity of the pictures drawn",
-    }
-    facts = []
-    for name in (name for name in what if name in found and name in metrics):
-        metric, beside = metrics[name], []
-        if guess := guessing(scores, name):
-            beside.append(f"guessing in the study {metric(guess)}")
-        if f"{name}_other" in found:
-            beside.append(f"dealt out at random {metric(found[f'{name}_other']['value'])}")
-        beside += [f"{end} {metric(value)}" for end, value, _ in metric.ends]
-        facts.append(Fact(metric, found[name]["value"], what[name], beside))
-    return facts
 
 
 def meaning(run: ReconstructRun, row: str, kind: str) -> str:
@@ -112,23 +82,15 @@ def page(run: ReconstructRun, scores: dict[str, Any], config: ReportConfig) -> s
     environment: dict[str, Any] = {}
     if (run.path / "environment.json").exists():
         environment = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
-    manifest = run.about.get("manifest", {})
-    data = {k: manifest[k] for k in ("dataset", "simulated", "protocol", "subjects") if k in manifest}
-    data |= {"pipeline": run.about.get("pipeline"), "captions": run.about.get("captions_source")}
-    data |= {"classifier": scores.get("classifier"), "intervals": scores.get("interval")}
     values = {
         "script": "report/page.js",
         "run": run,
         "scores": scores,
         "full": full,
         "eeg": tables.kind_of_eeg(scores),
-        "seen": "seen" if run.pictures_known else "category seen",
-        "truth": "picture that was shown" if run.pictures_known else "category that was shown (a picture of it)",
-        "manifest": manifest,
-        "settings": run.about.get("settings", {}),
-        "averaged": run.trials[0].get("averaged", 1),
+        "manifest": run.about.get("manifest", {}),
         "metrics": metrics,
-        "facts": facts(scores, full, metrics),
+        "guessing": lambda metric: guessing(scores, metric),
         "meanings": {row: meaning(run, row, gallery.kinds[row]) for row in gallery.rows},
         "pictures": pictures,
         "gallery": gallery,
@@ -141,8 +103,6 @@ def page(run: ReconstructRun, scores: dict[str, Any], config: ReportConfig) -> s
         "by_class": by_group(scores, full, metrics, "class "),
         "by_subject": by_group(scores, full, metrics, "subject "),
         "fewest": FEWEST,
-        "unavailable": scores.get("unavailable"),
-        "data": data,
         "commands": commands(run, scores, config),
         "config_of_run": (run.path / "config.yaml").read_text(encoding="utf-8"),
         "versions": environment.pop("versions", {}) | environment,

@@ -21,18 +21,8 @@ from neuroimagen.scores.evaluate import EvaluateConfig
 from neuroimagen.scores.run_files import ReconstructRun
 
 NAMES = ("table1", "table2", "table3", "metrics", "published", "protocol")
-MAIN = (
-    "acc_balanced",  # where classes are uneven (scores["headline"])
-    "acc",
-    "auc",
-    "shuffled",
-    "acc_label",
-    "is",
-    "is_inception",
-    "ssim",
-    "ssim_other",
-    "ssim_gain",
-)  # columns of Tables 1 to 3
+# Columns of Tables 1 to 3; balanced ACC where classes are uneven (scores["headline"]).
+MAIN = ("acc_balanced", "acc", "auc", "shuffled", "acc_label", "is", "is_inception", "ssim", "ssim_other", "ssim_gain")
 PLAIN = ("ssim_other",)  # without its interval in these: that of the gain counts
 
 
@@ -65,7 +55,7 @@ def subjects(scores: dict[str, Any]) -> list[str]:
 def describe(scores: dict[str, Any]) -> dict[str, Metric]:
     """The metrics measured, in the order in which the page numbers their definitions."""
     said = scores.get("metrics", {})
-    found = {}
+    found: dict[str, Metric] = {}
     for name in dict.fromkeys([*said, *(metric for groups in scores["rows"].values() for metric in groups["all"])]):
         about = METRICS[name]._asdict() if name in METRICS else {"head": name}
         about = {k: about[k] for k in ("head", "scale", "digits", "better") if k in about} | said.get(name, {})
@@ -122,18 +112,16 @@ class _Book:
 
     def references(self, columns: list[Column]) -> list[Row]:
         """Chance and ceiling, as the last rows of a table."""
-        ends = {
-            end: {m.name: {"value": getattr(m, end)} for m in self.metrics.values()} for end in ("chance", "ceiling")
-        }
+        chance = {name: {"value": m.chance} for name, m in self.metrics.items()}
+        ceiling = {name: {"value": m.ceiling} for name, m in self.metrics.items()}
         guessing = self.scores["truth"].get("guessing", {})
-        blank, rows = [Cell()] * sum(not column.metric for column in columns[1:]), []
-        for kind, name, found in (
-            ("chance", "chance", ends["chance"]),
-            ("chance", "guessing in the study", guessing),
-            ("ceiling", "the pictures seen", ends["ceiling"]),
-        ):
+        known = {"chance": chance, "guessing in the study": guessing, "the pictures seen": ceiling}
+        blank = [Cell()] * sum(not column.metric for column in columns[1:])
+        rows: list[Row] = []
+        for name, found in known.items():
             cells = [c if c.text != ABSENT else Cell() for c in self.cells(columns, found)]
             if any(cell.text for cell in cells):
+                kind = "ceiling" if found is ceiling else "chance"
                 rows.append(Row([Cell(name), *blank, *cells], kind, rule=not rows))
         return rows
 

@@ -90,7 +90,8 @@ def read_run(path: str | Path, to_write: bool = False) -> ReconstructRun:
         trials = [json.loads(line) for line in (path / "trials.jsonl").read_text(encoding="utf-8").splitlines()]
         names, samples = [row["name"] for row in about["rows"]], int(about["samples"])
     except FileNotFoundError as error:
-        raise ValueError(f"{no_run} (it holds no {Path(error.filename).name})") from None
+        name = Path(error.filename).name
+        raise ValueError(f"{path} is not a run of trainers/reconstruct.py (it holds no {name})") from None
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"rows.json or trials.jsonl in {path} is damaged ({type(error).__name__}: {error})") from None
     if not trials or not names:
