@@ -83,7 +83,6 @@ def read_run(path: str | Path, to_write: bool = False) -> ReconstructRun:
     if to_write and path.is_dir() and not os.access(path, os.W_OK):
         raise ValueError(f"{path} cannot be written, and scores and report go there: copy the run to a place of yours")
     go_on = f"python trainers/reconstruct.py config={path / 'config.yaml'}"
-    no_run = f"{path} is not a run of trainers/reconstruct.py"
     open_run(path, "reconstruct")
     try:
         about = json.loads((path / "rows.json").read_text(encoding="utf-8"))
