@@ -52,9 +52,8 @@ class EvaluateConfig:
 
 def to_csv(scores: dict[str, Any]) -> str:
     """scores.json as a tidy table: row, group, metric, value, low, high, n."""
-    text = io.StringIO()
+    text, numbers = io.StringIO(), ("value", "low", "high", "n")
     table = csv.writer(text, lineterminator="\n")
-    numbers = ("value", "low", "high", "n")
     table.writerow(["row", "group", "metric", *numbers])
     for row, groups in scores["rows"].items():
         for group, metrics in groups.items():

@@ -29,13 +29,9 @@ Arrays = dict[str, np.ndarray]
 T = TypeVar("T")
 NEEDED_BY = {  # network: metrics
     "alexnet": ("alex2", "alex5"),
-    "inception": ("inception",),
-    "clip": ("clip", "clip_top1", "clip_top5", "clip_nway"),
-    "effnet": ("effnet",),
-    "swav": ("swav",),
-    "fid": ("fid", "kid", "is_inception"),
-    "lpips": ("lpips",),
-}
+    "inception": ("inception",), "clip": ("clip", "clip_top1", "clip_top5", "clip_nway"), "effnet": ("effnet",),
+    "swav": ("swav",), "fid": ("fid", "kid", "is_inception"), "lpips": ("lpips",),
+}  # fmt: skip
 
 
 @dataclasses.dataclass
@@ -56,8 +52,8 @@ def load_judges(
 ) -> tuple[list[Judge], PairMeasures, dict[str, str]]:
     """The networks, and what compares pairs, that wanted metrics need; of each metric that cannot be had, why and how.
 
-    wants(metric, ...): is any of them wanted. side: the shorter one of the pictures, in px. ValueError: a weight file
-    that is damaged or another network's, or that some processes find and others do not. Collective: every rank.
+    wants(metric, ...): is any of them wanted. side: the pictures' shorter one, in px. Collective: every rank.
+    ValueError: a weight file that is damaged, another network's, or found by some processes only.
     """
     judges: list[Judge] = []
     pairs: PairMeasures = {("ssim", "ssim_grey"): ssim}
@@ -177,8 +173,6 @@ def measure(
         ends = np.cumsum([code.size for code in codes.values()])[:-1]
         where = {key: part.reshape(codes[key].shape) for key, part in zip(codes, np.split(inverse, ends), strict=True)}
         pairs = np.stack([unique // gallery, unique % gallery], 1)
-        truth_layers: Arrays = {}
-        compared: dict[str, Tensor] = {}
 
         def layers_of(images: Tensor) -> dict[str, Tensor]:
             return {name: layer for judge in judges for name, layer in judge.outputs(images).items()

@@ -1,8 +1,7 @@
 """The score book of one run: from what was measured of each picture to every number that scores.json holds.
 
-What the numbers are: scores/definitions.py and docs/scores.md. Means run over trials and their samples; intervals
-resample ground-truth pictures. A row that no table shows is measured like the others: "truth", the ground-truth
-pictures as if they were reconstructions (the ceilings).
+What the numbers are: definitions.py, docs/scores.md. A row that no table shows is measured like the others: "truth",
+the ground-truth pictures as if they were reconstructions (the ceilings).
 """
 
 import csv
@@ -82,8 +81,7 @@ class ScoreBook:
         if not 1 <= inception_splits <= len(trials):
             raise ValueError(f"inception_splits={inception_splits} must be 1 to the number of trials, {len(trials)}")
         if "all" not in self.deals:
-            for name in ("shuffled", *CONTROL_OF, *RANKED, *TWO_WAY):
-                self.unavailable[name] = ONE_PICTURE
+            self.unavailable |= dict.fromkeys(("shuffled", *CONTROL_OF, *RANKED, *TWO_WAY), ONE_PICTURE)
         if len(found) != 2 and "auc" in metrics:
             self.unavailable["auc"] = f"not available: AUC is of two classes, and these trials are of {len(found)}"
         elif len(found) == 2 and unknown:
@@ -258,28 +256,24 @@ class ScoreBook:
         seen = self.measured.of("probabilities", "truth").argmax(1)
         truth: dict[str, Any] = {"is": ceilings["is"]} if "is" in ceilings else {}
         if "all" in self.deals:
-            truth["guessing"] = {name: estimate._asdict() for name, estimate in self._guessing().items()}
+            alike = numbers.best_guess(self.seen, self.by_class)
+            balanced = numbers.best_guess(self.seen, self.by_class, 1 / np.bincount(self.place)[self.place])
+            truth["guessing"] = {
+                "acc": bootstrap_means(alike[:, None], self.units, [True])[0]._asdict(),
+                "acc_balanced": numbers.balanced_estimate(balanced, self.labels, self.units)._asdict(),
+            }
         if self.known is not None:
             truth["named_rightly"] = float((seen == self.known[self.place]).mean())
         return {
-            "format": "neuroimagen-scores",
-            "version": VERSION,
-            "simulated": bool(about.get("simulated")),
-            "dataset": about.get("manifest", {}).get("dataset"),
+            "format": "neuroimagen-scores", "version": VERSION,
+            "simulated": bool(about.get("simulated")), "dataset": about.get("manifest", {}).get("dataset"),
             "captions_source": about.get("captions_source"),
-            "trials": len(run.trials),
-            "pictures": len(set(self.images)),
-            "subjects": len({trial["subject"] for trial in run.trials}),
-            "samples": run.samples,
-            "classifier": self.classifier.describe,
-            "classes": len(self.classifier.classes),
-            "distractors": self.distractors,
-            "n_way": self.n_way,
-            "n_way_asked": self.asked,
-            "top_k": self.top_k,
-            "chance": self.top_k / self.n_way,
-            "headline": self.headline,
-            "gallery": self.measured.gallery,
+            "trials": len(run.trials), "pictures": len(set(self.images)),
+            "subjects": len({trial["subject"] for trial in run.trials}), "samples": run.samples,
+            "classifier": self.classifier.describe, "classes": len(self.classifier.classes),
+            "distractors": self.distractors, "n_way": self.n_way, "n_way_asked": self.asked,
+            "top_k": self.top_k, "chance": self.top_k / self.n_way,
+            "headline": self.headline, "gallery": self.measured.gallery,
             "ssim_settings": SSIM_SETTINGS + "; ssim: mean of the colour channels, ssim_grey: luma",
             "inception_splits": self.splits,
             "interval": f"95 % percentile bootstrap over {run.unit}, 2000 resamples, levels widened for few (all 0 or "
@@ -291,15 +285,7 @@ class ScoreBook:
             "rows": found,
             "best_of_n": best,
             "confusion": {} if self.known is None else {row: self._confusion(row) for row in rows},
-        }
-
-    def _guessing(self) -> dict[str, Estimate]:
-        """What the best answer gets that is the same for all trials, and knows how often each class comes."""
-        balanced = numbers.best_guess(self.seen, self.by_class, 1 / np.bincount(self.place)[self.place])
-        return {
-            "acc": bootstrap_means(numbers.best_guess(self.seen, self.by_class)[:, None], self.units, [True])[0],
-            "acc_balanced": numbers.balanced_estimate(balanced, self.labels, self.units),
-        }
+        }  # fmt: skip
 
     def _described(self, measured: list[str], ceilings: dict[str, float]) -> dict[str, dict[str, Any]]:
         """Of each metric its definition, chance, and what the ground-truth pictures get."""
@@ -314,11 +300,10 @@ class ScoreBook:
         by_chance = {"is": 1.0, "is_inception": 1.0, "auc": 0.5, **{f"{name}_gain": 0.0 for name in PAIRED}}
         found = {}
         for name in measured:
-            said = found[name] = describe(name, **facts)
-            said["ceiling"] = ceilings.get(name)
-            if name in (tables := self._tables()):
-                said["chance"] = float(tables[name].mean())
-                said["chance_best_of_n"] = numbers.chance_best_of(tables[name], samples) if samples > 1 else None
+            said = found[name] = describe(name, **facts) | {"ceiling": ceilings.get(name)}
+            if (table := self._tables().get(name)) is not None:
+                best = numbers.chance_best_of(table, samples) if samples > 1 else None
+                said |= {"chance": float(table.mean()), "chance_best_of_n": best}
             elif name in by_chance:
                 said["chance"] = by_chance[name]
         return found
