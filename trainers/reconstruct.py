@@ -28,7 +28,7 @@ from neuroimagen.run import processes, zero
 from neuroimagen.run.collectives import decided_by_main, gather_objects, on_every_rank, wait_for_files
 from neuroimagen.run.directory import check_inputs, claim_run_dir, inputs_of
 from neuroimagen.sample.captions import DTYPES
-from neuroimagen.shards.pack import ShardSplit
+from neuroimagen.shards.format import ShardSplit
 
 
 @dataclasses.dataclass

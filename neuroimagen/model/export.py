@@ -19,7 +19,7 @@ from neuroimagen.rows import PAPER, ROWS, STAGES
 from neuroimagen.run import inputs
 from neuroimagen.run.directory import open_run
 from neuroimagen.scores.run_files import check_scores, read_run
-from neuroimagen.shards.pack import Manifest, read_manifest
+from neuroimagen.shards.format import Manifest, read_manifest
 
 # Where launch/paper.sh puts them, below RUNS: by their own names, but for saliency
 FOLDERS = {field: field for field in (*STAGES, "reconstruct", "shards")} | {"saliency": "pixel_saliency"}

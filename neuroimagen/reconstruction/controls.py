@@ -15,7 +15,7 @@ from neuroimagen.reconstruction.reconstructor import Reconstructor, noise_seed
 from neuroimagen.run.collectives import sum_over_processes
 from neuroimagen.run.seeds import seed_from
 from neuroimagen.sample.encoder import SampleEncoder, short_embeddings
-from neuroimagen.shards.pack import ShardSplit
+from neuroimagen.shards.format import ShardSplit
 from neuroimagen.studies.captions import label_caption
 
 TRIALS_AT_ONCE = 128  # through M_s; always the same ones together, whichever rank takes them, so the same bits

@@ -18,7 +18,7 @@ from neuroimagen.rows import ROWS, RUNS, SEMANTICS
 from neuroimagen.run.directory import open_run
 from neuroimagen.sample.captions import embed_captions
 from neuroimagen.sample.encoder import SampleEncoder
-from neuroimagen.shards.pack import ShardSplit
+from neuroimagen.shards.format import ShardSplit
 
 
 def stage_run(field: str, directory: str | None, rows: list[str]) -> Path:
