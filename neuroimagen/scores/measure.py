@@ -29,9 +29,13 @@ Arrays = dict[str, np.ndarray]
 T = TypeVar("T")
 NEEDED_BY = {  # network: metrics
     "alexnet": ("alex2", "alex5"),
-    "inception": ("inception",), "clip": ("clip", "clip_top1", "clip_top5", "clip_nway"), "effnet": ("effnet",),
-    "swav": ("swav",), "fid": ("fid", "kid", "is_inception"), "lpips": ("lpips",),
-}  # fmt: skip
+    "inception": ("inception",),
+    "clip": ("clip", "clip_top1", "clip_top5", "clip_nway"),
+    "effnet": ("effnet",),
+    "swav": ("swav",),
+    "fid": ("fid", "kid", "is_inception"),
+    "lpips": ("lpips",),
+}
 
 
 @dataclasses.dataclass
@@ -156,8 +160,10 @@ def measure(
         for path in everything:
             first.setdefault(digests[path], path)
         number, paths = {digest: i for i, digest in enumerate(first)}, list(first.values())
-        numbers = {row: np.array([[number[digests[p]] for p in cell] for cell in cells])
-                   for row, cells in (rows | {"truth": [[path] for path in truths]}).items()}  # fmt: skip
+        numbers = {
+            row: np.array([[number[digests[p]] for p in cell] for cell in cells])
+            for row, cells in (rows | {"truth": [[path] for path in truths]}).items()
+        }
         own = numbers["truth"][:, 0]
         gallery = len(np.unique(own))  # they came first
         bar.total = len(paths)
@@ -175,8 +181,12 @@ def measure(
         pairs = np.stack([unique // gallery, unique % gallery], 1)
 
         def layers_of(images: Tensor) -> dict[str, Tensor]:
-            return {name: layer for judge in judges for name, layer in judge.outputs(images).items()
-                    if name in (*judge.keep, *judge.compare)}  # fmt: skip
+            return {
+                name: layer
+                for judge in judges
+                for name, layer in judge.outputs(images).items()
+                if name in (*judge.keep, *judge.compare)
+            }
 
         @torch.inference_mode()
         def forward(part: Sequence[int]) -> Arrays:

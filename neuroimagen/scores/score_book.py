@@ -26,8 +26,11 @@ from neuroimagen.studies.classes import UNEVEN
 
 ONE_PICTURE = "not available: all trials show one and the same picture; reconstruct a test set with more"
 # metric -> layer, whose ground-truth pictures are ranked by their correlation with the reconstruction's
-RANKED = {f"{name}_{kind}": layer for name, layer in (("retrieval", "features"), ("clip", "clip"))
-          for kind in ("top1", "top5", "nway")}  # fmt: skip
+RANKED = {
+    f"{name}_{kind}": layer
+    for name, layer in (("retrieval", "features"), ("clip", "clip"))
+    for kind in ("top1", "top5", "nway")
+}
 TWO_WAY = {"two_way": "features", "alex2": "alex2", "alex5": "alex5", "inception": "inception", "clip": "clip"}
 DISTANCES = ("effnet", "swav")
 FRECHET = {"fid": "fid", "fid_classifier": "features"}  # metric -> layer
@@ -61,8 +64,11 @@ class ScoreBook:
         images = np.array([trial["image"] for trial in trials])
         # Within one class diversity is no virtue, and within one picture nothing can be dealt out.
         self.wide = {group: mask for group, mask in self.groups.items() if not group.startswith("class ")}
-        self.deals = {group: numbers.deal(int(mask.sum()), run.samples) for group, mask in self.wide.items()
-                      if len(set(images[mask])) > 1}  # fmt: skip
+        self.deals = {
+            group: numbers.deal(int(mask.sum()), run.samples)
+            for group, mask in self.wide.items()
+            if len(set(images[mask])) > 1
+        }
         # The study's classes, those of its test trials, and where the classifier has them.
         names = {trial["label"]: (trial.get("wnid", ""), trial["class_name"]) for trial in trials}
         self.class_names = {label: names[label][1] for label in sorted(names)}
@@ -107,8 +113,11 @@ class ScoreBook:
             {row: [[run.image(row, key, sample) for sample in samples] for key in keys] for row in run.rows},
             [run.truth(key) for key in keys],
             {name: (mine := np.flatnonzero(self.wide[name]), mine[dealt]) for name, dealt in self.deals.items()},
-            judges, self.pairs, batch_size, self.classifier.device,
-        )  # fmt: skip
+            judges,
+            self.pairs,
+            batch_size,
+            self.classifier.device,
+        )
         first: dict[int, str] = {}  # two files of equal pixels are one picture
         shown = zip(self.measured.numbers["truth"][:, 0].tolist(), run.trials, strict=True)
         self.images = np.array([first.setdefault(number, trial["image"]) for number, trial in shown])
@@ -172,8 +181,10 @@ class ScoreBook:
         columns = [(row, name) for row in rows for name in self.values[row] if name in BEST or not best]
         values = [self.values[row][name][mask] for row, name in columns]
         if best:
-            values = [found.max(1, keepdims=True) if METRICS[name].better == "higher" else found.min(1, keepdims=True)
-                      for found, (_, name) in zip(values, columns, strict=True)]  # fmt: skip
+            values = [
+                found.max(1, keepdims=True) if METRICS[name].better == "higher" else found.min(1, keepdims=True)
+                for found, (_, name) in zip(values, columns, strict=True)
+            ]
         units = self.units[mask].repeat(values[0].shape[1])
         shares = [METRICS[name].scale == 100 for _, name in columns]
         estimates = bootstrap_means(np.stack([found.ravel() for found in values], 1), units, shares)
@@ -265,15 +276,24 @@ class ScoreBook:
         if self.known is not None:
             truth["named_rightly"] = float((seen == self.known[self.place]).mean())
         return {
-            "format": "neuroimagen-scores", "version": VERSION,
-            "simulated": bool(about.get("simulated")), "dataset": about.get("manifest", {}).get("dataset"),
+            "format": "neuroimagen-scores",
+            "version": VERSION,
+            "simulated": bool(about.get("simulated")),
+            "dataset": about.get("manifest", {}).get("dataset"),
             "captions_source": about.get("captions_source"),
-            "trials": len(run.trials), "pictures": len(set(self.images)),
-            "subjects": len({trial["subject"] for trial in run.trials}), "samples": run.samples,
-            "classifier": self.classifier.describe, "classes": len(self.classifier.classes),
-            "distractors": self.distractors, "n_way": self.n_way, "n_way_asked": self.asked,
-            "top_k": self.top_k, "chance": self.top_k / self.n_way,
-            "headline": self.headline, "gallery": self.measured.gallery,
+            "trials": len(run.trials),
+            "pictures": len(set(self.images)),
+            "subjects": len({trial["subject"] for trial in run.trials}),
+            "samples": run.samples,
+            "classifier": self.classifier.describe,
+            "classes": len(self.classifier.classes),
+            "distractors": self.distractors,
+            "n_way": self.n_way,
+            "n_way_asked": self.asked,
+            "top_k": self.top_k,
+            "chance": self.top_k / self.n_way,
+            "headline": self.headline,
+            "gallery": self.measured.gallery,
             "ssim_settings": SSIM_SETTINGS + "; ssim: mean of the colour channels, ssim_grey: luma",
             "inception_splits": self.splits,
             "interval": f"95 % percentile bootstrap over {run.unit}, 2000 resamples, levels widened for few (all 0 or "
@@ -285,7 +305,7 @@ class ScoreBook:
             "rows": found,
             "best_of_n": best,
             "confusion": {} if self.known is None else {row: self._confusion(row) for row in rows},
-        }  # fmt: skip
+        }
 
     def _described(self, measured: list[str], ceilings: dict[str, float]) -> dict[str, dict[str, Any]]:
         """Of each metric its definition, chance, and what the ground-truth pictures get."""
@@ -293,10 +313,16 @@ class ScoreBook:
         if "all" in self.deals and (k := self.deals["all"].shape[2]) < len(self.run.trials) - 1:
             dealt = f"{k} seeded shuffles of each sample, the error of so few is part of the interval"
         facts = {
-            "n_way": self.n_way, "top_k": self.top_k, "n_classes": self.judged, "distractors": self.distractors,
-            "gallery": gallery, "gallery_way": min(self.asked, gallery), "splits": self.splits,
-            "n_pictures": len(self.run.trials) * samples, "dealt": dealt,
-        }  # fmt: skip
+            "n_way": self.n_way,
+            "top_k": self.top_k,
+            "n_classes": self.judged,
+            "distractors": self.distractors,
+            "gallery": gallery,
+            "gallery_way": min(self.asked, gallery),
+            "splits": self.splits,
+            "n_pictures": len(self.run.trials) * samples,
+            "dealt": dealt,
+        }
         by_chance = {"is": 1.0, "is_inception": 1.0, "auc": 0.5, **{f"{name}_gain": 0.0 for name in PAIRED}}
         found = {}
         for name in measured:

@@ -105,8 +105,10 @@ def pixcorr(images: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor) -> 
         x, y = (suite_pictures(z, SUITE_PIXELS).flatten(1).double() for z in (images, truths))
         variance, mean = zip(*(torch.var_mean(z, 1, correction=0, keepdim=True) for z in (x, y)), strict=True)
         # Of a picture that is constant but for rounding: 0
-        norms = [torch.where(v > 1e-12 * u.square(), (v * x.shape[1]).sqrt(), 0.0)[:, 0]
-                 for v, u in zip(variance, mean, strict=True)]  # fmt: skip
+        norms = [
+            torch.where(v > 1e-12 * u.square(), (v * x.shape[1]).sqrt(), 0.0)[:, 0]
+            for v, u in zip(variance, mean, strict=True)
+        ]
         x, least = x - mean[0], 0.0  # a centred row is blind to the mean of the other
     else:
         down, across = (_suite_resize(n).to(images).double() for n in (h, w))
