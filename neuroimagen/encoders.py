@@ -107,10 +107,11 @@ def check_eeg(eeg: torch.Tensor, n_chans: int) -> None:
         )
 
 
+# name -> class, its usual width
 ENCODERS: dict[str, tuple[type[nn.Module], int]] = {
     "lstm": (LSTMEncoder, 128),
     "conv": (ConvEncoder, 64),
-}  # usual width
+}
 
 
 def make_encoder(
