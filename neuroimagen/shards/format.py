@@ -40,14 +40,7 @@ INDEX = np.dtype(
 
 
 class ShardError(ValueError):
-    """While a split is in use: a trial cannot be read from its shard; `tar` is the shard's name, `key` the trial's."""
-
-    def __init__(self, sentence: str, tar: str = "", key: str = "") -> None:
-        super().__init__(sentence, tar, key)  # all of it: an exception is pickled by its arguments
-        self.tar, self.key = tar, key
-
-    def __str__(self) -> str:
-        return str(self.args[0])
+    """While a split is in use: a trial cannot be read from its shard. Tar and key are named."""
 
 
 @dataclasses.dataclass
@@ -335,8 +328,7 @@ class ShardSplit:
 
     def _error(self, i: int, what: str) -> ShardError:
         path = self.paths[self.index[i]["tar"]]
-        said = f"{path}: trial {self.keys[i]} {what}; copy or make the shards again"
-        return ShardError(said, path.name, self.keys[i])
+        return ShardError(f"{path}: trial {self.keys[i]} {what}; copy or make the shards again")
 
     def eeg_into(self, i: int, out: torch.Tensor) -> torch.Tensor:
         """Fill `out`, (n_chans, n_times) float32, with trial i in the manifest's units, not standardised."""

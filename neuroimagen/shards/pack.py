@@ -32,7 +32,7 @@ from neuroimagen.shards.tars import (
     bad_key,
     other_picture,
     people_apart,
-    record_path,
+    pooled,
     write_json,
 )
 from neuroimagen.shards.workers import Died, fingerprint, how_many, pack_in_processes
@@ -229,10 +229,10 @@ def _go_on(partial: Path, plan: dict[str, Any], jobs: list[Job]) -> dict[str, Re
     write_json(unfinished / "plan.json", plan)
     records = {}
     for job in jobs:
-        if record := _true_record(partial, job.name):
+        if record := _true_record(partial, job):
             records[job.name] = record
         else:
-            record_path(partial, job.name).unlink(missing_ok=True)
+            job.record(partial).unlink(missing_ok=True)
     for path in partial.glob("*.tar*"):
         if path.name not in records:
             path.unlink()
@@ -241,11 +241,11 @@ def _go_on(partial: Path, plan: dict[str, Any], jobs: list[Job]) -> dict[str, Re
     return records
 
 
-def _true_record(partial: Path, name: str) -> Record | None:
+def _true_record(partial: Path, job: Job) -> Record | None:
     """The record of a tar, if the tar is there and the picture files in it are those of today."""
     try:
-        record = Record(**_read_json(record_path(partial, name)))
-        if (partial / name).stat().st_size != record.bytes:
+        record = Record(**_read_json(job.record(partial)))
+        if (partial / job.name).stat().st_size != record.bytes:
             return None
         pictures = [(file, stamp) for _, _, file, *stamp in record.images.values() if file]
         return record if all(_stamp(Path(file)) == stamp for file, stamp in pictures) else None
@@ -272,8 +272,8 @@ def _manifest(study: Study, config: ShardsConfig, tars: Iterable[tuple[Job, Reco
     known: dict[str, str] = {}  # image -> SHA-256 of the picture
     first: dict[str, str] = {}  # SHA-256 of a picture -> the first image that has it
     done: dict[str, list[str]] = {}  # image -> what was done to its picture
-    notes, subjects, moments = list(study.notes), set(), Moments()
-    error, power = 0.0, 0.0
+    notes, subjects, error, power = list(study.notes), set(), 0.0, 0.0
+    moments: Moments = 0, 0.0, 0.0
     sizes: dict[int, np.ndarray] = {}
     splits: dict[str, dict[str, Any]] = {name: {"trials": 0, "images": 0, "shards": []} for name in SPLITS}
     images: dict[str, set[str]] = {name: set() for name in SPLITS}
@@ -296,14 +296,15 @@ def _manifest(study: Study, config: ShardsConfig, tars: Iterable[tuple[Job, Reco
             images[split].add(image)
         done |= record.done
         subjects.update(record.subjects)
-        count, *arrays = record.moments
-        moments.add(count, *map(np.array, arrays))
+        count, mean, m2 = record.moments
+        moments = pooled(moments, (count, np.array(mean), np.array(m2)))
         error, power = error + record.squared_error, power + record.squared_signal
         for subject, size in record.sizes.items():
             sizes[int(subject)] = sizes.get(int(subject), np.zeros(2)) + size
         tar = {"name": record.name, "trials": len(record.rows), "bytes": record.bytes, "sha256": record.sha256}
         splits[split]["shards"].append(tar)
         splits[split]["trials"] += len(record.rows)
+    count, mean, m2 = moments
     if apart := people_apart({subject: float(np.exp(total / n)) for subject, (n, total) in sorted(sizes.items())}):
         raise ValueError(apart)
     for name, content in splits.items():
@@ -325,8 +326,8 @@ def _manifest(study: Study, config: ShardsConfig, tars: Iterable[tuple[Job, Reco
         version=1,
         eeg_dtype=config.eeg_dtype,
         subjects=sorted(subjects),
-        channel_mean=moments.mean.tolist(),
-        channel_std=np.sqrt(moments.m2 / moments.count).tolist(),
+        channel_mean=mean.tolist(),
+        channel_std=np.sqrt(m2 / count).tolist(),
         splits=splits,
         protocol=study.protocol,
         notes=notes,

@@ -152,25 +152,17 @@ def read_picture(path: Path) -> tuple[bytes, list[Any]]:
         raise ValueError(f"picture {path} cannot be read ({error.strerror}): put it there again") from None
 
 
-@dataclasses.dataclass
-class Moments:
-    """Count, mean and sum of squared deviations of each channel, in float64; no cancellation (Chan et al. 1979)."""
+Moments = tuple[int, Any, Any]  # samples; mean and sum of squared deviations of each channel, in float64
 
-    count: int = 0
-    mean: Any = 0.0
-    m2: Any = 0.0
 
-    def add(self, count: int, mean: Any, m2: Any) -> None:
-        if count:
-            total = self.count + count
-            delta = mean - self.mean
-            self.m2 = self.m2 + (m2 + delta**2 * self.count * count / total)
-            self.mean = self.mean + delta * count / total
-            self.count = total
-
-    def add_eeg(self, eeg: np.ndarray) -> None:
-        mean = eeg.mean(axis=1, dtype=np.float64)
-        self.add(eeg.shape[1], mean, ((eeg - mean[:, None]) ** 2).sum(axis=1))
+def pooled(one: Moments, other: Moments) -> Moments:
+    """Those of both sets of samples together, without cancellation (Chan et al. 1979)."""
+    n, mean, m2 = one
+    count, mean_of_other, m2_of_other = other
+    if not count:
+        return one
+    total, delta = n + count, mean_of_other - mean
+    return total, mean + delta * count / total, m2 + (m2_of_other + delta**2 * n * count / total)
 
 
 @dataclasses.dataclass
@@ -184,6 +176,10 @@ class Job:
     @property
     def name(self) -> str:
         return f"{self.split}-{self.number:06d}.tar"
+
+    def record(self, folder: Path) -> Path:
+        """Where the record of the tar is kept until all tars are whole."""
+        return folder / "unfinished" / f"{self.name}.json"
 
 
 @dataclasses.dataclass
@@ -202,11 +198,6 @@ class Record:
     sizes: dict[str, list[float]] = dataclasses.field(default_factory=dict)  # subject -> trials, sum of log amplitudes
     squared_error: float = 0.0
     squared_signal: float = 0.0
-
-
-def record_path(folder: Path, name: str) -> Path:
-    """Where the record of a tar is kept until all tars are whole."""
-    return folder / "unfinished" / f"{name}.json"
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -275,7 +266,8 @@ class Packer:
 
     def pack(self, job: Job, progress: Callable[[], Any]) -> Record:
         """Write a tar and, when it is whole and on the disk, its record; `progress` is called once a trial."""
-        record, moments, subjects, keys = Record(job.name), Moments(), set(), set()
+        record, subjects, keys = Record(job.name), set(), set()
+        moments: Moments = 0, 0.0, 0.0
         with replacing(self.folder / job.name, own=True) as partial:
             with open(partial, "wb") as file:
                 with wds.TarWriter(file, user="", group="", mtime=0, encoder=False) as tar:
@@ -287,7 +279,9 @@ class Packer:
                         tar.write(self.sample(trial, record))
                         subjects.add(int(trial.subject))
                         if job.split == "train":
-                            moments.add_eeg(trial.eeg)
+                            mean = trial.eeg.mean(axis=1, dtype=np.float64)
+                            squares = ((trial.eeg - mean[:, None]) ** 2).sum(axis=1)
+                            moments = pooled(moments, (trial.eeg.shape[1], mean, squares))
                         progress()
                 file.flush()
                 os.fsync(file.fileno())  # the record must not outlive a power cut that its tar does not
@@ -296,6 +290,6 @@ class Packer:
                 record.rows.append([row["key"].decode(), bool(row["png"]), *places])
             record.bytes, record.sha256 = partial.stat().st_size, sha256(partial)
         record.subjects = sorted(subjects)
-        record.moments = [moments.count, *(np.asarray(values).tolist() for values in (moments.mean, moments.m2))]
-        write_json(record_path(self.folder, job.name), dataclasses.asdict(record))
+        record.moments = [np.asarray(values).tolist() for values in moments]
+        write_json(job.record(self.folder), dataclasses.asdict(record))
         return record
