@@ -15,7 +15,7 @@ from neuroimagen.doctor.examination import examine
 from neuroimagen.doctor.findings import Finding, Findings
 from neuroimagen.doctor.page import write_page
 from neuroimagen.doctor.shards import ShardStudy
-from neuroimagen.shards.format import SPLITS, ShardSplit, describe, local_folder
+from neuroimagen.shards.format import SPLITS, ShardSplit, local_folder
 from neuroimagen.shards.remote import is_remote
 from neuroimagen.studies.open import SourceConfig, open_study
 from neuroimagen.studies.pth import load_plain
@@ -65,16 +65,6 @@ def check(config: CheckConfig) -> int:
         write_page(findings, how, Path(config.report))
         print(f"{Path(config.report) / 'index.html'}")
     return 1 if findings.faults else 0
-
-
-def check_shards(shards: str | Path) -> str:
-    """The report of a shard directory; ValueError, a sentence a line, with all that is not as the manifest says."""
-    study = ShardStudy(shards, Faults(collect=True))
-    examine(study)
-    if study.fault.found:
-        raise ValueError("\n".join(study.fault.found))
-    said = "every shard, trial and picture was read and is as the manifest says"
-    return f"{describe(study.folder, study.manifest)}\n{said}"
 
 
 def sniff(config: CheckConfig) -> tuple[CheckConfig, Path | None, str]:
