@@ -270,9 +270,7 @@ def line_ratio(frequencies: np.ndarray, density: np.ndarray, line: float) -> flo
     step = frequencies[1] - frequencies[0]
     away = (frequencies - line) / step
     below, above = (away <= -2.5) & (away > -6.5), (away >= 2.5) & (away < 6.5)
-    if step > 5 or below.sum() < 4 or above.sum() < 4:
-        return None
-    if not (density[below] > 0).all() or not (density[above] > 0).all():
+    if step > 5 or min(below.sum(), above.sum()) < 4 or not (density[below | above] > 0).all():
         return None
     expected = max(np.log(density[below]).mean(), np.log(density[above]).mean())
     return float(density[np.abs(away) <= 1].max() / np.exp(expected))

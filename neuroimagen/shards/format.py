@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from neuroimagen.files import MAX_PICTURE_BYTES, pass_on
+from neuroimagen.files import MAX_PICTURE_BYTES, pass_on, write_atomic
 from neuroimagen.shards.remote import cached_folder, fetch_split, fetch_tar, is_remote
 
 SPLITS = ("train", "val", "test")
@@ -126,6 +126,10 @@ def read_manifest(shards: str | Path) -> Manifest:
     if not sound:
         raise ValueError(f"{path} is damaged or was changed by hand: make the shards again")
     return manifest
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_atomic(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n", own=True)
 
 
 def describe(shards: Path, manifest: Manifest) -> str:

@@ -8,12 +8,13 @@ is wrong in the data, leaves nothing.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,8 @@ from tqdm import tqdm
 
 from neuroimagen.files import FULL, Taken, claim, sha256, versions
 from neuroimagen.pictures import LAID, TOLD_TO_LIE, TURNED, described
-from neuroimagen.shards.format import INDEX, SPLITS, Manifest, ShardSplit, describe, read_manifest
-from neuroimagen.shards.tars import (
-    Job,
-    Moments,
-    Packer,
-    Record,
-    ShardsConfig,
-    bad_key,
-    other_picture,
-    people_apart,
-    pooled,
-    write_json,
-)
+from neuroimagen.shards.format import INDEX, SPLITS, Manifest, ShardSplit, describe, read_manifest, write_json
+from neuroimagen.shards.tars import Job, Packer, Record, ShardsConfig, bad_key, other_picture, people_apart, pooled
 from neuroimagen.shards.workers import Died, fingerprint, how_many, pack_in_processes
 from neuroimagen.studies.open import PATHS, SourceConfig, chosen, open_study
 from neuroimagen.studies.study import Study
@@ -265,7 +255,7 @@ def _trials_in_a_tar(packer: Packer, config: ShardsConfig) -> tuple[int, float]:
     return config.shard_size or max(1, int(config.shard_mb * 1e6 * len(some) / max(1, size))), seconds
 
 
-def _manifest(study: Study, config: ShardsConfig, tars: Iterable[tuple[Job, Record]], folder: Path) -> Manifest:
+def _manifest(study: Study, config: ShardsConfig, tars: list[tuple[Job, Record]], folder: Path) -> Manifest:
     """The manifest, without inputs and config, and the index files; checks what concerns several tars."""
     keys: set[str] = set()
     side: dict[str, str] = {}  # image -> split
@@ -273,7 +263,6 @@ def _manifest(study: Study, config: ShardsConfig, tars: Iterable[tuple[Job, Reco
     first: dict[str, str] = {}  # SHA-256 of a picture -> the first image that has it
     done: dict[str, list[str]] = {}  # image -> what was done to its picture
     notes, subjects, error, power = list(study.notes), set(), 0.0, 0.0
-    moments: Moments = 0, 0.0, 0.0
     sizes: dict[int, np.ndarray] = {}
     splits: dict[str, dict[str, Any]] = {name: {"trials": 0, "images": 0, "shards": []} for name in SPLITS}
     images: dict[str, set[str]] = {name: set() for name in SPLITS}
@@ -296,15 +285,14 @@ def _manifest(study: Study, config: ShardsConfig, tars: Iterable[tuple[Job, Reco
             images[split].add(image)
         done |= record.done
         subjects.update(record.subjects)
-        count, mean, m2 = record.moments
-        moments = pooled(moments, (count, np.array(mean), np.array(m2)))
         error, power = error + record.squared_error, power + record.squared_signal
         for subject, size in record.sizes.items():
             sizes[int(subject)] = sizes.get(int(subject), np.zeros(2)) + size
         tar = {"name": record.name, "trials": len(record.rows), "bytes": record.bytes, "sha256": record.sha256}
         splits[split]["shards"].append(tar)
         splits[split]["trials"] += len(record.rows)
-    count, mean, m2 = moments
+    moments = [(count, np.array(mean), np.array(m2)) for _, record in tars for count, mean, m2 in [record.moments]]
+    count, mean, m2 = functools.reduce(pooled, moments, (0, 0.0, 0.0))
     if apart := people_apart({subject: float(np.exp(total / n)) for subject, (n, total) in sorted(sizes.items())}):
         raise ValueError(apart)
     for name, content in splits.items():

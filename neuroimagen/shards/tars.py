@@ -20,9 +20,9 @@ import webdataset as wds
 from PIL import Image
 
 from neuroimagen.config import option, path_option
-from neuroimagen.files import MAX_PICTURE_BYTES, pass_on, replacing, sha256, write_atomic
+from neuroimagen.files import MAX_PICTURE_BYTES, pass_on, replacing, sha256
 from neuroimagen.pictures import FORMATS, Seen, Unclear, see
-from neuroimagen.shards.format import KEY, MAX_JSON_BYTES, scan_tar
+from neuroimagen.shards.format import KEY, MAX_JSON_BYTES, scan_tar, write_json
 from neuroimagen.studies.open import SourceConfig
 from neuroimagen.studies.study import Study, Trial
 from neuroimagen.text_files import encode
@@ -69,14 +69,13 @@ def encode_eeg(eeg: np.ndarray, dtype: str, where: str) -> tuple[bytes, float, f
     moving = spread > 0
     # The median over channels: one electrode that hardly moves for one trial is no reason to refuse a study.
     lost = moving.any() and np.median(np.sqrt(error[moving]) / spread[moving]) > 0.01
-    if lost or not np.isfinite(half).all():
+    if (too_large := not np.isfinite(half).all()) or lost:
         offset = np.abs(eeg.mean(axis=1, dtype=np.float64))
         if moving.any() and np.median(offset[moving] / spread[moving]) > OFFSET:
             raise ValueError(
                 f"{where}: a signal of {np.median(spread[moving]):.3g} on an offset of {np.median(offset[moving]):.3g} "
                 "does not fit float16: take the offset away by baseline= or band="
             )
-        too_large = not np.isfinite(half).all()
         what = f"value of {np.abs(eeg).max():.3g}" if too_large else f"signal of {np.median(spread[moving]):.3g}"
         raise ValueError(
             f"{where}: a {what} does not fit float16: mend the units of the file (EEG has 0.1 to 1,000 uV), or scale "
@@ -198,10 +197,6 @@ class Record:
     sizes: dict[str, list[float]] = dataclasses.field(default_factory=dict)  # subject -> trials, sum of log amplitudes
     squared_error: float = 0.0
     squared_signal: float = 0.0
-
-
-def write_json(path: Path, content: Any) -> None:
-    write_atomic(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n", own=True)
 
 
 def bad_key(key: str) -> str:
