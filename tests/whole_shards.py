@@ -4,7 +4,7 @@ from pathlib import Path
 
 from neuroimagen.doctor.examination import examine
 from neuroimagen.doctor.shards import ShardStudy
-from neuroimagen.shards.format import describe
+from neuroimagen.shards.pack import summary
 from neuroimagen.studies.study import Faults
 
 
@@ -14,5 +14,4 @@ def check_shards(shards: str | Path) -> str:
     examine(study)
     if study.fault.found:
         raise ValueError("\n".join(study.fault.found))
-    said = "every shard, trial and picture was read and is as the manifest says"
-    return f"{describe(study.folder, study.manifest)}\n{said}"
+    return summary(study.folder, study.manifest) + "every shard, trial and picture was read and is as the manifest says"

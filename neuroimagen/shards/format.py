@@ -132,29 +132,6 @@ def write_json(path: Path, content: Any) -> None:
     write_atomic(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n", own=True)
 
 
-def describe(shards: Path, manifest: Manifest) -> str:
-    """What a shard directory holds, as a person wants to read it."""
-    m = manifest
-    lines = [
-        f"{shards}: {m.dataset}{' (SIMULATED)' if m.simulated else ''}, {len(m.classes)} classes, "
-        f"{m.n_chans} channels x {m.n_times} samples at {m.sfreq:g} Hz, {m.eeg_dtype}"
-        + (f" (its rounding is {m.eeg_error:.2%} of the signal, RMS)" if m.eeg_error else ""),
-        f"split: {m.protocol}",
-        f"{'':8}{'trials':>8}{'images':>8}{'shards':>8}{'MB':>10}",
-    ]
-    for name, split in m.splits.items():
-        size = sum(tar["bytes"] for tar in split["shards"]) / 1e6
-        lines.append(f"{name:8}{split['trials']:8}{split['images']:8}{len(split['shards']):8}{size:10.1f}")
-    lines.append(f"subjects: {', '.join(map(str, m.subjects))}")
-    names = [str(c["name"]) for c in m.classes]
-    more = f", ... {len(names)} in all" if len(names) > 60 else ""
-    lines.append(f"classes: {', '.join(names[:60])}{more}")
-    flat = [str(c) for c, std in enumerate(m.channel_std) if not std > 0]
-    if flat:
-        lines.append(f"note: channels that never move in train: {', '.join(flat)}; they are passed on as zeros")
-    return "\n".join(lines + [f"note: {note}" for note in m.notes])
-
-
 def _members(path: Path) -> Iterator[tuple[str, int, int]]:
     """(name, offset, size) of each member of a tar. Reads the 512-byte headers alone, whatever sizes they claim."""
     with open(path, "rb") as file:
@@ -179,6 +156,16 @@ def _members(path: Path) -> Iterator[tuple[str, int, int]]:
                 )
             yield member.name, start, member.size
             start += -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def tar_fault(path: Path, said: int) -> str:
+    """What is wrong with a tar of which the manifest says that it has `said` bytes; "" if nothing is seen at once."""
+    if not path.is_file():
+        return f"{path} is missing: copy it again, or make the shards again"
+    if (size := path.stat().st_size) == said:
+        return ""
+    what = f"{path} has {size} bytes where the manifest says {said}: it is truncated or was changed"
+    return f"{what}; copy it again, or make the shards again"
 
 
 def scan_tar(path: Path, number: int) -> np.ndarray:
@@ -244,13 +231,8 @@ class ShardSplit:
         index = self.folder / f"{split}.index.npy"
         incomplete &= index.is_file()  # without it the tars must say what is in them
         for path, tar in zip(self.paths, tars, strict=True):
-            if not path.is_file() and not incomplete:
-                raise ValueError(f"{path} is missing: copy it again, or make the shards again")
-            if not incomplete and path.stat().st_size != tar["bytes"]:
-                raise ValueError(
-                    f"{path} has {path.stat().st_size} bytes where the manifest says {tar['bytes']}: it is truncated "
-                    "or was changed; copy it again, or make the shards again"
-                )
+            if not incomplete and (wrong := tar_fault(path, tar["bytes"])):
+                raise ValueError(wrong)
         if index.is_file():
             self.index = load_index(index, sum(tar["trials"] for tar in tars))
         else:

@@ -22,8 +22,9 @@ import numpy as np
 from tqdm import tqdm
 
 from neuroimagen.files import FULL, Taken, claim, sha256, versions
+from neuroimagen.pages import render
 from neuroimagen.pictures import LAID, TOLD_TO_LIE, TURNED, described
-from neuroimagen.shards.format import INDEX, SPLITS, Manifest, ShardSplit, describe, read_manifest, write_json
+from neuroimagen.shards.format import INDEX, SPLITS, Manifest, ShardSplit, read_manifest, write_json
 from neuroimagen.shards.tars import Job, Packer, Record, ShardsConfig, bad_key, other_picture, people_apart, pooled
 from neuroimagen.shards.workers import Died, fingerprint, how_many, pack_in_processes
 from neuroimagen.studies.open import PATHS, SourceConfig, chosen, open_study
@@ -63,7 +64,13 @@ def make_shards(config: ShardsConfig) -> None:
             raise OSError(
                 error.errno, f"the disk of {out} is full: make room, and the same command goes on where it was"
             ) from None
-    print(describe(out, manifest))
+    print(summary(out, manifest), end="")
+
+
+def summary(folder: Path, manifest: Manifest) -> str:
+    """What a shard directory holds, for a terminal."""
+    flat = [channel for channel, std in enumerate(manifest.channel_std) if not std > 0]
+    return render("shards/templates/summary.j2", folder=folder, m=manifest, flat=flat)
 
 
 def _is_made(out: Path, resolved: dict[str, Any]) -> bool:
