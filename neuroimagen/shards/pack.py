@@ -8,7 +8,6 @@ is wrong in the data, leaves nothing.
 
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 import re
@@ -298,8 +297,8 @@ def _manifest(study: Study, config: ShardsConfig, tars: list[tuple[Job, Record]]
         tar = {"name": record.name, "trials": len(record.rows), "bytes": record.bytes, "sha256": record.sha256}
         splits[split]["shards"].append(tar)
         splits[split]["trials"] += len(record.rows)
-    moments = [(count, np.array(mean), np.array(m2)) for _, record in tars for count, mean, m2 in [record.moments]]
-    count, mean, m2 = functools.reduce(pooled, moments, (0, 0.0, 0.0))
+    moments = (record.moments for _, record in tars)
+    count, mean, m2 = pooled((count, np.array(mean), np.array(m2)) for count, mean, m2 in moments)
     if apart := people_apart({subject: float(np.exp(total / n)) for subject, (n, total) in sorted(sizes.items())}):
         raise ValueError(apart)
     for name, content in splits.items():

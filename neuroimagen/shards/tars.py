@@ -11,7 +11,7 @@ import io
 import json
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -154,14 +154,17 @@ def read_picture(path: Path) -> tuple[bytes, list[Any]]:
 Moments = tuple[int, Any, Any]  # samples; mean and sum of squared deviations of each channel, in float64
 
 
-def pooled(one: Moments, other: Moments) -> Moments:
-    """Those of both sets of samples together, without cancellation (Chan et al. 1979)."""
-    n, mean, m2 = one
-    count, mean_of_other, m2_of_other = other
-    if not count:
-        return one
-    total, delta = n + count, mean_of_other - mean
-    return total, mean + delta * count / total, m2 + (m2_of_other + delta**2 * n * count / total)
+def pooled(parts: Iterable[Moments]) -> Moments:
+    """Those of all samples together, without cancellation (Chan et al. 1979)."""
+    n: int = 0
+    mean: Any = 0.0
+    m2: Any = 0.0
+    for count, mean_of_part, m2_of_part in parts:
+        if count:
+            total, delta = n + count, mean_of_part - mean
+            m2 = m2 + (m2_of_part + delta**2 * n * count / total)
+            n, mean = total, mean + delta * count / total
+    return n, mean, m2
 
 
 @dataclasses.dataclass
@@ -262,7 +265,7 @@ class Packer:
     def pack(self, job: Job, progress: Callable[[], Any]) -> Record:
         """Write a tar and, when it is whole and on the disk, its record; `progress` is called once a trial."""
         record, subjects, keys = Record(job.name), set(), set()
-        moments: Moments = 0, 0.0, 0.0
+        moments: list[Moments] = []
         with replacing(self.folder / job.name, own=True) as partial:
             with open(partial, "wb") as file:
                 with wds.TarWriter(file, user="", group="", mtime=0, encoder=False) as tar:
@@ -276,7 +279,7 @@ class Packer:
                         if job.split == "train":
                             mean = trial.eeg.mean(axis=1, dtype=np.float64)
                             squares = ((trial.eeg - mean[:, None]) ** 2).sum(axis=1)
-                            moments = pooled(moments, (trial.eeg.shape[1], mean, squares))
+                            moments.append((trial.eeg.shape[1], mean, squares))
                         progress()
                 file.flush()
                 os.fsync(file.fileno())  # the record must not outlive a power cut that its tar does not
@@ -285,6 +288,6 @@ class Packer:
                 record.rows.append([row["key"].decode(), bool(row["png"]), *places])
             record.bytes, record.sha256 = partial.stat().st_size, sha256(partial)
         record.subjects = sorted(subjects)
-        record.moments = [np.asarray(values).tolist() for values in moments]
+        record.moments = [np.asarray(values).tolist() for values in pooled(moments)]
         write_json(job.record(self.folder), dataclasses.asdict(record))
         return record
