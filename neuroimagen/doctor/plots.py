@@ -5,11 +5,12 @@ Needs matplotlib, and mne for topographies: both come with the `mne` extra.
 
 import io
 import json
+from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import scipy  # whose parts are imported when first used
+from matplotlib import colormaps, style
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
@@ -19,19 +20,14 @@ from neuroimagen.studies.study import Study
 MOST_SUBJECTS = 12  # in the evoked figure
 MOST_MAPS = 5
 WIDTH = 10.4  # inches
-INK, SOFT, GRID, BLUE, RED = "#1b1d22", "#5d6470", "#e6e3db", "#23509e", "#b3261e"
-STYLE: Any = {
-    **{"font.family": "sans-serif", "font.size": 10, "axes.titlesize": 10, "axes.titlelocation": "left"},
-    **{"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": SOFT, "axes.labelcolor": SOFT},
-    **{"xtick.color": SOFT, "ytick.color": SOFT, "axes.grid": True, "grid.color": GRID, "axes.axisbelow": True},
-    "legend.frameon": False,
-}
+STYLE = Path(__file__).with_name("figures.mplstyle")
+INK, BLUE, RED = "#1b1d22", "#23509e", "#b3261e"
 
 
 def figures(found: Examination) -> dict[str, bytes]:
     """Name -> PNG. Without mne there are no topographies."""
     drawn = {}
-    with matplotlib.rc_context(STYLE):
+    with style.context(STYLE):
         for draw in (spectrum, evoked, amplitude, lengths):
             figure = draw(found)
             if figure is not None:
@@ -55,7 +51,7 @@ def spectrum(found: Examination) -> Any:
     axes = figure.subplots()
     top = min(f[-1], 1.6 * max(spectrum.band[1] for spectrum in found.spectra.values()), 250)
     used = (f > 0) & (f <= max(top, 5 * f[1]))
-    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.88, len(found.subjects)))
+    colours = colormaps["viridis"](np.linspace(0, 0.88, len(found.subjects)))
     for colour, subject in zip(colours, found.subjects, strict=True):
         if subject in found.spectra:
             density = found.spectra[subject].density[used]
