@@ -21,6 +21,7 @@ How many workers: docs/shards.md. None by default, as without a GPU they want th
 """
 
 import atexit
+import bisect
 import functools
 import itertools
 import math
@@ -147,13 +148,11 @@ class Batcher:
         So neighbours, which lie in one tar and are lost together, get different ones.
         """
         yield i
-        group = self.groups.get(int(self.label[i])) if self.groups else None
-        n = len(self.split) if group is None else len(group)
+        group = self.groups.get(int(self.label[i]), range(len(self.split)))
+        n, start = len(group), bisect.bisect_left(group, i)
         step = next(s for s in itertools.count(max(1, round(0.618 * n))) if math.gcd(s, n) == 1)
-        start = i if group is None else int(np.searchsorted(group, i))
         for k in range(1, n):
-            place = (start + k * step) % n
-            yield place if group is None else int(group[place])
+            yield int(group[(start + k * step) % n])
 
     def sentence(self, i: int, error: Exception) -> str:
         """What is wrong with trial i; the tar and the key are named."""

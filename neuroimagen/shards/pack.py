@@ -223,14 +223,9 @@ def _go_on(partial: Path, plan: dict[str, Any], jobs: list[Job]) -> dict[str, Re
         shutil.rmtree(partial, ignore_errors=True)
         unfinished.mkdir(parents=True)
     write_json(unfinished / "plan.json", plan)
-    records = {}
-    for job in jobs:
-        if record := _true_record(partial, job):
-            records[job.name] = record
-        else:
-            job.record(partial).unlink(missing_ok=True)
-    for path in partial.glob("*.tar*"):
-        if path.name not in records:
+    records = {job.name: record for job in jobs if (record := _true_record(partial, job))}
+    for path in [*partial.glob("*.tar*"), *unfinished.glob("*.tar.json")]:
+        if path.name.removesuffix(".json") not in records:
             path.unlink()
     if before and records:
         print(f"{partial}: {len(records)} of {len(jobs)} tars are whole, going on with the others")
@@ -270,7 +265,7 @@ def _manifest(study: Study, config: ShardsConfig, tars: list[tuple[Job, Record]]
     done: dict[str, list[str]] = {}  # image -> what was done to its picture
     notes, subjects, error, power = list(study.notes), set(), 0.0, 0.0
     sizes: dict[int, np.ndarray] = {}
-    splits: dict[str, dict[str, Any]] = {name: {"trials": 0, "images": 0, "shards": []} for name in SPLITS}
+    listed: dict[str, list[dict[str, Any]]] = {name: [] for name in SPLITS}  # tars
     images: dict[str, set[str]] = {name: set() for name in SPLITS}
     rows: dict[str, list[tuple[Any, ...]]] = {name: [] for name in SPLITS}
     for job, record in tars:
@@ -295,16 +290,16 @@ def _manifest(study: Study, config: ShardsConfig, tars: list[tuple[Job, Record]]
         for subject, size in record.sizes.items():
             sizes[int(subject)] = sizes.get(int(subject), np.zeros(2)) + size
         tar = {"name": record.name, "trials": len(record.rows), "bytes": record.bytes, "sha256": record.sha256}
-        splits[split]["shards"].append(tar)
-        splits[split]["trials"] += len(record.rows)
+        listed[split].append(tar)
     moments = (record.moments for _, record in tars)
     count, mean, m2 = pooled((count, np.array(mean), np.array(m2)) for count, mean, m2 in moments)
     if apart := people_apart({subject: float(np.exp(total / n)) for subject, (n, total) in sorted(sizes.items())}):
         raise ValueError(apart)
-    for name, content in splits.items():
-        content["images"] = len(images[name])
+    splits: dict[str, dict[str, Any]] = {}
+    for name in SPLITS:
         np.save(folder / f"{name}.index.npy", np.array(rows[name], INDEX))
-        content["index_sha256"] = sha256(folder / f"{name}.index.npy")
+        splits[name] = {"trials": len(rows[name]), "images": len(images[name]), "shards": listed[name]}
+        splits[name]["index_sha256"] = sha256(folder / f"{name}.index.npy")
     notes += [said for said, _ in described(done)]
     every = {what for some in done.values() for what in some}
     if config.background and LAID not in every:
