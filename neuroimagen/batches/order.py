@@ -27,13 +27,8 @@ class EpochOrder:
         return np.random.default_rng([self.seed, epoch]).permutation(self.n)
 
     def __call__(self, start: int, stop: int) -> np.ndarray:
-        parts = []
-        while start < stop:
-            epoch, offset = divmod(start, self.n)
-            taken = min(stop - start, self.n - offset)
-            parts.append(self.permutation(epoch)[offset : offset + taken])
-            start += taken
-        return np.concatenate(parts)
+        n, epochs = self.n, range(start // self.n, -(-stop // self.n))
+        return np.concatenate([self.permutation(e)[max(start - e * n, 0) : stop - e * n] for e in epochs])
 
 
 class BalancedOrder:
@@ -79,10 +74,8 @@ class BalancedOrder:
 
     def __call__(self, start: int, stop: int) -> np.ndarray:
         size = self.classes * self.trials
-        first, last = start // size, -(-stop // size)
-        return np.concatenate([self.batch(step) for step in range(first, last)])[
-            start - first * size : stop - first * size
-        ]
+        steps = range(start // size, -(-stop // size))
+        return np.concatenate([self.batch(s)[max(start - s * size, 0) : stop - s * size] for s in steps])
 
 
 def worker() -> tuple[int, int]:

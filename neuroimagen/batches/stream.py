@@ -17,11 +17,11 @@ read, so resume, workers and the number of processes still change nothing. Each 
 How a batch travels: whoever reads (a loader process, or this one) fills a slot of memory that both share with EEG as
 stored and uint8 pictures; only here do they become float32, on the device.
 
-How many workers: a CPU second makes some 11,000 trials of EEG, or 1,400 with pictures at 64 px, or 900 at 224 px. None
-by default, as without a GPU they want the cores that the steps want; beside one, one for EEG, some for pictures.
+How many workers: docs/shards.md. None by default, as without a GPU they want the cores that the steps want.
 """
 
 import atexit
+import bisect
 import functools
 import itertools
 import math
@@ -61,12 +61,11 @@ class Batcher:
     def __init__(self, split: ShardSplit, image_size: int | None, allowed: int = 0) -> None:
         self.split, self.image_size, self.allowed = split, image_size, allowed
         self.mean, self.std = channel_statistics(split.manifest)
-        self.pictures: dict[int, tuple[int, torch.Tensor]] = {}  # name -> checksum of the file, pixels
+        self.pictures: dict[str, tuple[int, torch.Tensor]] = {}  # name -> checksum of the file, pixels
         # What the JSON of each trial says, once it has been read: 25 bytes a trial.
         self.known = np.zeros(len(split), bool)
-        self.label, self.subject, self.image = (np.zeros(len(split), np.int64) for _ in range(3))
-        self.names: list[str] = []  # of pictures: image[i] is a place in it
-        self.name_place: dict[str, int] = {}
+        self.label, self.subject = np.zeros((2, len(split)), np.int64)
+        self.image = [""] * len(split)  # name of the picture
         self.groups: dict[int, np.ndarray] = {}  # label -> trials, if a substitute must be of the same class
 
     def __call__(self, indices: np.ndarray) -> dict[str, Any]:
@@ -98,9 +97,8 @@ class Batcher:
                     return {"bad": bad}
             else:
                 return {"bad": bad}
-        names = [self.names[place] for place in self.image[taken].tolist()]
         columns = {"label": self.label[taken], "subject": self.subject[taken], "index": taken}
-        return {"bad": bad, "columns": columns, "image_name": names}
+        return {"bad": bad, "columns": columns, "image_name": [self.image[i] for i in taken.tolist()]}
 
     def sound(self, i: int, bad: dict[int, str], read: Callable[[], Any]) -> bool:
         """Whether trial i can be read; else `bad` gets what is wrong with it. OSError if that is the machine."""
@@ -126,20 +124,17 @@ class Batcher:
             return
         info = self.split.info(i)
         try:
-            name = str(info["image"])
+            self.image[i] = sys.intern(str(info["image"]))
             self.label[i], self.subject[i] = int(info["label"]), int(info["subject"])
         except (TypeError, KeyError, OverflowError) as error:
             raise ValueError(f"its JSON is not that of a trial: {error!r}") from None
-        self.image[i] = self.name_place.setdefault(name, len(self.names))
-        if self.image[i] == len(self.names):
-            self.names.append(name)
         self.known[i] = True
 
     def picture(self, i: int) -> torch.Tensor:
         assert self.image_size
         data = self.split.picture(i)
         # The name is not enough: a damaged copy must fail, or look damaged, whether or not its twin is kept already.
-        name, checksum = int(self.image[i]), zlib.crc32(data)
+        name, checksum = self.image[i], zlib.crc32(data)
         if (kept := self.pictures.get(name)) and kept[0] == checksum:
             return kept[1]
         picture = load_picture(data, self.image_size)
@@ -153,13 +148,11 @@ class Batcher:
         So neighbours, which lie in one tar and are lost together, get different ones.
         """
         yield i
-        group = self.groups.get(int(self.label[i])) if self.groups else None
-        n = len(self.split) if group is None else len(group)
+        group = self.groups.get(int(self.label[i]), range(len(self.split)))
+        n, start = len(group), bisect.bisect_left(group, i)
         step = next(s for s in itertools.count(max(1, round(0.618 * n))) if math.gcd(s, n) == 1)
-        start = i if group is None else int(np.searchsorted(group, i))
         for k in range(1, n):
-            place = (start + k * step) % n
-            yield place if group is None else int(group[place])
+            yield int(group[(start + k * step) % n])
 
     def sentence(self, i: int, error: Exception) -> str:
         """What is wrong with trial i; the tar and the key are named."""

@@ -15,7 +15,8 @@ from neuroimagen.doctor.examination import examine
 from neuroimagen.doctor.findings import Finding, Findings
 from neuroimagen.doctor.page import write_page
 from neuroimagen.doctor.shards import ShardStudy
-from neuroimagen.shards.format import SPLITS, ShardSplit, describe, local_folder
+from neuroimagen.pages import render
+from neuroimagen.shards.format import SPLITS, ShardSplit, local_folder
 from neuroimagen.shards.remote import is_remote
 from neuroimagen.studies.open import SourceConfig, open_study
 from neuroimagen.studies.pth import load_plain
@@ -60,21 +61,11 @@ def check(config: CheckConfig) -> int:
     dtype = "float32" if shards else config.eeg_dtype
     examined = examine(study, dtype, said.get("background", ""), said.get("orientation", ""))
     findings = Findings(examined, str(shards or config.recording or config.eeg))
-    print(summary(findings, how, config))
+    print(summary(findings, how, config), end="")
     if config.report:
         write_page(findings, how, Path(config.report))
         print(f"{Path(config.report) / 'index.html'}")
     return 1 if findings.faults else 0
-
-
-def check_shards(shards: str | Path) -> str:
-    """The report of a shard directory; ValueError, a sentence a line, with all that is not as the manifest says."""
-    study = ShardStudy(shards, Faults(collect=True))
-    examine(study)
-    if study.fault.found:
-        raise ValueError("\n".join(study.fault.found))
-    said = "every shard, trial and picture was read and is as the manifest says"
-    return f"{describe(study.folder, study.manifest)}\n{said}"
 
 
 def sniff(config: CheckConfig) -> tuple[CheckConfig, Path | None, str]:
@@ -169,31 +160,8 @@ def _listed(findings: list[Finding], config: CheckConfig) -> str:
 
 def summary(findings: Findings, how: str, config: CheckConfig) -> str:
     """The verdict, for a terminal."""
-    found, study = findings.found, findings.study
-    n, q = len(findings.faults), len(findings.questions)
-    faults = f"{n} fault{'s' * (n != 1)}" if n else "no fault"
-    left = f", {found.left_out} of them could not be used" if found.left_out else ""
-    asked = f"{q} question{'s' * (q != 1)} that a reviewer would ask"
-    lines = [plain(how), f"{faults} in {found.planned:,} trials{left}; {asked}"]
-    if study.simulated:
-        lines.append("SIMULATED data: no person was recorded")
-    lines.append(f"split: {plain(study.protocol)}")
-    for what, here, said in findings.counts():
-        lines.append(f"  {what:<10}{here:>10}{f'   published: {said}' if said else ''}")
-    for split, trials, images, subjects in found.by_split():
-        lines.append(f"  {split:<10}{trials:>10,} trials, {images:,} images, {len(subjects)} subjects")
-    for row in found.amplitudes():
-        if row["median"] is not None:
-            band = row["spectrum"] and "{:.0f}-{:.0f}".format(*row["spectrum"].band)
-            lines.append(
-                f"  subject {row['subject']}: {row['trials']:,} trials, amplitude {row['median']:.3g} (median), "
-                f"{row['p95']:.3g} (95 %) {plain(study.units)}{f', 98 % of its power in {band} Hz' if band else ''}"
-            )
-    lines += [f"  note: {plain(note)}" for note in study.notes]
-    for head, those in {"wrong:": findings.faults, "a reviewer would ask:": findings.questions}.items():
-        lines += [head, _listed(those, config)] if those else []
-    if findings.fine:
-        lines += ["fine:", *(f"  + {plain(text)}" for text in findings.fine)]
-    speed = len(found) / max(found.seconds, 1e-9)
-    lines.append(f"{len(found):,} trials in {found.seconds:.1f} s ({speed:,.0f} trials/s)")
-    return "\n".join(lines)
+    return render(
+        "doctor/templates/summary.j2",
+        **{"findings": findings, "found": findings.found, "study": findings.study, "how": how, "plain": plain},
+        **{"wrong": _listed(findings.faults, config), "asked": _listed(findings.questions, config)},
+    )

@@ -17,7 +17,7 @@ import scipy  # whose parts are imported when first used
 from tqdm import tqdm
 
 from neuroimagen.doctor.copies import Copies
-from neuroimagen.doctor.picture_hash import Fingerprint, fingerprint
+from neuroimagen.doctor.picture_hash import grey_copy
 from neuroimagen.pictures import SUFFIXES
 from neuroimagen.shards.tars import encode_eeg, open_picture, read_picture
 from neuroimagen.studies.study import Study, Trial
@@ -57,7 +57,7 @@ class Picture:
 
     label: int
     digest: str
-    look: Fingerprint
+    look: np.ndarray  # `grey_copy`
     done: tuple[str, ...]  # to see it (pictures.OPEN)
     example: bytes  # a small JPEG, of the first of each class
     splits: set[str] = dataclasses.field(default_factory=set)
@@ -75,8 +75,8 @@ class Examination:
         self.offset = np.zeros(n, np.float32)  # of each trial: its mean by its standard deviation, median over channels
         # (subject, remedy) -> what `neuroimagen shards` says of the first trial that it refuses so, and all of them
         self.refused: dict[tuple[int, str], tuple[str, list[int]]] = {}
-        # kind -> subject -> channel -> trials; what is flat has no more than one value in a trial
-        self.channels: dict[str, dict[int, dict[int, list[int]]]] = {"nan": {}, "flat": {}, "clipped": {}}
+        # kind (nan, flat, clipped) -> subject -> channel -> trials; what is flat has no more than one value in a trial
+        self.channels: dict[str, dict[int, dict[int, list[int]]]] = defaultdict(dict)
         self.window = min(study.n_times, max(8, round(study.sfreq)))  # samples; bins of 1 Hz, or what a trial allows
         self.frequencies = np.fft.rfftfreq(self.window, 1 / study.sfreq)
         self.every = -(-n // MOST_SPECTRA) or 1  # trial whose spectrum is taken
@@ -186,7 +186,7 @@ class Examination:
         data = source if isinstance(source, bytes) else read_picture(source)[0]
         seen = open_picture(data, where, self.background, self.orientation)
         picture, buffer, examples = seen.image.convert("RGB"), io.BytesIO(), self.examples[trial.label]
-        look = fingerprint(picture)
+        look = grey_copy(picture)
         if len(examples) < EXAMPLES:
             examples.append(trial.image)
             picture.thumbnail((88, 88))
@@ -270,9 +270,7 @@ def line_ratio(frequencies: np.ndarray, density: np.ndarray, line: float) -> flo
     step = frequencies[1] - frequencies[0]
     away = (frequencies - line) / step
     below, above = (away <= -2.5) & (away > -6.5), (away >= 2.5) & (away < 6.5)
-    if step > 5 or below.sum() < 4 or above.sum() < 4:
-        return None
-    if not (density[below] > 0).all() or not (density[above] > 0).all():
+    if step > 5 or min(below.sum(), above.sum()) < 4 or not (density[below | above] > 0).all():
         return None
     expected = max(np.log(density[below]).mean(), np.log(density[above]).mean())
     return float(density[np.abs(away) <= 1].max() / np.exp(expected))

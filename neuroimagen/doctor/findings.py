@@ -8,19 +8,22 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
 
 from neuroimagen.doctor.examination import CLIPPED_LEAST, CLIPPED_SHARE, LINES, Examination
 from neuroimagen.doctor.picture_hash import NEAR_BITS, NEAR_CORRELATION, near_pairs
-from neuroimagen.doctor.published_sets import PUBLISHED
 from neuroimagen.pictures import described
 from neuroimagen.shards.tars import OFFSET, people_apart
 from neuroimagen.studies.classes import CLASSES, UNEVEN
 from neuroimagen.studies.epochs_files import said as stated
 from neuroimagen.studies.study import some
 
+# By data set: name, validity, facts, sorted; the file says what they are.
+PUBLISHED = yaml.safe_load(Path(__file__).with_name("published_sets.yaml").read_text(encoding="utf-8"))
 LARGE = 20  # times the customary standard deviation: no brain, and hardly an eye blink, does that
 LINE_RATIO, LINE_SHARE = 2.0, 0.01  # of the neighbouring bins' power, and of a channel's, that is worth a question
 USUAL = 0.1, 1000.0  # uV, standard deviation of EEG
@@ -70,10 +73,9 @@ class Findings:
 
     def counts(self) -> list[tuple[str, str, str]]:
         """(what, here, published)"""
-        found, study, known = self.found, self.study, PUBLISHED.get(self.study.dataset)
+        found, study, facts = self.found, self.study, PUBLISHED.get(self.study.dataset, {}).get("facts", {})
         here = {"trials": len(study), "images": len(found.pictures) + len(found.bad_pictures)}
         here |= {"classes": len(study.classes), "subjects": len(found.subjects), "channels": study.n_chans}
-        facts = known.facts if known else {}
         return [(what, f"{n:,}", " or ".join(f"{p:,}" for p in facts.get(what, ()))) for what, n in here.items()]
 
 
@@ -289,8 +291,7 @@ def balance(found: Examination) -> Found:
 
 def blocks(found: Examination) -> Found:
     """Are classes in blocks, in the order of time where the reader gives it, else of the file?"""
-    known = PUBLISHED.get(found.study.dataset)
-    if known and known.sorted:
+    if PUBLISHED.get(found.study.dataset, {}).get("sorted"):
         return  # the order of the file is by class, and says nothing of time
     timed = any(trial.order[0] for trial in found.trials)
     for subject in found.subjects:
@@ -348,8 +349,8 @@ def published_design(found: Examination) -> Found:
     known = PUBLISHED.get(found.study.dataset)
     if known is None or found.study.simulated:
         return
-    yield ask(f"{known.name}: {known.validity}")
-    if known is PUBLISHED["perceivelab"]:
+    yield ask(f"{known['name']}: {known['validity']}")
+    if found.study.dataset == "perceivelab":
         wnids = [c["wnid"] for c in sorted(found.study.classes, key=lambda c: c["label"])]
         what = "the label table is not the published one (40 wnids in their order): labels mean other classes"
         right = wnids == [c.wnid for c in CLASSES]

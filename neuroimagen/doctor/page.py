@@ -24,27 +24,23 @@ def write_page(findings: Findings, how: str, folder: Path) -> None:
     try:
         from neuroimagen.doctor.plots import figures
 
-        drawn, missing = figures(findings), ""
+        drawn, missing = figures(findings.found), ""
     except ImportError as error:
         drawn, missing = {}, f"No figures: {error.name} is not installed; pip install 'neuroimagen[mne]' brings it."
     for name, png in drawn.items():
         write_atomic(folder / f"{name}.png", png)
     faults = "".join(f"{finding.short(len(finding.trials))}\n" for finding in findings.faults)
     write_atomic(folder / "faults.txt", faults.encode("utf-8", "replace"))
-    write_atomic(folder / "index.html", page(findings, how, drawn, missing).encode("utf-8", "replace"))
-
-
-def page(findings: Findings, how: str, drawn: dict[str, bytes], missing: str) -> str:
-    """The HTML. drawn: figures by name, as PNG; missing: why there are none."""
     found, study = findings.found, findings.study
     subjects = found.subjects if len(found.subjects) <= MOST_SUBJECTS else []
-    return render(
+    page = render(
         "doctor/templates/page.j2",
         **{"findings": findings, "found": found, "study": study, "how": how, "drawn": drawn, "missing": missing},
         **{"rules": rules, "examination": examination, "picture_hash": picture_hash, "uneven": UNEVEN},
         **{"most_listed": MOST_LISTED, "subjects": subjects, "classes": classes(findings, subjects)},
         **{"more_classes": len(study.classes) - MOST_CLASSES, "version": __version__},
     )
+    write_atomic(folder / "index.html", page.encode("utf-8", "replace"))
 
 
 def classes(findings: Findings, subjects: list[int]) -> list[dict[str, Any]]:

@@ -11,7 +11,6 @@ is taken for a copy (the nearest pair correlates 0.97).
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import scipy.fft
@@ -22,14 +21,9 @@ BITS = KEPT * KEPT - 1
 NEAR_BITS, NEAR_CORRELATION = 20, 0.98
 
 
-class Fingerprint(NamedTuple):
-    bits: np.ndarray  # (63,) bool
-    grey: np.ndarray  # (32, 32) uint8
-
-
-def fingerprint(picture: Image.Image) -> Fingerprint:
-    grey = np.asarray(picture.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX))
-    return Fingerprint(perceptual_hash(grey), grey)
+def grey_copy(picture: Image.Image) -> np.ndarray:
+    """(32, 32) uint8"""
+    return np.asarray(picture.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX))
 
 
 def perceptual_hash(grey: np.ndarray) -> np.ndarray:
@@ -39,15 +33,16 @@ def perceptual_hash(grey: np.ndarray) -> np.ndarray:
     return low > np.median(low)
 
 
-def near_pairs(a: Sequence[Fingerprint], b: Sequence[Fingerprint]) -> list[tuple[int, int, float]]:
-    """(i, j, correlation) of every a[i] and b[j] that seem to be copies of one picture."""
+def near_pairs(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> list[tuple[int, int, float]]:
+    """(i, j, correlation) of every a[i] and b[j], from `grey_copy`, that seem to be copies of one picture."""
     found = []
-    signs = [np.where([f.bits for f in c], 1, -1).reshape(-1, BITS).astype(np.float32) for c in (a, b)]
+    signs = [
+        np.where([perceptual_hash(grey) for grey in c], 1, -1).reshape(-1, BITS).astype(np.float32) for c in (a, b)
+    ]
     for start in range(0, len(a), 1024):  # the table of all pairs would not be bounded
         agree = signs[0][start : start + 1024] @ signs[1].T
         for i, j in (np.argwhere((BITS - agree) / 2 <= NEAR_BITS) + [start, 0]).tolist():
-            correlation = _correlation(a[i].grey, b[j].grey)
-            if correlation >= NEAR_CORRELATION:
+            if (correlation := _correlation(a[i], b[j])) >= NEAR_CORRELATION:
                 found.append((i, j, correlation))
     return found
 

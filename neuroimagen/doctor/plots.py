@@ -5,37 +5,33 @@ Needs matplotlib, and mne for topographies: both come with the `mne` extra.
 
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy  # whose parts are imported when first used
+from matplotlib import colormaps, style
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
 
 from neuroimagen.doctor.examination import LINES, Examination
-from neuroimagen.doctor.findings import Findings
 from neuroimagen.studies.study import Study
 
 MOST_SUBJECTS = 12  # in the evoked figure
 MOST_MAPS = 5
 WIDTH = 10.4  # inches
-INK, SOFT, GRID, BLUE, RED = "#1b1d22", "#5d6470", "#e6e3db", "#23509e", "#b3261e"
-STYLE: Any = {
-    **{"font.family": "sans-serif", "font.size": 10, "axes.titlesize": 10, "axes.titlelocation": "left"},
-    **{"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": SOFT, "axes.labelcolor": SOFT},
-    **{"xtick.color": SOFT, "ytick.color": SOFT, "axes.grid": True, "grid.color": GRID, "axes.axisbelow": True},
-    "legend.frameon": False,
-}
+STYLE = Path(__file__).with_name("figures.mplstyle")
+INK, BLUE, RED = "#1b1d22", "#23509e", "#b3261e"
 
 
-def figures(findings: Findings) -> dict[str, bytes]:
-    """Name -> PNG. ImportError without matplotlib; without mne there are no topographies."""
-    import matplotlib
-
+def figures(found: Examination) -> dict[str, bytes]:
+    """Name -> PNG. Without mne there are no topographies."""
     drawn = {}
-    with matplotlib.rc_context(STYLE):
+    with style.context(STYLE):
         for draw in (spectrum, evoked, amplitude, lengths):
-            figure = draw(findings.found)
+            figure = draw(found)
             if figure is not None:
-                if findings.study.simulated:
+                if found.study.simulated:
                     figure.suptitle("SIMULATED", x=0.995, ha="right", color=RED, weight="bold", size=11)
                 buffer = io.BytesIO()
                 figure.savefig(buffer, format="png", dpi=110, facecolor="white")
@@ -44,8 +40,6 @@ def figures(findings: Findings) -> dict[str, bytes]:
 
 
 def _figure(height: float) -> Any:
-    from matplotlib.figure import Figure
-
     return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
@@ -53,13 +47,11 @@ def spectrum(found: Examination) -> Any:
     """Median over trials of the mean over channels, one line a subject."""
     if not found.spectra:
         return None
-    import matplotlib
-
     figure, f = _figure(3.6), found.frequencies
     axes = figure.subplots()
     top = min(f[-1], 1.6 * max(spectrum.band[1] for spectrum in found.spectra.values()), 250)
     used = (f > 0) & (f <= max(top, 5 * f[1]))
-    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.88, len(found.subjects)))
+    colours = colormaps["viridis"](np.linspace(0, 0.88, len(found.subjects)))
     for colour, subject in zip(colours, found.subjects, strict=True):
         if subject in found.spectra:
             density = found.spectra[subject].density[used]
@@ -80,22 +72,18 @@ def _short(units: str) -> str:
     return "".join(c for c in short if c.isprintable()).replace("$", r"\$")  # text of a file, not a formula
 
 
-def channel_names(study: Study) -> list[str]:
-    """The study's; for a simulated study in PerceiveLab format, whose files name none, those of its simulation.json."""
-    names = study.channels
-    if not names and study.simulated and study.inputs:
-        path = study.inputs[0].parent / "simulation.json"
-        names = json.loads(path.read_text(encoding="utf-8")).get("channels") if path.is_file() else None
-    return list(names) if names and len(names) == study.n_chans else []
-
-
 def _positions(study: Study) -> Any:
     """mne Info of the channels that the 10-05 system names, and which they are; None below 8, or without mne."""
     try:
         import mne
     except ImportError:
         return None
-    names = channel_names(study)
+    names = study.channels or []
+    if not names and study.simulated and study.inputs:  # in PerceiveLab format, whose files name none
+        path = study.inputs[0].parent / "simulation.json"
+        names = json.loads(path.read_text(encoding="utf-8")).get("channels") or [] if path.is_file() else []
+    if len(names) != study.n_chans:
+        return None
     montage = mne.channels.make_standard_montage("colin27_1005")
     lower = {name.lower(): name for name in montage.ch_names}
     known = [i for i, name in enumerate(names) if str(name).lower() in lower]
@@ -169,8 +157,6 @@ def amplitude(found: Examination) -> Any:
     seen = table[table > 0]
     if not len(seen):
         return None
-    from matplotlib.colors import LogNorm
-
     figure = _figure(1.2 + 0.24 * len(table))
     axes = figure.subplots()
     axes.grid(False)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from neuroimagen.files import sha256
-from neuroimagen.shards.format import INDEX, SPLITS, ShardSplit, load_index, read_manifest, scan_tar
+from neuroimagen.shards.format import INDEX, SPLITS, ShardSplit, load_index, read_manifest, scan_tar, tar_fault
 from neuroimagen.studies.study import Faults, Study, Trial
 
 LARGEST = {"eeg": 1 << 30, "picture": 64 << 20, "json": 1 << 20}  # bytes; more is refused before it is read
@@ -57,43 +57,31 @@ class ShardStudy(Study):
         """Verify the tars and the index of a split, and note where its trials are."""
         faults, first = len(self.fault.found), len(self.place)
         for number, tar in enumerate(self.manifest.splits[split]["shards"]):
-            path = self.folder / tar["name"]
-            self.place += [(split, path, row) for row in self._rows(path, number, tar)]
+            path, before = self.folder / tar["name"], len(self.fault.found)
+            if wrong := tar_fault(path, tar["bytes"]):
+                self.fault(wrong)
+            elif sha256(path) != tar["sha256"]:
+                self.fault(f"{path} was changed since it was made (SHA-256 differs): make the shards again")
+            try:
+                rows = scan_tar(path, number) if path.is_file() else ()
+            except ValueError as error:
+                self.fault(str(error))
+                continue
+            if len(self.fault.found) == before and len(rows) != tar["trials"]:
+                self.fault(f"{path} does not hold the trials that the manifest counts: make the shards again")
+            self.place += [(split, path, row) for row in rows]
         self.splits[split] = list(range(first, len(self.place)))
-        rows = [row for _, _, row in self.place[first:]]
         if len(self.fault.found) > faults:
             return  # what the index should be is not known
         index = self.folder / f"{split}.index.npy"
-        read = load_index(index, len(rows)) if index.is_file() else np.zeros(0)
-        if read.dtype == INDEX and not np.array_equal(read, np.array(rows, INDEX)):
+        read = load_index(index, len(self.splits[split])) if index.is_file() else np.zeros(0)
+        if read.dtype == INDEX and not np.array_equal(read, np.array([row for *_, row in self.place[first:]], INDEX)):
             self.fault(f"{index} does not fit the tars: remove it, and it is made again from them on each start")
             return
         try:
             ShardSplit(self.folder, split)  # what the trainers do, who refuse a damaged index
         except ValueError as error:
             self.fault(str(error))
-
-    def _rows(self, path: Path, number: int, said: dict[str, Any]) -> list[Any]:
-        """The index rows of a tar, of which the manifest says `said`."""
-        faults = len(self.fault.found)
-        if not path.is_file():
-            self.fault(f"{path} is missing: copy it again, or make the shards again")
-            return []
-        if path.stat().st_size != said["bytes"]:
-            self.fault(
-                f"{path} has {path.stat().st_size} bytes where the manifest says {said['bytes']}: it is "
-                "truncated or was changed; copy it again, or make the shards again"
-            )
-        elif sha256(path) != said["sha256"]:
-            self.fault(f"{path} was changed since it was made (SHA-256 differs): make the shards again")
-        try:
-            rows = list(scan_tar(path, number))
-        except ValueError as error:
-            self.fault(str(error))
-            return []
-        if len(self.fault.found) == faults and len(rows) != said["trials"]:
-            self.fault(f"{path} does not hold the trials that the manifest counts: make the shards again")
-        return rows
 
     def where(self, index: int, key: str) -> str:
         return f"{self.place[index][1]}: trial {key}"

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from neuroimagen.files import MAX_PICTURE_BYTES, pass_on
+from neuroimagen.files import MAX_PICTURE_BYTES, pass_on, write_atomic
 from neuroimagen.shards.remote import cached_folder, fetch_split, fetch_tar, is_remote
 from neuroimagen.studies.study import SPLITS
 
@@ -40,14 +40,7 @@ INDEX = np.dtype(
 
 
 class ShardError(ValueError):
-    """While a split is in use: a trial cannot be read from its shard; `tar` is the shard's name, `key` the trial's."""
-
-    def __init__(self, sentence: str, tar: str = "", key: str = "") -> None:
-        super().__init__(sentence, tar, key)  # all of it: an exception is pickled by its arguments
-        self.tar, self.key = tar, key
-
-    def __str__(self) -> str:
-        return str(self.args[0])
+    """While a split is in use: a trial cannot be read from its shard. Tar and key are named."""
 
 
 @dataclasses.dataclass
@@ -135,27 +128,8 @@ def read_manifest(shards: str | Path) -> Manifest:
     return manifest
 
 
-def describe(shards: Path, manifest: Manifest) -> str:
-    """What a shard directory holds, as a person wants to read it."""
-    m = manifest
-    lines = [
-        f"{shards}: {m.dataset}{' (SIMULATED)' if m.simulated else ''}, {len(m.classes)} classes, "
-        f"{m.n_chans} channels x {m.n_times} samples at {m.sfreq:g} Hz, {m.eeg_dtype}"
-        + (f" (its rounding is {m.eeg_error:.2%} of the signal, RMS)" if m.eeg_error else ""),
-        f"split: {m.protocol}",
-        f"{'':8}{'trials':>8}{'images':>8}{'shards':>8}{'MB':>10}",
-    ]
-    for name, split in m.splits.items():
-        size = sum(tar["bytes"] for tar in split["shards"]) / 1e6
-        lines.append(f"{name:8}{split['trials']:8}{split['images']:8}{len(split['shards']):8}{size:10.1f}")
-    lines.append(f"subjects: {', '.join(map(str, m.subjects))}")
-    names = [str(c["name"]) for c in m.classes]
-    more = f", ... {len(names)} in all" if len(names) > 60 else ""
-    lines.append(f"classes: {', '.join(names[:60])}{more}")
-    flat = [str(c) for c, std in enumerate(m.channel_std) if not std > 0]
-    if flat:
-        lines.append(f"note: channels that never move in train: {', '.join(flat)}; they are passed on as zeros")
-    return "\n".join(lines + [f"note: {note}" for note in m.notes])
+def write_json(path: Path, content: Any) -> None:
+    write_atomic(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n", own=True)
 
 
 def _members(path: Path) -> Iterator[tuple[str, int, int]]:
@@ -182,6 +156,16 @@ def _members(path: Path) -> Iterator[tuple[str, int, int]]:
                 )
             yield member.name, start, member.size
             start += -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def tar_fault(path: Path, said: int) -> str:
+    """What is wrong with a tar of which the manifest says that it has `said` bytes; "" if nothing is seen at once."""
+    if not path.is_file():
+        return f"{path} is missing: copy it again, or make the shards again"
+    if (size := path.stat().st_size) == said:
+        return ""
+    what = f"{path} has {size} bytes where the manifest says {said}: it is truncated or was changed"
+    return f"{what}; copy it again, or make the shards again"
 
 
 def scan_tar(path: Path, number: int) -> np.ndarray:
@@ -247,13 +231,8 @@ class ShardSplit:
         index = self.folder / f"{split}.index.npy"
         incomplete &= index.is_file()  # without it the tars must say what is in them
         for path, tar in zip(self.paths, tars, strict=True):
-            if not path.is_file() and not incomplete:
-                raise ValueError(f"{path} is missing: copy it again, or make the shards again")
-            if not incomplete and path.stat().st_size != tar["bytes"]:
-                raise ValueError(
-                    f"{path} has {path.stat().st_size} bytes where the manifest says {tar['bytes']}: it is truncated "
-                    "or was changed; copy it again, or make the shards again"
-                )
+            if not incomplete and (wrong := tar_fault(path, tar["bytes"])):
+                raise ValueError(wrong)
         if index.is_file():
             self.index = load_index(index, sum(tar["trials"] for tar in tars))
         else:
@@ -335,8 +314,7 @@ class ShardSplit:
 
     def _error(self, i: int, what: str) -> ShardError:
         path = self.paths[self.index[i]["tar"]]
-        said = f"{path}: trial {self.keys[i]} {what}; copy or make the shards again"
-        return ShardError(said, path.name, self.keys[i])
+        return ShardError(f"{path}: trial {self.keys[i]} {what}; copy or make the shards again")
 
     def eeg_into(self, i: int, out: torch.Tensor) -> torch.Tensor:
         """Fill `out`, (n_chans, n_times) float32, with trial i in the manifest's units, not standardised."""

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +21,10 @@ import numpy as np
 from tqdm import tqdm
 
 from neuroimagen.files import FULL, Taken, claim, sha256, versions
+from neuroimagen.pages import render
 from neuroimagen.pictures import LAID, TOLD_TO_LIE, TURNED, described
-from neuroimagen.shards.format import INDEX, SPLITS, Manifest, ShardSplit, describe, read_manifest
-from neuroimagen.shards.tars import (
-    Job,
-    Moments,
-    Packer,
-    Record,
-    ShardsConfig,
-    bad_key,
-    other_picture,
-    people_apart,
-    record_path,
-    write_json,
-)
+from neuroimagen.shards.format import INDEX, SPLITS, Manifest, ShardSplit, read_manifest, write_json
+from neuroimagen.shards.tars import Job, Packer, Record, ShardsConfig, bad_key, other_picture, people_apart, pooled
 from neuroimagen.shards.workers import Died, fingerprint, how_many, pack_in_processes
 from neuroimagen.studies.open import PATHS, SourceConfig, chosen, open_study
 from neuroimagen.studies.study import Study
@@ -73,7 +63,13 @@ def make_shards(config: ShardsConfig) -> None:
             raise OSError(
                 error.errno, f"the disk of {out} is full: make room, and the same command goes on where it was"
             ) from None
-    print(describe(out, manifest))
+    print(summary(out, manifest), end="")
+
+
+def summary(folder: Path, manifest: Manifest) -> str:
+    """What a shard directory holds, for a terminal."""
+    flat = [channel for channel, std in enumerate(manifest.channel_std) if not std > 0]
+    return render("shards/templates/summary.j2", folder=folder, m=manifest, flat=flat)
 
 
 def _is_made(out: Path, resolved: dict[str, Any]) -> bool:
@@ -227,25 +223,20 @@ def _go_on(partial: Path, plan: dict[str, Any], jobs: list[Job]) -> dict[str, Re
         shutil.rmtree(partial, ignore_errors=True)
         unfinished.mkdir(parents=True)
     write_json(unfinished / "plan.json", plan)
-    records = {}
-    for job in jobs:
-        if record := _true_record(partial, job.name):
-            records[job.name] = record
-        else:
-            record_path(partial, job.name).unlink(missing_ok=True)
-    for path in partial.glob("*.tar*"):
-        if path.name not in records:
+    records = {job.name: record for job in jobs if (record := _true_record(partial, job))}
+    for path in [*partial.glob("*.tar*"), *unfinished.glob("*.tar.json")]:
+        if path.name.removesuffix(".json") not in records:
             path.unlink()
     if before and records:
         print(f"{partial}: {len(records)} of {len(jobs)} tars are whole, going on with the others")
     return records
 
 
-def _true_record(partial: Path, name: str) -> Record | None:
+def _true_record(partial: Path, job: Job) -> Record | None:
     """The record of a tar, if the tar is there and the picture files in it are those of today."""
     try:
-        record = Record(**_read_json(record_path(partial, name)))
-        if (partial / name).stat().st_size != record.bytes:
+        record = Record(**_read_json(job.record(partial)))
+        if (partial / job.name).stat().st_size != record.bytes:
             return None
         pictures = [(file, stamp) for _, _, file, *stamp in record.images.values() if file]
         return record if all(_stamp(Path(file)) == stamp for file, stamp in pictures) else None
@@ -265,17 +256,16 @@ def _trials_in_a_tar(packer: Packer, config: ShardsConfig) -> tuple[int, float]:
     return config.shard_size or max(1, int(config.shard_mb * 1e6 * len(some) / max(1, size))), seconds
 
 
-def _manifest(study: Study, config: ShardsConfig, tars: Iterable[tuple[Job, Record]], folder: Path) -> Manifest:
+def _manifest(study: Study, config: ShardsConfig, tars: list[tuple[Job, Record]], folder: Path) -> Manifest:
     """The manifest, without inputs and config, and the index files; checks what concerns several tars."""
     keys: set[str] = set()
     side: dict[str, str] = {}  # image -> split
     known: dict[str, str] = {}  # image -> SHA-256 of the picture
     first: dict[str, str] = {}  # SHA-256 of a picture -> the first image that has it
     done: dict[str, list[str]] = {}  # image -> what was done to its picture
-    notes, subjects, moments = list(study.notes), set(), Moments()
-    error, power = 0.0, 0.0
+    notes, subjects, error, power = list(study.notes), set(), 0.0, 0.0
     sizes: dict[int, np.ndarray] = {}
-    splits: dict[str, dict[str, Any]] = {name: {"trials": 0, "images": 0, "shards": []} for name in SPLITS}
+    listed: dict[str, list[dict[str, Any]]] = {name: [] for name in SPLITS}  # tars
     images: dict[str, set[str]] = {name: set() for name in SPLITS}
     rows: dict[str, list[tuple[Any, ...]]] = {name: [] for name in SPLITS}
     for job, record in tars:
@@ -296,20 +286,20 @@ def _manifest(study: Study, config: ShardsConfig, tars: Iterable[tuple[Job, Reco
             images[split].add(image)
         done |= record.done
         subjects.update(record.subjects)
-        count, *arrays = record.moments
-        moments.add(count, *map(np.array, arrays))
         error, power = error + record.squared_error, power + record.squared_signal
         for subject, size in record.sizes.items():
             sizes[int(subject)] = sizes.get(int(subject), np.zeros(2)) + size
         tar = {"name": record.name, "trials": len(record.rows), "bytes": record.bytes, "sha256": record.sha256}
-        splits[split]["shards"].append(tar)
-        splits[split]["trials"] += len(record.rows)
+        listed[split].append(tar)
+    moments = (record.moments for _, record in tars)
+    count, mean, m2 = pooled((count, np.array(mean), np.array(m2)) for count, mean, m2 in moments)
     if apart := people_apart({subject: float(np.exp(total / n)) for subject, (n, total) in sorted(sizes.items())}):
         raise ValueError(apart)
-    for name, content in splits.items():
-        content["images"] = len(images[name])
+    splits: dict[str, dict[str, Any]] = {}
+    for name in SPLITS:
         np.save(folder / f"{name}.index.npy", np.array(rows[name], INDEX))
-        content["index_sha256"] = sha256(folder / f"{name}.index.npy")
+        splits[name] = {"trials": len(rows[name]), "images": len(images[name]), "shards": listed[name]}
+        splits[name]["index_sha256"] = sha256(folder / f"{name}.index.npy")
     notes += [said for said, _ in described(done)]
     every = {what for some in done.values() for what in some}
     if config.background and LAID not in every:
@@ -325,8 +315,8 @@ def _manifest(study: Study, config: ShardsConfig, tars: Iterable[tuple[Job, Reco
         version=1,
         eeg_dtype=config.eeg_dtype,
         subjects=sorted(subjects),
-        channel_mean=moments.mean.tolist(),
-        channel_std=np.sqrt(moments.m2 / moments.count).tolist(),
+        channel_mean=mean.tolist(),
+        channel_std=np.sqrt(m2 / count).tolist(),
         splits=splits,
         protocol=study.protocol,
         notes=notes,

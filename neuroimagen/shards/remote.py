@@ -4,10 +4,8 @@
     https://host/shards  http://...            a plain web server; a query (a signed URL) goes to every file
     pipe:COMMAND {}                            run by the shell, {} is a file's name; its output is the file
 
-The cache is NEUROIMAGEN_CACHE (~/.cache/neuroimagen if unset). It may lie on a file system that several nodes share: of
-all processes that want a file one fetches it, under a lock, and the others wait. A file has its name in the cache only
-when its size and SHA-256 are those of the manifest. The manifest itself is fetched once by each process, and its
-content is part of the directory's name: shards made again under the same URL never mix with what was there before.
+What the cache promises: docs/shards.md. The manifest is fetched once by each process, and its content is part of the
+directory's name: shards made again under the same URL never mix with what was there before.
 """
 
 import contextlib
@@ -150,8 +148,8 @@ def _download(shards: str, name: str, partial: Path, size: int | None, digest: s
         time.sleep(PAUSE * 2 ** (attempt - 1) * random.uniform(0.5, 1))  # ranks shall not come back all at once
 
 
-def fetch(shards: str, name: str, path: Path, size: int | None, digest: str | None, most: int) -> None:
-    """Have the file `name` of the remote directory `shards` at `path`; one process fetches, others wait.
+def fetch(shards: str, path: Path, size: int | None, digest: str | None, most: int) -> None:
+    """Have the file of the remote directory `shards` that is called so at `path`; one process fetches, others wait.
 
     size, digest: bytes and SHA-256 that it must have, as far as known; most: bytes that it may have.
     Raises ValueError, in one sentence, if it is not there, or after ATTEMPTS failures.
@@ -164,9 +162,9 @@ def fetch(shards: str, name: str, path: Path, size: int | None, digest: str | No
         with FileLock(locks / f"{path.name}.lock", timeout=LOCK_TIMEOUT):
             if not _whole(path, size):  # or another process was faster
                 with replacing(path) as partial:
-                    _download(shards, name, partial, size, digest, most)
+                    _download(shards, path.name, partial, size, digest, most)
     except FileNotFoundError:
-        raise ValueError(f"{name} is missing at {shown(shards)}: copy the shards there again") from None
+        raise ValueError(f"{path.name} is missing at {shown(shards)}: copy the shards there again") from None
     except OSError as error:
         room = "make room, or " if error.errno in FULL else ""
         raise ValueError(
@@ -181,7 +179,7 @@ def cached_folder(shards: str, most: int) -> Path:
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", shown(shards))[-40:].strip("-")
     fresh = cache_folder() / f"{stem}-{os.getpid()}-{random.getrandbits(64):x}" / "manifest.json"
     try:
-        fetch(shards, "manifest.json", fresh, None, None, most)
+        fetch(shards, fresh, None, None, most)
         content = fresh.read_bytes()
         place = cache_folder() / f"{stem}-{hashlib.sha256(shown(shards).encode() + content).hexdigest()[:16]}"
         place.mkdir(exist_ok=True)
@@ -193,7 +191,7 @@ def cached_folder(shards: str, most: int) -> Path:
 
 def fetch_tar(shards: str, folder: Path, tar: dict[str, Any]) -> None:
     """Have one tar of the manifest in the cache."""
-    fetch(shards, tar["name"], folder / tar["name"], tar["bytes"], tar["sha256"], tar["bytes"])
+    fetch(shards, folder / tar["name"], tar["bytes"], tar["sha256"], tar["bytes"])
 
 
 def fetch_split(shards: str, folder: Path, name: str, split: dict[str, Any], most: int) -> None:
@@ -203,8 +201,7 @@ def fetch_split(shards: str, folder: Path, name: str, split: dict[str, Any], mos
     the whole split, so that the first batches touch every tar, one slow fetch after the other.
     """
     if digest := split.get("index_sha256"):
-        path = folder / f"{name}.index.npy"
-        fetch(shards, path.name, path, None, digest, most)
+        fetch(shards, folder / f"{name}.index.npy", None, digest, most)
     tars = [tar for tar in split["shards"] if not _whole(folder / tar["name"], tar["bytes"])]
     random.Random(os.getpid()).shuffle(tars)  # several processes begin with different ones instead of waiting
     total = sum(tar["bytes"] for tar in tars)

@@ -11,7 +11,7 @@ import io
 import json
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,9 +20,9 @@ import webdataset as wds
 from PIL import Image
 
 from neuroimagen.config import option, path_option
-from neuroimagen.files import MAX_PICTURE_BYTES, pass_on, replacing, sha256, write_atomic
+from neuroimagen.files import MAX_PICTURE_BYTES, pass_on, replacing, sha256
 from neuroimagen.pictures import FORMATS, Seen, Unclear, see
-from neuroimagen.shards.format import KEY, MAX_JSON_BYTES, scan_tar
+from neuroimagen.shards.format import KEY, MAX_JSON_BYTES, scan_tar, write_json
 from neuroimagen.studies.open import SourceConfig
 from neuroimagen.studies.study import Study, Trial
 from neuroimagen.text_files import encode
@@ -69,14 +69,13 @@ def encode_eeg(eeg: np.ndarray, dtype: str, where: str) -> tuple[bytes, float, f
     moving = spread > 0
     # The median over channels: one electrode that hardly moves for one trial is no reason to refuse a study.
     lost = moving.any() and np.median(np.sqrt(error[moving]) / spread[moving]) > 0.01
-    if lost or not np.isfinite(half).all():
+    if (too_large := not np.isfinite(half).all()) or lost:
         offset = np.abs(eeg.mean(axis=1, dtype=np.float64))
         if moving.any() and np.median(offset[moving] / spread[moving]) > OFFSET:
             raise ValueError(
                 f"{where}: a signal of {np.median(spread[moving]):.3g} on an offset of {np.median(offset[moving]):.3g} "
                 "does not fit float16: take the offset away by baseline= or band="
             )
-        too_large = not np.isfinite(half).all()
         what = f"value of {np.abs(eeg).max():.3g}" if too_large else f"signal of {np.median(spread[moving]):.3g}"
         raise ValueError(
             f"{where}: a {what} does not fit float16: mend the units of the file (EEG has 0.1 to 1,000 uV), or scale "
@@ -152,25 +151,20 @@ def read_picture(path: Path) -> tuple[bytes, list[Any]]:
         raise ValueError(f"picture {path} cannot be read ({error.strerror}): put it there again") from None
 
 
-@dataclasses.dataclass
-class Moments:
-    """Count, mean and sum of squared deviations of each channel, in float64; no cancellation (Chan et al. 1979)."""
+Moments = tuple[int, Any, Any]  # samples; mean and sum of squared deviations of each channel, in float64
 
-    count: int = 0
+
+def pooled(parts: Iterable[Moments]) -> Moments:
+    """Those of all samples together, without cancellation (Chan et al. 1979)."""
+    n: int = 0
     mean: Any = 0.0
     m2: Any = 0.0
-
-    def add(self, count: int, mean: Any, m2: Any) -> None:
+    for count, mean_of_part, m2_of_part in parts:
         if count:
-            total = self.count + count
-            delta = mean - self.mean
-            self.m2 = self.m2 + (m2 + delta**2 * self.count * count / total)
-            self.mean = self.mean + delta * count / total
-            self.count = total
-
-    def add_eeg(self, eeg: np.ndarray) -> None:
-        mean = eeg.mean(axis=1, dtype=np.float64)
-        self.add(eeg.shape[1], mean, ((eeg - mean[:, None]) ** 2).sum(axis=1))
+            total, delta = n + count, mean_of_part - mean
+            m2 = m2 + (m2_of_part + delta**2 * n * count / total)
+            n, mean = total, mean + delta * count / total
+    return n, mean, m2
 
 
 @dataclasses.dataclass
@@ -184,6 +178,10 @@ class Job:
     @property
     def name(self) -> str:
         return f"{self.split}-{self.number:06d}.tar"
+
+    def record(self, folder: Path) -> Path:
+        """Where the record of the tar is kept until all tars are whole."""
+        return folder / "unfinished" / f"{self.name}.json"
 
 
 @dataclasses.dataclass
@@ -202,15 +200,6 @@ class Record:
     sizes: dict[str, list[float]] = dataclasses.field(default_factory=dict)  # subject -> trials, sum of log amplitudes
     squared_error: float = 0.0
     squared_signal: float = 0.0
-
-
-def record_path(folder: Path, name: str) -> Path:
-    """Where the record of a tar is kept until all tars are whole."""
-    return folder / "unfinished" / f"{name}.json"
-
-
-def write_json(path: Path, content: Any) -> None:
-    write_atomic(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n", own=True)
 
 
 def bad_key(key: str) -> str:
@@ -275,7 +264,8 @@ class Packer:
 
     def pack(self, job: Job, progress: Callable[[], Any]) -> Record:
         """Write a tar and, when it is whole and on the disk, its record; `progress` is called once a trial."""
-        record, moments, subjects, keys = Record(job.name), Moments(), set(), set()
+        record, subjects, keys = Record(job.name), set(), set()
+        moments: list[Moments] = []
         with replacing(self.folder / job.name, own=True) as partial:
             with open(partial, "wb") as file:
                 with wds.TarWriter(file, user="", group="", mtime=0, encoder=False) as tar:
@@ -287,7 +277,9 @@ class Packer:
                         tar.write(self.sample(trial, record))
                         subjects.add(int(trial.subject))
                         if job.split == "train":
-                            moments.add_eeg(trial.eeg)
+                            mean = trial.eeg.mean(axis=1, dtype=np.float64)
+                            squares = ((trial.eeg - mean[:, None]) ** 2).sum(axis=1)
+                            moments.append((trial.eeg.shape[1], mean, squares))
                         progress()
                 file.flush()
                 os.fsync(file.fileno())  # the record must not outlive a power cut that its tar does not
@@ -296,6 +288,6 @@ class Packer:
                 record.rows.append([row["key"].decode(), bool(row["png"]), *places])
             record.bytes, record.sha256 = partial.stat().st_size, sha256(partial)
         record.subjects = sorted(subjects)
-        record.moments = [moments.count, *(np.asarray(values).tolist() for values in (moments.mean, moments.m2))]
-        write_json(record_path(self.folder, job.name), dataclasses.asdict(record))
+        record.moments = [np.asarray(values).tolist() for values in pooled(moments)]
+        write_json(job.record(self.folder), dataclasses.asdict(record))
         return record

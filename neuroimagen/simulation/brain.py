@@ -13,47 +13,28 @@ snr = power of the sum over k / power of the noise, averaged over pictures, subj
 5-95 Hz, whose scale other bands keep: another filter loses what it would lose in a recording. At snr=0 the sum is left
 out: the EEG is a function of the seed and the sizes of the study alone.
 
-Numbers and their sources
-- Channels: the published order as far as it is known, then the other sites of a 128-channel 10-5 cap. Positions: the
-  10-5 rule on a sphere (Oostenveld & Praamstra 2001).
-- Latencies and sites (Luck 2014, ch. 3): P1 100 ms, lateral occipital; N1/N170 170 ms, occipito-temporal and larger on
-  the right (Bentin et al. 1996; Rossion & Jacques 2008); P2 220 ms; a late parietal positivity at 380 ms. Widths:
-  Gaussian sigmas of 14..45 ms, for deflections that last some 40..150 ms. Layout weighs early and class late, for
-  category information in EEG begins about 150 ms after onset (Thorpe et al. 1996; Cichy et al. 2014).
-- The left visual field excites the right hemisphere; the upper field has its source below the lower field's (Jeffreys &
-  Axford 1972). Responses to colour come some 20 ms after those to luminance (Rabin et al. 1994).
-- 1/f background: power ~ f^-1.3, +-0.15 between people; exponents of 1..2 are usual (Donoghue et al. 2020).
-- Alpha: about 10 Hz and parieto-occipital (Berger 1929), +-1 Hz between people (Klimesch 1999), 1 Hz wide, which makes
-  bursts of about half a second. Blinks: 17 a minute (Bentivoglio et al. 1997), a quarter of a second long, frontal.
-  Line: 50 Hz, the mains of the country of recording.
-- Our choice, without a source: how the noise power is shared (SHARES), the size of `erp` (ERP_POWER), how subjects
-  differ (`draw_subjects`), the widths of scalp maps, 24 class components, class : layout = 1 : 1 in evoked power.
+The numbers and where they come from: brain.yaml.
 """
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import scipy.fft
+import yaml
 from PIL import Image
 
 SFREQ = 1000  # Hz; one sample is 1 ms
 WINDOW = 1000  # samples made for one trial, circular, so that one bin of its spectrum is 1 Hz
 LONGEST = 660  # samples of the window that a trial may use; the filter's ringing before onset wraps to behind these
-_SITES = """
-    Fp1 Fp2 F7 F3 Fz F4 F8 FC5 FC1 FC2 FC6 T7 C3 Cz C4 T8 TP9 CP5 CP1 CP2 CP6 TP10 P7 P3 Pz P4 P8 PO9 O1 Oz O2 PO10
-    AF7 AF3 AF4 AF8 F5 F1 F2 F6 FT9 FT7 FC3 FC4 FT8 FT10 C5 C1 C2 C6 TP7 CP3 CPz CP4 TP8 P5 P1 P2 P6 PO7 PO3 POz PO4
-    PO8 Fpz F9 AFF5h AFF1h AFF2h AFF6h F10 FTT9h FTT7h FCC5h FCC3h FCC1h FCC2h FCC4h FCC6h FTT8h FTT10h TPP9h TPP7h
-    CPP5h CPP3h CPP1h CPP2h CPP4h CPP6h TPP8h TPP10h POO9h POO1 POO2 POO10h Iz AFp1 AFp2 FFT9h FFT7h FFC5h FFC3h FFC1h
-    FFC2h FFC4h FFC6h FFT8h FFT10h TTP7h CCP5h CCP3h CCP1h CCP2h CCP4h CCP6h TTP8h P9 PPO9h PPO5h PPO1h PPO2h PPO6h
-    PPO10h P10 I1 OI1h OI2h I2
-"""
-CHANNELS = tuple(_SITES.split())
-BANDS = {"5-95": (5, 95), "14-70": (14, 70), "55-95": (55, 95)}  # Hz; the three published files
+_FILE = yaml.safe_load(Path(__file__).with_name("brain.yaml").read_text(encoding="utf-8"))
+CHANNELS = tuple(_FILE["channels"].split())
+BANDS: dict[str, list[int]] = _FILE["bands"]  # Hz
 REFERENCE = "5-95"  # the band in which powers are defined
-SHARES = {"background": 0.6, "alpha": 0.2, "blink": 0.1, "line": 0.05, "sensor": 0.05}  # of the noise power
-ERP_POWER = 0.05  # of the noise power
-BLINK_RATE = 17 / 60  # a second, which is the length of the window
+SHARES: dict[str, float] = _FILE["noise_shares"]  # of the noise power
+ERP_POWER: float = _FILE["erp_power"]  # of the noise power
+BLINK_RATE = _FILE["blinks_a_minute"] / 60  # a second, which is the length of the window
 N_CLASS = 24
 GRID = 8  # the layout of a picture is GRID x GRID x 3
 # Layout components: (colour channel, vertical, horizontal cosine step)
@@ -68,22 +49,15 @@ class Stage:
 
     latency: float  # ms
     width: float  # ms, sigma
-    sites: tuple[str, str]  # left, right
+    sites: list[str]  # left, right
     common: float  # signed size in the response to any picture
     layout: float  # how much of the layout it carries
     category: float  # how much of the class it carries
 
 
-STAGES = {
-    "P1": Stage(100, 14, ("PO7", "PO8"), 1.0, 1.0, 0.1),
-    "N170": Stage(170, 18, ("P7", "P8"), -1.2, 0.8, 1.0),
-    "P2": Stage(220, 25, ("PO3", "PO4"), 0.8, 0.5, 0.8),
-    "late": Stage(380, 45, ("P3", "P4"), 1.0, 0.2, 0.8),
-}
+STAGES = {name: Stage(**numbers) for name, numbers in _FILE["stages"].items()}
 # Letters of a 10-5 site -> 10 % steps from the line between the ears to the front (+) or back (-)
-ROWS = {"C": 0.0, "T": 0.0, "FC": 1.0, "FT": 1.0, "F": 2.0, "AF": 3.0, "Fp": 4.0, "CP": -1.0, "TP": -1.0, "P": -2.0}
-ROWS |= {"PO": -3.0, "O": -4.0, "I": -5.0, "FCC": 0.5, "FTT": 0.5, "FFC": 1.5, "FFT": 1.5, "AFF": 2.5, "AFp": 3.5}
-ROWS |= {"CCP": -0.5, "TTP": -0.5, "CPP": -1.5, "TPP": -1.5, "PPO": -2.5, "POO": -3.5, "OI": -4.5}
+ROWS: dict[str, float] = _FILE["rows"]
 
 
 def site_position(name: str) -> np.ndarray:

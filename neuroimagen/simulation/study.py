@@ -181,21 +181,17 @@ def _write_eeg(config: SimulateConfig, classes: list[ImageClass], pictures: list
     scratch.unlink()
 
 
-def _check(config: SimulateConfig, n_classes: int) -> None:
-    for name, least in {"seed": 0, "snr": 0, "n_subjects": 1, "images_per_class": 1, "picture_size": 32}.items():
-        if not least <= getattr(config, name) < 2**31:
-            raise ValueError(f"{name}={getattr(config, name)}: give a number of at least {least}")
-    if n_classes * config.images_per_class < N_FOLDS and not config.pictures_only:
-        raise ValueError(f"images_per_class={config.images_per_class}: a 4:1:1 split needs {N_FOLDS} pictures or more")
-
-
 def simulate(config: SimulateConfig) -> None:
     """Write the study to `config.out`, whole or not at all; does nothing where the same study already is.
 
     Raises ValueError if a parameter makes no sense or `out` holds anything else.
     """
     classes = choose_classes(config.classes)
-    _check(config, len(classes))
+    for name, least in {"seed": 0, "snr": 0, "n_subjects": 1, "images_per_class": 1, "picture_size": 32}.items():
+        if not least <= getattr(config, name) < 2**31:
+            raise ValueError(f"{name}={getattr(config, name)}: give a number of at least {least}")
+    if len(classes) * config.images_per_class < N_FOLDS and not config.pictures_only:
+        raise ValueError(f"images_per_class={config.images_per_class}: a 4:1:1 split needs {N_FOLDS} pictures or more")
     parameters = {**dataclasses.asdict(config), "classes": [c.wnid for c in classes], "version": VERSION}
     out = Path(parameters.pop("out"))
     if (out / "simulation.json").is_file():

@@ -19,7 +19,7 @@ from neuroimagen.cli import main
 from neuroimagen.doctor.check import CheckConfig, sniff
 from neuroimagen.doctor.examination import band_of, examine, line_ratio, slope
 from neuroimagen.doctor.findings import Finding, Findings
-from neuroimagen.doctor.picture_hash import Fingerprint, fingerprint, near_pairs, perceptual_hash
+from neuroimagen.doctor.picture_hash import grey_copy, near_pairs, perceptual_hash
 from neuroimagen.shards.pack import ShardsConfig, make_shards
 from neuroimagen.studies.open import SourceConfig, open_study
 from neuroimagen.studies.study import Faults
@@ -471,15 +471,15 @@ def test_perceptual_hash_by_hand():
 def test_copies_are_found_and_other_pictures_are_not():
     rng = np.random.default_rng(3)
     originals = [jpeg(rng, (160, 120)) for _ in range(40)]
-    a = [fingerprint(Image.open(io.BytesIO(data))) for data in originals]
+    a = [grey_copy(Image.open(io.BytesIO(data))) for data in originals]
     copies = []
     for data in originals:
         buffer = io.BytesIO()
         Image.open(io.BytesIO(data)).resize((80, 60)).save(buffer, "JPEG", quality=75)
-        copies.append(fingerprint(Image.open(buffer)))
+        copies.append(grey_copy(Image.open(buffer)))
     assert [(i, j) for i, j, _ in near_pairs(a, copies)] == [(i, i) for i in range(40)]
     assert near_pairs(a[:1], []) == [] == near_pairs([], a)
-    plain = [Fingerprint(np.zeros(63, bool), np.full((32, 32), value, np.uint8)) for value in (10, 10, 200)]
+    plain = [np.full((32, 32), value, np.uint8) for value in (10, 10, 200)]
     assert [(i, j) for i, j, _ in near_pairs(plain[:1], plain[1:])] == [(0, 0)]
 
 
@@ -615,7 +615,7 @@ def test_figures_and_topographies(clean, tmp_path, monkeypatch):
     draw = doctor_plots._maps
     monkeypatch.setattr(doctor_plots, "_maps", lambda *arguments: (maps.append(arguments), draw(*arguments)))
     findings = look(clean)
-    drawn = doctor_plots.figures(findings)
+    drawn = doctor_plots.figures(findings.found)
     assert set(drawn) == {"spectrum", "evoked", "amplitude", "lengths"} and not maps  # channels have no names
     for png in drawn.values():
         assert min(Image.open(io.BytesIO(png)).size) > 100
@@ -635,5 +635,5 @@ def test_figures_and_topographies(clean, tmp_path, monkeypatch):
         "T7",
         "extra",
     ]  # any case; what is unknown is left out
-    doctor_plots.figures(named)
+    doctor_plots.figures(named.found)
     assert len(maps) == 1 and maps[0][2][1] == list(range(8))

@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import os
-import pickle
 import shutil
 import signal
 import subprocess
@@ -17,10 +16,10 @@ import numpy as np
 import pytest
 from perceivelab_files import jpeg, write_study
 from PIL import Image
+from whole_shards import check_shards
 
 from neuroimagen.batches.decode import load_picture
 from neuroimagen.cli import main
-from neuroimagen.doctor.check import check_shards
 from neuroimagen.shards import tars as packing
 from neuroimagen.shards import workers
 from neuroimagen.shards.format import ShardError, ShardSplit, read_manifest, scan_tar
@@ -427,11 +426,10 @@ def test_a_shard_that_vanishes_is_named_with_its_trial(made, tmp_path):
     os.truncate(path, 512)
     with pytest.raises(ShardError, match=r"val-000000\.tar: trial .* was truncated while in use") as error:
         cut.picture(1)
-    assert (error.value.tar, error.value.key) == ("val-000000.tar", cut.keys[1])
+    assert cut.keys[1] in str(error.value)
     path.unlink()
     for read in (gone.eeg, gone.picture, gone.info):
         with pytest.raises(ShardError, match=r"val-000000\.tar: trial .* cannot be read \(No such file") as error:
             read(1)
-    again = pickle.loads(pickle.dumps(error.value))
-    assert (str(again), again.tar, again.key) == (str(error.value), "val-000000.tar", gone.keys[1])
+    assert gone.keys[1] in str(error.value)
     assert gone.eeg(len(gone) - 1).shape == (4, 440)  # of another tar

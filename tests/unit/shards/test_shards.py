@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from perceivelab_files import jpeg, write_study
 from PIL import Image
+from whole_shards import check_shards
 
 from neuroimagen.cli import main
-from neuroimagen.doctor.check import check_shards
 from neuroimagen.files import sha256
 from neuroimagen.shards import pack as shards
 from neuroimagen.shards.format import SPLITS, ShardSplit, read_manifest

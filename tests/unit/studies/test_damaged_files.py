@@ -11,9 +11,9 @@ import lab_files
 import perceivelab_files
 import pytest
 import things_files
+from whole_shards import check_shards
 
 from neuroimagen.cli import main
-from neuroimagen.doctor.check import check_shards
 
 RANDOM = os.environ.get("HYPOTHESIS_PROFILE") == "random"  # make test-random
 EACH, FIRST = (300, random.randrange(10**9)) if RANDOM else (16, 0)  # damaged copies of each study; the first's seed

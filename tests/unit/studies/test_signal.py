@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from perceivelab_files import jpeg, write_study
+from whole_shards import check_shards
 
 from neuroimagen.config import load_config
-from neuroimagen.doctor.check import check_shards
 from neuroimagen.shards.format import SPLITS, ShardSplit, read_manifest
 from neuroimagen.shards.pack import ShardsConfig, make_shards
 from neuroimagen.studies.open import open_study
