@@ -11,6 +11,7 @@ line and in a file: 2024_01_15, 1.10 and 12:30 stay so; only a path's leading ~ 
 
 import dataclasses
 import difflib
+import functools
 import os
 import sys
 import textwrap
@@ -50,9 +51,8 @@ def option(default: Any = MISSING, help: str = "", path: bool = False, kinds: di
     return dataclasses.field(default=default, metadata=meaning)
 
 
-def path_option(default: Any = MISSING, help: str = "") -> Any:
-    """An `option` that is, or may be, a file or folder: a leading ~ or ~user stands for a home directory."""
-    return option(default, help, path=True)
+# One that is, or may be, a file or folder: a leading ~ or ~user stands for a home directory.
+path_option = functools.partial(option, path=True)
 
 
 @dataclasses.dataclass

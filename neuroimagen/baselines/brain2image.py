@@ -18,9 +18,7 @@ from neuroimagen.pixel.saliency import doublings
 
 
 def _norm(kind: str, width: int) -> nn.Module:
-    if kind not in ("batch", "group"):
-        raise ValueError(f"norm must be batch or group, not {kind!r}")
-    return nn.BatchNorm2d(width) if kind == "batch" else nn.GroupNorm(math.gcd(width, 8), width)
+    return {"batch": nn.BatchNorm2d(width), "group": nn.GroupNorm(math.gcd(width, 8), width)}[kind]
 
 
 def _dcgan_weights(module: nn.Module) -> None:
@@ -129,12 +127,10 @@ class Brain2Image(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen", l
         norm: str = "batch",
     ) -> None:
         super().__init__()
-        if variant not in ("gan", "vae"):
-            raise ValueError(f"variant must be gan or vae, not {variant!r}")
         self.n_chans, self.n_times, self.n_classes = n_chans, n_times, n_classes
         self.variant, self.z_dim, self.image_size = variant, z_dim, image_size
         self.classifier = EegClassifier(n_chans, n_times, n_classes, encoder, n_features, dropout, encoder_width)
-        kind = Generator if variant == "gan" else VariationalDecoder
+        kind = {"gan": Generator, "vae": VariationalDecoder}[variant]
         self.generator = kind(n_features, z_dim, image_size, width, norm)
 
     @torch.no_grad()

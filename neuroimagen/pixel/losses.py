@@ -8,7 +8,7 @@ import torch
 from torch import distributed as dist
 from torch.nn import functional as F
 
-from neuroimagen.run.collectives import gather_rows, world_size
+from neuroimagen.run.collectives import gather_rows, sum_over_processes, world_size
 
 
 def triplet(
@@ -31,8 +31,7 @@ def triplet(
     # Differences, not the product formula: rounding there can make small distances negative.
     distance = (features[:, None] - everyone[None]).square().sum(-1)
     same = labels[:, None] == everyones_labels[None]
-    itself = torch.zeros_like(same)
-    itself[:, first : first + len(features)] = torch.eye(len(features), dtype=torch.bool, device=features.device)
+    itself = torch.ones_like(same).tril(first).triu(first)
     positive, negative = same & ~itself, ~same
 
     usable = positive.any(1) & negative.any(1)
@@ -55,9 +54,7 @@ def triplet(
             raise ValueError(f"mining must be all, semi-hard or hard, not {mining!r}")
 
     active = (values > 0).sum()
-    count = torch.stack([active, torch.tensor(values.numel(), device=values.device)]).float()
-    if world_size() > 1:
-        dist.all_reduce(count)
+    count = sum_over_processes(torch.stack([active, torch.tensor(values.numel(), device=values.device)]).float())
     divisor = count[0] if mining == "all" else count[1]
     # `distance.sum() * 0` keeps the graph (and so every rank's collectives in backward) when nothing was picked.
     loss = world_size() * (values.sum() + distance.sum() * 0) / divisor.clamp(min=1)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from neuroimagen.config import TrainConfig
 from neuroimagen.files import write_atomic
 from neuroimagen.run import checkpoints, zero
-from neuroimagen.run.collectives import decided_by_main
+from neuroimagen.run.collectives import decided_by_main, gather_objects
 from neuroimagen.run.directory import check_inputs, claim_run_dir, inputs_of, release
 from neuroimagen.run.environment import refuse_variables
 from neuroimagen.run.processes import STOPPED, make_accelerator, set_deterministic, stop_requested, watch_stop_signal
@@ -219,13 +219,7 @@ class Run:
 
     def gather(self, rows: Tensor) -> Tensor:
         """Concatenate over ranks along the first axis; each may have another number of rows. Collective: every rank."""
-        if self.world == 1:
-            return rows
-        counts = self.accelerator.gather(torch.tensor([len(rows)], device=self.device)).tolist()
-        padded = rows.new_zeros(max(counts), *rows.shape[1:])
-        padded[: len(rows)] = rows
-        everyone = self.accelerator.gather(padded[None])
-        return torch.cat([part[:count] for part, count in zip(everyone, counts, strict=True)])
+        return torch.cat(gather_objects(rows.cpu())).to(self.device)
 
     def next(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
         """The next batch, on this rank's device. Logged: the time it takes, data_seconds; with max_bad_samples, how
@@ -288,7 +282,7 @@ class Run:
         """
         if not self._bad:
             if self._zero:
-                norm = self._zero.optimizer.clip(clip)
+                norm = self._zero.clip(clip)
             else:  # accelerate's clip_grad_norm_ would divide the gradients of every optimizer by the loss scale
                 self.accelerator.unscale_gradients(optimizer)
                 norm = nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf)
