@@ -10,6 +10,8 @@ dilation, residual blocks, one linear layer. What differs, and why, is listed at
 Input is standardised per channel; any n_chans >= 1 and, for `conv`, n_times >= 64.
 """
 
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -83,9 +85,7 @@ class ConvEncoder(nn.Module):
         )
         self.residual = nn.Sequential(ResidualBlock(width, dropout), ResidualBlock(width, dropout))
         self.dropout = nn.Dropout(dropout)
-        length = F.avg_pool1d(torch.zeros(1, 1, n_times), self.step).shape[-1]
-        for _ in range(3):  # the temporal block and two residual blocks halve it, rounding up
-            length = (length + 1) // 2
+        length = math.ceil(n_times // self.step / 8)  # the temporal and two residual blocks halve it, rounding up
         self.deep = nn.Linear(width * length, n_features)
         nn.init.zeros_(self.deep.weight)
         self.linear = nn.Linear(n_chans * n_bins, n_features)

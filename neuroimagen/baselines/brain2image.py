@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from neuroimagen.baselines.classifier import EegClassifier
+from neuroimagen.encoders import make_encoder
 from neuroimagen.pixel.saliency import doublings
 
 
@@ -129,7 +130,8 @@ class Brain2Image(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen", l
         super().__init__()
         self.n_chans, self.n_times, self.n_classes = n_chans, n_times, n_classes
         self.variant, self.z_dim, self.image_size = variant, z_dim, image_size
-        self.classifier = EegClassifier(n_chans, n_times, n_classes, encoder, n_features, dropout, encoder_width)
+        backbone = make_encoder(encoder, n_chans, n_times, n_features, dropout, encoder_width)
+        self.classifier = EegClassifier(backbone, n_features, n_classes)
         kind = {"gan": Generator, "vae": VariationalDecoder}[variant]
         self.generator = kind(n_features, z_dim, image_size, width, norm)
 

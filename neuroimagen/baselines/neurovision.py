@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from neuroimagen.baselines.classifier import EegClassifier
+from neuroimagen.encoders import make_encoder
 from neuroimagen.pixel.saliency import doublings
 
 GROUP = 4  # adjacent trials that share a minibatch standard deviation, so that it does not depend on how a batch is cut
@@ -167,7 +168,8 @@ class NeuroVision(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen", l
         super().__init__()
         self.n_chans, self.n_times, self.n_classes = n_chans, n_times, n_classes
         self.z_dim, self.image_size = z_dim, image_size
-        self.classifier = EegClassifier(n_chans, n_times, n_classes, encoder, n_features, dropout, encoder_width)
+        backbone = make_encoder(encoder, n_chans, n_times, n_features, dropout, encoder_width)
+        self.classifier = EegClassifier(backbone, n_features, n_classes)
         self.generator = Generator(n_classes, z_dim, image_size, width, max_width)
 
     @torch.no_grad()

@@ -9,11 +9,7 @@ from neuroimagen.encoders import make_encoder
 
 
 class FeatureExtractor(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen", license="apache-2.0"):
-    """EEG (batch, n_chans, n_times) -> features (batch, n_features), of unit length if `normalise`.
-
-    Unit length is Schroff et al. 2015's choice for the triplet loss: squared distances lie in 0..4, so that a margin
-    means the same for every encoder.
-    """
+    """EEG (batch, n_chans, n_times) -> features (batch, n_features), of unit length if `normalise` (docs/paper.md)."""
 
     def __init__(
         self,

@@ -109,8 +109,7 @@ def hinge_g(fake: torch.Tensor) -> torch.Tensor:
 def mode_seeking(image_1: torch.Tensor, image_2: torch.Tensor, z_1: torch.Tensor, z_2: torch.Tensor) -> torch.Tensor:
     """Eq. 4: -d_x(G(z1, f), G(z2, f)) / d_z(z1, z2), the mean over pairs.
 
-    Both distances are mean absolute differences, as in the code of Mao et al. 2019. The ratio is taken for each pair
-    (theirs: of the batch means), so that it does not depend on how the batch is cut. Bounded: images lie in [-1, 1].
+    Mean absolute differences; the ratio of each pair does not depend on how the batch is cut (docs/paper.md).
     """
     d_x = (image_1 - image_2).abs().flatten(1).mean(1)
     d_z = (z_1 - z_2).abs().flatten(1).mean(1)
@@ -131,9 +130,8 @@ def ssim(image: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     """Structural similarity of each pair of pictures in [0, 1], (n,): Wang et al. 2004, Gaussian window of 11 px with
     σ = 1.5, K1 = 0.01, K2 = 0.03, each colour channel for itself, mean over channels and pixels.
 
-    Pixels must not be negative: the luminance term compares amounts of light; on [-1, 1] it would change sign at mid
-    grey and, with the structure term, call a photographic negative similar. Written out because two matrix products
-    blur a batch of small maps many times faster than torchmetrics' grouped convolution does.
+    Pixels must not be negative (docs/paper.md, Eq. 5). Written out because two matrix products blur a batch of small
+    maps many times faster than torchmetrics' grouped convolution does.
     """
     height, width = image.shape[-2:]
     if min(height, width) < 11:
@@ -149,8 +147,7 @@ def ssim(image: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 
 
 def ssim_loss(image: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Eq. 5: 1 - SSIM, of images in [-1, 1] taken to [0, 1]. The equation prints σ_x σ_M where SSIM has the covariance
-    σ_xM; without it the loss would not see structure at all, so SSIM proper is used (docs/paper.md)."""
+    """Eq. 5: 1 - SSIM, with the covariance σ_xM that SSIM has (docs/paper.md), of images in [-1, 1] taken to [0, 1]."""
     return 1 - ssim(image.add(1).div(2), truth.add(1).div(2)).mean()
 
 

@@ -126,7 +126,6 @@ class Run:
                 item.compile()  # in place: weights keep their names
             prepared.append(item)
         if self.zero_stage:
-            assert self._zero is None
             if self.config.accumulate > 1:
                 raise ValueError(
                     "accumulate is not offered under DeepSpeed: launch more processes, or use accumulate=1"
@@ -136,10 +135,6 @@ class Run:
         done = self.accelerator.prepare(*prepared)
         self._models += [m for m in (done if isinstance(done, tuple) else (done,)) if isinstance(m, nn.Module)]
         return done
-
-    def register(self, **objects: Any) -> None:
-        """Also keep these (each with state_dict and load_state_dict) in the checkpoints."""
-        self.accelerator.register_for_checkpointing(*objects.values())
 
     def unwrap(self, model: nn.Module) -> nn.Module:
         """The model itself, for validation and export; unwrap anew each time. Collective: every rank."""
@@ -182,9 +177,9 @@ class Run:
             self._validation_began = 0.0
         # A rank that makes no step for so long prints where it is, before its peers' collectives give up.
         faulthandler.dump_traceback_later(54 * self.config.timeout_minutes, file=2)
-        stop = self._stop_seen if self.world > 1 else None
-        (stop,) = self._any_rank(stop_requested()) if stop is None else (stop,)
-        if stop and self.step < self.config.max_steps:
+        if self.world == 1 or self._stop_seen is None:
+            (self._stop_seen,) = self._any_rank(stop_requested())
+        if self._stop_seen and self.step < self.config.max_steps:
             self.save()
             self.stopped = True
             if self.is_main:
