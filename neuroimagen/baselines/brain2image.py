@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from neuroimagen.baselines.classifier import EegClassifier
 from neuroimagen.encoders import make_encoder
-from neuroimagen.pixel.saliency import doublings
+from neuroimagen.pixel.saliency import doublings, standardise
 
 
 def _norm(kind: str, width: int) -> nn.Module:
@@ -37,11 +37,6 @@ def _upsampler(n_inputs: int, image_size: int, width: int, norm: str) -> nn.Sequ
         layers += [_norm(norm, a), nn.ReLU(), nn.ConvTranspose2d(a, b, 4, stride=2, padding=1, bias=False)]
     layers += [_norm(norm, widths[-1]), nn.ReLU(), nn.ConvTranspose2d(widths[-1], 3, 4, stride=2, padding=1), nn.Tanh()]
     return nn.Sequential(*layers).apply(_dcgan_weights)
-
-
-def standardise(features: torch.Tensor) -> torch.Tensor:
-    """Each trial's features to mean 0, variance 1 over its entries, the scale of the noise beside them."""
-    return F.layer_norm(features, features.shape[1:])
 
 
 class Generator(nn.Module):

@@ -20,11 +20,6 @@ from neuroimagen.pixel.saliency import doublings
 GROUP = 4  # adjacent trials that share a minibatch standard deviation, so that it does not depend on how a batch is cut
 
 
-def n_levels(image_size: int) -> int:
-    """Levels from 4 px to image_size: 16 -> 3, 32 -> 4, ..."""
-    return 1 + doublings(image_size)
-
-
 def growth(step: int, phase_steps: int, levels: int) -> tuple[int, float]:
     """(level, α) of a step: level 0 for one phase; then each next level is faded in over one phase, its weight α rising
     to 1, and trained on over another; the last one to the end (Karras et al. 2018, Figure 2 and appendix A.1)."""
@@ -88,7 +83,7 @@ class EqualConv(nn.Module):
 
 def _widths(image_size: int, width: int, max_width: int) -> list[int]:
     """Channels from 4 px to image_size: `width` at image_size, doubled with every halving, at most max_width."""
-    return [min(max_width, width * 2**i) for i in reversed(range(n_levels(image_size)))]
+    return [min(max_width, width * 2**i) for i in range(doublings(image_size), -1, -1)]
 
 
 class Generator(nn.Module):
@@ -177,4 +172,4 @@ class NeuroVision(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen", l
         """EEG (n, n_chans, n_times) and noise N(0, 1) (n, z_dim) -> pictures (n, 3, S, S) in [0, 1], of the class that
         the classifier finds most probable."""
         classes = F.one_hot(self.classifier(eeg)[1].argmax(1), self.n_classes)
-        return self.generator(z, classes, n_levels(self.image_size) - 1, 1.0).add(1).div(2).clamp(0, 1)
+        return self.generator(z, classes, doublings(self.image_size), 1.0).add(1).div(2).clamp(0, 1)

@@ -69,14 +69,3 @@ def linear_accuracy(
     z = (features.double() - mean) / std
     scores = torch.cat([z, torch.ones_like(z[:, :1])], 1) @ weights
     return (scores.argmax(1) == labels).double().mean().item()
-
-
-def describe_features(
-    train: torch.Tensor, train_labels: torch.Tensor, features: torch.Tensor, labels: torch.Tensor
-) -> dict[str, float]:
-    """The validation numbers of stage 1a; `features` and `labels` are of the validation split."""
-    return {
-        "retrieval_at_1": retrieval_at_1(features, labels),
-        "knn_accuracy": (knn_labels(train, train_labels, features) == labels).double().mean().item(),
-        "linear_accuracy": linear_accuracy(train, train_labels, features, labels),
-    }

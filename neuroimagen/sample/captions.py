@@ -56,9 +56,8 @@ def embed_captions(
     """CLIP embeddings (n, L, D_s) float32, on the CPU, of n captions; equal captions are encoded once.
 
     pipeline: hub id or directory of the latent diffusion model that will draw: its own tokenizer and text encoder, used
-    as its own `encode_prompt` does (padded to L tokens, last hidden state), so that the embedding of a caption is what
-    the model was trained to see. 77 x 768 for Stable Diffusion 1.x, 77 x 1024 for 2.x; for XL 77 x 2048, the last but
-    one hidden states of both its encoders side by side.
+    as its own `encode_prompt` does: padded to L tokens, the last hidden state, or for Stable Diffusion XL the last but
+    one of both its encoders side by side.
 
     Raises ValueError if `pipeline` holds no text encoder; warns of captions longer than L tokens, which are cut.
     """
