@@ -107,11 +107,18 @@ def check_eeg(eeg: torch.Tensor, n_chans: int) -> None:
         )
 
 
+# name -> class, its usual width
+ENCODERS: dict[str, tuple[type[nn.Module], int]] = {
+    "lstm": (LSTMEncoder, 128),
+    "conv": (ConvEncoder, 64),
+}
+
+
 def make_encoder(
     kind: str, n_chans: int, n_times: int, n_features: int, dropout: float = 0.0, width: int | None = None
 ) -> nn.Module:
     """The backbone named `kind`; width: LSTM units (none: 128) or convolution channels (none: 64)."""
-    if kind not in ("lstm", "conv"):
-        raise ValueError(f"encoder must be lstm or conv, not {kind!r}")
-    backbone, usual = (LSTMEncoder, 128) if kind == "lstm" else (ConvEncoder, 64)
+    if kind not in ENCODERS:
+        raise ValueError(f"encoder must be {' or '.join(ENCODERS)}, not {kind!r}")
+    backbone, usual = ENCODERS[kind]
     return backbone(n_chans, n_times, n_features, dropout, width or usual)

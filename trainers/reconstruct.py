@@ -50,7 +50,9 @@ class ReconstructConfig:
     strength: float = option(Settings.strength, "share of the noise schedule that a map goes through, in (0, 1]")
     guidance_scale: float = option(Settings.guidance_scale, "classifier-free guidance; 1 is none")
     num_inference_steps: int = option(Settings.num_inference_steps, "steps of the whole noise schedule")
-    rescale_embeddings: bool = option(Settings.rescale_embeddings, "move them as far out as captions: docs/paper.md")
+    rescale_embeddings: bool = option(
+        False, "move each decoded embedding as far from the train captions' mean as captions are (docs/paper.md)"
+    )
     scheduler: Scheduler = option("default", "how the noise is removed; default: as the pipeline comes")
     image_size: int | None = option(Settings.image_size, "side in px; none: what the pipeline was made for")
     attention: str = option("auto", "auto | xformers | sdpa | sliced")

@@ -24,7 +24,7 @@ from neuroimagen.files import pass_on, write_atomic
 from neuroimagen.reconstruction.decoders import Decoders
 from neuroimagen.reconstruction.reconstructor import Reconstructor, noise_seed
 from neuroimagen.rows import ROWS
-from neuroimagen.shards.pack import ShardSplit
+from neuroimagen.shards.format import ShardSplit
 from neuroimagen.studies.captions import captions_source
 
 HEAD = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR"  # then width, height, and 8 bit RGB

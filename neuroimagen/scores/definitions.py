@@ -20,9 +20,6 @@ SAME_WAY = (
     ", as Inception Scores are not comparable between classifiers, numbers of pictures or splits. The interval is "
     "about the score of this number of pictures; many have a higher one"
 )
-SMALL = (
-    "biased upwards for few pictures (here {{n_pictures}}, customary are 10,000 or more): compare rows of this run only"
-)
 
 
 class Metric(NamedTuple):
@@ -50,7 +47,8 @@ _ACC = (
     "the {{distractors}} (closed form; ties count against)."
 )
 _FID = (
-    "Fréchet distance between the features ({0}) of a row's pictures and of the ground-truth pictures; " + SMALL + "."
+    "Fréchet distance between the features ({0}) of a row's pictures and of the ground-truth pictures; biased upwards "
+    "for few pictures (here {{n_pictures}}, customary are 10,000 or more): compare rows of this run only."
 )
 _KID = (
     "Squared maximum mean discrepancy, cubic kernel, between the same features as FID's, over all pairs but those of "

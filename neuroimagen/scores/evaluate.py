@@ -52,9 +52,8 @@ class EvaluateConfig:
 
 def to_csv(scores: dict[str, Any]) -> str:
     """scores.json as a tidy table: row, group, metric, value, low, high, n."""
-    text = io.StringIO()
+    text, numbers = io.StringIO(), ("value", "low", "high", "n")
     table = csv.writer(text, lineterminator="\n")
-    numbers = ("value", "low", "high", "n")
     table.writerow(["row", "group", "metric", *numbers])
     for row, groups in scores["rows"].items():
         for group, metrics in groups.items():
@@ -80,9 +79,16 @@ def evaluate(
     made_of = decided_by_main(lambda: inputs_of(run, config.classifier))
     classifier = on_every_rank(lambda: load_classifier(config.classifier, device, config.weights))
     book = ScoreBook(
-        run, classifier, config.n_way, config.top_k, config.metrics, config.distractors, config.inception_splits,
-        config.weights, config.download,
-    )  # fmt: skip
+        run,
+        classifier,
+        config.n_way,
+        config.top_k,
+        config.metrics,
+        config.distractors,
+        config.inception_splits,
+        config.weights,
+        config.download,
+    )
     book.measure(config.batch_size)
     scores = book.scores() | {"config": dataclasses.asdict(config), "made_of": inputs.digests(made_of)}
     pictures = book.pictures_csv()

@@ -21,7 +21,6 @@ class Estimate(NamedTuple):
 
 def share(estimate: Estimate, n: int | None = None) -> Estimate:
     """A share, from 0 to 1, of which the interval ends there.
-
     If it is 0 or 1 nothing has spread, and the interval is that of Clopper and Pearson over n units (all of them).
     """
     value, low, high, units = estimate

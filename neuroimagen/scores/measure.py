@@ -56,8 +56,8 @@ def load_judges(
 ) -> tuple[list[Judge], PairMeasures, dict[str, str]]:
     """The networks, and what compares pairs, that wanted metrics need; of each metric that cannot be had, why and how.
 
-    wants(metric, ...): is any of them wanted. side: the shorter one of the pictures, in px. ValueError: a weight file
-    that is damaged or another network's, or that some processes find and others do not. Collective: every rank.
+    wants(metric, ...): is any of them wanted. side: the pictures' shorter one, in px. Collective: every rank.
+    ValueError: a weight file that is damaged, another network's, or found by some processes only.
     """
     judges: list[Judge] = []
     pairs: PairMeasures = {("ssim", "ssim_grey"): ssim}
@@ -160,8 +160,10 @@ def measure(
         for path in everything:
             first.setdefault(digests[path], path)
         number, paths = {digest: i for i, digest in enumerate(first)}, list(first.values())
-        numbers = {row: np.array([[number[digests[p]] for p in cell] for cell in cells])
-                   for row, cells in (rows | {"truth": [[path] for path in truths]}).items()}  # fmt: skip
+        numbers = {
+            row: np.array([[number[digests[p]] for p in cell] for cell in cells])
+            for row, cells in (rows | {"truth": [[path] for path in truths]}).items()
+        }
         own = numbers["truth"][:, 0]
         gallery = len(np.unique(own))  # they came first
         bar.total = len(paths)
@@ -177,12 +179,14 @@ def measure(
         ends = np.cumsum([code.size for code in codes.values()])[:-1]
         where = {key: part.reshape(codes[key].shape) for key, part in zip(codes, np.split(inverse, ends), strict=True)}
         pairs = np.stack([unique // gallery, unique % gallery], 1)
-        truth_layers: Arrays = {}
-        compared: dict[str, Tensor] = {}
 
         def layers_of(images: Tensor) -> dict[str, Tensor]:
-            return {name: layer for judge in judges for name, layer in judge.outputs(images).items()
-                    if name in (*judge.keep, *judge.compare)}  # fmt: skip
+            return {
+                name: layer
+                for judge in judges
+                for name, layer in judge.outputs(images).items()
+                if name in (*judge.keep, *judge.compare)
+            }
 
         @torch.inference_mode()
         def forward(part: Sequence[int]) -> Arrays:

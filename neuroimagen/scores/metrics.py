@@ -1,8 +1,7 @@
 """Metrics of a classifier's outputs (N-way top-k accuracy, AUC, Inception Score), and what reconstructions get blindly.
 
-Section "Evaluation Metrics" of the paper (arXiv 2308.02510) follows Chen et al. 2023 (mind-vis) for the accuracy. The
-published code draws the N - 1 distractors at random, 40 to 1000 times: `success_by_rank` is what those draws converge
-to. Metrics of pictures and of features: similarity.py. More: docs/scores.md.
+The accuracy is that of Chen et al. 2023 (mind-vis), whose code draws the N - 1 distractors at random, 40 to 1000 times:
+`success_by_rank` is what those draws converge to. Metrics of pictures and of features: similarity.py.
 """
 
 import functools
@@ -23,13 +22,11 @@ def success_by_rank(n_classes: int, n_way: int, top_k: int) -> np.ndarray:
     than top_k of them are among the `rank` better ones: the hypergeometric P(X <= top_k - 1), here from whole numbers.
     """
     others, drawn = n_classes - 1, n_way - 1
-    draws = math.comb(others, drawn)
-    return np.array(
-        [
-            sum(math.comb(rank, j) * math.comb(others - rank, drawn - j) for j in range(min(top_k, drawn + 1))) / draws
-            for rank in range(n_classes)
-        ]
-    )
+
+    def ways(rank: int) -> int:
+        return sum(math.comb(rank, j) * math.comb(others - rank, drawn - j) for j in range(min(top_k, drawn + 1)))
+
+    return np.array([ways(rank) / math.comb(others, drawn) for rank in range(n_classes)])
 
 
 def ranks_of(probabilities: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -124,7 +121,6 @@ def dealt_estimates(
 def best_guess(truth: np.ndarray, by_rank: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """(n,): what each trial gets by the best answer that is the same for all: true classes (n,), ranked by how often
     they come. by_rank: `success_by_rank`. weights (n,): of the trials, in a mean that is not over all alike.
-
     As success falls with the rank, no decoder that is blind to the trial has a higher mean (rearrangement inequality).
     """
     which = np.unique(truth, return_inverse=True)[1]
@@ -134,9 +130,8 @@ def best_guess(truth: np.ndarray, by_rank: np.ndarray, weights: np.ndarray | Non
 
 def balanced_estimate(values: np.ndarray, labels: np.ndarray, units: np.ndarray) -> Estimate:
     """Mean over classes of the mean of values (n,) within each, labels (n,); its interval a jackknife over units.
-
-    A class whose values are all 0, or all 1, has no spread there: the end of Clopper and Pearson's interval over its
-    units takes its place, added in squares as independent errors are.
+    Of a class without spread (all 0, all 1) the end of Clopper and Pearson's interval over its units is added in
+    squares, as independent errors are.
     """
     (classes, label), (names, unit) = (np.unique(x, return_inverse=True) for x in (labels, units))
 
@@ -185,7 +180,6 @@ def auc_estimate(scores: np.ndarray, positive: np.ndarray, units: np.ndarray) ->
 
 def inception_score(probabilities: np.ndarray, splits: int = 1) -> float:
     """exp of the mean KL(p(y|x) || p(y)) of (n, K) (Salimans et al. 2016, Eq. 1): 1 = no diversity or confidence.
-
     With splits > 1: the mean over that many parts, as published code often does, dealt out by a fixed seed, as pictures
     may come sorted by class.
     """

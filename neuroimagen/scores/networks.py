@@ -40,7 +40,7 @@ class NotAvailable(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One network as published. For docs, messages and the score book."""
+    """One network as published."""
 
     title: str
     url: str
@@ -147,23 +147,21 @@ def _missing(name: str, why: str) -> NotAvailable:
 def find_weights(name: str, weights: str | Path | None = None, download: bool = True) -> Path:
     """The file of that network (module docstring). NotAvailable: nowhere, with how to get it."""
     source = NETWORKS[name]
-    names = [n for x in (source.file, *source.other_names) for n in (x, str(Path(x).with_suffix(".safetensors")))]
     folder = Path(torch.hub.get_dir()) / "checkpoints" if weights is None else Path(weights)
     if weights is not None and folder.is_file():
         return folder
-    for file in names:
-        if (folder / file).is_file():
-            return folder / file
+    for file in (folder / x for x in (source.file, *source.other_names)):
+        for at_hand in (file, file.with_suffix(".safetensors")):
+            if at_hand.is_file():
+                return at_hand
     if weights is None and download:
         return _download(name, folder / source.file)
     if weights is not None and not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(weights)):
         try:
             return Path(huggingface_hub.hf_hub_download(str(weights), source.file))
         except Exception as error:  # hub and network errors have no common base
-            raise _missing(
-                name,
-                f"{weights} is no directory here, and no hub repository gave its {source.file} ({first_line(error)})",
-            ) from None
+            gave = f"no hub repository gave its {source.file} ({first_line(error)})"
+            raise _missing(name, f"{weights} is no directory here, and {gave}") from None
     lacks = "does not hold" if folder.exists() else "does not exist and so does not hold"
     raise _missing(name, f"{folder} {lacks} {source.file}")
 
@@ -193,10 +191,7 @@ def _download(name: str, path: Path) -> Path:
 
 def _read(name: str, path: Path) -> dict[str, torch.Tensor]:
     try:
-        if path.suffix == ".safetensors":
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
         assert isinstance(state, dict) and all(isinstance(v, torch.Tensor) for v in state.values())
     except Exception as error:  # truncated zips, pickles with code and other formats have no common base
         raise ValueError(
@@ -225,7 +220,7 @@ def fill(name: str, build: Callable[[], nn.Module], path: Path, device: torch.de
     return model.eval().requires_grad_(False).to(device=device, memory_format=torch.channels_last)
 
 
-BUILD = {  # and what pictures go through
+BUILD: dict[str, tuple[Callable[[], nn.Module], Callable[[torch.Tensor], torch.Tensor]]] = {  # pictures' way in
     "alexnet": (AlexNet, _suite(256, IMAGENET)),
     "inception": (InceptionV3, _suite(342, ((0.5,) * 3, (0.5,) * 3))),  # torchvision's `transform_input`: [-1, 1]
     "effnet": (EfficientNetB1, _suite(255, IMAGENET)),
@@ -258,7 +253,6 @@ def load_network(
 
     @torch.inference_mode()
     def features(images: torch.Tensor) -> dict[str, torch.Tensor]:
-        assert images.ndim == 4 and images.shape[1] == 3, images.shape
         made = model(prepare(images.to(device, torch.float32)))
         if name == "alexnet":
             found = {"alex2": made[1], "alex5": made[4]}
@@ -298,10 +292,8 @@ def _clip(device: torch.device, weights: str | Path | None, download: bool) -> n
 
 
 class Lpips(nn.Module):
-    """Learned perceptual distance (Zhang et al. 2018, version 0.1, AlexNet) of pairs (p, 2) of a row of `images` and
-    one of `truths`, both (B, 3, H, W) in [0, 1] -> (p,).
-
-    torchmetrics has it too, but only with torchvision and a download at each call; its linear layers are used here.
+    """Learned perceptual distance (Zhang et al. 2018, version 0.1, AlexNet) of pairs, arguments as similarity.ssim's,
+    -> (p,). torchmetrics has it too, but only with torchvision and a download at each call.
     """
 
     SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)

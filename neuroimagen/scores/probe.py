@@ -1,6 +1,4 @@
-"""`neuroimagen probe`: a linear classifier of a lab's own classes, on EfficientNet-lite0's features, that judges
-reconstructions.
-"""
+"""`neuroimagen probe`: a judge for a lab's own classes, a linear classifier on EfficientNet-lite0's features."""
 
 import dataclasses
 import json
@@ -16,15 +14,7 @@ from tqdm import tqdm
 
 from neuroimagen.config import option, path_option
 from neuroimagen.files import replacing
-from neuroimagen.scores.classifiers import (
-    BACKBONE,
-    N_FEATURES,
-    efficientnet,
-    features,
-    pick_device,
-    read_pictures,
-    to_square,
-)
+from neuroimagen.scores.classifiers import BACKBONE, efficientnet, features, pick_device, read_pictures, to_square
 from neuroimagen.studies.classes import BY_WNID
 
 
@@ -102,7 +92,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
     learn = views[:, ~is_held].flatten(0, 1)
     mean, std = learn.mean(0), learn.std(0) + 1e-3
     learn, learn_target = (learn - mean) / std, target[~is_held].repeat(len(SHARPNESS))
-    weight = torch.zeros(len(pictures), N_FEATURES, requires_grad=True)
+    weight = torch.zeros(len(pictures), learn.shape[1], requires_grad=True)
     bias = torch.zeros(len(pictures), requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
 

@@ -1,6 +1,4 @@
-"""A finished run of trainers/reconstruct.py as its directory holds it: trials, rows, pictures, and whether its
-scores.json is of these.
-"""
+"""A finished run of trainers/reconstruct.py as its directory holds it, and whether its scores.json is of it."""
 
 import dataclasses
 import json
@@ -75,9 +73,8 @@ class ReconstructRun:
 
 
 def read_run(path: str | Path, to_write: bool = False) -> ReconstructRun:
-    """ValueError, with the command that continues it, if the run is not finished or pictures are missing.
-
-    to_write: also if nothing can be written into it, as into a colleague's.
+    """ValueError, with the command that continues it, if the run is not finished or pictures are missing; to_write:
+    also if nothing can be written into it, as into a colleague's.
     """
     path = Path(path)
     if to_write and path.is_dir() and not os.access(path, os.W_OK):
@@ -100,8 +97,7 @@ def read_run(path: str | Path, to_write: bool = False) -> ReconstructRun:
     wanted = run.files()
     folders = {file.parent for file in wanted}  # listed, as asking for each of a million files takes minutes
     there = {file for folder in folders if folder.is_dir() for file in folder.iterdir()}
-    missing = [file for file in wanted if file not in there]
-    if missing:
+    if missing := [file for file in wanted if file not in there]:
         raise ValueError(
             f"{len(missing)} of {len(wanted)} pictures are missing in {path} (first: {missing[0].relative_to(path)}); "
             f"make them with: rm {path / 'DONE'} && {go_on}"

@@ -1,8 +1,7 @@
 """The score book of one run: from what was measured of each picture to every number that scores.json holds.
 
-What the numbers are: scores/definitions.py and docs/scores.md. Means run over trials and their samples; intervals
-resample ground-truth pictures. A row that no table shows is measured like the others: "truth", the ground-truth
-pictures as if they were reconstructions (the ceilings).
+What the numbers are: definitions.py, docs/scores.md. A row that no table shows is measured like the others: "truth",
+the ground-truth pictures as if they were reconstructions (the ceilings).
 """
 
 import csv
@@ -27,8 +26,11 @@ from neuroimagen.studies.classes import UNEVEN
 
 ONE_PICTURE = "not available: all trials show one and the same picture; reconstruct a test set with more"
 # metric -> layer, whose ground-truth pictures are ranked by their correlation with the reconstruction's
-RANKED = {f"{name}_{kind}": layer for name, layer in (("retrieval", "features"), ("clip", "clip"))
-          for kind in ("top1", "top5", "nway")}  # fmt: skip
+RANKED = {
+    f"{name}_{kind}": layer
+    for name, layer in (("retrieval", "features"), ("clip", "clip"))
+    for kind in ("top1", "top5", "nway")
+}
 TWO_WAY = {"two_way": "features", "alex2": "alex2", "alex5": "alex5", "inception": "inception", "clip": "clip"}
 DISTANCES = ("effnet", "swav")
 FRECHET = {"fid": "fid", "fid_classifier": "features"}  # metric -> layer
@@ -62,8 +64,11 @@ class ScoreBook:
         images = np.array([trial["image"] for trial in trials])
         # Within one class diversity is no virtue, and within one picture nothing can be dealt out.
         self.wide = {group: mask for group, mask in self.groups.items() if not group.startswith("class ")}
-        self.deals = {group: numbers.deal(int(mask.sum()), run.samples) for group, mask in self.wide.items()
-                      if len(set(images[mask])) > 1}  # fmt: skip
+        self.deals = {
+            group: numbers.deal(int(mask.sum()), run.samples)
+            for group, mask in self.wide.items()
+            if len(set(images[mask])) > 1
+        }
         # The study's classes, those of its test trials, and where the classifier has them.
         names = {trial["label"]: (trial.get("wnid", ""), trial["class_name"]) for trial in trials}
         self.class_names = {label: names[label][1] for label in sorted(names)}
@@ -82,8 +87,7 @@ class ScoreBook:
         if not 1 <= inception_splits <= len(trials):
             raise ValueError(f"inception_splits={inception_splits} must be 1 to the number of trials, {len(trials)}")
         if "all" not in self.deals:
-            for name in ("shuffled", *CONTROL_OF, *RANKED, *TWO_WAY):
-                self.unavailable[name] = ONE_PICTURE
+            self.unavailable |= dict.fromkeys(("shuffled", *CONTROL_OF, *RANKED, *TWO_WAY), ONE_PICTURE)
         if len(found) != 2 and "auc" in metrics:
             self.unavailable["auc"] = f"not available: AUC is of two classes, and these trials are of {len(found)}"
         elif len(found) == 2 and unknown:
@@ -109,8 +113,11 @@ class ScoreBook:
             {row: [[run.image(row, key, sample) for sample in samples] for key in keys] for row in run.rows},
             [run.truth(key) for key in keys],
             {name: (mine := np.flatnonzero(self.wide[name]), mine[dealt]) for name, dealt in self.deals.items()},
-            judges, self.pairs, batch_size, self.classifier.device,
-        )  # fmt: skip
+            judges,
+            self.pairs,
+            batch_size,
+            self.classifier.device,
+        )
         first: dict[int, str] = {}  # two files of equal pixels are one picture
         shown = zip(self.measured.numbers["truth"][:, 0].tolist(), run.trials, strict=True)
         self.images = np.array([first.setdefault(number, trial["image"]) for number, trial in shown])
@@ -174,8 +181,10 @@ class ScoreBook:
         columns = [(row, name) for row in rows for name in self.values[row] if name in BEST or not best]
         values = [self.values[row][name][mask] for row, name in columns]
         if best:
-            values = [found.max(1, keepdims=True) if METRICS[name].better == "higher" else found.min(1, keepdims=True)
-                      for found, (_, name) in zip(values, columns, strict=True)]  # fmt: skip
+            values = [
+                found.max(1, keepdims=True) if METRICS[name].better == "higher" else found.min(1, keepdims=True)
+                for found, (_, name) in zip(values, columns, strict=True)
+            ]
         units = self.units[mask].repeat(values[0].shape[1])
         shares = [METRICS[name].scale == 100 for _, name in columns]
         estimates = bootstrap_means(np.stack([found.ravel() for found in values], 1), units, shares)
@@ -258,7 +267,12 @@ class ScoreBook:
         seen = self.measured.of("probabilities", "truth").argmax(1)
         truth: dict[str, Any] = {"is": ceilings["is"]} if "is" in ceilings else {}
         if "all" in self.deals:
-            truth["guessing"] = {name: estimate._asdict() for name, estimate in self._guessing().items()}
+            alike = numbers.best_guess(self.seen, self.by_class)
+            balanced = numbers.best_guess(self.seen, self.by_class, 1 / np.bincount(self.place)[self.place])
+            truth["guessing"] = {
+                "acc": bootstrap_means(alike[:, None], self.units, [True])[0]._asdict(),
+                "acc_balanced": numbers.balanced_estimate(balanced, self.labels, self.units)._asdict(),
+            }
         if self.known is not None:
             truth["named_rightly"] = float((seen == self.known[self.place]).mean())
         return {
@@ -293,32 +307,29 @@ class ScoreBook:
             "confusion": {} if self.known is None else {row: self._confusion(row) for row in rows},
         }
 
-    def _guessing(self) -> dict[str, Estimate]:
-        """What the best answer gets that is the same for all trials, and knows how often each class comes."""
-        balanced = numbers.best_guess(self.seen, self.by_class, 1 / np.bincount(self.place)[self.place])
-        return {
-            "acc": bootstrap_means(numbers.best_guess(self.seen, self.by_class)[:, None], self.units, [True])[0],
-            "acc_balanced": numbers.balanced_estimate(balanced, self.labels, self.units),
-        }
-
     def _described(self, measured: list[str], ceilings: dict[str, float]) -> dict[str, dict[str, Any]]:
         """Of each metric its definition, chance, and what the ground-truth pictures get."""
         samples, gallery, dealt = self.run.samples, self.measured.gallery, "the exact mean over all shuffles"
         if "all" in self.deals and (k := self.deals["all"].shape[2]) < len(self.run.trials) - 1:
             dealt = f"{k} seeded shuffles of each sample, the error of so few is part of the interval"
         facts = {
-            "n_way": self.n_way, "top_k": self.top_k, "n_classes": self.judged, "distractors": self.distractors,
-            "gallery": gallery, "gallery_way": min(self.asked, gallery), "splits": self.splits,
-            "n_pictures": len(self.run.trials) * samples, "dealt": dealt,
-        }  # fmt: skip
+            "n_way": self.n_way,
+            "top_k": self.top_k,
+            "n_classes": self.judged,
+            "distractors": self.distractors,
+            "gallery": gallery,
+            "gallery_way": min(self.asked, gallery),
+            "splits": self.splits,
+            "n_pictures": len(self.run.trials) * samples,
+            "dealt": dealt,
+        }
         by_chance = {"is": 1.0, "is_inception": 1.0, "auc": 0.5, **{f"{name}_gain": 0.0 for name in PAIRED}}
         found = {}
         for name in measured:
-            said = found[name] = describe(name, **facts)
-            said["ceiling"] = ceilings.get(name)
-            if name in (tables := self._tables()):
-                said["chance"] = float(tables[name].mean())
-                said["chance_best_of_n"] = numbers.chance_best_of(tables[name], samples) if samples > 1 else None
+            said = found[name] = describe(name, **facts) | {"ceiling": ceilings.get(name)}
+            if (table := self._tables().get(name)) is not None:
+                best = numbers.chance_best_of(table, samples) if samples > 1 else None
+                said |= {"chance": float(table.mean()), "chance_best_of_n": best}
             elif name in by_chance:
                 said["chance"] = by_chance[name]
         return found

@@ -88,9 +88,7 @@ def _suite_resize(n: int) -> torch.Tensor:
 
 
 def ssim_425(images: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
-    """SSIM with the settings of the MindEye suite, which are scikit-image's -> (p,): grey as ITU-R BT.709, population
-    covariance, 5 px of border left out; window and constants as ours.
-    """
+    """SSIM with the MindEye suite's settings -> (p,): grey as ITU-R BT.709, 425 px, 5 px of border left out."""
     weights = (0.2125, 0.7154, 0.0721)  # scikit-image's rgb2gray
     down, across = (_suite_resize(n).to(images) for n in images.shape[-2:])
     x, y = (down @ _grey(z, weights) @ across.T for z in (images, truths))
@@ -99,8 +97,7 @@ def ssim_425(images: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor) ->
 
 def pixcorr(images: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
     """Pearson correlation of all pixels as in the MindEye suite, at 425 px by way of 256 -> (p,); 0 of a blank picture.
-
-    Small pictures are never made that large: resizing D is linear, and with D = QR the products of resized pictures are
+    Small ones are never made that large: resizing D is linear, and with D = QR the products of resized pictures are
     those of R z, which are no larger than z.
     """
     h, w = images.shape[-2:]
@@ -108,8 +105,10 @@ def pixcorr(images: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor) -> 
         x, y = (suite_pictures(z, SUITE_PIXELS).flatten(1).double() for z in (images, truths))
         variance, mean = zip(*(torch.var_mean(z, 1, correction=0, keepdim=True) for z in (x, y)), strict=True)
         # Of a picture that is constant but for rounding: 0
-        norms = [torch.where(v > 1e-12 * u.square(), (v * x.shape[1]).sqrt(), 0.0)[:, 0]
-                 for v, u in zip(variance, mean, strict=True)]  # fmt: skip
+        norms = [
+            torch.where(v > 1e-12 * u.square(), (v * x.shape[1]).sqrt(), 0.0)[:, 0]
+            for v, u in zip(variance, mean, strict=True)
+        ]
         x, least = x - mean[0], 0.0  # a centred row is blind to the mean of the other
     else:
         down, across = (_suite_resize(n).to(images).double() for n in (h, w))

@@ -26,8 +26,8 @@ import torch
 
 from neuroimagen.files import MAX_PICTURE_BYTES, pass_on
 from neuroimagen.shards.remote import cached_folder, fetch_split, fetch_tar, is_remote
+from neuroimagen.studies.study import SPLITS
 
-SPLITS = ("train", "val", "test")
 # More than any study needs, as MAX_PICTURE_BYTES is; what claims more is refused before it is read.
 MAX_JSON_BYTES = 1 << 20  # of a trial
 MAX_MANIFEST_BYTES = 64 << 20

@@ -28,6 +28,8 @@ from safetensors.torch import load_file
 from test_trainers import NEEDS, command
 from tiny_models import tiny_pipeline, tiny_shards, tiny_stage_runs
 
+from neuroimagen.run.environment import variables
+
 FILE = Path(__file__).with_name("pins.json")
 HOW = os.environ.get("PINS", "")
 CPU = ("model name", "cpu family", "model", "stepping", "flags")  # libraries choose their kernels by these
@@ -39,6 +41,14 @@ STAGES = (
     *("pixel_features", "pixel_saliency", "sample_semantics", "brain2image", "brain2image_vae", "neurovision"),
     *("latent_diffusion", "denoiser"),
 )
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch):
+    """The page lists the variables that libraries read."""
+    for name in variables():
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 def check(name: str, content: bytes, outline: list[float]) -> None:

@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from neuroimagen.encoders import ConvEncoder, make_encoder
+from neuroimagen.encoders import ENCODERS, ConvEncoder, make_encoder
 
 
-@pytest.mark.parametrize("kind", ["lstm", "conv"])
+@pytest.mark.parametrize("kind", ENCODERS)
 @pytest.mark.parametrize("n_chans, n_times", [(128, 440), (4, 230), (4, 115), (1, 64), (17, 101)])
 def test_any_montage_gives_finite_features_and_gradients_to_every_weight(kind, n_chans, n_times):
     torch.manual_seed(0)
@@ -19,7 +19,7 @@ def test_any_montage_gives_finite_features_and_gradients_to_every_weight(kind, n
         assert weight.grad is not None and weight.grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("kind", ["lstm", "conv"])
+@pytest.mark.parametrize("kind", ENCODERS)
 def test_features_of_a_trial_do_not_depend_on_its_batch(kind):
     torch.manual_seed(0)
     model = make_encoder(kind, 5, 100, 6, width=16)
