@@ -11,7 +11,6 @@ line and in a file: 2024_01_15, 1.10 and 12:30 stay so; only a path's leading ~ 
 
 import dataclasses
 import difflib
-import functools
 import os
 import sys
 import textwrap
@@ -51,8 +50,9 @@ def option(default: Any = MISSING, help: str = "", path: bool = False, kinds: di
     return dataclasses.field(default=default, metadata=meaning)
 
 
-# One that is, or may be, a file or folder: a leading ~ or ~user stands for a home directory.
-path_option = functools.partial(option, path=True)
+def path_option(default: Any = MISSING, help: str = "") -> Any:
+    """An `option` that is, or may be, a file or folder: a leading ~ or ~user stands for a home directory."""
+    return option(default, help, path=True)
 
 
 @dataclasses.dataclass
