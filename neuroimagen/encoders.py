@@ -10,6 +10,8 @@ dilation, residual blocks, one linear layer. What differs, and why, is listed at
 Input is standardised per channel; any n_chans >= 1 and, for `conv`, n_times >= 64.
 """
 
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -65,13 +67,13 @@ class ConvEncoder(nn.Module):
       zero: an evoked response is near a linear function of the picture, and this part is learnt in a few steps.
     """
 
-    def __init__(
-        self, n_chans: int, n_times: int, n_features: int, dropout: float = 0.0, width: int = 64, n_bins: int = 24
-    ) -> None:
+    n_bins = 24
+
+    def __init__(self, n_chans: int, n_times: int, n_features: int, dropout: float = 0.0, width: int = 64) -> None:
         super().__init__()
         if n_times < 64:
             raise ValueError(f"the conv encoder needs at least 64 time samples a trial, the shards have {n_times}")
-        self.n_chans, self.n_bins, self.step = n_chans, n_bins, max(1, n_times // 110)
+        self.n_chans, self.step = n_chans, max(1, n_times // 110)
         n_filters = max(1, width // 2)
         self.spatial = nn.Conv1d(n_chans, n_filters, 1)
         dilations = (1, 2, 4, 8, 16)
@@ -83,12 +85,10 @@ class ConvEncoder(nn.Module):
         )
         self.residual = nn.Sequential(ResidualBlock(width, dropout), ResidualBlock(width, dropout))
         self.dropout = nn.Dropout(dropout)
-        length = F.avg_pool1d(torch.zeros(1, 1, n_times), self.step).shape[-1]
-        for _ in range(3):  # the temporal block and two residual blocks halve it, rounding up
-            length = (length + 1) // 2
+        length = math.ceil(n_times // self.step / 8)  # the temporal and two residual blocks halve it, rounding up
         self.deep = nn.Linear(width * length, n_features)
         nn.init.zeros_(self.deep.weight)
-        self.linear = nn.Linear(n_chans * n_bins, n_features)
+        self.linear = nn.Linear(n_chans * self.n_bins, n_features)
 
     def forward(self, eeg: torch.Tensor) -> torch.Tensor:
         check_eeg(eeg, self.n_chans)

@@ -79,7 +79,7 @@ def main(config: Brain2ImageConfig) -> int:
     discriminator = Discriminator(n_classes, config.n_features, config.image_size, config.width, config.norm)
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     averaged = cast(Brain2Image, ema.module)
-    run.register(ema=ema)
+    run.accelerator.register_for_checkpointing(ema)
 
     betas = (config.beta1, config.beta2)
     optimizer_c = torch.optim.Adam(model.classifier.parameters(), config.classifier_learning_rate, fused=True)

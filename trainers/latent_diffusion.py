@@ -109,7 +109,7 @@ def train_denoiser(config: LatentDiffusionConfig, run: Run, pixels: torch.Tensor
         text_encoder.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, (0.9, 0.99), weight_decay=1e-2, fused=True)
     ema = small.make_ema(model, config.ema_decay, run.device)
-    run.register(ema=ema)
+    run.accelerator.register_for_checkpointing(ema)
     model, optimizer = run.prepare(model.to(memory_format=torch.channels_last), optimizer)
     run.resume()
     of_noise = scheduler.config.prediction_type == "epsilon"

@@ -11,11 +11,12 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from neuroimagen.baselines import losses
-from neuroimagen.baselines.neurovision import GROUP, Discriminator, NeuroVision, at_level, growth, n_levels
+from neuroimagen.baselines.neurovision import GROUP, Discriminator, NeuroVision, at_level, growth
 from neuroimagen.baselines.validation import validate
 from neuroimagen.batches.augment import augment_eeg
 from neuroimagen.batches.stream import train_batches
 from neuroimagen.config import EegAugmentConfig, TrainConfig, option, path_option, run_trainer
+from neuroimagen.pixel.saliency import doublings
 from neuroimagen.run.run import Run, set_learning_rate, warmup_cosine
 from neuroimagen.shards.format import read_manifest
 
@@ -48,7 +49,7 @@ class NeuroVisionConfig(EegAugmentConfig, TrainConfig):
         super().check()
         if self.accumulate > 1 or self.compile:
             raise ValueError("NeuroVision is not trained in parts or compiled: use accumulate=1, compile=false")
-        growing = (2 * n_levels(self.image_size) - 1) * self.phase_steps
+        growing = (2 * doublings(self.image_size) + 1) * self.phase_steps
         if min(self.classifier_steps, self.phase_steps) < 1 or self.classifier_steps + growing > self.max_steps:
             raise ValueError(
                 f"max_steps={self.max_steps} is too short: classifier_steps={self.classifier_steps}, and growing to "
@@ -61,7 +62,7 @@ def main(config: NeuroVisionConfig) -> int:
     manifest = read_manifest(config.shards)
     config.check_eeg(manifest.n_times, manifest.sfreq)
     names = {c["label"]: c["name"] for c in manifest.classes}
-    n_classes, levels = 1 + max(names), n_levels(config.image_size)
+    n_classes, levels = 1 + max(names), 1 + doublings(config.image_size)
     run = Run(config)
     if run.done:
         return 0
@@ -86,7 +87,7 @@ def main(config: NeuroVisionConfig) -> int:
     discriminator = Discriminator(n_classes, config.image_size, config.width, config.max_width)
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     averaged = cast(NeuroVision, ema.module)
-    run.register(ema=ema)
+    run.accelerator.register_for_checkpointing(ema)
 
     betas = (config.beta1, config.beta2)
     optimizer_c = torch.optim.Adam(model.classifier.parameters(), config.classifier_learning_rate, fused=True)

@@ -14,7 +14,7 @@ from neuroimagen.batches.augment import augment_eeg
 from neuroimagen.batches.stream import eval_batches, train_batches
 from neuroimagen.config import EegAugmentConfig, TrainConfig, option, path_option, run_trainer
 from neuroimagen.pixel import losses
-from neuroimagen.pixel.features import FeatureExtractor, describe_features, knn_labels
+from neuroimagen.pixel.features import FeatureExtractor, knn_labels, linear_accuracy, retrieval_at_1
 from neuroimagen.run.run import Run, set_learning_rate, warmup_cosine
 from neuroimagen.shards.format import read_manifest
 
@@ -54,8 +54,13 @@ def validate(run: Run, model: nn.Module, config: PixelFeaturesConfig, names: dic
     model.eval()
     train, val = extract(run, model, config, "train"), extract(run, model, config, "val")
     model.train()
-    run.class_table("val_knn", knn_labels(*train, val[0]), val[1], names)
-    return describe_features(*train, *val)
+    guesses = knn_labels(*train, val[0])
+    run.class_table("val_knn", guesses, val[1], names)
+    return {
+        "retrieval_at_1": retrieval_at_1(*val),
+        "knn_accuracy": (guesses == val[1]).double().mean().item(),
+        "linear_accuracy": linear_accuracy(*train, *val),
+    }
 
 
 def main(config: PixelFeaturesConfig) -> int:

@@ -84,7 +84,7 @@ def main(config: PixelSaliencyConfig) -> int:
     networks = nn.ModuleDict({"generator": generator, "features": features}).to(run.device)
     ema = AveragedModel(networks, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     averaged = cast(nn.ModuleDict, ema.module)
-    run.register(ema=ema)
+    run.accelerator.register_for_checkpointing(ema)
 
     betas = (config.beta1, config.beta2)
     groups = [{"params": generator.parameters()}, {"params": features.parameters()}]  # G and f_θ, each at its own rate

@@ -14,13 +14,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from neuroimagen.baselines.classifier import EegClassifier
-from neuroimagen.pixel.saliency import doublings
+from neuroimagen.encoders import make_encoder
+from neuroimagen.pixel.saliency import doublings, standardise
 
 
 def _norm(kind: str, width: int) -> nn.Module:
-    if kind not in ("batch", "group"):
-        raise ValueError(f"norm must be batch or group, not {kind!r}")
-    return nn.BatchNorm2d(width) if kind == "batch" else nn.GroupNorm(math.gcd(width, 8), width)
+    return {"batch": nn.BatchNorm2d(width), "group": nn.GroupNorm(math.gcd(width, 8), width)}[kind]
 
 
 def _dcgan_weights(module: nn.Module) -> None:
@@ -38,11 +37,6 @@ def _upsampler(n_inputs: int, image_size: int, width: int, norm: str) -> nn.Sequ
         layers += [_norm(norm, a), nn.ReLU(), nn.ConvTranspose2d(a, b, 4, stride=2, padding=1, bias=False)]
     layers += [_norm(norm, widths[-1]), nn.ReLU(), nn.ConvTranspose2d(widths[-1], 3, 4, stride=2, padding=1), nn.Tanh()]
     return nn.Sequential(*layers).apply(_dcgan_weights)
-
-
-def standardise(features: torch.Tensor) -> torch.Tensor:
-    """Each trial's features to mean 0, variance 1 over its entries, the scale of the noise beside them."""
-    return F.layer_norm(features, features.shape[1:])
 
 
 class Generator(nn.Module):
@@ -129,12 +123,11 @@ class Brain2Image(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen", l
         norm: str = "batch",
     ) -> None:
         super().__init__()
-        if variant not in ("gan", "vae"):
-            raise ValueError(f"variant must be gan or vae, not {variant!r}")
         self.n_chans, self.n_times, self.n_classes = n_chans, n_times, n_classes
         self.variant, self.z_dim, self.image_size = variant, z_dim, image_size
-        self.classifier = EegClassifier(n_chans, n_times, n_classes, encoder, n_features, dropout, encoder_width)
-        kind = Generator if variant == "gan" else VariationalDecoder
+        backbone = make_encoder(encoder, n_chans, n_times, n_features, dropout, encoder_width)
+        self.classifier = EegClassifier(backbone, n_features, n_classes)
+        kind = {"gan": Generator, "vae": VariationalDecoder}[variant]
         self.generator = kind(n_features, z_dim, image_size, width, norm)
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ images lie about [-1, 1]: the output is linear.
 """
 
 import math
+from typing import Any
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -13,14 +14,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from neuroimagen.baselines.classifier import EegClassifier
+from neuroimagen.encoders import make_encoder
 from neuroimagen.pixel.saliency import doublings
 
 GROUP = 4  # adjacent trials that share a minibatch standard deviation, so that it does not depend on how a batch is cut
-
-
-def n_levels(image_size: int) -> int:
-    """Levels from 4 px to image_size: 16 -> 3, 32 -> 4, ..."""
-    return 1 + doublings(image_size)
 
 
 def growth(step: int, phase_steps: int, levels: int) -> tuple[int, float]:
@@ -33,9 +30,14 @@ def growth(step: int, phase_steps: int, levels: int) -> tuple[int, float]:
     return level, (position + 1) / phase_steps if phase % 2 else 1.0
 
 
-def pixel_norm(x: torch.Tensor) -> torch.Tensor:
+class PixelNorm(nn.Module):
     """Karras et al. 2018, section 4.2: each pixel's (or row's) features to mean square 1."""
-    return x * (x.square().mean(1, keepdim=True) + 1e-8).rsqrt()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * (x.square().mean(1, keepdim=True) + 1e-8).rsqrt()
+
+
+pixel_norm = PixelNorm()
 
 
 def minibatch_stddev(x: torch.Tensor, group: int = GROUP) -> torch.Tensor:
@@ -57,9 +59,10 @@ def _fade(coarse: torch.Tensor, fine: torch.Tensor, alpha: float) -> torch.Tenso
     return torch.lerp(F.interpolate(coarse, scale_factor=2.0), fine, alpha)
 
 
-def _idle(modules: nn.ModuleList, used: set[int]) -> torch.Tensor:
+def _idle(network: Any, pictures: set[int], level: int) -> torch.Tensor:
     """Zero, with a gradient of zero for the layers of other levels: DistributedDataParallel waits for every one."""
-    parameters = [p for i, module in enumerate(modules) if i not in used for p in module.parameters()]
+    idle = [layer for i, layer in enumerate(network.pictures) if i not in pictures] + list(network.blocks[level:])
+    parameters = [p for layer in idle for p in layer.parameters()]
     return 0 * torch.stack([p.sum() for p in parameters]).sum() if parameters else torch.zeros(())
 
 
@@ -78,15 +81,9 @@ class EqualConv(nn.Module):
         return F.conv2d(x, self.weight * self.scale, self.bias, padding=self.padding)
 
 
-class PixelNorm(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return pixel_norm(x)
-
-
 def _widths(image_size: int, width: int, max_width: int) -> list[int]:
     """Channels from 4 px to image_size: `width` at image_size, doubled with every halving, at most max_width."""
-    levels = n_levels(image_size)
-    return [min(max_width, width * 2 ** (levels - 1 - i)) for i in range(levels)]
+    return [min(max_width, width * 2**i) for i in range(doublings(image_size), -1, -1)]
 
 
 class Generator(nn.Module):
@@ -94,7 +91,7 @@ class Generator(nn.Module):
 
     def __init__(self, n_classes: int, z_dim: int, image_size: int, width: int, max_width: int) -> None:
         super().__init__()
-        widths, after = _widths(image_size, width, max_width), (nn.LeakyReLU(0.2), PixelNorm())
+        widths, after = _widths(image_size, width, max_width), (nn.LeakyReLU(0.2), pixel_norm)
         self.start = EqualConv(z_dim + n_classes, widths[0] * 16, 1, gain=2**0.5 / 4)
         self.first = nn.Sequential(EqualConv(widths[0], widths[0]), *after)
         self.blocks = nn.ModuleList(
@@ -112,8 +109,7 @@ class Generator(nn.Module):
         image, used = self.pictures[level](x), {level}
         if alpha < 1:
             image, used = _fade(self.pictures[level - 1](coarse), image, alpha), {level - 1, level}
-        idle = _idle(self.pictures, used), _idle(self.blocks, set(range(level)))
-        return image + (idle[0] + idle[1]).to(image)
+        return image + _idle(self, used, level).to(image)
 
 
 class Discriminator(nn.Module):
@@ -140,8 +136,7 @@ class Discriminator(nn.Module):
                 x, used = torch.lerp(coarse, x, alpha), {level - 1, level}
         x = F.leaky_relu(self.last(minibatch_stddev(x)), 0.2)
         out = self.output(F.leaky_relu(self.dense(x), 0.2)).flatten(1)
-        idle = _idle(self.pictures, used), _idle(self.blocks, set(range(level)))
-        out = out + (idle[0] + idle[1]).to(out)
+        out = out + _idle(self, used, level).to(out)
         return out[:, 0], out[:, 1:]
 
 
@@ -168,7 +163,8 @@ class NeuroVision(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen", l
         super().__init__()
         self.n_chans, self.n_times, self.n_classes = n_chans, n_times, n_classes
         self.z_dim, self.image_size = z_dim, image_size
-        self.classifier = EegClassifier(n_chans, n_times, n_classes, encoder, n_features, dropout, encoder_width)
+        backbone = make_encoder(encoder, n_chans, n_times, n_features, dropout, encoder_width)
+        self.classifier = EegClassifier(backbone, n_features, n_classes)
         self.generator = Generator(n_classes, z_dim, image_size, width, max_width)
 
     @torch.no_grad()
@@ -176,4 +172,4 @@ class NeuroVision(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen", l
         """EEG (n, n_chans, n_times) and noise N(0, 1) (n, z_dim) -> pictures (n, 3, S, S) in [0, 1], of the class that
         the classifier finds most probable."""
         classes = F.one_hot(self.classifier(eeg)[1].argmax(1), self.n_classes)
-        return self.generator(z, classes, n_levels(self.image_size) - 1, 1.0).add(1).div(2).clamp(0, 1)
+        return self.generator(z, classes, doublings(self.image_size), 1.0).add(1).div(2).clamp(0, 1)

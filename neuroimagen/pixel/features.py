@@ -9,11 +9,7 @@ from neuroimagen.encoders import make_encoder
 
 
 class FeatureExtractor(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen", license="apache-2.0"):
-    """EEG (batch, n_chans, n_times) -> features (batch, n_features), of unit length if `normalise`.
-
-    Unit length is Schroff et al. 2015's choice for the triplet loss: squared distances lie in 0..4, so that a margin
-    means the same for every encoder.
-    """
+    """EEG (batch, n_chans, n_times) -> features (batch, n_features), of unit length if `normalise` (docs/paper.md)."""
 
     def __init__(
         self,
@@ -37,17 +33,13 @@ class FeatureExtractor(nn.Module, PyTorchModelHubMixin, library_name="neuroimage
 ROWS = 256  # compared with all others at once: memory grows with one set of features, not with the product of two
 
 
-def _distances(features: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    return torch.cdist(features.double(), others.double())
-
-
 def retrieval_at_1(features: torch.Tensor, labels: torch.Tensor) -> float:
     """Share of rows whose nearest other row has the same label. features (n, d), labels (n,)."""
     if len(features) < 2:
         return float("nan")
     nearest = []
     for first, rows in zip(range(0, len(features), ROWS), features.split(ROWS), strict=True):
-        distance = _distances(rows, features)
+        distance = torch.cdist(rows.double(), features.double())
         distance[:, first : first + len(rows)].fill_diagonal_(float("inf"))
         nearest.append(distance.argmin(1))
     return (labels[torch.cat(nearest)] == labels).double().mean().item()
@@ -57,7 +49,7 @@ def knn_labels(train: torch.Tensor, train_labels: torch.Tensor, features: torch.
     """The most frequent label among the k nearest train rows of each row (ties: the smaller label), (n,)."""
     classes, guesses = int(train_labels.max()) + 1, [train_labels[:0]]
     for rows in features.split(ROWS):
-        near = train_labels[_distances(rows, train).topk(min(k, len(train)), largest=False).indices]
+        near = train_labels[torch.cdist(rows.double(), train.double()).topk(min(k, len(train)), largest=False).indices]
         guesses.append(F.one_hot(near, classes).sum(1).argmax(1))
     return torch.cat(guesses)
 
@@ -77,14 +69,3 @@ def linear_accuracy(
     z = (features.double() - mean) / std
     scores = torch.cat([z, torch.ones_like(z[:, :1])], 1) @ weights
     return (scores.argmax(1) == labels).double().mean().item()
-
-
-def describe_features(
-    train: torch.Tensor, train_labels: torch.Tensor, features: torch.Tensor, labels: torch.Tensor
-) -> dict[str, float]:
-    """The validation numbers of stage 1a; `features` and `labels` are of the validation split."""
-    return {
-        "retrieval_at_1": retrieval_at_1(features, labels),
-        "knn_accuracy": (knn_labels(train, train_labels, features) == labels).double().mean().item(),
-        "linear_accuracy": linear_accuracy(train, train_labels, features, labels),
-    }

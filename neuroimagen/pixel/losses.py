@@ -8,7 +8,7 @@ import torch
 from torch import distributed as dist
 from torch.nn import functional as F
 
-from neuroimagen.run.collectives import gather_rows, world_size
+from neuroimagen.run.collectives import gather_rows, sum_over_processes, world_size
 
 
 def triplet(
@@ -31,8 +31,7 @@ def triplet(
     # Differences, not the product formula: rounding there can make small distances negative.
     distance = (features[:, None] - everyone[None]).square().sum(-1)
     same = labels[:, None] == everyones_labels[None]
-    itself = torch.zeros_like(same)
-    itself[:, first : first + len(features)] = torch.eye(len(features), dtype=torch.bool, device=features.device)
+    itself = torch.ones_like(same).tril(first).triu(first)
     positive, negative = same & ~itself, ~same
 
     usable = positive.any(1) & negative.any(1)
@@ -55,9 +54,7 @@ def triplet(
             raise ValueError(f"mining must be all, semi-hard or hard, not {mining!r}")
 
     active = (values > 0).sum()
-    count = torch.stack([active, torch.tensor(values.numel(), device=values.device)]).float()
-    if world_size() > 1:
-        dist.all_reduce(count)
+    count = sum_over_processes(torch.stack([active, torch.tensor(values.numel(), device=values.device)]).float())
     divisor = count[0] if mining == "all" else count[1]
     # `distance.sum() * 0` keeps the graph (and so every rank's collectives in backward) when nothing was picked.
     loss = world_size() * (values.sum() + distance.sum() * 0) / divisor.clamp(min=1)
@@ -112,8 +109,7 @@ def hinge_g(fake: torch.Tensor) -> torch.Tensor:
 def mode_seeking(image_1: torch.Tensor, image_2: torch.Tensor, z_1: torch.Tensor, z_2: torch.Tensor) -> torch.Tensor:
     """Eq. 4: -d_x(G(z1, f), G(z2, f)) / d_z(z1, z2), the mean over pairs.
 
-    Both distances are mean absolute differences, as in the code of Mao et al. 2019. The ratio is taken for each pair
-    (theirs: of the batch means), so that it does not depend on how the batch is cut. Bounded: images lie in [-1, 1].
+    Mean absolute differences; the ratio of each pair does not depend on how the batch is cut (docs/paper.md).
     """
     d_x = (image_1 - image_2).abs().flatten(1).mean(1)
     d_z = (z_1 - z_2).abs().flatten(1).mean(1)
@@ -134,9 +130,8 @@ def ssim(image: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     """Structural similarity of each pair of pictures in [0, 1], (n,): Wang et al. 2004, Gaussian window of 11 px with
     σ = 1.5, K1 = 0.01, K2 = 0.03, each colour channel for itself, mean over channels and pixels.
 
-    Pixels must not be negative: the luminance term compares amounts of light; on [-1, 1] it would change sign at mid
-    grey and, with the structure term, call a photographic negative similar. Written out because two matrix products
-    blur a batch of small maps many times faster than torchmetrics' grouped convolution does.
+    Pixels must not be negative (docs/paper.md, Eq. 5). Written out because two matrix products blur a batch of small
+    maps many times faster than torchmetrics' grouped convolution does.
     """
     height, width = image.shape[-2:]
     if min(height, width) < 11:
@@ -152,8 +147,7 @@ def ssim(image: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 
 
 def ssim_loss(image: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Eq. 5: 1 - SSIM, of images in [-1, 1] taken to [0, 1]. The equation prints σ_x σ_M where SSIM has the covariance
-    σ_xM; without it the loss would not see structure at all, so SSIM proper is used (docs/paper.md)."""
+    """Eq. 5: 1 - SSIM, with the covariance σ_xM that SSIM has (docs/paper.md), of images in [-1, 1] taken to [0, 1]."""
     return 1 - ssim(image.add(1).div(2), truth.add(1).div(2)).mean()
 
 

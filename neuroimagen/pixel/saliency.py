@@ -1,8 +1,7 @@
 """M_p: the generator of the saliency map of silhouette information, and the discriminator that trains it.
 
-M_p(x) = G(z, f_θ(x)), z ~ N(0, I). Both networks are of the DCGAN family, as in the closest published work (Singh et
-al. 2023, "EEG2IMAGE"); departures are named where they stand. Sizes are powers of two, 16 px or more; images lie in
-[-1, 1].
+M_p(x) = G(z, f_θ(x)), z ~ N(0, I). Both networks are of the DCGAN family; docs/paper.md has the source of every choice.
+Sizes are powers of two, 16 px or more; images lie in [-1, 1].
 """
 
 import math
@@ -22,13 +21,15 @@ def doublings(image_size: int) -> int:
     return levels
 
 
+def standardise(features: torch.Tensor) -> torch.Tensor:
+    """Each trial's features to mean 0, variance 1 over its entries: of unit length they would drown in the noise."""
+    return F.layer_norm(features, features.shape[1:])
+
+
 class Generator(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen", license="apache-2.0"):
     """(z (n, z_dim), features (n, n_features)) -> maps (n, 3, image_size, image_size) in [-1, 1].
 
-    Noise and features are concatenated (Mirza & Osindero 2014). Each level doubles the side by nearest-neighbour
-    upsampling and a convolution (no checkerboard; Odena et al. 2016), and adds its own RGB picture to the upsampled one
-    of the level before (output skips; Karras et al. 2020), so that colour and place are learnt at 4 px first. GroupNorm
-    instead of BatchNorm: a map does not depend on the other trials of its batch.
+    Each level doubles the side and adds its own RGB picture to the upsampled one of the level before.
     """
 
     def __init__(self, n_features: int, z_dim: int = 128, image_size: int = 64, width: int = 32) -> None:
@@ -42,9 +43,7 @@ class Generator(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen", lic
         self.pictures = nn.ModuleList(nn.Conv2d(w, 3, 1) for w in widths)
 
     def forward(self, z: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        # Unit-length features would drown in the noise: bring each trial's to mean 0, variance 1 over its entries.
-        condition = F.layer_norm(features, features.shape[1:])
-        hidden = F.leaky_relu(self.start(torch.cat([z, condition], 1)), 0.2).unflatten(1, (-1, 4, 4))
+        hidden = F.leaky_relu(self.start(torch.cat([z, standardise(features)], 1)), 0.2).unflatten(1, (-1, 4, 4))
         picture = self.pictures[0](hidden)
         for conv, norm, to_picture in zip(self.convs, self.norms, self.pictures[1:], strict=True):
             hidden = F.leaky_relu(norm(conv(F.interpolate(hidden, scale_factor=2.0))), 0.2)
@@ -53,12 +52,7 @@ class Generator(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen", lic
 
 
 class Discriminator(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen", license="apache-2.0"):
-    """(images (n, 3, image_size, image_size), features (n, n_features)) -> scores (n,).
-
-    Strided convolutions with LeakyReLU (DCGAN), spectral normalisation (Miyato et al. 2018) and a projection of the
-    condition: ψ(φ(y)) + <V f, φ(y)> (Miyato & Koyama 2018), which uses the features at full strength where
-    concatenating them to the pixels is easily ignored.
-    """
+    """(images (n, 3, image_size, image_size), features (n, n_features)) -> scores (n,) = ψ(φ(y)) + <V f, φ(y)>."""
 
     def __init__(self, n_features: int, image_size: int = 64, width: int = 32, spectral: bool = True) -> None:
         super().__init__()
@@ -76,6 +70,5 @@ class Discriminator(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen",
         for conv in self.convs:
             hidden = F.leaky_relu(conv(hidden), 0.2)
         hidden = hidden.flatten(1)
-        condition = F.layer_norm(features, features.shape[1:])
-        match = (self.project(condition) * hidden).sum(1) / math.sqrt(hidden.shape[1])
+        match = (self.project(standardise(features)) * hidden).sum(1) / math.sqrt(hidden.shape[1])
         return self.score(hidden).squeeze(1) + match

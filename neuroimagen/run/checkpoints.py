@@ -1,7 +1,6 @@
 """What all ranks write and read together in a run directory: checkpoints, and at the end the trained weights.
 
-checkpoints/step-00000500 is written as .partial and renamed when whole; the newest two are kept. A file system may
-answer each rank differently, so rank 0 says which checkpoint there is, and a failure on one rank is one on all.
+A file system may answer each rank differently: rank 0 says which checkpoint there is, a failure of one is one of all.
 """
 
 import contextlib

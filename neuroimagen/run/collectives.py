@@ -137,10 +137,11 @@ def spread(work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
 
     Collective: every rank, the same parts. An error of one (ERRORS) is raised by all.
     """
-    world, rank = world_size(), dist.get_rank() if world_size() > 1 else 0
+    if (world := world_size()) == 1:
+        return [work(part) for part in parts]
     mine: list[R] | Exception
     try:
-        mine = [work(part) for part in parts[rank::world]]
+        mine = [work(part) for part in parts[dist.get_rank() :: world]]
     except ERRORS as fault:  # the others wait to be told
         mine = _told(fault)
     everyone = gather_objects(mine)

@@ -11,7 +11,6 @@ PREEMPTED | DONE  how the last start ended
 """
 
 import dataclasses
-import functools
 import json
 import os
 import platform
@@ -61,10 +60,6 @@ def open_run(directory: str | Path, field: str) -> Path:
     return path
 
 
-def _of_run(field: str, directory: str) -> dict[str, str]:
-    return inputs.of_model(open_run(directory, field) / "model")
-
-
 def inputs_of(config: Any, fields: Iterable[str] | None = None) -> inputs.Inputs:
     """The inputs that a trainer's config names, as they are now. ValueError for one that cannot be read."""
     given = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
@@ -74,14 +69,14 @@ def inputs_of(config: Any, fields: Iterable[str] | None = None) -> inputs.Inputs
         "captions": lambda path: {} if path == "label" else read_captions(path),
         "pipeline": lambda name: inputs.of_pipeline(name, text_alone="captions" in given),
         "init": inputs.of_pipeline,
-        **{field: functools.partial(_of_run, field) for field in TRAINERS},
     }
     found = {}
-    for field in (name for name in fields or look if given.get(name)):
-        if field in RUNS and not (Path(given[field]) / "DONE").exists():
+    for field in (name for name in fields or (*look, *TRAINERS) if given.get(name)):
+        value = given[field]
+        if field in RUNS and not (Path(value) / "DONE").exists():
             continue  # decoders.py asks for it if a row needs it
-        if content := look[field](given[field]):
-            found[field] = {"path": str(given[field]), "content": content}
+        if content := inputs.of_model(open_run(value, field) / "model") if field in TRAINERS else look[field](value):
+            found[field] = {"path": str(value), "content": content}
     for field in (field for field in found if field in TRAINERS and "shards" in found):
         then = inputs.read(Path(given[field]) / "inputs.json")
         if said := inputs.changes(then, {"shards": found["shards"]}):
@@ -130,18 +125,6 @@ def _claim(run_dir: Path, config: Any, now: inputs.Inputs) -> None:
 _held: dict[Path, int] = {}  # run directory -> descriptor of its lock file, open while this process works there
 
 
-def _lock(run_dir: Path) -> None:
-    """Claim `run_dir` for this process until it ends, however it ends; ValueError if another holds it."""
-    if run_dir in _held:
-        return
-    try:
-        _held[run_dir] = claim(run_dir / "lock", "start only one run there")
-    except Taken as holder:
-        raise ValueError(
-            f"run_dir {run_dir} is in use by {holder}; wait for that run, stop it, or choose another run_dir"
-        ) from None
-
-
 def release(run_dir: Path) -> None:
     """Let another process have `run_dir`."""
     if run_dir in _held:
@@ -156,24 +139,28 @@ def claim_run_dir(config: Any, accelerator: Accelerator) -> bool:
     """
     run_dir = Path(config.run_dir)
 
-    def claim() -> bool:
+    def enter() -> bool:
         now = inputs_of(config)
         try:
             _claim(run_dir, config, now)
             if (run_dir / "DONE").exists():
                 return True
-            _lock(run_dir)
+            if run_dir not in _held:
+                _held[run_dir] = claim(run_dir / "lock", "start only one run there")
             if not _begun(run_dir):
                 write_atomic(run_dir / "inputs.json", json.dumps(now, indent=1))
             (run_dir / "PREEMPTED").unlink(missing_ok=True)
             write_atomic(run_dir / "environment.json", json.dumps(environment(accelerator), indent=1))
             return False
+        except Taken as holder:
+            raise ValueError(
+                f"run_dir {run_dir} is in use by {holder}; wait for that run, stop it, or choose another run_dir"
+            ) from None
         except OSError as error:
             release(run_dir)
             raise ValueError(f"cannot write to run_dir {run_dir}: {error.strerror}") from None
 
-    done = decided_by_main(claim)
-    if done:
+    if done := decided_by_main(enter):
         accelerator.print(f"{run_dir} is already done")
     else:
         wait_for_files([run_dir / "config.yaml"])

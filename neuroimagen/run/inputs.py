@@ -22,23 +22,23 @@ from neuroimagen.shards.format import read_manifest
 
 Inputs = dict[str, dict[str, Any]]  # of the module's docstring
 WEIGHTS = (".json", ".txt", ".safetensors")  # what is read of a model's directory
-_hashed: dict[tuple[Any, ...], str] = {}  # file as it was -> SHA-256, so that looking again costs no reading
+
+
+@functools.cache
+def _hashed(path: Path, *stat: int) -> str:
+    """SHA-256 of a file as it is, so that looking again costs no reading."""
+    return sha256(path)
 
 
 def hashes(files: Mapping[str, Path]) -> dict[str, str]:
     """Name -> SHA-256 of each file; with a bar, if it takes long."""
     found = {}
-    with tqdm(total=len(files), desc="hashing inputs", unit="file", delay=2, disable=None) as bar:
-        for name, path in files.items():
-            try:
-                s = path.stat()
-                key = (path.absolute(), s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
-                if key not in _hashed:
-                    _hashed[key] = sha256(path)
-            except OSError as error:
-                raise ValueError(f"{path} cannot be read ({error.strerror}); replace or remove it") from None
-            found[name] = _hashed[key]
-            bar.update()
+    for name, path in tqdm(files.items(), desc="hashing inputs", unit="file", delay=2, disable=None):
+        try:
+            s = path.stat()
+            found[name] = _hashed(path.absolute(), s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read ({error.strerror}); replace or remove it") from None
     return found
 
 

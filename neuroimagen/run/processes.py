@@ -16,23 +16,17 @@ CUBLAS = "CUBLAS_WORKSPACE_CONFIG"  # of these values cuBLAS repeats its bits, a
 WORKSPACES = (":4096:8", ":16:8")
 STOPPED = 143  # exit code after SIGTERM (128 + 15): run the same command again
 
-_stop_requested = False
+_stop_signals: list[int] = []
 
 
 def watch_stop_signal() -> None:
     """Make SIGTERM ask for a stop at the next step instead of killing the process."""
-    global _stop_requested
-    _stop_requested = False
-
-    def request(signum: int, frame: Any) -> None:
-        global _stop_requested
-        _stop_requested = True
-
-    signal.signal(signal.SIGTERM, request)
+    _stop_signals.clear()
+    signal.signal(signal.SIGTERM, lambda signum, frame: _stop_signals.append(signum))
 
 
 def stop_requested() -> bool:
-    return _stop_requested
+    return bool(_stop_signals)
 
 
 def set_deterministic(wanted: bool) -> None:

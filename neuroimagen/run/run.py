@@ -23,7 +23,7 @@ from tqdm import tqdm
 from neuroimagen.config import TrainConfig
 from neuroimagen.files import write_atomic
 from neuroimagen.run import checkpoints, zero
-from neuroimagen.run.collectives import decided_by_main
+from neuroimagen.run.collectives import decided_by_main, gather_objects
 from neuroimagen.run.directory import check_inputs, claim_run_dir, inputs_of, release
 from neuroimagen.run.environment import refuse_variables
 from neuroimagen.run.processes import STOPPED, make_accelerator, set_deterministic, stop_requested, watch_stop_signal
@@ -126,7 +126,6 @@ class Run:
                 item.compile()  # in place: weights keep their names
             prepared.append(item)
         if self.zero_stage:
-            assert self._zero is None
             if self.config.accumulate > 1:
                 raise ValueError(
                     "accumulate is not offered under DeepSpeed: launch more processes, or use accumulate=1"
@@ -136,10 +135,6 @@ class Run:
         done = self.accelerator.prepare(*prepared)
         self._models += [m for m in (done if isinstance(done, tuple) else (done,)) if isinstance(m, nn.Module)]
         return done
-
-    def register(self, **objects: Any) -> None:
-        """Also keep these (each with state_dict and load_state_dict) in the checkpoints."""
-        self.accelerator.register_for_checkpointing(*objects.values())
 
     def unwrap(self, model: nn.Module) -> nn.Module:
         """The model itself, for validation and export; unwrap anew each time. Collective: every rank."""
@@ -182,9 +177,9 @@ class Run:
             self._validation_began = 0.0
         # A rank that makes no step for so long prints where it is, before its peers' collectives give up.
         faulthandler.dump_traceback_later(54 * self.config.timeout_minutes, file=2)
-        stop = self._stop_seen if self.world > 1 else None
-        (stop,) = self._any_rank(stop_requested()) if stop is None else (stop,)
-        if stop and self.step < self.config.max_steps:
+        if self.world == 1 or self._stop_seen is None:
+            (self._stop_seen,) = self._any_rank(stop_requested())
+        if self._stop_seen and self.step < self.config.max_steps:
             self.save()
             self.stopped = True
             if self.is_main:
@@ -219,13 +214,7 @@ class Run:
 
     def gather(self, rows: Tensor) -> Tensor:
         """Concatenate over ranks along the first axis; each may have another number of rows. Collective: every rank."""
-        if self.world == 1:
-            return rows
-        counts = self.accelerator.gather(torch.tensor([len(rows)], device=self.device)).tolist()
-        padded = rows.new_zeros(max(counts), *rows.shape[1:])
-        padded[: len(rows)] = rows
-        everyone = self.accelerator.gather(padded[None])
-        return torch.cat([part[:count] for part, count in zip(everyone, counts, strict=True)])
+        return torch.cat(gather_objects(rows.cpu())).to(self.device)
 
     def next(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
         """The next batch, on this rank's device. Logged: the time it takes, data_seconds; with max_bad_samples, how
@@ -288,7 +277,7 @@ class Run:
         """
         if not self._bad:
             if self._zero:
-                norm = self._zero.optimizer.clip(clip)
+                norm = self._zero.clip(clip)
             else:  # accelerate's clip_grad_norm_ would divide the gradients of every optimizer by the loss scale
                 self.accelerator.unscale_gradients(optimizer)
                 norm = nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf)

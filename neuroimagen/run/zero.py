@@ -101,36 +101,11 @@ def check_mark(checkpoint: Path, stage: int, world: int) -> None:
     )
 
 
-class ZeroOptimizer:
-    """The engine with an optimizer's face: clips, steps and clears the gradient at `step()`; accelerate's own wrapper
-    does all of it inside backward, with a clipping norm that is fixed beforehand."""
-
-    def __init__(self, accelerator: Accelerator, engine: Any) -> None:
-        self.accelerator, self.engine = accelerator, engine
-        self._clip, self._norm = 0.0, torch.zeros((), device=accelerator.device)
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        return self.engine.optimizer.param_groups
-
-    def clip(self, norm: float) -> Tensor:
-        """Clip at the next step; the returned norm is filled in then, which is when DeepSpeed knows it."""
-        self._clip, self._norm = norm, torch.full_like(self._norm, torch.nan)
-        return self._norm
-
-    def step(self) -> None:
-        if self.accelerator.sync_gradients:
-            self.engine.optimizer.clip_grad = self._clip
-            self.engine.step()
-            self._norm.copy_(torch.as_tensor(self.engine.get_global_grad_norm()))
-            self._clip = 0.0
-
-    def zero_grad(self) -> None:
-        """Nothing: `step` has done it."""
-
-
 class Zero:
-    """One model and its optimizer under DeepSpeed: what Run's methods call there."""
+    """One model and its optimizer under DeepSpeed: what Run's methods call there, and the optimizer's face.
+
+    `step` clips, steps and clears the gradient; accelerate's wrapper does all of it inside backward, with a fixed norm.
+    """
 
     def __init__(self, accelerator: Accelerator, objects: list[Any], precision: str, batch_size: int) -> None:
         models = [item for item in objects if isinstance(item, nn.Module)]
@@ -151,15 +126,31 @@ class Zero:
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = batch_size
         prepared = accelerator.prepare(*objects)
         self.accelerator, self.engine = accelerator, prepared[objects.index(model)]
-        self.optimizer = ZeroOptimizer(accelerator, self.engine)
-        self.prepared = tuple(self.engine if item is self.engine else self.optimizer for item in prepared)
+        self._norm = torch.zeros((), device=accelerator.device)
+        self.prepared = tuple(self.engine if item is self.engine else self for item in prepared)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self.engine.optimizer.param_groups
 
     def backward(self, loss: Tensor) -> None:
         if self._lent:
             self.copy.cpu()
             self._lent = False
-        self.engine.set_gradient_accumulation_boundary(self.accelerator.sync_gradients)
+        self.engine.set_gradient_accumulation_boundary(True)
         self.engine.backward(loss)
+
+    def clip(self, norm: float) -> Tensor:
+        """Clip at the next step; the returned norm is filled in then, which is when DeepSpeed knows it."""
+        self.engine.optimizer.clip_grad, self._norm = norm, torch.full_like(self._norm, torch.nan)
+        return self._norm
+
+    def step(self) -> None:
+        self.engine.step()
+        self._norm.copy_(torch.as_tensor(self.engine.get_global_grad_norm()))
+
+    def zero_grad(self) -> None:
+        """Nothing: `step` has done it."""
 
     def unwrap(self) -> nn.Module:
         """A copy of the model with all its weights as they are now, until the next backward. Collective: every rank."""

@@ -19,16 +19,8 @@ from tqdm import tqdm
 from neuroimagen.config import option, path_option
 from neuroimagen.files import pass_on, write_atomic
 from neuroimagen.pictures import list_pictures, see
-from neuroimagen.run import inputs
-from neuroimagen.run.collectives import decided_by_main, gather_objects, on_every_rank
-from neuroimagen.run.processes import (
-    STOPPED,
-    leave_process_group,
-    make_accelerator,
-    set_deterministic,
-    stop_requested,
-    watch_stop_signal,
-)
+from neuroimagen.run import inputs, processes
+from neuroimagen.run.collectives import decided_by_main, on_every_rank, spread
 from neuroimagen.studies.captions import line_of, lines_of, read_captions, write_captions
 from neuroimagen.text_files import encode, read_text
 
@@ -64,9 +56,8 @@ def embed_captions(
     """CLIP embeddings (n, L, D_s) float32, on the CPU, of n captions; equal captions are encoded once.
 
     pipeline: hub id or directory of the latent diffusion model that will draw: its own tokenizer and text encoder, used
-    as its own `encode_prompt` does (padded to L tokens, last hidden state), so that the embedding of a caption is what
-    the model was trained to see. 77 x 768 for Stable Diffusion 1.x, 77 x 1024 for 2.x; for XL 77 x 2048, the last but
-    one hidden states of both its encoders side by side.
+    as its own `encode_prompt` does: padded to L tokens, the last hidden state, or for Stable Diffusion XL the last but
+    one of both its encoders side by side.
 
     Raises ValueError if `pipeline` holds no text encoder; warns of captions longer than L tokens, which are cut.
     """
@@ -168,7 +159,7 @@ def _caption(
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)  # what a kill cut in the middle of a line is dropped
         for start in range(0, len(names), config.batch_size):
-            if stop_requested():
+            if processes.stop_requested():
                 break
             some = names[start : start + config.batch_size]
             images = [_open_rgb(pictures[name]) for name in some]
@@ -191,9 +182,9 @@ def caption_pictures(config: CaptionsConfig) -> int:
     """
     if config.precision not in DTYPES or config.batch_size < 1:
         raise ValueError("precision must be fp32, bf16 or fp16, and batch_size at least 1")
-    set_deterministic(config.deterministic)
-    accelerator = make_accelerator(config.precision)
-    watch_stop_signal()
+    processes.set_deterministic(config.deterministic)
+    accelerator = processes.make_accelerator(config.precision)
+    processes.watch_stop_signal()
     out = Path(config.out)
     path = out.with_name(out.name + ".inputs.json")
 
@@ -225,20 +216,12 @@ def caption_pictures(config: CaptionsConfig) -> int:
     if complete:
         accelerator.print(f"{out} already holds a caption of each of {len(pictures)} pictures")
         return 0
-    rank, dtype = accelerator.process_index, DTYPES[config.precision]
-    mine = [name for name in pictures if name not in captions][rank :: accelerator.num_processes]
+    rank, world = accelerator.process_index, accelerator.num_processes
+    dtype, part = DTYPES[config.precision], out.with_name(f"{out.name}.part-{rank:04d}")
+    mine = [name for name in pictures if name not in captions][rank::world]
     loaded = on_every_rank(lambda: _load_model(config.model, dtype, accelerator.device) if mine else None)
-    found: dict[str, str] = {}
-    error: Exception | None = None
-    try:
-        if loaded:
-            found = _caption(mine, pictures, config, loaded, out.with_name(f"{out.name}.part-{rank:04d}"))
-    except (ValueError, OSError) as fault:  # the others wait to be told
-        error = fault
-    for theirs, raised in gather_objects((found, error)):
-        if raised is not None:
-            raise raised
-        captions |= theirs
+    for found in spread(lambda _: _caption(mine, pictures, config, loaded, part) if loaded else {}, range(world)):
+        captions |= found
     missing = pictures.keys() - captions.keys()
 
     def merge() -> None:
@@ -251,6 +234,5 @@ def caption_pictures(config: CaptionsConfig) -> int:
     decided_by_main(merge)
     state = f"{len(pictures) - len(missing)} of {len(pictures)} pictures have a caption"
     accelerator.print(f"{out}: {state}" + ("; run the same command to continue" if missing else ""))
-    del loaded
-    leave_process_group()
-    return STOPPED if missing else 0
+    processes.leave_process_group()
+    return processes.STOPPED if missing else 0

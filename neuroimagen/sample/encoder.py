@@ -12,12 +12,10 @@ from neuroimagen.encoders import make_encoder
 class SampleEncoder(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen", license="apache-2.0"):
     """EEG (batch, n_chans, n_times) -> h_clip (batch, n_tokens, width): 77 x 768 for Stable Diffusion 1.x.
 
-    An EEG backbone, two layers of GELU and a linear one. The best answer to Eq. 7 is the mean of the captions that are
-    still possible, each weighed by its probability; a linear function of EEG only shrinks towards the mean of all
-    captions (docs/paper.md), hence the layers between. The last one predicts in units of the train captions' standard
-    deviation around their mean, entry by entry (`set_targets`): the entries of a CLIP embedding differ in scale by
-    orders of magnitude, and the first token never varies. Eq. 7 itself is computed on h_clip, in the text encoder's
-    own units.
+    An EEG backbone, two layers of GELU, as a linear function of EEG only shrinks towards the mean of all captions
+    (docs/paper.md), and a linear one. That predicts in the train captions' standard deviations about their mean, entry
+    by entry (`set_targets`): these differ by orders of magnitude, and the first token never varies. Eq. 7 itself is
+    computed on h_clip, in the text encoder's own units.
     """
 
     mean: torch.Tensor
@@ -59,11 +57,8 @@ class SampleEncoder(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen",
         return self.mean + self.std * offset
 
     def rescaled(self, embedding: torch.Tensor) -> torch.Tensor:
-        """h_clip (n, n_tokens, width) at the train captions' root mean square distance from their mean, direction kept.
-
-        The best answer to Eq. 7 is a mean over the captions that are still possible, which lies nearer to the mean of
-        all captions than any caption does: the diffusion model would read it as a weaker one.
-        """
+        """h_clip (n, n_tokens, width) at the train captions' root mean square distance from their mean, direction kept:
+        Eq. 7 leaves it nearer, which the diffusion model reads as a weaker caption (docs/paper.md)."""
         offset = embedding - self.mean
         length = offset.flatten(1).norm(dim=1).clamp(min=1e-12)
         return self.mean + offset * (self.std.norm() / length)[:, None, None]

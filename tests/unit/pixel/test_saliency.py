@@ -11,7 +11,6 @@ from neuroimagen.batches.stream import Batcher
 from neuroimagen.pixel.features import (
     ROWS,
     FeatureExtractor,
-    describe_features,
     knn_labels,
     linear_accuracy,
     retrieval_at_1,
@@ -107,13 +106,6 @@ def test_linear_probe_finds_a_line_and_not_noise():
     assert linear_accuracy(clusters[:200], labels[:200], clusters[200:], labels[200:]) > 0.85
     noise = torch.randn(400, 4, generator=generator)
     assert linear_accuracy(noise[:200], labels[:200], noise[200:], labels[200:]) < 0.4
-
-
-def test_describe_features_names_its_numbers():
-    features, labels = torch.randn(20, 3), torch.arange(20) % 2
-    described = describe_features(features, labels, features[:6], labels[:6])
-    assert set(described) == {"retrieval_at_1", "knn_accuracy", "linear_accuracy"}
-    assert all(0 <= value <= 1 for value in described.values())
 
 
 def test_more_rows_than_are_compared_at_once():

@@ -6,6 +6,7 @@ import json
 import os
 import runpy
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from neuroimagen.files import sha256
 from neuroimagen.pixel.features import FeatureExtractor
 from neuroimagen.rows import RUNS
 from neuroimagen.run import directory as run_dir
-from neuroimagen.run import inputs, processes
+from neuroimagen.run import inputs
 from neuroimagen.run import run as running
 from neuroimagen.run.directory import claim_run_dir
 from neuroimagen.run.processes import make_accelerator
@@ -443,7 +444,8 @@ def test_an_input_that_was_read_may_change_while_the_run_goes_on(config, root):
 
 def test_a_preempted_run_is_not_continued_on_other_shards(config, root):
     def stop(step):
-        processes._stop_requested = step == 1
+        if step == 1:
+            signal.raise_signal(signal.SIGTERM)
 
     assert train(config, stop) == running.STOPPED and (root / "run" / "PREEMPTED").exists()
     one_byte(root / "shards")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 
 import pytest
 import torch
@@ -10,7 +11,6 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from neuroimagen.config import TrainConfig
-from neuroimagen.run import processes
 from neuroimagen.run import run as running
 from neuroimagen.run.processes import make_accelerator
 from neuroimagen.run.run import Run, warmup_cosine
@@ -44,7 +44,7 @@ def train(config: Config, stop_after: int | None = None) -> tuple[int, Model]:
         run.update(optimizer, model)
         run.advance()
         if stop_after == run.step:
-            processes._stop_requested = True
+            signal.raise_signal(signal.SIGTERM)
     return run.finish(model=model), model
 
 
