@@ -88,7 +88,7 @@ class Gallery:
         batcher, n = Batcher(train, image_size=None), len(train)
         for sentence in batcher.read_labels()[1].values():
             raise ValueError(f"{sentence}: row retrieval needs all of train; make the shards again or leave it out")
-        self.pictures = torch.from_numpy(batcher.image)
+        self.pictures = torch.from_numpy(np.unique(batcher.image, return_inverse=True)[1])
         with torch.inference_mode():
             width = self.embed(torch.zeros(1, *train.shape, device=device)).shape[1]
         self.vectors = torch.zeros(n, width, device=device)
