@@ -66,8 +66,11 @@ def kind_of(row: str) -> str:
 
 
 def uses(row: str) -> tuple[bool, bool, bool]:
-    """Does a row use picture captions (B), label captions (L), the saliency map (I)? One that is not known: none."""
-    about = ROWS.get(row, ROWS["none"])
+    """Does a row use picture captions (B), label captions (L), the map (I)? One that is not known: by its name."""
+    if row not in ROWS:
+        parts = row.split("+")
+        return "B" in parts, "L" in parts, "I" in parts
+    about = ROWS[row]
     return about.semantics == "blip", about.semantics == "label", about.map
 
 

@@ -19,6 +19,8 @@ from neuroimagen.pixel.saliency import doublings, standardise
 
 
 def _norm(kind: str, width: int) -> nn.Module:
+    if kind not in ("batch", "group"):
+        raise ValueError(f"norm must be batch or group, not {kind!r}")
     return {"batch": nn.BatchNorm2d(width), "group": nn.GroupNorm(math.gcd(width, 8), width)}[kind]
 
 
@@ -123,6 +125,8 @@ class Brain2Image(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen", l
         norm: str = "batch",
     ) -> None:
         super().__init__()
+        if variant not in ("gan", "vae"):
+            raise ValueError(f"variant must be gan or vae, not {variant!r}")
         self.n_chans, self.n_times, self.n_classes = n_chans, n_times, n_classes
         self.variant, self.z_dim, self.image_size = variant, z_dim, image_size
         backbone = make_encoder(encoder, n_chans, n_times, n_features, dropout, encoder_width)

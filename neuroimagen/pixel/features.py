@@ -17,6 +17,7 @@ class FeatureExtractor(nn.Module, PyTorchModelHubMixin, library_name="neuroimage
         n_times: int,
         encoder: str = "lstm",
         n_features: int = 128,
+        *,
         dropout: float = 0.0,
         width: int | None = None,
         normalise: bool = True,

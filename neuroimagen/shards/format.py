@@ -271,6 +271,9 @@ class ShardSplit:
     def __len__(self) -> int:
         return len(self.index)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"files": {}}  # a copy opens its own
+
     def __del__(self) -> None:
         for file in getattr(self, "files", {}).values():
             os.close(file)

@@ -212,6 +212,8 @@ def _go_on(partial: Path, plan: dict[str, Any], jobs: list[Job]) -> dict[str, Re
     """The records of the tars that an earlier, stopped command left whole; none, and an empty `partial`, otherwise."""
     unfinished = partial / "unfinished"
     before = _read_json(unfinished / "plan.json")
+    if config := before.get("config"):  # an older plan names the fields of all data sets
+        before["config"] = {name: value for name, value in config.items() if name in plan["config"]}
 
     def without_stamps(plan: dict[str, Any]) -> dict[str, Any]:
         return plan | {"inputs": {name: digest for name, (_, _, digest) in plan["inputs"].items()}}

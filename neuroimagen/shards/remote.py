@@ -21,7 +21,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit, urlunsplit
@@ -207,8 +207,14 @@ def fetch_split(shards: str, folder: Path, name: str, split: dict[str, Any], mos
     total = sum(tar["bytes"] for tar in tars)
     bar = tqdm(total=total, unit="B", unit_scale=True, desc=f"fetch {name}", disable=None if tars else True)
     with bar, ThreadPoolExecutor(CONNECTIONS) as pool:
-        for tar, _ in zip(tars, pool.map(functools.partial(fetch_tar, shards, folder), tars), strict=True):
-            bar.update(tar["bytes"])  # after a failure none of those that wait is begun
+        waiting = {pool.submit(fetch_tar, shards, folder, tar): tar for tar in tars}
+        try:
+            for done in as_completed(waiting):
+                done.result()
+                bar.update(waiting[done]["bytes"])
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # none of those that wait is begun
+            raise
 
 
 def _whole(path: Path, size: int | None) -> bool:

@@ -54,17 +54,22 @@ PATHS = {field.name for field in dataclasses.fields(SourceConfig) if field.metad
 def chosen(config: SourceConfig) -> StudyConfig:
     """What was given for `config.dataset`, as that data set's own config.
 
-    ValueError for a field that this data set does not have, and for one that it needs and was not given.
+    ValueError for a field that this data set does not have, unless it is given as what it is anyhow, such as an empty
+    one, and for one that it needs and was not given.
     """
     schema, _ = DATASETS[config.dataset]
     users = {field.name: _users(field.name) for field in dataclasses.fields(SourceConfig)}
     fields: dict[str, Any] = {"dataset": config.dataset}
+    usual = SourceConfig()
     for name in sorted(config.given & users.keys()):
+        value = getattr(config, name)
         if config.dataset not in users[name]:
-            said = f"={value}" if isinstance(value := getattr(config, name), str) else ""
+            if value == getattr(usual, name):
+                continue
+            said = f"={value}" if isinstance(value, str) else ""
             names = " and ".join(f"dataset={user}" for user in users[name])
             raise ValueError(f"{name}{said} is for {names}: leave it out")
-        fields[name] = getattr(config, name)
+        fields[name] = value
     for field in dataclasses.fields(schema):
         if field.default is MISSING and not fields.get(field.name):
             raise ValueError(f"dataset={config.dataset} needs {field.name}=... (--help says what it is)")

@@ -213,6 +213,18 @@ def test_a_finished_run_is_left_alone(made, here, capsys):
     assert content(root / "one") == before
 
 
+def test_a_row_that_was_renamed_is_a_row_all_the_same(made, here, tmp_path, capsys):
+    """As `neuroimagen evaluate` advises where two rows have one name."""
+    run = shutil.copytree(made[0] / "one", tmp_path / "renamed")
+    (run / "images" / "I").rename(run / "images" / "mine")
+    about = json.loads((run / "rows.json").read_text())
+    about["rows"][0]["name"] = "mine"
+    (run / "rows.json").write_text(json.dumps(about))
+    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace(str(made[0] / "one"), str(run)))
+    assert here([*made[1], f"run_dir={run}"]) == 0 and "already done" in capsys.readouterr().out
+    assert (run / "DONE").exists()
+
+
 def test_rows_change_nothing_but_their_own_pictures(made, here):
     root, arguments = made
     arguments = [a for a in arguments if not a.startswith(("saliency=", "semantics_blip="))]

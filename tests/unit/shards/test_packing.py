@@ -197,6 +197,11 @@ def test_what_is_left_over_is_used_only_by_the_same_command_on_the_same_files(tm
         make_shards(config(tmp_path, tmp_path / "shards", eeg=str(tmp_path / "mistyped.pth")))
     stop_after(1)
     assert "3 of 16 tars are whole" in capsys.readouterr().out
+    path = tmp_path / "shards.partial" / "unfinished" / "plan.json"
+    plan = json.loads(path.read_text())
+    path.write_text(json.dumps(plan | {"config": plan["config"] | {"shuffle_labels": False, "recording": ""}}))
+    stop_after(1)  # an older version kept the fields of all data sets
+    assert "4 of 16 tars are whole" in capsys.readouterr().out
     stop_after(2, eeg_dtype="float32")
     assert "is left over from another command (config differ): starting afresh" in capsys.readouterr().out
     write_study(tmp_path, seed=1)

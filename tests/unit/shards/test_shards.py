@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import pickle
 import shutil
 import tarfile
 from pathlib import Path
@@ -455,3 +456,11 @@ def test_no_manifest_and_left_over_tars(copy, tmp_path):
         ShardSplit(copy, "val")
     with pytest.raises(ValueError, match="is not a shard directory"):
         read_manifest(tmp_path / "nowhere")
+
+
+def test_a_copied_split_opens_its_own_files(made):
+    """So that a process that gets one does not read another process's files by their numbers."""
+    split = ShardSplit(made, "train")
+    first = split.picture(0)
+    twin = pickle.loads(pickle.dumps(split))
+    assert split.files and not twin.files and twin.picture(0) == first

@@ -207,8 +207,8 @@ def test_each_option_is_shown_and_used_or_refused(dataset: str, capsys: pytest.C
             assert main(["shards", f"dataset={dataset}", "out=x", *given]) == 2
             assert f"dataset={dataset} needs {field.name}=... (--help says" in capsys.readouterr().err
     for name in sorted(OPTIONS - own):
-        value = SOME.get(hints[name]) or typing.get_args(hints[name])[0]
-        assert main(["shards", f"dataset={dataset}", "out=x", f"{name}={value}"]) == 2  # even the default
+        value = SOME.get(hints[name]) or typing.get_args(hints[name])[1]
+        assert main(["shards", f"dataset={dataset}", "out=x", f"{name}={value}"]) == 2
         said = capsys.readouterr().err
         assert re.match(rf"error: {name}(=\w+)? is for dataset=\w+( and dataset=\w+)*: leave it out\n", said), said
 
@@ -217,6 +217,12 @@ def test_each_option_is_shown_and_used_or_refused(dataset: str, capsys: pytest.C
 def test_overlays_give_what_their_data_set_has(path: Path) -> None:
     if "dataset" in stage_section(path, "shards"):
         assert chosen(load_config(ShardsConfig, [f"config={path}", "out=x"], "shards"))
+
+
+def test_what_is_given_as_it_is_anyhow_is_no_mistake() -> None:
+    """A script gives task=$TASK, which may be empty."""
+    fields = {"eeg": "e", "images": "i", "task": "", "hold_out": [], "shuffle_labels": False}
+    assert chosen(SourceConfig(dataset="things_eeg2", **fields)).dataset == "things_eeg2"
 
 
 def test_labels_that_were_not_shuffled_are_not_said_to_be(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
