@@ -78,11 +78,14 @@ def check_settings(
     guidance_scale: float,
     num_inference_steps: int,
     chunk: int = Settings.chunk,
+    limit: int | None = None,
     **others: Any,
 ) -> None:
     """Raise ValueError with one sentence for settings that no pipeline can honour; of `others` all can be."""
     if type(chunk) is not int or chunk < 0:
         raise ValueError(f"chunk={chunk}: at least one trial is drawn at a time (0: as many as fit)")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit}: so many of the first trials are drawn; leave it out for all")
     if samples < 1:
         raise ValueError(f"samples={samples}: at least one picture a trial must be drawn")
     if num_inference_steps < 1:

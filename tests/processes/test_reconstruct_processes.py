@@ -284,6 +284,7 @@ def test_mistakes_are_named_and_make_no_run(made, here, tmp_path, change, messag
         ("rows=[I,X]", "different names out of I, L, B"),
         ("saliency=null semantics_label=null semantics_blip=null", "rows=null draws what the given runs allow"),
         ("chunk=-1", "at least one trial"),
+        ("limit=-1", "limit=-1: so many of the first trials"),
         ("strength=0", "not in .0, 1."),
         ("rows=[I] rescale_embeddings=true", "no row of I has a decoded embedding"),
     ],
