@@ -1,7 +1,7 @@
 """Weights by formula, and what torchvision, torch-fidelity and MindEye's recipe make of them (golden_networks.json).
 
 torchvision does not import beside the CPU build of torch that the tests run on, so its numbers are recorded. To make
-them anew, in an environment that has torchvision and torch-fidelity: python tests/unit/golden_networks.py > FILE
+them anew, in an environment that has torchvision and torch-fidelity: python tests/unit/scores/golden_networks.py > FILE
 """
 
 import hashlib
