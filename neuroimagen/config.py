@@ -9,6 +9,7 @@ Every value is text until its field says what it means (`_value`): a name or a p
 line and in a file: 2024_01_15, 1.10 and 12:30 stay so; only a path's leading ~ or ~user is expanded.
 """
 
+import atexit
 import dataclasses
 import difflib
 import os
@@ -288,9 +289,21 @@ def run_command(main: Callable[[C], Any], schema: type[C], arguments: Sequence[s
 def run_trainer(main: Callable[[C], Any], schema: type[C]) -> None:
     """What a trainer's `__main__` calls: `main(config)` with the arguments of the command line."""
     leave_locale()
+    failed: list[int] = []
+
+    def leave() -> None:
+        """After an error peers may be gone, and gloo would abort in C++'s own end, with a code of its own."""
+        if failed and (distributed := sys.modules.get("torch.distributed")) and distributed.is_initialized():
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(failed[0])
+
+    atexit.register(leave)  # of what is registered from here on, trackers say, the last to be called
     stage = Path(sys.argv[0]).stem
     doc = sys.modules["__main__"].__doc__ or ""
     code = run_command(main, schema, sys.argv[1:], stage, f"{doc.strip()}\n\nusage: {stage}.py key=value ...")
     if code in (0, 143) and (processes := sys.modules.get("neuroimagen.run.processes")):
-        processes.leave_process_group()  # after an error peers may be gone: then just exit
+        processes.leave_process_group()
+    elif code:
+        failed.append(code)
     sys.exit(code)

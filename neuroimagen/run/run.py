@@ -176,7 +176,8 @@ class Run:
             self._since += time.monotonic() - self._validation_began
             self._validation_began = 0.0
         # A rank that makes no step for so long prints where it is, before its peers' collectives give up.
-        faulthandler.dump_traceback_later(54 * self.config.timeout_minutes, file=2)
+        # One rank after the other, for they may write to one file.
+        faulthandler.dump_traceback_later((54 + self.rank % 8 / 2) * self.config.timeout_minutes, file=2)
         if self.world == 1 or self._stop_seen is None:
             (self._stop_seen,) = self._any_rank(stop_requested())
         if self._stop_seen and self.step < self.config.max_steps:
