@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from neuroimagen.shards.pack import ShardsConfig, make_shards
+
 WNIDS = ["n02389026", "n03888257", "n03584829"]
 
 
@@ -62,3 +64,13 @@ def write_study(folder: Path, seed: int = 0, **kwargs: Any) -> dict[str, Any]:
     torch.save({"splits": [make_split(content["dataset"])] * 6}, folder / "splits.pth")
     write_pictures(folder / "images", content, rng)
     return content
+
+
+def write_shards(folder: Path, shard_size: int) -> Path:
+    """Shards of `write_study`: 40 train, 10 val, 10 test trials."""
+    write_study(folder)
+    paths = {"eeg": folder / "eeg.pth", "images": folder / "images", "splits_file": folder / "splits.pth"}
+    out = folder / "shards"
+    fields = {name: str(path) for name, path in paths.items()}
+    make_shards(ShardsConfig(out=str(out), n_chans=4, shard_size=shard_size, **fields))
+    return out

@@ -19,7 +19,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import LoggerType, launch
-from perceivelab_files import write_study
+from perceivelab_files import write_shards
 from safetensors.torch import save_model
 
 from neuroimagen import files
@@ -29,7 +29,6 @@ from neuroimagen.config import TrainConfig
 from neuroimagen.run import environment, processes, trackers
 from neuroimagen.run.run import Run
 from neuroimagen.shards.format import ShardSplit, load_index, read_manifest, scan_tar
-from neuroimagen.shards.pack import ShardsConfig, make_shards
 from neuroimagen.shards.remote import cache_folder
 
 MACHINES = ["EMFILE", "ENFILE", "ENOMEM", "EIO", "ESTALE", "ETIMEDOUT", "EINTR", "EACCES", "EPERM", "EAGAIN", "ENOSPC"]
@@ -69,13 +68,7 @@ def train(run_dir: Path, **options) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """40 train, 10 val, 10 test trials, one a tar."""
-    folder = tmp_path_factory.mktemp("study")
-    write_study(folder)
-    paths = {"eeg": folder / "eeg.pth", "images": folder / "images", "splits_file": folder / "splits.pth"}
-    out = folder / "shards"
-    make_shards(ShardsConfig(out=str(out), n_chans=4, shard_size=1, **{k: str(p) for k, p in paths.items()}))
-    return out
+    return write_shards(tmp_path_factory.mktemp("study"), shard_size=1)
 
 
 # --- the environment

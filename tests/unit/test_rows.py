@@ -41,5 +41,5 @@ def test_every_list_of_rows_is_of_the_same_rows():
 
 
 def test_a_row_uses_what_its_name_says():
-    for row in (*ROWS, "of a colleague", "B+L", "B+L+I"):
+    for row in (*ROWS, "of a colleague", "B+L", "B+L+I", "B+mine", "L+mine", "mine+I"):
         assert uses(row) == tuple(letter in row.split("+") for letter in "BLI"), row

@@ -15,25 +15,18 @@ import simplejpeg
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from perceivelab_files import write_study
+from perceivelab_files import write_shards
 from PIL import Image
 
 from neuroimagen.batches.decode import load_picture
 from neuroimagen.batches.order import BalancedOrder, EpochOrder, eval_indices, train_indices
 from neuroimagen.batches.stream import Batcher, eval_batches, train_batches
 from neuroimagen.shards.format import ShardSplit, read_manifest
-from neuroimagen.shards.pack import ShardsConfig, make_shards
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """40 train, 10 val, 10 test trials."""
-    folder = tmp_path_factory.mktemp("study")
-    write_study(folder)
-    paths = {"eeg": folder / "eeg.pth", "images": folder / "images", "splits_file": folder / "splits.pth"}
-    out = folder / "shards"
-    make_shards(ShardsConfig(out=str(out), n_chans=4, shard_size=16, **{k: str(p) for k, p in paths.items()}))
-    return out
+    return write_shards(tmp_path_factory.mktemp("study"), shard_size=16)
 
 
 def same(a, b) -> bool:

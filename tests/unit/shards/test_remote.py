@@ -11,7 +11,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-from perceivelab_files import write_study
+from perceivelab_files import write_shards, write_study
 
 from neuroimagen.batches.stream import train_batches
 from neuroimagen.cli import main
@@ -22,12 +22,7 @@ from neuroimagen.shards.pack import ShardsConfig, make_shards
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("study")
-    write_study(folder)
-    files = {"eeg": folder / "eeg.pth", "images": folder / "images", "splits_file": folder / "splits.pth"}
-    out = folder / "shards"
-    make_shards(ShardsConfig(out=str(out), n_chans=4, shard_size=16, **{k: str(p) for k, p in files.items()}))
-    return out
+    return write_shards(tmp_path_factory.mktemp("study"), shard_size=16)
 
 
 @pytest.fixture(autouse=True)
