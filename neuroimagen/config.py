@@ -236,6 +236,8 @@ def load_config(schema: type[C], arguments: Sequence[str], stage: str) -> C:
     given: dict[str, Any] = {}
     for argument in arguments:
         key, equals, text = argument.lstrip("-").partition("=")
+        if argument.startswith("--") and typing.get_type_hints(schema).get(key) is bool and not equals:
+            equals, text = "=", "true"  # --verbose
         if not equals:
             raise ValueError(f"cannot read {argument!r}: arguments are written key=value (--help lists the keys)")
         if key == "config":

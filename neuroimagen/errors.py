@@ -1,11 +1,13 @@
-"""How a command ends: its exit code, and one sentence for an error that the user can do something about."""
+"""How a command ends: its exit code, and one sentence for an error that the user can do something about; and how
+libraries load in silence, so that what is printed is ours."""
 
+import contextlib
 import errno
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +107,35 @@ def _file_of(error: BaseException) -> str:
     return ""
 
 
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Without what transformers, diffusers and huggingface_hub say while they load a model; downloads keep their bars.
+
+    For models that load well: what is wrong with one is raised.
+    """
+    loaded = [sys.modules.get(f"{name}.utils.logging") for name in ("transformers", "diffusers")]
+    talkers: list[Any] = [library for library in loaded if library]
+    before = [library.get_verbosity() for library in talkers]
+    for library in talkers:
+        library.set_verbosity_error()
+        library.disable_progress_bar()  # of transformers the hub's too, for as long
+    hub: Any = sys.modules.get("huggingface_hub.utils")
+    if hub and not os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS"):
+        hub.enable_progress_bars()
+    try:
+        with contextlib.redirect_stdout(None):
+            yield
+    finally:
+        for library, verbosity in zip(talkers, before, strict=True):
+            library.set_verbosity(verbosity)
+            library.enable_progress_bar()
+
+
 def load_trained(kind: Any, directory: str | Path) -> Any:
     """`kind.from_pretrained` of one of our models; ValueError with its directory if it is damaged."""
     try:
-        return kind.from_pretrained(str(directory))
+        with quiet_libraries():
+            return kind.from_pretrained(str(directory))
     except Exception as error:  # a damaged model can raise anything
         reason = " ".join(str(error).split())[:300].rstrip()
         raise ValueError(f"{directory} cannot be loaded ({reason}): copy it anew, or train it again") from None

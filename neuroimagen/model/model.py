@@ -10,7 +10,6 @@ The directory is that of huggingface_hub's mixin: config.json, model.safetensors
 diffusion/, the latent diffusion model, unless config.json names it by its hub id. Nothing in it is unpickled.
 """
 
-import contextlib
 import dataclasses
 import difflib
 import json
@@ -27,6 +26,7 @@ from torch import nn
 from tqdm import tqdm
 
 from neuroimagen.batches.stream import channel_statistics
+from neuroimagen.errors import quiet_libraries
 from neuroimagen.files import share_weights
 from neuroimagen.model.card import write_card
 from neuroimagen.model.eeg import Contract, take
@@ -150,7 +150,7 @@ class NeuroImagen(
         if local and not all((Path(directory) / file).is_file() for file in ("config.json", "model.safetensors")):
             raise ValueError(f"{name} holds no exported model: make one with neuroimagen export RUNS out={name}")
         try:
-            with contextlib.redirect_stdout(None):  # the hub library prints where it loads from
+            with quiet_libraries():
                 model = super().from_pretrained(name, strict=True, **hub)
         except (TypeError, KeyError) as error:  # no config.json, or another model's
             raise ValueError(f"{name} is not an exported NeuroImagen model ({error})") from None

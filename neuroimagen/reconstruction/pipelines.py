@@ -8,10 +8,10 @@ from typing import Any, Literal
 import diffusers
 import torch
 from diffusers import LatentConsistencyModelImg2ImgPipeline, StableDiffusionXLImg2ImgPipeline
-from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
-from transformers.utils import logging as transformers_logging
+
+from neuroimagen.errors import quiet_libraries
 
 Scheduler = Literal["default", "ddim", "pndm", "dpm++", "euler", "euler_a", "unipc", "lcm"]
 
@@ -63,10 +63,6 @@ def load_pipeline(pipeline: str, dtype: torch.dtype = torch.float32) -> Any:
         raise ValueError(f"pipeline={pipeline} is neither a directory nor a hub id (owner/name)")
     if local and not (Path(pipeline) / "model_index.json").exists():
         raise ValueError(f"pipeline={pipeline} has no model_index.json, so it is not a diffusers pipeline directory")
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # diffusers warns of an AutoencoderTiny where it expects an AutoencoderKL; both work
-    for library in (logging, transformers_logging):
-        library.disable_progress_bar()
     try:
         index: Any = diffusers.DiffusionPipeline.load_config(pipeline, local_files_only=local)
         kind = index.get("_class_name", "file without a class name")
@@ -76,17 +72,14 @@ def load_pipeline(pipeline: str, dtype: torch.dtype = torch.float32) -> Any:
         xl = LAYOUTS[kind] is StableDiffusionXLImg2ImgPipeline
         told: dict[str, Any] = {"feature_extractor": None, "image_encoder": None, "local_files_only": local}
         told |= {"add_watermarker": False} if xl else {"safety_checker": None, "requires_safety_checker": False}
-        pipe = LAYOUTS[kind].from_pretrained(pipeline, dtype=dtype, use_safetensors=True, **told)
+        with quiet_libraries():  # diffusers warns of an AutoencoderTiny where it expects an AutoencoderKL; both work
+            pipe = LAYOUTS[kind].from_pretrained(pipeline, dtype=dtype, use_safetensors=True, **told)
         _check_parts(pipe, pipeline)
     except _Refused as refusal:
         raise ValueError(str(refusal)) from None
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"pipeline={pipeline} cannot be loaded as a Stable Diffusion pipeline: {reason}") from None
-    finally:
-        logging.set_verbosity(verbosity)
-        for library in (logging, transformers_logging):
-            library.enable_progress_bar()
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

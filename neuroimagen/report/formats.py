@@ -145,16 +145,16 @@ class Table:
             notes=list(map(_tex, self.notes)),
         )
 
-    def text(self, notes: bool = True) -> str:
+    def text(self, notes: bool = True, rule: bool = True) -> str:
         """Aligned columns, ASCII where the terminal may know nothing else."""
         cells = [self.head, *([str(cell) for cell in row.cells] for row in self.rows)]
         cells = [[cell.translate(ASCII) for cell in line] for line in cells]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells]
-        rule = "-" * max(map(len, lines))
-        body = [part for row, line in zip(self.rows, lines[1:], strict=True) for part in [rule] * row.rule + [line]]
+        line_across = "-" * max(map(len, lines))
+        body = [x for row, line in zip(self.rows, lines[1:], strict=True) for x in [line_across] * row.rule + [line]]
         said = [note.translate(ASCII) for note in self.notes] if notes else []
-        return "\n".join([self.title, lines[0], rule, *body, *said])
+        return "\n".join([self.title, lines[0], *[line_across] * rule, *body, *said])
 
 
 def _piped(cells: list[str]) -> str:

@@ -317,9 +317,24 @@ def format_tables(run: ReconstructRun, scores: dict[str, Any]) -> str:
     return "\n\n".join([*parts, "\n".join([*said, *absent(run, scores).values(), *unavailable])])
 
 
+def summary(run: ReconstructRun, scores: dict[str, Any]) -> str:
+    """Table 3 and the controls in the width of a terminal: what a person reads first."""
+    book, paper = _Book(run, scores), rows_of_kind(run, "paper")
+    head = book.metrics[scores["headline"]]
+    asked = {head.name: head.head, "shuffled": "if shuffled", "ssim_gain": "SSIM gain"}
+    columns = [Column("row"), *(Column(said, name) for name, said in asked.items())]
+    others = [row for row in run.rows if row not in paper]
+    rows = [Row([Cell(name), *book.cells(columns, scores["rows"][name]["all"])]) for name in (*paper, *others)]
+    guess = scores["truth"].get("guessing", {}).get(head.name, {}).get("value")
+    known = f", a guess has {head(guess)}" if guess is not None else ""
+    title = f"{book.eeg}: {scores['trials']} trials of {scores['pictures']} pictures, {scores['n_way']}-way{known}"
+    return Table("summary", title, columns, rows, []).text(rule=False)
+
+
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """The command `neuroimagen evaluate RUN`: score it, and print Tables 1 to 3."""
-    return scoring.evaluate(config, lambda run, scores: print(format_tables(run, scores)))
+    """The command `neuroimagen evaluate RUN`: score it, and print `summary`, or Tables 1 to 3."""
+    said = format_tables if config.verbose else summary
+    return scoring.evaluate(config, lambda run, scores: print(said(run, scores)))
 
 
 def write(run: ReconstructRun, scores: dict[str, Any], folder: Path) -> None:

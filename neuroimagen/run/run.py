@@ -11,6 +11,7 @@ import json
 import math
 import resource
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -351,8 +352,11 @@ class Run:
         if self.is_main:
             add_stats(self.dir, self.step, values)
             if prefix:
-                shown = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
-                tqdm.write(f"{self.dir.name} step {self.step}: {shown}")
+                shown = ", ".join(f"{name.removeprefix(prefix)} {value:.3g}" for name, value in values.items())
+                line = f"{self.dir.name} step {self.step}: {prefix.strip('/')} {shown}"
+                tqdm.write(textwrap.shorten(line, 80, placeholder=" ..."))  # all of them: stats.jsonl
+                for path in sorted((self.dir / "images").glob(f"*-{self.step:08d}.png")):
+                    tqdm.write(f"  {path}")
         tell(self.accelerator, "log", values, step=self.step)
 
     def image(self, name: str, grid: Tensor) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from neuroimagen.config import option, path_option
+from neuroimagen.errors import quiet_libraries
 from neuroimagen.files import pass_on, write_atomic
 from neuroimagen.pictures import list_pictures, see
 from neuroimagen.run import inputs, processes
@@ -40,8 +41,10 @@ def _text_encoders(pipeline: str, device: torch.device | str) -> list[tuple[Any,
             kinds = [("", CLIPTextModel, -2), ("_2", CLIPTextModelWithProjection, -2)]
         found = []
         for suffix, encoder_class, layer in kinds:
-            tokenizer = CLIPTokenizer.from_pretrained(pipeline, subfolder=f"tokenizer{suffix}")
-            encoder = encoder_class.from_pretrained(pipeline, subfolder=f"text_encoder{suffix}", use_safetensors=True)
+            part = f"text_encoder{suffix}"
+            with quiet_libraries():
+                tokenizer = CLIPTokenizer.from_pretrained(pipeline, subfolder=f"tokenizer{suffix}")
+                encoder = encoder_class.from_pretrained(pipeline, subfolder=part, use_safetensors=True)
             found.append((tokenizer, encoder.float().to(device).eval(), layer))
     except Exception as error:  # a damaged model can raise anything
         reason = " ".join(str(error).split())[:300].rstrip()
@@ -123,8 +126,9 @@ def _load_model(model: str, dtype: torch.dtype, device: torch.device) -> tuple[A
     if not Path(model).is_dir() and (model.startswith((".", "/", "~")) or model.count("/") != 1):
         raise ValueError(f"model={model} is neither a directory nor a hub id (owner/name)")
     try:
-        processor = AutoProcessor.from_pretrained(model, backend="pil")  # the other back end needs torchvision
-        network: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, use_safetensors=True)
+        with quiet_libraries():
+            processor = AutoProcessor.from_pretrained(model, backend="pil")  # the other back end needs torchvision
+            network: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, use_safetensors=True)
     except Exception as error:  # a damaged model can raise anything
         raise ValueError(f"model={model} cannot be loaded: {' '.join(str(error).split())[:300].rstrip()}") from None
     if network.config.model_type not in ("blip", "blip-2"):

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from neuroimagen.errors import quiet_libraries
 from neuroimagen.files import pass_on
 from neuroimagen.pictures import see
 from neuroimagen.run.processes import set_tf32
@@ -257,7 +258,8 @@ def _transformers(name: str, device: torch.device) -> Classifier:
     from transformers.image_processing_utils import BaseImageProcessor
 
     try:
-        model = AutoModelForImageClassification.from_pretrained(name, use_safetensors=True).eval().to(device)
+        with quiet_libraries():
+            model = AutoModelForImageClassification.from_pretrained(name, use_safetensors=True).eval().to(device)
         how, _ = BaseImageProcessor.get_image_processor_dict(name)
     except Exception as error:  # hub, network and format errors have no common base
         raise ValueError(

@@ -48,6 +48,7 @@ class EvaluateConfig:
     download: bool = option(False, "download such weights if they are in no cache: up to 2.3 GB")
     batch_size: int = option(16, "pictures at once through the classifier; changes speed only, 16 is fastest on a CPU")
     device: str = option("auto", "auto | cpu | cuda")
+    verbose: bool = option(False, "print Tables 1 to 3 with notes and protocol, not the ten lines that matter most")
 
 
 def to_csv(scores: dict[str, Any]) -> str:
@@ -90,7 +91,8 @@ def evaluate(
         config.download,
     )
     book.measure(config.batch_size)
-    scores = book.scores() | {"config": dataclasses.asdict(config), "made_of": inputs.digests(made_of)}
+    kept = {name: value for name, value in vars(config).items() if name != "verbose"}
+    scores = book.scores() | {"config": kept, "made_of": inputs.digests(made_of)}
     pictures = book.pictures_csv()
     if said := decided_by_main(lambda: inputs.changes(made_of, inputs_of(run, config.classifier))):
         raise ValueError(f"{run.path} was being scored with {said}: give the same command again")

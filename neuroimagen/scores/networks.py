@@ -26,6 +26,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file
 from torch import nn
 
+from neuroimagen.errors import quiet_libraries
 from neuroimagen.run.processes import set_tf32
 from neuroimagen.scores.backbones import AlexNet, EfficientNetB1, InceptionV3, ResNet50
 
@@ -285,7 +286,8 @@ def _clip(device: torch.device, weights: str | Path | None, download: bool) -> n
             raise _missing("clip", f"{folder} holds neither config.json nor {file}/config.json")
         where = str(inside[0])
     try:
-        model = CLIPVisionModelWithProjection.from_pretrained(where, use_safetensors=True).eval().to(device)
+        with quiet_libraries():
+            model = CLIPVisionModelWithProjection.from_pretrained(where, use_safetensors=True).eval().to(device)
     except Exception as error:  # hub, network and format errors have no common base
         raise _missing("clip", f"{where} cannot be loaded ({first_line(error)})") from None
     return model.requires_grad_(False)
