@@ -5,8 +5,8 @@ learnt from label captions (L) or from picture captions (B). Controls measure wh
 a brain, by an oracle, or without a generative model. Baselines are other networks from EEG to pictures.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 # Config fields of trainers/reconstruct.py that name a run -> its trainer, in trainers/
 STAGES = {"saliency": "pixel_saliency", "semantics_label": "sample_semantics", "semantics_blip": "sample_semantics"}
@@ -88,3 +88,12 @@ def rows_to_draw(rows: Sequence[str] | None, runs: Mapping[str, str | None]) -> 
     if set(rows) - set(ROWS) or not rows or len(set(rows)) < len(rows):
         raise ValueError(f"rows={rows} must be different names out of {', '.join(ROWS)}")
     return list(rows)
+
+
+def adds_rows(before: Mapping[str, Any], now: Mapping[str, Any], changed: Iterable[str]) -> bool:
+    """Whether the config `now` is that of a reconstruct run, `before`, with further rows and the runs that they need.
+
+    changed: the fields that differ. Each row is drawn by itself, so the pictures that are there stay what they are.
+    """
+    kept = set(rows_to_draw(before["rows"], before)) <= set(rows_to_draw(now["rows"], now))
+    return kept and all(field == "rows" or (field in RUNS and before[field] is None) for field in changed)

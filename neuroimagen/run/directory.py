@@ -27,7 +27,7 @@ from accelerate import Accelerator
 
 from neuroimagen.files import Taken, claim, versions, write_atomic
 from neuroimagen.pictures import list_pictures
-from neuroimagen.rows import RUNS
+from neuroimagen.rows import RUNS, adds_rows
 from neuroimagen.run import inputs, zero
 from neuroimagen.run.collectives import decided_by_main, wait_for_files
 from neuroimagen.run.environment import variables
@@ -94,8 +94,11 @@ def _begun(run_dir: Path) -> bool:
     return any(any(run_dir.glob(name)) for name in ("DONE", "rows.json", "checkpoints/step-*[0-9]"))
 
 
-def _claim(run_dir: Path, config: Any, now: inputs.Inputs) -> None:
-    """Create `run_dir`; ValueError if there is one that does not belong to `config` and the inputs there are now."""
+def _claim(run_dir: Path, config: Any, now: inputs.Inputs) -> bool:
+    """Create `run_dir`; ValueError if there is one that does not belong to `config` and the inputs there are now.
+
+    True if there is one that `config` adds to, as a reconstruct run may be given further rows.
+    """
     wanted = dataclasses.asdict(config)
     path = run_dir / "config.yaml"
     if path.exists():
@@ -106,20 +109,27 @@ def _claim(run_dir: Path, config: Any, now: inputs.Inputs) -> None:
         then = inputs.read(run_dir / "inputs.json")
         moved = {k for k in now if k in then and now[k]["content"] == then[k]["content"]}
         changed = [k for k in sorted({*wanted, *found} - FREE_FIELDS - moved) if wanted.get(k) != found.get(k)]
-        if changed:
+        more = bool(changed) and "rows" in wanted and adds_rows(found, wanted, changed)
+        if changed and not more:
             listed = ", ".join(f"{k}: {found.get(k)!r} there, {wanted.get(k)!r} here" for k in changed)
             raise ValueError(
                 f"run_dir {run_dir} holds a run of another config ({listed}); choose another run_dir or delete it"
             )
         if _begun(run_dir):
             check_inputs(run_dir, now)
-        return
+        return more
     if run_dir.exists() and any(run_dir.iterdir()):
         raise ValueError(
             f"run_dir {run_dir} is not empty and holds no config.yaml, so it is not a run; choose another run_dir"
         )
     run_dir.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
+    _write_config(run_dir, config)
+    return False
+
+
+def _write_config(run_dir: Path, config: Any) -> None:
+    text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+    write_atomic(run_dir / "config.yaml", text)
 
 
 _held: dict[Path, int] = {}  # run directory -> descriptor of its lock file, open while this process works there
@@ -142,12 +152,15 @@ def claim_run_dir(config: Any, accelerator: Accelerator) -> bool:
     def enter() -> bool:
         now = inputs_of(config)
         try:
-            _claim(run_dir, config, now)
-            if (run_dir / "DONE").exists():
+            more = _claim(run_dir, config, now)
+            if (run_dir / "DONE").exists() and not more:
                 return True
             if run_dir not in _held:
                 _held[run_dir] = claim(run_dir / "lock", "start only one run there")
-            if not _begun(run_dir):
+            if more:
+                (run_dir / "DONE").unlink(missing_ok=True)
+                _write_config(run_dir, config)
+            if more or not _begun(run_dir):
                 write_atomic(run_dir / "inputs.json", json.dumps(now, indent=1))
             (run_dir / "PREEMPTED").unlink(missing_ok=True)
             write_atomic(run_dir / "environment.json", json.dumps(environment(accelerator), indent=1))

@@ -234,6 +234,27 @@ def test_rows_change_nothing_but_their_own_pictures(made, here):
     assert len(found) == 18 and found.items() <= pictures(root / "one").items()
 
 
+def test_a_finished_run_may_be_given_further_rows_and_no_other_change(made, here, capsys):
+    root, arguments = made
+    few = [a for a in arguments if not a.startswith(("semantics_blip=", "brain2image", "neurovision="))]
+    run = f"run_dir={root / 'grown'}"
+    assert here([*few, run, "rows=[I,L]"]) == 0
+    drawn = {path: path.stat().st_mtime_ns for path in (root / "grown" / "images").rglob("*.png")}
+    for other in ("seed=1", "samples=1", "rows=[I]", "strength=0.5"):
+        with pytest.raises(ValueError, match="holds a run of another config"):
+            here([*few, run, "rows=[I,L,L+I]" if "rows" not in other else other, other])
+    with pytest.raises(ValueError, match="semantics_label: '.*' there, '.*' here"):
+        here([*arguments, run, f"semantics_label={root / 'runs' / 'semantics_blip'}"])
+    assert here([*arguments, run]) == 0 and "already done" not in capsys.readouterr().out
+    assert pictures(root / "grown") == pictures(root / "one")
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in drawn.items())
+    for name in ("trials.jsonl", "pictures.jsonl", "inputs.json"):
+        assert (root / "grown" / name).read_bytes() == (root / "one" / name).read_bytes()
+    assert here([*arguments, run]) == 0 and "already done" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="holds a run of another config"):
+        here([*few, run, "rows=[I,L]"])
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
