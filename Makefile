@@ -7,10 +7,13 @@ RUNS   ?= runs/demo
 SNR    ?=
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test test-poor test-random test-kills test-slurm lint bench clean
+.PHONY: demo paper test test-poor test-random test-kills test-slurm lint bench clean
 
 demo: $(VENV)/demo-ready  ## simulate, shard, train, reconstruct, score; SNR=0 RUNS=runs/silent shows what chance looks like
-	bash launch/demo.sh $(RUNS) $(if $(SNR),snr=$(SNR))
+	@bash launch/demo.sh $(RUNS) $(if $(SNR),snr=$(SNR))
+
+paper: $(VENV)/demo-ready  ## the baselines, all controls and all scores too, going on from what the demo made
+	@WHOLE=1 bash launch/demo.sh $(RUNS) $(if $(SNR),snr=$(SNR))
 
 test: $(VENV)/test-ready  ## everything that runs on a CPU
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --durations 15
@@ -37,9 +40,10 @@ bench: $(VENV)/test-ready  ## each prints a ratio against what one would otherwi
 	for b in benchmarks/*.py; do echo "== $$b"; python $$b || exit 1; done
 
 $(VENV)/demo-ready: setup.cfg constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	python -m pip install -q --no-compile -c constraints.txt -e ".[demo]"
-	touch $@
+	@echo "installing into $(VENV): about a minute"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@python -m pip install -qq --no-compile -c constraints.txt -e ".[demo]"
+	@touch $@
 
 $(VENV)/test-ready: setup.cfg constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -43,7 +43,7 @@ declare -A job # step -> its job, if this call submitted one
 step() { # step NAME "STEPS THAT IT NEEDS" COMMAND...; a COMMAND that starts with a trainer or -m needs a launcher
     local name=$1 needs=$2 launched= needed id after=; shift 2
     case $1 in *.py | -m) launched=yes ;; esac
-    echo "== $name -> $runs"
+    echo "== $name"
     if [ $mode = local ]; then
         ${launched:+$launch} "$@"
         return
@@ -91,10 +91,10 @@ step shards "" neuroimagen shards "${overlays[@]}" out="$runs"/shards
 if [ "$captions" != none ] && { [ ! -e "$captions" ] || [ -e "$captions.inputs.json" ]; }; then  # its own it looks at again
     step captions shards -m neuroimagen.cli captions "${overlays[@]}" out="$captions"
 fi
-if [ $mode = local ] && [ "${SIDE_BY_SIDE:-}" ]; then
-    pixel_branch & pixel=$!
-    sample_branch & sample=$!
-    baselines_branch & others=$!
+if [ $mode = local ] && [ "${SIDE_BY_SIDE:-}" ]; then  # each branch has a line of its own for its progress bar
+    TQDM_POSITION=0 pixel_branch & pixel=$!
+    TQDM_POSITION=1 sample_branch & sample=$!
+    TQDM_POSITION=2 baselines_branch & others=$!
     wait $pixel; wait $sample; wait $others
 else
     pixel_branch; sample_branch; baselines_branch

@@ -3,6 +3,7 @@
 rows.json       the rows and the settings in force, samples, study and diffusion model, for `neuroimagen evaluate`
 trials.jsonl    a line a trial; pictures.jsonl: a line a picture, at the end
 truth/<key>.png, maps/<key>.png, images/<row>/<key>_<sample>.png
+look.png        a first look: some trials, a line each, in every row
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from neuroimagen.files import pass_on, write_atomic
@@ -137,6 +138,22 @@ class PictureFiles:
             line |= {"sample": sample, **{name: trial[name] for name in ("subject", "label", "class_name", "image")}}
             lines.append(json.dumps(line | {"seed": noise_seed(seed, trial["key"], sample)}, ensure_ascii=False) + "\n")
         write_atomic(self.run_dir / "pictures.jsonl", "".join(lines))
+        print(f"{self.run_dir}: {len(lines):,} pictures of {len(self.trials)} trials\n  {self._look()}")
+
+    def _look(self, trials: int = 8, side: int = 96) -> Path:
+        """look.png: of trials that are spread evenly over the run what was seen, the map, and sample 0 of each row."""
+        some = sorted({i * len(self.trials) // trials for i in range(trials)})
+        sheet = Image.new("RGB", (side * len(self.kinds), 14 + side * len(some)), "white")
+        for column, kind in enumerate(self.kinds):
+            ImageDraw.Draw(sheet).text((side * column + 3, 1), kind, "black")
+            for line, i in enumerate(some):
+                end = "_0" if kind in self.rows else ""
+                with Image.open(self.folder(kind) / f"{self.trials[i]['key']}{end}.png") as picture:
+                    sheet.paste(picture.convert("RGB").resize((side, side)), (side * column, 14 + side * line))
+        png = io.BytesIO()
+        sheet.save(png, format="PNG")
+        write_atomic(self.run_dir / "look.png", png.getvalue())
+        return self.run_dir / "look.png"
 
 
 def describe(config: Any, decoders: Decoders, split: ShardSplit, diffusion: Reconstructor) -> dict[str, Any]:

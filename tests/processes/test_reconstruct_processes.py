@@ -15,6 +15,7 @@ from tiny_models import tiny_pipeline, tiny_shards, tiny_stage_runs
 
 from neuroimagen.baselines.brain2image import Brain2Image
 from neuroimagen.config import load_config
+from neuroimagen.rows import adds_rows
 from neuroimagen.run import processes
 from neuroimagen.run.seeds import seed_from
 
@@ -253,6 +254,19 @@ def test_a_finished_run_may_be_given_further_rows_and_no_other_change(made, here
     assert here([*arguments, run]) == 0 and "already done" in capsys.readouterr().out
     with pytest.raises(ValueError, match="holds a run of another config"):
         here([*few, run, "rows=[I,L]"])
+
+
+def test_make_paper_goes_on_from_what_make_demo_drew(trainer):
+    configs = TRAINER.parents[1] / "configs"
+    files = [f"config={configs / name}" for name in ("reconstruct.yaml", "demo.yaml")]
+    runs = ["shards=s", "run_dir=r", "saliency=a", "semantics_label=l", "semantics_blip=b"]
+    baselines = ("brain2image", "brain2image_vae", "neurovision")
+    demo = load_config(trainer.ReconstructConfig, [*files, *runs], "reconstruct")
+    more = [f"config={configs / 'demo_whole.yaml'}", *runs, *(f"{name}=n" for name in baselines)]
+    whole = load_config(trainer.ReconstructConfig, [*files, *more], "reconstruct")
+    changed = {name for name, value in vars(whole).items() if value != getattr(demo, name)}
+    assert changed == {"rows", *baselines} and adds_rows(vars(demo), vars(whole), changed)
+    assert not adds_rows(vars(whole), vars(demo), changed)
 
 
 @pytest.mark.parametrize(
