@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from browser import axe, needs_chromium, violations  # noqa: F401  (fixtures)
 from perceivelab_files import jpeg, make_split, write_study
 from PIL import Image
 
@@ -89,6 +90,13 @@ def test_a_clean_study_has_no_fault(clean, tmp_path, capsys):
     page = (tmp_path / "report" / "index.html").read_text()
     assert "No fault found" in page and "SIMULATED" not in page
     assert not re.search(r'(src|href)="(?!data:image/)', page)  # self-contained
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [400, 1280])
+def test_a_reader_who_cannot_see_or_use_a_mouse_is_not_shut_out(clean, tmp_path, axe, width):  # noqa: F811
+    assert run(clean / "eeg.pth", f"images={clean / 'images'}", "n_chans=4", f"report={tmp_path / 'report'}") == 0
+    assert violations(tmp_path, (tmp_path / "report" / "index.html").read_text(), axe, width) == []
 
 
 def test_statistics_are_those_of_the_trials(clean):

@@ -1,23 +1,19 @@
 """The report page in headless Chromium: what its script does, and how it looks without one."""
 
 import base64
-import hashlib
-import html
 import json
 import re
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
+from browser import axe, chromium, needs_chromium, result_of, violations  # noqa: F401  (fixtures)
 from PIL import Image
 from test_report import page, run  # noqa: F401  (fixtures)
 
 from neuroimagen.report.gallery import random_order, read_picture_scores
 from neuroimagen.scores.run_files import read_run
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH: apt install chromium")
+pytestmark = needs_chromium
 
 # Works the page as a reader would, and writes what it then shows into the page's <pre id="result">.
 SCRIPT = """
@@ -71,21 +67,10 @@ document.body.append(pre);
 """
 
 
-def chromium(tmp_path, file, *options):
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", *options, file.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=900, check=True).stdout
-
-
 def test_script(page, tmp_path):  # noqa: F811
     folder, text, _ = page
-    mine = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    allowed = text.replace("script-src '", f"script-src 'sha256-{mine}' '", 1)
     strange = "<script>document.title = 'a strange script ran'</script>"  # the policy forbids it
-    file = tmp_path / "page.html"
-    file.write_text(allowed.replace("</body>", f"{strange}<script>{SCRIPT}</script></body>"))
-    dump = chromium(tmp_path, file, "--window-size=500,800", "--dump-dom")
-    result = json.loads(html.unescape(re.search(r'<pre id="result">(.*?)</pre>', dump, re.S).group(1)))
+    result = json.loads(result_of(tmp_path, text.replace("</body>", f"{strange}</body>"), [SCRIPT], width=500))
 
     read = read_run(folder)
     means, keys = read_picture_scores(read).means, [trial["key"] for trial in read.trials]
@@ -140,3 +125,8 @@ def test_looks_without_script_and_in_the_dark(page, tmp_path):  # noqa: F811
         wanted = np.asarray(truth, float).mean((0, 1))
     top, left = np.argwhere((np.abs(pixels - np.array((0xFF, 0x5A, 0x52))) <= 3).all(-1))[0]
     assert np.abs(pixels[top + 6 : top + 76, left + 6 : left + 76].mean((0, 1)) - wanted).max() < 8
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_a_reader_who_cannot_see_or_use_a_mouse_is_not_shut_out(page, tmp_path, axe, width):  # noqa: F811
+    assert violations(tmp_path, page[1], axe, width) == []
