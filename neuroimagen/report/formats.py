@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from neuroimagen.pages import render
 
@@ -45,6 +45,11 @@ class Metric(NamedTuple):
     source: str | None = ""
     number: int | None = None  # of its definition on the page
 
+    @classmethod
+    def of(cls, name: str, about: dict[str, Any]) -> "Metric":
+        """`about`: what scores.json says of it, which may be nothing."""
+        return cls(**{"head": name} | {field: about[field] for field in cls._fields if field in about} | {"name": name})
+
     def __call__(self, value: float | None, unit: bool = True) -> str:
         if value is None or not math.isfinite(value):
             return "–"
@@ -59,6 +64,16 @@ class Metric(NamedTuple):
         """Chance and ceiling, as far as they are known, and of what."""
         known = ("chance", self.chance, self.chance_of), ("ceiling", self.ceiling, self.ceiling_of)
         return [(name, value, of) for name, value, of in known if value is not None]
+
+
+def shown(estimate: dict[str, Any] | None, metric: Metric, ranged: bool = True) -> Cell:
+    """An estimate with its interval, for a table cell."""
+    if estimate is None or estimate.get("value") is None:
+        return Cell(ABSENT)
+    ranged = ranged and estimate.get("low") is not None
+    ends = [estimate[name] for name in ("value", *(("low", "high") if ranged else ()))]
+    text, *interval = (decimal(metric.scale * end, metric.digits) for end in ends)
+    return Cell(text, f"[{', '.join(interval)}]" if interval else "")
 
 
 class Column(NamedTuple):
