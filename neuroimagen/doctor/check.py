@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from neuroimagen.config import option, path_option, stage_section, typed
-from neuroimagen.doctor.examination import examine
+from neuroimagen.doctor.examination import Examination
 from neuroimagen.doctor.findings import Finding, Findings
 from neuroimagen.doctor.page import write_page
 from neuroimagen.doctor.shards import ShardStudy
@@ -59,7 +59,7 @@ def check(config: CheckConfig) -> int:
         raise ValueError(f"{error}\nbefore that:\n{listed}") from None
     said = study.manifest.config if isinstance(study, ShardStudy) else dataclasses.asdict(config)
     dtype = "float32" if shards else config.eeg_dtype
-    examined = examine(study, dtype, said.get("background", ""), said.get("orientation", ""))
+    examined = Examination(study, dtype, said.get("background", ""), said.get("orientation", ""))
     findings = Findings(examined, str(shards or config.recording or config.eeg))
     print(summary(findings, how, config), end="")
     if config.report:

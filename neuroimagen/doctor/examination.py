@@ -1,7 +1,7 @@
 """The one pass that `neuroimagen check` makes over a study: what there is, what is broken, and running statistics.
 
-Memory: of each trial stay one number a channel, its key and a hash; of each subject the sums of EEG and spectra; of at
-most MOST_SPECTRA trials a spectrum. Every picture is read and decoded once.
+Memory: of each trial stay a number and a mark a channel, its key and a hash; of each subject the sums of EEG and
+spectra; of at most MOST_SPECTRA trials a spectrum. Every picture is read and decoded once.
 """
 
 import dataclasses
@@ -26,6 +26,7 @@ from neuroimagen.studies.study import Study, Trial
 CLIPPED_SHARE, CLIPPED_LEAST = 0.05, 8  # of the samples of a trial, and samples
 # ... and much longer than at the value next to it; what has few values is coarse, and its largest is often there.
 CLIPPED_TIMES, COARSE = 4, 32
+NAN, FLAT, CLIPPED = 1, 2, 3  # what is wrong with a channel in a trial; flat: no more than one value
 LINES = (50, 60)  # Hz, mains
 MOST_SPECTRA = 20_000  # trials; of a larger study every second, third ... is used
 EXAMPLES = 3  # pictures of each class that the page shows
@@ -64,28 +65,32 @@ class Picture:
 
 
 class Examination:
-    """What one pass over `study` finds; see `examine`. Trials are numbered as they were read, split after split."""
+    """What one pass over `study` finds: every trial of every split is read once.
 
-    def __init__(self, study: Study, eeg_dtype: str, background: str = "", orientation: str = "") -> None:
+    Trials are numbered as they were read, split after split. Faults of trials and pictures go to `study.fault`, which
+    must collect. eeg_dtype: that of the shards to be made, which may refuse a trial; background, orientation: of
+    pictures, likewise.
+    """
+
+    def __init__(self, study: Study, eeg_dtype: str = "float32", background: str = "", orientation: str = "") -> None:
+        assert study.fault.collect, "a doctor lists all faults"
+        start = time.perf_counter()
         self.study, self.eeg_dtype, self.background, self.orientation = study, eeg_dtype, background, orientation
         n = self.planned = sum(len(indices) for indices in study.splits.values())
         self.wnids = {c["label"]: c["wnid"] for c in study.classes}
         self.trials: list[Seen] = []
         self.spread = np.full((n, study.n_chans), np.nan, np.float32)  # standard deviation of each trial and channel
+        self.broken = np.zeros((n, study.n_chans), np.uint8)  # NAN, FLAT, CLIPPED; 0: none of them
         self.offset = np.zeros(n, np.float32)  # of each trial: its mean by its standard deviation, median over channels
         # (subject, remedy) -> what `neuroimagen shards` says of the first trial that it refuses so, and all of them
         self.refused: dict[tuple[int, str], tuple[str, list[int]]] = {}
-        # kind (nan, flat, clipped) -> subject -> channel -> trials; what is flat has no more than one value in a trial
-        self.channels: dict[str, dict[int, dict[int, list[int]]]] = defaultdict(dict)
         self.window = min(study.n_times, max(8, round(study.sfreq)))  # samples; bins of 1 Hz, or what a trial allows
         self.frequencies = np.fft.rfftfreq(self.window, 1 / study.sfreq)
         self.every = -(-n // MOST_SPECTRA) or 1  # trial whose spectrum is taken
         self.densities: dict[int, list[np.ndarray]] = defaultdict(list)  # subject -> (n_frequencies,)
         # subject -> sum over trials, of spectra (n_chans, n_frequencies) and of EEG (n_chans, n_times)
-        self.channel_spectra: dict[int, np.ndarray] = defaultdict(
-            lambda: np.zeros((study.n_chans, len(self.frequencies)))
-        )
-        self.evoked: dict[int, np.ndarray] = defaultdict(lambda: np.zeros((study.n_chans, study.n_times)))
+        self.channel_spectra: dict[int, Any] = defaultdict(float)
+        self.evoked: dict[int, Any] = defaultdict(float)
         self.summed: Counter[int] = Counter()  # subject -> trials in those sums
         self.pictures: dict[str, Picture] = {}
         self.examples: dict[int, list[str]] = defaultdict(list)  # label -> the first images of it
@@ -94,15 +99,28 @@ class Examination:
         self.same_eeg: dict[tuple[int, int], float] = {}  # (trial, later trial) -> samples between what they share
         self.first_eeg: dict[bytes, int] = {}
         self.copies = Copies(study.n_chans, study.n_times, study.sfreq)
-        self.left_out = 0  # trials that could not be read
-        self.orphans: list[Path] = []
-        self.seconds = 0.0
+        with tqdm(total=n, unit="trial", desc="check", disable=None) as progress:
+            for split, indices in study.splits.items():
+                for index in indices:
+                    try:
+                        self._add(split, index, study.trial(index))
+                    except ValueError as error:
+                        study.fault(str(error))
+                    progress.update()
+        study.finish()
+        self._conclude()
+        self.seconds = time.perf_counter() - start
 
     def __len__(self) -> int:
         """Trials read."""
         return len(self.trials)
 
-    def add(self, split: str, index: int, trial: Trial) -> None:
+    @property
+    def left_out(self) -> int:
+        """Trials that could not be read."""
+        return self.planned - len(self)
+
+    def _add(self, split: str, index: int, trial: Trial) -> None:
         number, extra, subject = len(self), trial.extra, trial.subject
         if self.wnids.get(trial.label) != trial.wnid:
             self.study.fault(
@@ -125,18 +143,17 @@ class Examination:
             return
         low, high = eeg.min(axis=1), eeg.max(axis=1)
         finite = np.isfinite(low) & np.isfinite(high)  # NaN and infinity go through min and max
-        self._mark("nan", subject, ~finite, number)
+        self.broken[number, ~finite] = NAN
         if not finite.all():
             return
         flat = low == high
-        self._mark("flat", subject, flat, number)
         at_end = np.maximum((eeg == low[:, None]).sum(axis=1), (eeg == high[:, None]).sum(axis=1))
         clipped = ~flat & (at_end >= max(CLIPPED_LEAST, CLIPPED_SHARE * study.n_times))
         for channel in np.flatnonzero(clipped):
             counts = np.unique(eeg[channel], return_counts=True)[1]
             ends = max(counts[0] / counts[1], counts[-1] / counts[-2])
             clipped[channel] = len(counts) > COARSE and ends > CLIPPED_TIMES
-        self._mark("clipped", subject, clipped, number)
+        self.broken[number, flat], self.broken[number, clipped] = FLAT, CLIPPED
         self.spread[number] = eeg.std(axis=1)
         try:
             encode_eeg(eeg, self.eeg_dtype, trial.key)
@@ -149,16 +166,12 @@ class Examination:
             first = self.first_eeg.setdefault(hashlib.blake2b(eeg.data, digest_size=16).digest(), number)
             if first != number:
                 self.same_eeg[first, number] = 0.0
-        self.evoked[subject] += eeg
+        self.evoked[subject] += eeg.astype(np.float64)
         self.summed[subject] += 1
         if number % self.every == 0:
             _, density = scipy.signal.welch(eeg, study.sfreq, nperseg=self.window, detrend="constant")
             self.densities[subject].append(density.mean(axis=0))
-            self.channel_spectra[subject] += density
-
-    def _mark(self, kind: str, subject: int, wrong: np.ndarray, number: int) -> None:
-        for channel in np.flatnonzero(wrong).tolist():
-            self.channels[kind].setdefault(subject, {}).setdefault(channel, []).append(number)
+            self.channel_spectra[subject] += density.astype(np.float64)
 
     def _add_picture(self, split: str, index: int, trial: Trial) -> None:
         source, image = trial.jpeg, trial.image
@@ -166,14 +179,13 @@ class Examination:
             self.used_files.add(source)
         if image in self.bad_pictures:
             return
-        if image not in self.pictures:
-            try:
-                self.pictures[image] = self._look_at(source, index, trial)
-            except ValueError as error:
-                self.study.fault(f"{error} (first shown in trial {trial.key})")
-                self.bad_pictures.add(image)
-                return
-        picture = self.pictures[image]
+        try:
+            picture = self.pictures.get(image) or self._look_at(source, index, trial)
+        except ValueError as error:
+            self.study.fault(f"{error} (first shown in trial {trial.key})")
+            self.bad_pictures.add(image)
+            return
+        self.pictures[image] = picture
         picture.splits.add(split)
         if picture.label != trial.label:
             self.study.fault(
@@ -193,24 +205,18 @@ class Examination:
             picture.save(buffer, "JPEG", quality=85)
         return Picture(trial.label, hashlib.sha256(data).hexdigest(), look, seen.done, buffer.getvalue())
 
-    def finish(self) -> None:
+    def _conclude(self) -> None:
         """What is known after the last trial."""
-        self.study.finish()
-        self.same_eeg = self.copies.pairs() | self.same_eeg
-        folders = self.study.picture_folders
-        there = {path for folder in folders for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES}
-        self.orphans = sorted(there - self.used_files)
         n = len(self)
-        self.spread, self.offset = self.spread[:n], self.offset[:n]
-        self.subject, self.label = (np.array([t[i] for t in self.trials], int) for i in (3, 4))
+        self.same_eeg = self.copies.pairs() | self.same_eeg
+        there = {path for folder in self.study.picture_folders for path in folder.rglob("*")}
+        self.orphans = sorted(path for path in there - self.used_files if path.suffix.lower() in SUFFIXES)
+        self.spread, self.broken, self.offset = self.spread[:n], self.broken[:n], self.offset[:n]
+        self.subject = np.array([trial.subject for trial in self.trials], int)
+        self.label = np.array([trial.label for trial in self.trials], int)
         self.split = np.array([trial.split for trial in self.trials], "U8")
         self.subjects: list[int] = np.unique(self.subject).tolist()
-        self.spectra: dict[int, Spectrum] = {}
-        for subject in self.subjects:
-            if own := self.densities.get(subject):
-                f, density = self.frequencies, np.median(own, axis=0)
-                lines = {line: line_ratio(f, density, line) for line in LINES}
-                self.spectra[subject] = Spectrum(density, lines, band_of(f, density), slope(f, density))
+        self.spectra = {subject: spectrum(self.frequencies, own) for subject, own in sorted(self.densities.items())}
 
     def channel(self, number: int) -> str:
         names = self.study.channels
@@ -240,25 +246,11 @@ class Examination:
         return rows
 
 
-def examine(study: Study, eeg_dtype: str = "float32", background: str = "", orientation: str = "") -> Examination:
-    """Read every trial of every split once. Faults of trials and pictures go to `study.fault`, which must collect.
-
-    eeg_dtype: that of the shards to be made, which may refuse a trial; background, orientation: of pictures, likewise.
-    """
-    assert study.fault.collect, "a doctor lists all faults"
-    found, start = Examination(study, eeg_dtype, background, orientation), time.perf_counter()
-    with tqdm(total=found.planned, unit="trial", desc="check", disable=None) as progress:
-        for split, indices in study.splits.items():
-            for index in indices:
-                try:
-                    found.add(split, index, study.trial(index))
-                except ValueError as error:
-                    study.fault(str(error))
-                    found.left_out += 1
-                progress.update()
-    found.finish()
-    found.seconds = time.perf_counter() - start
-    return found
+def spectrum(frequencies: np.ndarray, densities: list[np.ndarray]) -> Spectrum:
+    """Of one subject, by the densities (n_frequencies,) of the trials."""
+    density = np.median(densities, axis=0)
+    lines = {line: line_ratio(frequencies, density, line) for line in LINES}
+    return Spectrum(density, lines, band_of(frequencies, density), slope(frequencies, density))
 
 
 def line_ratio(frequencies: np.ndarray, density: np.ndarray, line: float) -> float | None:

@@ -1,9 +1,8 @@
 """What the examination of a study means: what is wrong, what a reviewer would ask, what is fine.
 
-Each of LOOKS looks at one thing and says what it found, with the remedy.
+Each of LOOKS looks at one thing; what it says of it, with the remedy, stands in findings.yaml.
 """
 
-import functools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from neuroimagen.doctor.examination import CLIPPED_LEAST, CLIPPED_SHARE, LINES, Examination
+from neuroimagen.doctor.examination import CLIPPED, CLIPPED_LEAST, CLIPPED_SHARE, FLAT, LINES, NAN, Examination
 from neuroimagen.doctor.picture_hash import NEAR_BITS, NEAR_CORRELATION, near_pairs
 from neuroimagen.pictures import described
 from neuroimagen.shards.tars import OFFSET, people_apart
@@ -24,17 +23,18 @@ from neuroimagen.studies.study import some
 
 # By data set: name, validity, facts, sorted; the file says what they are.
 PUBLISHED = yaml.safe_load(Path(__file__).with_name("published_sets.yaml").read_text(encoding="utf-8"))
+SAID = yaml.safe_load(Path(__file__).with_name("findings.yaml").read_text(encoding="utf-8"))
+RANKS = ("leak", "labels", "units", "signal")  # how bad a finding is, worst first
 LARGE = 20  # times the customary standard deviation: no brain, and hardly an eye blink, does that
 LINE_RATIO, LINE_SHARE = 2.0, 0.01  # of the neighbouring bins' power, and of a channel's, that is worth a question
 USUAL = 0.1, 1000.0  # uV, standard deviation of EEG
 OVERLAPS = 0.05  # s; trials of one recording that share EEG further apart are windows that overlap
-LEAK, LABELS, UNITS, SIGNAL = range(4)  # how bad a finding is, worst first
 WHITE = 0.3  # EEG falls as f^-1 to f^-2 (Donoghue et al. 2020); f^-0.3 and flatter is not what EEG looks like
 OF_SPLITS = re.compile("is in both|the same picture|the same data")  # what readers say of a leak
 BROKEN = {
-    "nan": "holds NaN or infinity",
-    "flat": "is flat",
-    "clipped": f"is clipped ({100 * CLIPPED_SHARE:g} % of its samples and {CLIPPED_LEAST} are its extreme)",
+    NAN: "holds NaN or infinity",
+    FLAT: "is flat",
+    CLIPPED: f"is clipped ({100 * CLIPPED_SHARE:g} % of its samples and {CLIPPED_LEAST} are its extreme)",
 }
 
 
@@ -43,14 +43,19 @@ class Finding(NamedTuple):
 
     text: str
     trials: Sequence[Any] = ()
-    rank: int = SIGNAL
+    rank: str = "signal"
     kind: str = "wrong"
 
     def short(self, most: int = 3) -> str:
         return f"{self.text}: {some(self.trials, most)}" if self.trials else self.text
 
 
-wrong, ask, fine = (functools.partial(Finding, kind=kind) for kind in ("wrong", "ask", "fine"))
+def say(name: str, trials: Sequence[int] = (), /, **facts: Any) -> Finding:
+    """The finding of that name in findings.yaml, its sentence filled with the facts."""
+    ((kind, text), *rank) = SAID[name].items()
+    return Finding(text.format(**facts), trials, **dict(rank), kind=kind)
+
+
 Found = Iterator[Finding]
 Looks = tuple[Callable[[Examination], Found], ...]
 
@@ -62,12 +67,12 @@ class Findings:
         self.found, self.study, self.where = found, found.study, where
         heard: list[Finding] = []
         for look in LOOKS if len(found) else OF_THE_STUDY:
-            heard += list(look(found)) or ([fine(ELSE_FINE[look])] if look in ELSE_FINE else [])
+            heard += look(found)
         heard = [one._replace(trials=[found.trials[i].name for i in one.trials]) for one in heard]
-        heard.sort(key=lambda finding: finding.rank)
-        told = [Finding(text, rank=LEAK if OF_SPLITS.search(text) else LABELS) for text in self.study.fault.found]
+        heard.sort(key=lambda finding: RANKS.index(finding.rank))
+        told = [Finding(text, rank="leak" if OF_SPLITS.search(text) else "labels") for text in self.study.fault.found]
         told += [one._replace(text=f"{where}: {one.text}") for one in heard if one.kind == "wrong"]
-        self.faults = sorted(told, key=lambda finding: finding.rank)
+        self.faults = sorted(told, key=lambda finding: RANKS.index(finding.rank))
         self.questions = [one for one in heard if one.kind == "ask"]
         self.fine = [one.text for one in heard if one.kind == "fine"]
 
@@ -83,24 +88,21 @@ def shared_pictures(found: Examination) -> Found:
     """One picture, by name, in several splits."""
     n, by_image = len(found.pictures), found.study.split_by == "image"
     shared = {image: picture.splits for image, picture in found.pictures.items() if len(picture.splits) > 1}
-    if shared and not by_image:
-        what = f"{len(shared)} of {n} pictures are in more than one split (it is by run)"
-        yield ask(f"{what}: a decoder may know the test pictures; say so", rank=LEAK)
-    elif not shared:
-        split = "split by image: " if by_image else ""
-        yield fine(f"{split}none of {n} pictures is in two splits" + ", for any subject" * by_image)
+    if not shared:
+        yield say("images_apart" if by_image else "images_apart_by_run", n=n)
+    elif not by_image:
+        yield say("images_shared_by_runs", n=len(shared), of=n)
     for image in shared if by_image else ():
         if not any(f"image {image} is in both" in text for text in found.study.fault.found):  # as readers say it
-            sides = " and ".join(sorted(shared[image]))
-            yield wrong(f"image {image} is in {sides}: use a split by image", rank=LEAK)
+            yield say("images_in_two_splits", image=image, splits=" and ".join(sorted(shared[image])))
 
 
 def what_was_seen(found: Examination) -> Found:
     """What had to be done to see the pictures."""
     for what, question in described({image: picture.done for image, picture in found.pictures.items()}):
-        yield ask(f"{what}: {question}") if question else fine(what)
+        yield say("picture_asked" if question else "picture_done", what=what, question=question)
     if not found.bad_pictures:
-        yield fine(f"every picture that was found was decoded whole ({len(found.pictures)})")
+        yield say("pictures_whole", n=len(found.pictures))
 
 
 def copied_pictures(found: Examination) -> Found:
@@ -115,8 +117,8 @@ def copied_pictures(found: Examination) -> Found:
     for images in by_digest.values():
         across = len(set().union(*(pictures[image].splits for image in images))) > 1
         if len(images) > 1 and across and found.study.split_by == "image":
-            named = _and([f"{image} ({'/'.join(sorted(pictures[image].splits))})" for image in images])
-            yield wrong(f"{named} are the same picture, byte for byte: leave one out", rank=LEAK)
+            named = [f"{image} ({'/'.join(sorted(pictures[image].splits))})" for image in images]
+            yield say("same_picture", named=_and(named))
             apart = False
         else:
             same += len(images) > 1
@@ -124,43 +126,41 @@ def copied_pictures(found: Examination) -> Found:
         a, b = list(sides[one].values()), list(sides[other].values())
         for i, j, r in near_pairs([pictures[k].look for k in a], [pictures[k].look for k in b]):
             if pictures[a[i]].digest != pictures[b[j]].digest:
-                named = f"{a[i]} ({one}) and {b[j]} ({other})"
-                yield ask(f"{named} look like copies of one picture (correlation {r:.3f})", rank=LEAK)
+                yield say("near_picture", one=a[i], split=one, other=b[j], other_split=other, r=r)
                 apart = False
     if apart:
-        yield fine(
-            "no picture has a copy in another split, by content (SHA-256) or by look (pHash within "
-            f"{NEAR_BITS} of 63 bits and correlation {NEAR_CORRELATION} or more)"
-        )
+        yield say("no_copies", bits=NEAR_BITS, correlation=NEAR_CORRELATION)
     if same:
-        yield ask(f"{same} pictures are there under several names in one split, or in a split by run, byte for byte")
+        yield say("several_names", n=same)
 
 
 def orphans(found: Examination) -> Found:
     if n := len(found.orphans):
-        yield ask(f"{n} orphan images, which no readable trial shows: {some(list(map(str, found.orphans)), 3)}")
+        yield say("orphans", n=n, some=some(list(map(str, found.orphans)), 3))
     elif found.study.picture_folders:
-        yield fine("every picture in the folders is shown in some trial")
+        yield say("no_orphans")
 
 
 def broken_channels(found: Examination) -> Found:
-    for kind, word in BROKEN.items():
-        for subject, channels in found.channels[kind].items():
-            trials = sorted(set().union(*channels.values()))
-            worst = sorted(channels, key=lambda channel: -len(channels[channel]))
-            uneven = any(len(own) < len(trials) for own in channels.values())
-            listed = some([found.channel(c) + f" (in {len(channels[c])})" * uneven for c in worst], 8)
-            of = found.n_trials(subject)
-            yield wrong(f"channel {listed} of subject {subject} {word} in {len(trials)} of {of} trials", trials)
-        if not found.channels[kind]:
-            yield fine(f"no channel of any trial {word}")
+    for mark, how in BROKEN.items():
+        broken = found.broken == mark
+        for subject in found.subjects:
+            own = (found.subject == subject)[:, None] & broken
+            counts, trials = own.sum(axis=0), np.flatnonzero(own.any(axis=1)).tolist()
+            worst = [c for c in np.argsort(-counts, kind="stable").tolist() if counts[c]]
+            if trials:
+                uneven = bool(counts[worst[-1]] < len(trials))
+                channels = some([found.channel(c) + f" (in {counts[c]})" * uneven for c in worst], 8)
+                n, of = len(trials), found.n_trials(subject)
+                yield say("broken_channel", trials, channels=channels, subject=subject, how=how, n=n, of=of)
+        if not broken.any():
+            yield say("no_broken_channel", how=how)
 
 
 def unpackable(found: Examination) -> Found:
     """What `neuroimagen shards` would refuse."""
     for (subject, _), (why, trials) in sorted(found.refused.items()):
-        those = f"{len(trials)} of {found.n_trials(subject)} trials of subject {subject}"
-        yield wrong(f"{those} cannot be packed: {why}", trials, UNITS)
+        yield say("unpackable", trials, n=len(trials), of=found.n_trials(subject), subject=subject, why=why)
 
 
 def units(found: Examination) -> Found:
@@ -173,36 +173,35 @@ def units(found: Examination) -> Found:
             sizes[subject] = float(np.nanmedian(moves[rows]))
         offset = float(np.median(found.offset[rows]))
         if offset > OFFSET and not any(subject == refused for refused, _ in found.refused):
-            what = f"the EEG of subject {subject} stands on an offset of {offset:.3g} times its signal"
-            yield ask(f"{what}: take it away by baseline= or band=", rank=UNITS)
+            yield say("offset", subject=subject, offset=offset)
     if apart := people_apart(sizes):
-        yield wrong(apart, rank=UNITS)
+        yield say("people_apart", apart=apart)
     odd = [f"{size:.3g} uV of subject {s}" for s, size in sizes.items() if not USUAL[0] <= size <= USUAL[1]]
     if odd and found.study.units == "uV":
-        yield ask(
-            f"amplitudes of {_and(odd)} (median of the standard deviations of channels in trials), where EEG has "
-            f"{USUAL[0]:g} to {USUAL[1]:,.0f} uV: does the file name its units, and are they right?",
-            rank=UNITS,
-        )
+        yield say("odd_microvolts", odd=_and(odd), low=USUAL[0], high=USUAL[1])
 
 
 def large(found: Examination) -> Found:
     """Channels, then single trials, that are LARGE times what is usual for the subject."""
+    fine = True
     for subject in found.subjects:
         rows = np.flatnonzero(found.subject == subject)
         spread = found.spread[rows]
         if not np.isfinite(spread).any():
             continue
-        usual = np.nanmedian(spread[np.isfinite(spread).any(axis=1)], axis=0)
-        middle = np.nanmedian(usual)
-        for channel in np.flatnonzero(usual > LARGE * middle).tolist() if middle > 0 else []:
-            what = f"channel {found.channel(channel)} of subject {subject} is very large: {usual[channel]:.3g}"
-            yield ask(f"{what}, where the subject's channels have {middle:.3g} {found.study.units}")
+        sizes = np.nanmedian(spread[np.isfinite(spread).any(axis=1)], axis=0)
+        usual = np.nanmedian(sizes)
+        for c in np.flatnonzero(sizes > LARGE * usual).tolist() if usual > 0 else []:
+            told = {"channel": found.channel(c), "size": sizes[c], "usual": usual, "units": found.study.units}
+            yield say("large_channel", subject=subject, **told)
+            fine = False
         with np.errstate(invalid="ignore"):
-            trials = rows[(spread > LARGE * np.where(usual > 0, usual, np.inf)).any(axis=1)].tolist()
+            trials = rows[(spread > LARGE * np.where(sizes > 0, sizes, np.inf)).any(axis=1)].tolist()
         if trials:
-            those = f"{len(trials)} trials of subject {subject}"
-            yield ask(f"{those} have a channel over {LARGE} times its usual amplitude", trials)
+            yield say("large_trials", trials, n=len(trials), subject=subject, times=LARGE)
+            fine = False
+    if fine:
+        yield say("nothing_large", times=LARGE)
 
 
 def same_eeg(found: Examination) -> Found:
@@ -217,17 +216,15 @@ def same_eeg(found: Examination) -> Found:
         n, trials = len({a for a, _ in pairs}), list(dict.fromkeys(trial for pair in pairs for trial in pair))
         across = f" and in two splits, {split} and {split_of_other}" if split != split_of_other else ""
         both = recording if recording == of_other else f"{recording} and {of_other}"
-        if overlap:
-            what = f"windows of {n} trials of {recording} overlap{across}"
-            yield ask(f"{what}: leave a gap between splits", trials, LEAK)
-        else:
-            what = "two trials hold" if len(pairs) == 1 else f"{n} trials and {len(trials) - n} others hold"
-            rank = LEAK if across else LABELS
-            yield wrong(f"{what} the same EEG{across} ({both}): leave one of the two out", trials, rank)
+        those = "two trials hold" if len(pairs) == 1 else f"{n} trials and {len(trials) - n} others hold"
+        name = "overlap" if overlap else "same_eeg_in_two_splits" if across else "same_eeg"
+        yield say(name, trials, n=n, recording=recording, across=across, both=both, those=those)
+    if not groups:
+        yield say("no_same_eeg")
 
 
 def line_noise(found: Examination) -> Found:
-    f, faint, seen = found.frequencies, False, set()
+    f, noisy, seen = found.frequencies, False, set()
     for subject, spectrum in found.spectra.items():
         own = found.channel_spectra[subject]
         for line, ratio in spectrum.lines.items():
@@ -236,27 +233,20 @@ def line_noise(found: Examination) -> Found:
             seen.add(line)
             share = own[:, np.abs(f - line) <= 2 * f[1]].sum(axis=1) / np.maximum(own[:, 1:].sum(axis=1), 1e-300)
             if ratio > LINE_RATIO and share.max() > LINE_SHARE:
-                faint = True
+                noisy = True
                 worst = ", ".join(found.channel(c) for c in np.argsort(-share)[:3])
-                yield ask(
-                    f"subject {subject} has line noise at {line} Hz: {ratio:.1f} times the power of neighbouring "
-                    f"frequencies, up to {100 * share.max():.2g} % of a channel's (most in channel {worst}): was a "
-                    "notch filter meant to be applied?"
-                )
-    if seen and not faint:
-        yield fine(f"no line noise at {' or '.join(map(str, sorted(seen)))} Hz in any subject")
-    if hidden := [line for line in LINES if line not in seen]:
-        samples = f"{found.study.n_times} samples at {found.study.sfreq:g} Hz"
-        yield fine(f"line noise at {' or '.join(map(str, hidden))} Hz cannot be seen: {samples} do not resolve it")
+                told = {"ratio": ratio, "percent": 100 * share.max(), "worst": worst}
+                yield say("line_noise", subject=subject, line=line, **told)
+    if seen and not noisy:
+        yield say("no_line_noise", lines=" or ".join(map(str, sorted(seen))))
+    if hidden := [str(line) for line in LINES if line not in seen]:
+        yield say("line_noise_hidden", lines=" or ".join(hidden), n_times=found.study.n_times, sfreq=found.study.sfreq)
 
 
 def whitened(found: Examination) -> Found:
     for subject, spectrum in found.spectra.items():
         if spectrum.slope is not None and spectrum.slope > -WHITE:
-            yield ask(
-                f"the spectrum of subject {subject} goes as f^{spectrum.slope:.2f}; EEG falls as f^-1 to f^-2 "
-                "(Donoghue et al. 2020): was it whitened, or is it no EEG?"
-            )
+            yield say("white", subject=subject, slope=spectrum.slope)
 
 
 def balance(found: Examination) -> Found:
@@ -267,26 +257,22 @@ def balance(found: Examination) -> Found:
     counts = {name: Counter(found.label[own].tolist()) for name, own in rows.items()}
     zero_shot = bool(counts["split test"]) and not counts["split test"].keys() & counts["split train"].keys()
     if zero_shot:  # then it is the design that splits lack classes
-        yield fine("zero-shot: no class of the test split is among those of the train split")
+        yield say("zero_shot")
     lacking = False
     for name, own in counts.items():
         absent = [names[label] for label in names if label not in own]
         if absent and len(absent) < len(names) and not (zero_shot and name.startswith("split")):
             lacking = True
-            yield ask(f"{name} has no trial of {len(absent)} of {len(names)} classes: {some(absent)}")
+            yield say("no_trial_of", where=name, n=len(absent), of=len(names), some=some(absent))
     uneven = [name for name, own in counts.items() if own and max(own.values()) > UNEVEN * min(own.values())]
     if uneven:  # the first, train if it is one of them, stands for all
         own = counts[uneven[0]]
         most, least = max(own, key=own.__getitem__), min(own, key=own.__getitem__)
-        also = f" (so are those of {_and(uneven[1:])})" if uneven[1:] else ""
-        yield ask(
-            f"classes of {uneven[0]} are uneven: {own[most]} trials of {names[most]}, {own[least]} of {names[least]}"
-            f"{also}; always naming the most frequent is {100 * own[most] / own.total():.1f} % right: train with "
-            "classes_per_batch (pixel_features.py) and class_weights=true (sample_semantics.py), and report "
-            "balanced accuracy"
-        )
+        told = {"most": names[most], "n_most": own[most], "least": names[least], "n_least": own[least]}
+        told["also"] = f" (so are those of {_and(uneven[1:])})" if uneven[1:] else ""
+        yield say("uneven", where=uneven[0], percent=100 * own[most] / own.total(), **told)
     elif not lacking:
-        yield fine(f"classes are even within a factor of {UNEVEN:g} in every split and for every subject")
+        yield say("even", times=UNEVEN)
 
 
 def blocks(found: Examination) -> Found:
@@ -302,15 +288,10 @@ def blocks(found: Examination) -> Found:
         same = float((labels[1:] == labels[:-1]).mean())
         chance = float(((np.unique(labels, return_counts=True)[1] / len(labels)) ** 2).sum())
         if same > 0.5 and same > 2 * chance:
-            yield ask(
-                f"subject {subject}: in the order of {'time' if timed else 'the file'} {100 * same:.0f} % of trials "
-                f"are followed by one of the same class (shuffled: {100 * chance:.0f} %): if that is how they were "
-                "shown, class and time of recording are one variable (block design; Li et al. 2020)",
-                rank=LEAK,
-            )
+            told = {"order": "time" if timed else "the file", "percent": 100 * same, "chance": 100 * chance}
+            yield say("blocks", subject=subject, **told)
             return
-    order = "of time" if timed else "of the file (time is not recorded there)"
-    yield fine(f"classes do not come in blocks in the order {order}")
+    yield say("no_blocks", order="of time" if timed else "of the file (time is not recorded there)")
 
 
 def amplitude_alone(found: Examination) -> Found:
@@ -334,14 +315,9 @@ def amplitude_alone(found: Examination) -> Found:
     if total < 20:
         return
     share, guess = right / total, chance / total
-    what = (
-        f"amplitude alone (one number a channel; nearest class mean, within subject) names {100 * share:.1f} % of "
-        f"{total} test trials; guessing the most frequent class, {100 * guess:.1f} %"
-    )
-    if share > guess + 4 * np.sqrt(guess * (1 - guess) / total):
-        yield ask(f"{what}: if the response to a picture does not explain that, drift or a block design may")
-    else:
-        yield fine(what)
+    fine = say("amplitude_alone", percent=100 * share, n=total, guess=100 * guess)
+    beyond = share > guess + 4 * np.sqrt(guess * (1 - guess) / total)
+    yield say("amplitude_tells", what=fine.text) if beyond else fine
 
 
 def published_design(found: Examination) -> Found:
@@ -349,12 +325,10 @@ def published_design(found: Examination) -> Found:
     known = PUBLISHED.get(found.study.dataset)
     if known is None or found.study.simulated:
         return
-    yield ask(f"{known['name']}: {known['validity']}")
+    yield say("published", name=known["name"], validity=known["validity"])
     if found.study.dataset == "perceivelab":
         wnids = [c["wnid"] for c in sorted(found.study.classes, key=lambda c: c["label"])]
-        what = "the label table is not the published one (40 wnids in their order): labels mean other classes"
-        right = wnids == [c.wnid for c in CLASSES]
-        yield fine("the label table is the published one") if right else ask(what, rank=LABELS)
+        yield say("published_labels" if wnids == [c.wnid for c in CLASSES] else "other_labels")
 
 
 def stated_filters(found: Examination) -> Found:
@@ -362,8 +336,7 @@ def stated_filters(found: Examination) -> Found:
     groups = found.study.recorded or []
     if len(groups) > 1:
         parts = [f"{stated(group)} ({len(group['files'])} files, {some(group['files'], 2)})" for group in groups]
-        what = f"the files state different filters or references: {some(parts, 4)}"
-        yield ask(f"{what}: process them alike, or say why not")
+        yield say("filters_differ", groups=some(parts, 4))
 
 
 OF_THE_STUDY: Looks = (published_design, stated_filters)  # though no trial could be read
@@ -372,10 +345,6 @@ LOOKS: Looks = (
     *(broken_channels, unpackable, units, large, same_eeg, line_noise, whitened),
     *(balance, blocks, amplitude_alone, *OF_THE_STUDY),
 )
-ELSE_FINE = {  # where a look has nothing to say
-    large: f"no channel is {LARGE} times as large as is usual for its subject",
-    same_eeg: "no two trials hold the same EEG, be it rounded, scaled or shifted",
-}
 
 
 def _and(names: list[str], most: int = 6) -> str:

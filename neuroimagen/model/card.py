@@ -4,17 +4,11 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
+from neuroimagen.report.formats import ASCII, Metric, shown
 from neuroimagen.rows import ROWS, SEMANTICS
 
 BLOCKS = {"perceivelab", "eeg_imagenet"}  # data sets that show each class in one uninterrupted block
 MARKDOWN = Environment(loader=PackageLoader("neuroimagen.model"), trim_blocks=True, lstrip_blocks=True)
-
-
-def _shown(cell: dict[str, Any] | None, scale: float, digits: int) -> str:
-    """value [95 % interval], as far as there is one."""
-    found = [cell.get(name) for name in ("value", "low", "high")] if cell else [None]
-    value, *interval = [None if x is None else f"{x * scale:.{digits}f}" for x in found]
-    return f"{value} [{', '.join(map(str, interval))}]" if value and all(interval) and interval else value or "-"
 
 
 def _table(scores: dict[str, Any], metrics: dict[str, dict[str, Any]]) -> list[list[str]]:
@@ -23,9 +17,9 @@ def _table(scores: dict[str, Any], metrics: dict[str, dict[str, Any]]) -> list[l
     levels = {level: head for level, head in levels.items() if any(m.get(level) is not None for m in metrics.values())}
     lines = [["drawn from", *scores["rows"], *levels.values()]]
     for name, about in metrics.items():
-        cells = [row.get(name) for row in scores["rows"].values()] + [{"value": about.get(level)} for level in levels]
-        shown = [_shown(cell, about.get("scale", 1), about.get("digits", 3)) for cell in cells]
-        lines.append([about.get("head", name), *shown])
+        metric = Metric.of(name, about)
+        estimates = [row.get(name) for row in scores["rows"].values()] + [{"value": about.get(at)} for at in levels]
+        lines.append([metric.head, *(str(shown(estimate, metric)).translate(ASCII) for estimate in estimates)])
     return lines
 
 

@@ -1,6 +1,6 @@
 """The paper's Figures 3, 4 and 5 of a scored run, each with the rule that chose its trials; none is picked by hand.
 
-`trials` says what a figure shows (for the page), `draw` draws it, `write` puts the PNGs into RUN/figures.
+`build` says what the figures show (for the page), `draw` draws one, `write` puts the PNGs into RUN/figures.
 """
 
 import io
@@ -212,34 +212,27 @@ def _figure5(run: ReconstructRun) -> Figure:
 FIGURES = {"figure3": _figure3, "figure4": _figure4, "figure5": _figure5}
 
 
-def trials(run: ReconstructRun, name: str) -> Figure:
-    """What "figure3", "figure4" or "figure5" shows; ValueError, with a sentence why, if it cannot be made."""
-    return FIGURES[name](run)
-
-
-def absent(run: ReconstructRun) -> dict[str, str]:
-    """Why a figure cannot be made: {"figure4": sentence}."""
-    found = {}
-    for name in FIGURES:
+def build(run: ReconstructRun) -> tuple[dict[str, Figure], dict[str, str]]:
+    """The figures by name; and of those that cannot be made, a sentence why."""
+    made, absent = {}, {}
+    for name, make in FIGURES.items():
         try:
-            trials(run, name)
+            made[name] = make(run)
         except ValueError as error:
-            found[name] = str(error)
-    return found
+            absent[name] = str(error)
+    return made, absent
 
 
 def write(run: ReconstructRun, folder: Path) -> None:
     """folder/{figure3, figure4, figure5}.png; those that can no more be made are removed."""
     folder.mkdir(parents=True, exist_ok=True)
-    lacking = absent(run)
-    for name in FIGURES:
-        path = folder / f"{name}.png"
-        if name in lacking:
-            path.unlink(missing_ok=True)
-            continue
+    made, absent = build(run)
+    for name in absent:
+        (folder / f"{name}.png").unlink(missing_ok=True)
+    for name, figure in made.items():
         buffer = io.BytesIO()
-        draw(trials(run, name)).save(buffer, "PNG", optimize=True)
-        write_atomic(path, buffer.getvalue())
+        draw(figure).save(buffer, "PNG", optimize=True)
+        write_atomic(folder / f"{name}.png", buffer.getvalue())
 
 
 def draw(figure: Figure, cell: int = 128) -> Image.Image:

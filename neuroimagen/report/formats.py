@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from neuroimagen.pages import render
 
@@ -45,6 +45,11 @@ class Metric(NamedTuple):
     source: str | None = ""
     number: int | None = None  # of its definition on the page
 
+    @classmethod
+    def of(cls, name: str, about: dict[str, Any]) -> "Metric":
+        """`about`: what scores.json says of it, which may be nothing."""
+        return cls(**{"head": name} | {field: about[field] for field in cls._fields if field in about} | {"name": name})
+
     def __call__(self, value: float | None, unit: bool = True) -> str:
         if value is None or not math.isfinite(value):
             return "–"
@@ -59,6 +64,16 @@ class Metric(NamedTuple):
         """Chance and ceiling, as far as they are known, and of what."""
         known = ("chance", self.chance, self.chance_of), ("ceiling", self.ceiling, self.ceiling_of)
         return [(name, value, of) for name, value, of in known if value is not None]
+
+
+def shown(estimate: dict[str, Any] | None, metric: Metric, ranged: bool = True) -> Cell:
+    """An estimate with its interval, for a table cell."""
+    if estimate is None or estimate.get("value") is None:
+        return Cell(ABSENT)
+    ranged = ranged and estimate.get("low") is not None
+    ends = [estimate[name] for name in ("value", *(("low", "high") if ranged else ()))]
+    text, *interval = (decimal(metric.scale * end, metric.digits) for end in ends)
+    return Cell(text, f"[{', '.join(interval)}]" if interval else "")
 
 
 class Column(NamedTuple):
@@ -108,42 +123,22 @@ class Table:
         """The same as a file of its own."""
         return render("report/templates/table_file.j2", table=self)
 
+    def marked(self, row: Row) -> list[tuple[Column, Cell, bool]]:
+        """Of each cell its column, and whether it is bold: all that is ours in the row that counts."""
+        own = zip(self.columns, row.cells, strict=True)
+        return [(column, cell, row.kind == "full" and bool(cell.text) and not column.paper) for column, cell in own]
+
     def markdown(self) -> str:
         """A pipe table of GitHub's Markdown; the row that counts is bold, a rule is an empty line of the table."""
-        lines = [f"**{_md(self.title)}**", "", _piped([_md(head) for head in self.head])]
-        lines.append(_piped(["---:" if column.numeric else "---" for column in self.columns]))
-        for row in self.rows:
-            if row.rule:
-                lines.append(_piped([""] * len(self.columns)))
-            cells = []
-            for column, cell in zip(self.columns, row.cells, strict=True):
-                bold = "**" if row.kind == "full" and cell.text and not column.paper else ""
-                cells.append(f"{bold}{_md(cell.text)}{bold} {cell.range}".rstrip())
-            lines.append(_piped(cells))
-        lines += ["", *(f"- {_md(note)}" for note in self.notes)]
-        return "\n".join(lines) + "\n"
+        return render("report/templates/table.md.j2", table=self, md=_md)
 
     def latex(self) -> str:
         r"""A float to \input; needs booktabs and amssymb. Intervals stand under their numbers."""
         lengths = [max(len(row.cells[i].text) for row in self.rows) for i in range(len(self.columns))]
         long = rf"p{{{min(6, 12 // max(1, sum(length > 30 for length in lengths)))}cm}}"
         kinds = ["r" if c.numeric else "l" if n <= 30 else long for c, n in zip(self.columns, lengths, strict=True)]
-
-        def cell(row: Row, column: Column, cell: Cell) -> str:
-            text = _tex(cell.text)
-            if row.kind == "full" and text and not column.paper:
-                text = rf"\textbf{{{text}}}"
-            return rf"\shortstack[r]{{{text}\\{{\scriptsize {_tex(cell.range)}}}}}" if cell.range else text
-
-        return render(
-            "report/templates/table.tex.j2",
-            name=self.name,
-            title=_tex(re.sub(r"^Table \d+\. ", "", self.title)),  # LaTeX numbers its tables itself
-            head=list(map(_tex, self.head)),
-            kinds="".join(kinds),
-            rows=[(r.rule, [cell(r, *of) for of in zip(self.columns, r.cells, strict=True)]) for r in self.rows],
-            notes=list(map(_tex, self.notes)),
-        )
+        title = re.sub(r"^Table \d+\. ", "", self.title)  # LaTeX numbers its tables itself
+        return render("report/templates/table.tex.j2", table=self, title=title, kinds="".join(kinds), tex=_tex)
 
     def text(self, notes: bool = True, rule: bool = True) -> str:
         """Aligned columns, ASCII where the terminal may know nothing else."""
@@ -155,10 +150,6 @@ class Table:
         body = [x for row, line in zip(self.rows, lines[1:], strict=True) for x in [line_across] * row.rule + [line]]
         said = [note.translate(ASCII) for note in self.notes] if notes else []
         return "\n".join([self.title, lines[0], *[line_across] * rule, *body, *said])
-
-
-def _piped(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _md(text: str) -> str:

@@ -1,7 +1,10 @@
 """What is said under the tables: the protocol beside the paper's, and what each column means."""
 
+import re
+from collections import defaultdict
 from typing import Any
 
+from neuroimagen.pages import render
 from neuroimagen.report import published
 from neuroimagen.report.formats import Metric
 from neuroimagen.rows import uses
@@ -44,47 +47,18 @@ def protocol(run: ReconstructRun, scores: dict[str, Any]) -> list[tuple[str, str
     ]
 
 
-def notes(run: ReconstructRun, scores: dict[str, Any], metrics: list[Metric]) -> list[str]:
+def notes(which: str, **facts: Any) -> list[str]:
+    """The notes of templates/notes.j2 under the table `which`, or under Tables 1 to 3 ("all")."""
+    text = render("report/templates/notes.j2", which=which, published=published, uneven=UNEVEN, **facts)
+    return [re.sub(r"\s*\n\s*", " ", note) for note in re.split(r"\n\s*\n", text.strip()) if note]
+
+
+def under_all(run: ReconstructRun, scores: dict[str, Any], metrics: list[Metric]) -> list[str]:
     """What has to be said under Tables 1 to 3, the protocol first; metrics: their columns."""
-    truth = scores["truth"]
-    said = " ".join(f"{what}: {here} (paper: {there})." for what, here, there in protocol(run, scores))
-    lines = [
-        f"Protocol, ours against the paper's ({published.PAPER}). {said}",
-        "I: saliency map. L: meaning learnt from label captions. B: meaning learnt from picture captions"
-        + f", here from {scores['captions_source'] or 'an unnamed source'}" * any(uses(row)[0] for row in run.rows)
-        + ".",
-    ]
-    lines += [f"{m.title}: {m.definition}" for m in metrics if m.definition]
-    if scores["n_way"] < scores["n_way_asked"]:
-        lines.append(f"N: {scores['n_way_asked']} asked, but there are {scores['n_way']} classes to draw from.")
-    by_chance: dict[str, list[str]] = {}
-    for m in metrics:
-        if m.chance is not None and m.chance_of:
-            by_chance.setdefault(m.chance_of, []).append(m.title)
-    if by_chance:
-        said = "; ".join(f"{', '.join(names)}: {of}" for of, names in by_chance.items())
-        lines.append(f"Chance, what needs no EEG: {said}.")
-    if "guessing" in truth:
-        said = f"{100 * truth['guessing']['acc']['value']:.1f} %"
-        if scores["headline"] == "acc_balanced":
-            said += f", balanced {100 * truth['guessing']['acc_balanced']['value']:.1f} %"
-            lines.append(
-                f"Balanced ACC goes first because the most frequent class of these trials has more than {UNEVEN:g} "
-                "times the trials of the rarest: ACC can be had by drawing the frequent ones always."
-            )
-        lines.append(
-            f"Guessing in the study: {said}, the most that a decoder can expect which knows how often each class "
-            "comes, and nothing of the trial (the same answer for all: the study's classes in the order of frequency)."
-        )
-    lines.append("The pictures seen: what the ground-truth pictures themselves get, judged by the same code.")
-    lines.append(f"Classifier: {scores['classifier']}.")
-    if "named_rightly" in truth:
-        share = f"{100 * truth['named_rightly']:.1f} %"
-        lines[-1] += f" It names {share} of the ground-truth pictures as the data set does."
-    if scores["pictures"] == 1:
-        lines.append("shuffled, all that is other or gain: not available, as all trials show one and the same picture.")
-    lines.append(
-        f"Ranges: {scores['interval'].removesuffix('; n counts them')}. People are not resampled: a range is about "
-        "other pictures for the same people, not about other people."
-    )
-    return lines
+    by_chance: dict[str, list[Metric]] = defaultdict(list)
+    for metric in metrics:
+        if metric.chance is not None and metric.chance_of:
+            by_chance[metric.chance_of].append(metric)
+    draws_b = any(uses(row)[0] for row in run.rows)
+    told = {"protocol": protocol(run, scores), "by_chance": by_chance, "draws_b": draws_b}
+    return notes("all", scores=scores, metrics=metrics, **told)

@@ -3,6 +3,7 @@
 A protocol field that a source does not state is NOT_STATED; that is a difference too.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,6 +58,15 @@ PAPER: str = _FILE["paper"]
 PAPER_PROTOCOL = Protocol(**_FILE["paper_protocol"])
 TABLE_1, TABLE_2, TABLE_3 = _table(1), _table(2), _table(3)
 OTHERS = [_entry(line, dataset) for dataset, lines in _FILE["others"].items() for line in lines]
+
+
+def over_subjects(of: Callable[[list[float]], float]) -> Published:
+    """The mean, say, of the paper's Table 2 over its subjects, in as many decimals as are printed."""
+    values = {}
+    for name in TABLE_2[1].values:
+        printed = [entry.values[name] for entry in TABLE_2.values()]
+        values[name] = f"{of(list(map(float, printed))):.{len(printed[0].partition('.')[2])}f}"
+    return TABLE_2[1]._replace(values=values)
 
 
 def on(dataset: str | None) -> list[Published]:

@@ -75,8 +75,7 @@ def page(run: ReconstructRun, scores: dict[str, Any], config: ReportConfig) -> s
     pictures = Pictures(BUDGET)
     built = tables.build(run, scores)
     notes = dict.fromkeys([note for table in built for note in table.notes] + [*tables.absent(run, scores).values()])
-    shown, absent = {"rows": figures.every_row(run, gallery.rows, config.ablation)}, figures.absent(run)
-    shown |= {name: figures.trials(run, name) for name in figures.FIGURES if name not in absent}
+    drawn, absent = figures.build(run)
     known = {row: found for row, found in scores.get("confusion", {}).items() if row in run.rows}
     confused, left_out = confusions(known, full)
     environment: dict[str, Any] = {}
@@ -96,7 +95,7 @@ def page(run: ReconstructRun, scores: dict[str, Any], config: ReportConfig) -> s
         "gallery": gallery,
         "tables": built,
         "notes": notes,
-        "figures": shown,
+        "figures": drawn | {"rows": figures.every_row(run, gallery.rows, config.ablation)},
         "figures_absent": absent,
         "confusions": confused,
         "confusions_left": left_out,

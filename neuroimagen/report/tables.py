@@ -6,14 +6,14 @@ writes them to RUN/tables as HTML, Markdown and LaTeX.
 """
 
 import statistics
-from collections.abc import Callable
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from neuroimagen.files import write_atomic
 from neuroimagen.report import published
-from neuroimagen.report.formats import ABSENT, TICK, Cell, Column, Metric, Row, Table, decimal
-from neuroimagen.report.notes import kind_of_eeg, notes, protocol, split_of
+from neuroimagen.report.formats import ABSENT, TICK, Cell, Column, Metric, Row, Table, shown
+from neuroimagen.report.notes import kind_of_eeg, notes, protocol, split_of, under_all
 from neuroimagen.rows import BASELINES, FULL, IN_TABLES, PAPER, kind_of, uses
 from neuroimagen.scores import evaluate as scoring
 from neuroimagen.scores.definitions import METRICS
@@ -59,33 +59,23 @@ def describe(scores: dict[str, Any]) -> dict[str, Metric]:
     for name in dict.fromkeys([*said, *(metric for groups in scores["rows"].values() for metric in groups["all"])]):
         about = METRICS[name]._asdict() if name in METRICS else {"head": name}
         about = {k: about[k] for k in ("head", "scale", "digits", "better") if k in about} | said.get(name, {})
-        known = {field: about[field] for field in Metric._fields if field in about}
-        found[name] = Metric(**known | {"name": name, "number": len(found)})
+        found[name] = Metric.of(name, about)._replace(number=len(found))
     return found
 
 
-def shown(estimate: dict[str, Any] | None, metric: Metric, ranged: bool = True) -> Cell:
-    """An estimate with its interval, for a table cell."""
-    if estimate is None or estimate.get("value") is None:
-        return Cell(ABSENT)
-    ranged = ranged and estimate.get("low") is not None
-    ends = [estimate[name] for name in ("value", *(("low", "high") if ranged else ()))]
-    text, *interval = (decimal(metric.scale * end, metric.digits) for end in ends)
-    return Cell(text, f"[{', '.join(interval)}]" if interval else "")
-
-
 class _Book:
-    """The score book of one run, cut into cells."""
+    """The score book of one run, cut into rows of tables."""
 
     def __init__(self, run: ReconstructRun, scores: dict[str, Any]) -> None:
         self.run, self.scores, self.metrics = run, scores, describe(scores)
-        rows = scores["rows"].values()
+        self.found = {row: groups["all"] for row, groups in scores["rows"].items()}
         left_out = "" if scores["headline"] == "acc_balanced" else "acc_balanced"
-        self.main = [name for name in MAIN if name != left_out and any(name in groups["all"] for groups in rows)]
+        self.main = [name for name in MAIN if name != left_out and any(name in found for found in self.found.values())]
         self.inception = "is_inception" if "is_inception" in self.main else "is"  # the paper's is by Inception-v3
         self.full, self.eeg = full_row(run), kind_of_eeg(scores)
+        self.missing = {name: trainer for name, trainer in BASELINES.items() if name not in self.found}
         counts = ", ".join(f"{scores[name]} {name}" for name in ("trials", "pictures", "subjects"))
-        self.size = f"{counts}, {scores['samples']} samples each"
+        self.on = f"on {self.eeg} ({counts}, {scores['samples']} samples each)"
 
     def columns(self, names: list[str], beside: bool) -> list[Column]:
         """`names`: heads of the leading columns. `beside`: with the paper's numbers."""
@@ -97,60 +87,57 @@ class _Book:
                 columns.append(Column("paper", own[name], paper=True))
         return columns
 
-    def cells(
-        self, columns: list[Column], found: dict[str, Any] | None, paper: published.Published | None = None
-    ) -> list[Cell]:
-        """One row of numbers; `found` None: not in this run."""
-        cells = []
-        for column in columns:
+    def row(
+        self,
+        columns: list[Column],
+        leading: list[str],
+        found: dict[str, Any] | None,
+        paper: published.Published | None = None,
+        kind: str = "",
+        rule: bool = False,
+    ) -> Row:
+        """`leading`: texts of the leading columns; `found`: estimates by metric, None for what is not in this run."""
+        cells = list(map(Cell, leading))
+        for column in columns[len(leading) :]:
             if column.paper:
                 cells.append(Cell(paper.values.get(column.metric, "") if paper else ""))
-            elif column.metric:
-                estimate = found.get(column.metric) if found else None
+            else:
+                estimate = (found or {}).get(column.metric)
                 cells.append(shown(estimate, self.metrics[column.metric], column.metric not in PLAIN))
-        return cells
+        return Row(cells, kind, rule)
 
-    def references(self, columns: list[Column]) -> list[Row]:
-        """Chance and ceiling, as the last rows of a table."""
-        chance = {name: {"value": m.chance} for name, m in self.metrics.items()}
-        ceiling = {name: {"value": m.ceiling} for name, m in self.metrics.items()}
-        guessing = self.scores["truth"].get("guessing", {})
-        known = {"chance": chance, "guessing in the study": guessing, "the pictures seen": ceiling}
-        blank = [Cell()] * sum(not column.metric for column in columns[1:])
+    def references(self, columns: list[Column], name_at: int = 0) -> list[Row]:
+        """Chance and ceiling, as the last rows of a table; name_at: the leading column that says which."""
+        leading = [""] * sum(not column.metric for column in columns)
+        known = {
+            "chance": ({name: {"value": m.chance} for name, m in self.metrics.items()}, "chance"),
+            "guessing in the study": (self.scores["truth"].get("guessing", {}), "chance"),
+            "the pictures seen": ({name: {"value": m.ceiling} for name, m in self.metrics.items()}, "ceiling"),
+        }
         rows: list[Row] = []
-        for name, found in known.items():
-            cells = [c if c.text != ABSENT else Cell() for c in self.cells(columns, found)]
-            if any(cell.text for cell in cells):
-                kind = "ceiling" if found is ceiling else "chance"
-                rows.append(Row([Cell(name), *blank, *cells], kind, rule=not rows))
+        for name, (found, kind) in known.items():
+            row = self.row(columns, leading, found, kind=kind, rule=not rows)
+            row = row._replace(cells=[cell if cell.text != ABSENT else Cell() for cell in row.cells])
+            if any(cell.text for cell in row.cells):
+                row.cells[name_at] = Cell(name)
+                rows.append(row)
         return rows
 
 
 def _table1(book: _Book) -> Table:
-    run, scores = book.run, book.scores
-    columns = book.columns(["Model"], beside=True)
-    rows, notes = [], []
-    others = [row for row in rows_of_kind(run, "baseline") if row not in BASELINES]
-    for name in [*BASELINES, *others]:
-        found = scores["rows"].get(name, {}).get("all")
-        cells = book.cells(columns, found, published.TABLE_1.get(name))
-        rows.append(Row([Cell(name), *cells], "baseline" if found else "absent"))
-    missing = [name for name in BASELINES if name not in scores["rows"]]
-    if missing:
-        trainers = " and ".join(dict.fromkeys(BASELINES[name] for name in missing))
-        notes.append(f"Not in this run: {', '.join(missing)}; trained on the same shards by {trainers}.")
-    cells = book.cells(columns, scores["rows"][book.full]["all"], published.TABLE_1.get(book.full))
-    rows.append(Row([Cell(f"NeuroImagen ({book.full})"), *cells], "full"))
+    run, columns = book.run, book.columns(["Model"], beside=True)
+    rows = []
+    for name in [*BASELINES, *(row for row in rows_of_kind(run, "baseline") if row not in BASELINES)]:
+        kind = "absent" if name in book.missing else "baseline"
+        rows.append(book.row(columns, [name], book.found.get(name), published.TABLE_1.get(name), kind))
+    ours, paper = f"NeuroImagen ({book.full})", published.TABLE_1.get(book.full)
+    rows.append(book.row(columns, [ours], book.found[book.full], paper, "full"))
     for i, name in enumerate(rows_of_kind(run, "control")):
-        cells = book.cells(columns, scores["rows"][name]["all"])
-        rows.append(Row([Cell(f"control: {name}"), *cells], "control", rule=i == 0))
-    said = [row for row in run.about["rows"] if row.get("means") and kind_of_row(run, row["name"]) != "paper"]
-    notes += [f"{row['name']}: {row['means']}." for row in said]
-    notes.append(
-        "The paper's IS of the baselines are quoted by it from other papers; ours are trained by this protocol."
-    )
-    title = f"Table 1. NeuroImagen, baselines and controls, on {book.eeg} ({book.size})"
-    return Table("table1", title, columns, rows + book.references(columns), notes)
+        rows.append(book.row(columns, [f"control: {name}"], book.found[name], kind="control", rule=i == 0))
+    meanings = [row for row in run.about["rows"] if row.get("means") and kind_of_row(run, row["name"]) != "paper"]
+    said = notes("table1", missing=book.missing, meanings=meanings)
+    title = f"Table 1. NeuroImagen, baselines and controls, {book.on}"
+    return Table("table1", title, columns, rows + book.references(columns), said)
 
 
 def _table2(book: _Book) -> Table:
@@ -159,67 +146,43 @@ def _table2(book: _Book) -> Table:
     same = scores["dataset"] == published.PERCEIVELAB and not scores["simulated"] and book.full == FULL
     columns = book.columns(["Subject"], beside=same)
     rows: list[Row] = []
-    found = {group: scores["rows"][book.full][group] for group in subjects(scores)}
-    for group, metrics in found.items():
+    groups = {group: scores["rows"][book.full][group] for group in subjects(scores)}
+    for group, found in groups.items():
         number = group.removeprefix("subject ")
         paper = published.TABLE_2.get(int(number)) if same and number.isdecimal() else None
-        rows.append(Row([Cell(group), *book.cells(columns, metrics, paper)]))
-    for name, of in (("mean over subjects", statistics.mean), ("spread (SD)", statistics.stdev)):
-        cells = []
-        for column in columns[1:]:
-            if column.paper:
-                cells.append(Cell(_over_the_papers_subjects(column.metric, of)))
-            else:
-                ours = [metrics[column.metric]["value"] for metrics in found.values() if column.metric in metrics]
-                value = of(ours) if len(ours) == len(found) else None
-                cells.append(shown({"value": value}, book.metrics[column.metric]))
-        rows.append(Row([Cell(name), *cells], "mean", rule=name.startswith("mean")))
-    notes = ["Spread: standard deviation over subjects (n - 1)."]
-    if not same:
-        means = []
-        for name in ("acc", "is", "ssim"):
-            mean, sd = (_over_the_papers_subjects(name, of) for of in (statistics.mean, statistics.stdev))
-            means.append(f"{published.HEADS[name]} {mean} (SD {sd})")
-        why = "these subjects are simulated" if scores["simulated"] else "these are other subjects or another row"
-        notes.append(
-            f"The paper's Table 2 is not set beside this one: its rows are six certain persons, {why}. "
-            f"Over its subjects the paper has {', '.join(means)}."
-        )
-    title = f"Table 2. Row {book.full} by subject, on {book.eeg} ({book.size})"
-    return Table("table2", title, columns, rows + book.references(columns), notes)
-
-
-def _over_the_papers_subjects(metric: str, of: Callable[[list[float]], float]) -> str:
-    """In as many decimals as are printed."""
-    printed = [entry.values[metric] for entry in published.TABLE_2.values()]
-    return f"{of(list(map(float, printed))):.{len(printed[0].partition('.')[2])}f}"
+        rows.append(book.row(columns, [group], found, paper))
+    mean, sd = (published.over_subjects(of) for of in (statistics.mean, statistics.stdev))
+    for name, of, paper in (("mean over subjects", statistics.mean, mean), ("spread (SD)", statistics.stdev, sd)):
+        values = {m: [found[m]["value"] for found in groups.values() if m in found] for m in book.main}
+        over = {m: {"value": of(own)} for m, own in values.items() if len(own) == len(groups)}
+        rows.append(book.row(columns, [name], over, paper, "mean", rule=of is statistics.mean))
+    over_subjects = [f"{published.HEADS[m]} {mean.values[m]} (SD {sd.values[m]})" for m in ("acc", "is", "ssim")]
+    said = notes("table2", same=same, scores=scores, over_subjects=over_subjects)
+    return Table(
+        "table2", f"Table 2. Row {book.full} by subject, {book.on}", columns, rows + book.references(columns), said
+    )
 
 
 def _table3(book: _Book) -> Table:
-    scores = book.scores
     columns = book.columns(["Model", "Row", "B", "L", "I"], beside=True)
     rows: list[Row] = []
     for name in rows_of_kind(book.run, "paper"):
         number = str(PAPER.index(name) + 1) if name in PAPER else ""
-        ticks = [Cell(TICK if used else ABSENT) for used in uses(name)]
-        cells = book.cells(columns, scores["rows"][name]["all"], published.TABLE_3.get(name))
+        leading = [number, name, *(TICK if used else ABSENT for used in uses(name))]
+        kind = "full" if name == book.full else ""
         rule = bool(rows) and not number and bool(rows[-1].cells[0].text)  # above the first that the paper has not
-        rows.append(Row([Cell(number), Cell(name), *ticks, *cells], "full" if name == book.full else "", rule))
-    rows += [row._replace(cells=[Cell(), row.cells[0], *row.cells[2:]]) for row in book.references(columns)]
-    return Table("table3", f"Table 3. Ablation, on {book.eeg} ({book.size})", columns, rows, [])
+        rows.append(book.row(columns, leading, book.found[name], published.TABLE_3.get(name), kind, rule))
+    return Table("table3", f"Table 3. Ablation, {book.on}", columns, rows + book.references(columns, name_at=1), [])
 
 
 def _metrics_table(book: _Book) -> Table:
     """All metrics; a line each, so that it stays readable with many rows."""
-    run, scores = book.run, book.scores
-    names = [*rows_of_kind(run, "paper"), *rows_of_kind(run, "baseline"), *rows_of_kind(run, "control")]
+    scores = book.scores
+    names = [name for kind in ("paper", "baseline", "control") for name in rows_of_kind(book.run, kind)]
     columns = [Column("Metric"), Column("better")]
     columns += [Column(name, number=True) for name in (*names, "chance", "pictures seen")]
     rows: list[Row] = []
-    blocks = [("", scores["rows"])]
-    if scores.get("best_of_n"):
-        blocks.append((f"best of {scores['samples']}: ", scores["best_of_n"]))
-    for prefix, block in blocks:
+    for prefix, block in (("", scores["rows"]), (f"best of {scores['samples']}: ", scores.get("best_of_n") or {})):
         first = bool(rows)
         for m in book.metrics.values():
             found = [block.get(name, {}).get("all", {}).get(m.name) for name in names]
@@ -230,59 +193,43 @@ def _metrics_table(book: _Book) -> Table:
             cells += [shown({"value": end}, m) if end is not None else Cell() for end in ends]
             rows.append(Row(cells, rule=first))
             first = False
-    notes = [f"{m.head}: {m.definition}" for m in book.metrics.values() if m.definition]
-    if scores.get("best_of_n"):
-        notes.append(
-            f"best of {scores['samples']}: of each trial the sample that scores best, chosen with the truth in sight: "
-            "never to be compared with a mean."
-        )
-    return Table("metrics", f"All metrics, on {book.eeg} ({book.size})", columns, rows, notes + _unavailable(book))
+    said = notes("metrics", metrics=book.metrics.values(), scores=scores) + _unavailable(book)
+    return Table("metrics", f"All metrics, {book.on}", columns, rows, said)
 
 
 def _unavailable(book: _Book) -> list[str]:
-    unavailable = book.scores.get("unavailable", {})
-    heads = {name: METRICS[name].head if name in METRICS else name for name in unavailable}
-    return [
-        f"{', '.join(heads[name] for name, said in unavailable.items() if said == why)}: {why}"
-        for why in dict.fromkeys(unavailable.values())
-    ]
+    heads: dict[str, list[str]] = defaultdict(list)
+    for name, why in book.scores.get("unavailable", {}).items():
+        heads[why].append(METRICS[name].head if name in METRICS else name)
+    return [f"{', '.join(names)}: {why}" for why, names in heads.items()]
 
 
 def _published_table(book: _Book) -> list[Table]:
-    scores = book.scores
-    entries = published.on(scores["dataset"])
-    names = [name for name in published.HEADS if any(name in entry.values for entry in entries)]
+    scores, entries = book.scores, published.on(book.scores["dataset"])
     if not entries:
         return []
+    names = [name for name in published.HEADS if any(name in entry.values for entry in entries)]
     metrics = {name: book.metrics.get(name, Metric(name, published.HEADS[name])) for name in names}
     columns = [Column("Work"), *(Column(metric.head, name) for name, metric in metrics.items())]
     columns += [Column(head) for head in ("Band", "Selected on", "Subjects", "Split", "N", "Source")]
-    found = scores["rows"][book.full]["all"]
+    found = book.found[book.full]
     ours = [shown(found.get(book.inception if name == "is" else name), metrics[name]) for name in names]
-    split, n_way = split_of(book.run)[0], f"{scores['n_way']}-way top-{scores['top_k']}"
     here = {what: said for what, said, _ in protocol(book.run, scores)}
-    people = f"{scores['subjects']}, {book.eeg}"
-    told = [Cell(text) for text in (here["Band"], here["Selected on"], people, split, n_way, "this run")]
-    rows = [Row([Cell(f"NeuroImagen ({book.full})"), *ours, *told], "full")]
+    told = [here["Band"], here["Selected on"], f"{scores['subjects']}, {book.eeg}", split_of(book.run)[0]]
+    told += [f"{scores['n_way']}-way top-{scores['top_k']}", "this run"]
+    rows = [Row([Cell(f"NeuroImagen ({book.full})"), *ours, *map(Cell, told)], "full")]
     for i, entry in enumerate(entries):
-        p = entry.protocol
-        told = [Cell(text) for text in (p.band, p.selected, p.subjects, p.split, p.n_way, entry.source)]
-        values = [Cell(entry.values.get(name, "")) for name in names]
-        rows.append(Row([Cell(entry.name), *values, *told], "published", rule=i == 0))
+        p, values = entry.protocol, [entry.values.get(name, "") for name in names]
+        told = [entry.name, *values, p.band, p.selected, p.subjects, p.split, p.n_way, entry.source]
+        rows.append(Row(list(map(Cell, told)), "published", rule=i == 0))
     which = "the data set that is simulated here" if scores["simulated"] else "the same data set"
     title = f"Published on {which}; our row is on {book.eeg}"
-    notes = [
-        "Published numbers are as printed by their sources and were not computed by us.",
-        "Selected on: the split that chose the checkpoint or the epoch, as the published code shows or the text says; "
-        f"last: none was chosen; {published.NOT_STATED}: in nothing that we read.",
-        *(f"{entry.name}: {entry.remark}." for entry in entries if entry.remark),
-    ]
-    return [Table("published", title, columns, rows, notes)]
+    return [Table("published", title, columns, rows, notes("published", entries=entries))]
 
 
 def _protocol_table(book: _Book) -> Table:
     columns = [Column("Protocol"), Column("here"), Column("in the paper")]
-    rows = [Row([Cell(text) for text in line]) for line in protocol(book.run, book.scores)]
+    rows = [Row(list(map(Cell, line))) for line in protocol(book.run, book.scores)]
     source = f"In the paper: {published.PAPER}. Everything in which the two differ is a reason not to compare numbers."
     return Table("protocol", f"Protocol beside the paper's, on {book.eeg}", columns, rows, [source])
 
@@ -297,7 +244,7 @@ def absent(run: ReconstructRun, scores: dict[str, Any]) -> dict[str, str]:
 def build(run: ReconstructRun, scores: dict[str, Any]) -> list[Table]:
     """Tables 1, 2 (if there are several subjects), 3, all metrics, what else is published on the data set, protocol."""
     book, lacking = _Book(run, scores), absent(run, scores)
-    first, *others = notes(run, scores, [book.metrics[name] for name in book.main])
+    first, *others = under_all(run, scores, [book.metrics[name] for name in book.main])
     tables = [_table1(book), *([] if "table2" in lacking else [_table2(book)]), _table3(book)]
     for table in tables:
         table.notes += others

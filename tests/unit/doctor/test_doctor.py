@@ -17,8 +17,9 @@ from perceivelab_files import jpeg, make_split, write_study
 from PIL import Image
 
 from neuroimagen.cli import main
+from neuroimagen.doctor import findings as rules
 from neuroimagen.doctor.check import CheckConfig, sniff
-from neuroimagen.doctor.examination import band_of, examine, line_ratio, slope
+from neuroimagen.doctor.examination import Examination, band_of, line_ratio, slope
 from neuroimagen.doctor.findings import Finding, Findings
 from neuroimagen.doctor.picture_hash import grey_copy, near_pairs, perceptual_hash
 from neuroimagen.shards.pack import ShardsConfig, make_shards
@@ -45,7 +46,7 @@ def config(folder: Path, **changes: Any) -> CheckConfig:
 def look(folder: Path, **changes: Any) -> Findings:
     found, shards, _ = sniff(config(folder, **changes))
     assert shards is None
-    return Findings(examine(open_study(found, Faults(collect=True)), found.eeg_dtype), found.eeg)
+    return Findings(Examination(open_study(found, Faults(collect=True)), found.eeg_dtype), found.eeg)
 
 
 def run(*arguments: str | Path) -> int:
@@ -330,7 +331,7 @@ def test_microvolts_that_no_person_has(study, size, odd):
     found, _, _ = sniff(config(study))
     study_ = open_study(found, Faults(collect=True))
     study_.units = "uV"
-    asked = texts(Findings(examine(study_), "here").questions)
+    asked = texts(Findings(Examination(study_), "here").questions)
     assert ("where EEG has 0.1 to 1,000 uV" in asked) == odd
     assert "0.1 to 1,000" not in texts(look(study).questions)  # units are not in these files
 
@@ -645,3 +646,13 @@ def test_figures_and_topographies(clean, tmp_path, monkeypatch):
     ]  # any case; what is unknown is left out
     doctor_plots.figures(named.found)
     assert len(maps) == 1 and maps[0][2][1] == list(range(8))
+
+
+def test_every_sentence_of_the_doctor_is_said_somewhere():
+    source = Path(rules.__file__).read_text("utf-8")
+    used = set(re.findall(r'"(\w+)"', source))
+    assert set(rules.SAID) <= used
+    for name, told in rules.SAID.items():
+        kind, *rank = told
+        assert kind in ("wrong", "ask", "fine") and rank in ([], ["rank"]), name
+        assert told.get("rank", "signal") in rules.RANKS, name

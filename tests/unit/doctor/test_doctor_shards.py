@@ -10,7 +10,7 @@ import pytest
 from perceivelab_files import write_study
 
 from neuroimagen.cli import main
-from neuroimagen.doctor.examination import examine
+from neuroimagen.doctor.examination import Examination
 from neuroimagen.doctor.shards import ShardStudy
 from neuroimagen.shards.pack import ShardsConfig, make_shards
 from neuroimagen.studies.study import Faults
@@ -59,7 +59,7 @@ def test_trials_of_shards_are_drawn_from_where_they_begin(packed):
     from neuroimagen.doctor import plots
 
     study = ShardStudy(packed, Faults(collect=True))
-    drawn = plots.evoked(examine(study))
+    drawn = plots.evoked(Examination(study))
     axes = [one for one in drawn.axes if one.get_xlabel() == "ms from picture onset"]
     assert study.tmin == 0.02 and axes and axes[0].lines[0].get_xdata()[0] == 20
 

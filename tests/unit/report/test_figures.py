@@ -36,7 +36,7 @@ def area(image, colour):
 
 
 def test_figure_3_shows_the_first_trial_of_each_class(run):
-    figure = figures.trials(run, "figure3")
+    figure = figures.build(run)[0]["figure3"]
     assert figure.heads == ["seen", "saliency map", "sample 1", "sample 2", "sample 3"]
     assert "the first trial of each class in the order of trial keys." in figure.rule
     assert [(line.name, line.below) for line in figure.lines] == [(c.name, "subject 1") for c in CLASSES[:11]]
@@ -50,7 +50,7 @@ def test_figure_3_shows_the_first_trial_of_each_class(run):
 
 def test_many_classes_are_thinned_by_rule(tmp_path):
     run = read_run(make_run(tmp_path / "run", classes=20, pictures=1, subjects=1, samples=1, rows={"L": ROWS["L"]}))
-    figure = figures.trials(run, "figure3")
+    figure = figures.build(run)[0]["figure3"]
     labels = [0, 1, 2, 3, 5, 6, 7, 8, 10, 11, 12, 13, 15, 16, 17, 18]  # 20 i // 16
     assert [line.name for line in figure.lines] == [CLASSES[label].name for label in labels]
     assert "16 of 20 classes, evenly spaced by label" in figure.rule and "by row L," in figure.title
@@ -58,7 +58,7 @@ def test_many_classes_are_thinned_by_rule(tmp_path):
 
 
 def test_figure_4_sets_the_baselines_above_ours(run):
-    figure = figures.trials(run, "figure4")
+    figure = figures.build(run)[0]["figure4"]
     # Of the paper's classes the study of labels 0 to 10 has the panda; sorrel and parachute come first by label.
     assert figure.heads == ["giant panda"] * 2 + ["sorrel"] * 2 + ["parachute"] * 2
     assert "(giant panda), then the first others by label (sorrel, parachute)" in figure.rule
@@ -72,7 +72,7 @@ def test_figure_4_sets_the_baselines_above_ours(run):
 
 
 def test_figure_5_shows_what_all_subjects_saw(run, tmp_path):
-    figure = figures.trials(run, "figure5")
+    figure = figures.build(run)[0]["figure5"]
     assert [line.name for line in figure.lines] == ["anemone fish", "canoe", "sorrel", "parachute"]
     assert figure.heads == ["seen", "subject 1", "subject 2"]
     assert shown(figure)[0] == ["truth/s1_i0300_t00012", "L+I/s1_i0300_t00012_0", "L+I/s2_i0300_t00013_0"]
@@ -82,23 +82,23 @@ def test_figure_5_shows_what_all_subjects_saw(run, tmp_path):
     missed = ("s2_i0300_t00013", "s2_i0000_t00001", "s2_i0001_t00003")
     kept = [json.dumps(trial) for trial in kept if trial["key"] not in missed]
     (path / "trials.jsonl").write_text("\n".join(kept) + "\n")
-    figure = figures.trials(read_run(path), "figure5")
+    figure = figures.build(read_run(path))[0]["figure5"]
     assert [line.name for line in figure.lines] == ["anemone fish", "parachute", "iron"]
     assert shown(figure)[0] == ["truth/s1_i0301_t00014", "L+I/s1_i0301_t00014_0", "L+I/s2_i0301_t00015_0"]
 
 
 def test_what_cannot_be_shown_is_absent_with_a_reason(tmp_path):
     path = make_run(tmp_path / "run", classes=2, subjects=1, simulated=False, draw=flat)
-    assert "this run has one" in figures.absent(read_run(path))["figure5"]
+    assert "this run has one" in figures.build(read_run(path))[1]["figure5"]
     assert (
         "none of them: reconstruct with the runs of trainers/brain2image.py"
-        in figures.absent(read_run(path))["figure4"]
+        in figures.build(read_run(path))[1]["figure4"]
     )
     figures.write(read_run(path), path / "figures")
     (path / "figures/figure5.png").write_bytes(b"of an earlier run")
     figures.write(read_run(path), path / "figures")
     assert [file.name for file in (path / "figures").iterdir()] == ["figure3.png"]
-    assert "recorded EEG" in figures.trials(read_run(path), "figure3").title
+    assert "recorded EEG" in figures.build(read_run(path))[0]["figure3"].title
     two = make_run(tmp_path / "two", classes=2, draw=plain)
     trials = [json.loads(line) for line in (two / "trials.jsonl").read_text().splitlines()]
     for name, change, why in (
@@ -106,12 +106,12 @@ def test_what_cannot_be_shown_is_absent_with_a_reason(tmp_path):
         ("apart", lambda t: {**t, "image": f"{t['image']} of {t['subject']}"}, "no such picture"),
     ):
         (two / "trials.jsonl").write_text("".join(json.dumps(change(trial)) + "\n" for trial in trials))
-        assert why in figures.absent(read_run(two))["figure5"], name
+        assert why in figures.build(read_run(two))[1]["figure5"], name
 
 
 def test_pictures_are_drawn_whole_and_only_the_truth_is_framed(tmp_path):
     run = read_run(make_run(tmp_path / "run", rows=ROWS | EXTRA, about_rows=ABOUT, samples=4, draw=flat))
-    images = {name: figures.draw(figures.trials(run, name)) for name in figures.FIGURES}
+    images = {name: figures.draw(figure) for name, figure in figures.build(run)[0].items()}
     cell, red = 128 * 128, (0xCF, 0x1F, 0x1F)
     for name, counts in (
         ("figure3", {"truth": 3, "map": 3, "L+I": 9}),

@@ -425,13 +425,13 @@ def test_rates_that_drift_apart_by_less_than_a_sample_an_hour(bids, tmp_path):
 
 
 def test_the_files_own_words_are_kept_and_compared(bids, tmp_path):
-    from neuroimagen.doctor.examination import examine
+    from neuroimagen.doctor.examination import Examination
     from neuroimagen.doctor.findings import Findings
 
     def asked(lab):
         study = opened(lab, *WINDOW, fault=Faults(collect=True))
         return study.recorded, [
-            q.text for q in Findings(examine(study), "x").questions if "different filters" in q.text
+            q.text for q in Findings(Examination(study), "x").questions if "different filters" in q.text
         ]
 
     lab = Path(shutil.copytree(bids[0], tmp_path / "lab"))
