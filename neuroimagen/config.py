@@ -17,6 +17,7 @@ import sys
 import textwrap
 import typing
 from collections.abc import Callable, Sequence
+from operator import ge, gt, le, lt
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -27,6 +28,7 @@ from neuroimagen.text_files import leave_locale, read_text, show_any_name
 
 C = TypeVar("C")
 MISSING: Any = "???"  # the default of a field that must be given
+LIMITS: dict[str, Callable[[Any, Any], bool]] = {"at_least": ge, "above": gt, "at_most": le, "below": lt}
 BOOLS = dict.fromkeys(("true", "yes", "on", "y", "1"), True) | dict.fromkeys(("false", "no", "off", "n", "0"), False)
 PLAIN: dict[Any, tuple[Callable[[str], Any], str]] = {
     bool: (lambda text: BOOLS[text.lower()], "true or false"),
@@ -40,12 +42,16 @@ STAGES = (
 )
 
 
-def option(default: Any = MISSING, help: str = "", path: bool = False, kinds: dict[str, type] | None = None) -> Any:
+def option(
+    default: Any = MISSING, help: str = "", path: bool = False, kinds: dict[str, type] | None = None, **limits: float
+) -> Any:
     """A config field with its meaning; without a default it must be given.
 
     kinds: what it may be, and the dataclass of those fields that it can be given with.
+    limits: those of LIMITS that its value keeps, in a `Limited` config.
     """
-    meaning = {"help": help, "path": path, "kinds": kinds}
+    assert limits.keys() <= LIMITS.keys()
+    meaning = {"help": help, "path": path, "kinds": kinds, **limits}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=meaning)
     return dataclasses.field(default=default, metadata=meaning)
@@ -57,7 +63,24 @@ def path_option(default: Any = MISSING, help: str = "") -> Any:
 
 
 @dataclasses.dataclass
-class TrainConfig:
+class Limited:
+    """A config that cannot be made with a value beyond the limits of its field, or none of its choices: ValueError."""
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value, choices = getattr(self, field.name), typing.get_args(hints[field.name])
+            if typing.get_origin(hints[field.name]) is Literal and value not in choices:
+                raise ValueError(f"{field.name}={value!r} is not one of {', '.join(choices)}")
+            for limit in LIMITS.keys() & field.metadata.keys():
+                if not LIMITS[limit](value, field.metadata[limit]):
+                    raise ValueError(
+                        f"{field.name}={value} must be {limit.replace('_', ' ')} {field.metadata[limit]:g}"
+                    )
+
+
+@dataclasses.dataclass
+class TrainConfig(Limited):
     """Fields that every trainer has."""
 
     run_dir: str = path_option(help="directory of this run; the same command continues what it holds")
@@ -66,48 +89,44 @@ class TrainConfig:
     tf32: bool = option(False, "with precision=fp32 on an NVIDIA GPU: multiply with 10 bits instead of 23, faster")
     deterministic: bool = option(False, "on a GPU too the same bits each time, as resuming promises; slower")
     compile: bool = option(False, "torch.compile the models: minutes at the start, then faster steps or not: measure")
-    global_batch_size: int = option(64, "samples a step over all processes; must divide by their number")
-    accumulate: int = option(1, "parts a rank cuts its batch into, to need less memory; changes nothing else")
-    max_steps: int = option(1000, "optimizer steps")
-    checkpoint_every: int = option(500, "steps between checkpoints; 0 keeps only those at a stop signal")
-    validate_every: int = option(0, "steps between validations; 0 validates at the end only")
-    log_every: int = option(20, "steps between lines in stats.jsonl and tracker updates")
-    trackers: str = option("none", "none | tensorboard | wandb (WANDB_MODE=offline works without a network)")
+    global_batch_size: int = option(64, "samples a step over all processes; must divide by their number", at_least=1)
+    accumulate: int = option(1, "parts that a rank cuts its batch into, to need less memory alone", at_least=1)
+    max_steps: int = option(1000, "optimizer steps", at_least=0)
+    checkpoint_every: int = option(500, "steps between checkpoints; 0 keeps only those at a stop signal", at_least=0)
+    validate_every: int = option(0, "steps between validations; 0 validates at the end only", at_least=0)
+    log_every: int = option(20, "steps between lines in stats.jsonl and tracker updates", at_least=1)
+    trackers: Literal["none", "tensorboard", "wandb"] = option("none", "WANDB_MODE=offline works without a network")
     project: str = option("neuroimagen", "project name shown by the tracker")
-    workers: int = option(0, "loader processes for each rank: speed only, never results (batches/stream.py: how many)")
+    workers: int = option(0, "loader processes for each rank, for speed alone (docs/shards.md: how many)", at_least=0)
     max_bad_samples: int = option(
-        0, "unreadable train trials, different ones on a rank, that are replaced by others before it stops; 0: none"
+        0, "unreadable train trials that a rank may replace by others before it stops; 0: none", at_least=0
     )
     nonfinite: Literal["stop", "skip"] = option("stop", "a loss that is NaN or infinite: stop, or skip that step")
-    timeout_minutes: float = option(30.0, "a rank without progress prints where it is, and the others give up")
+    timeout_minutes: float = option(30.0, "a rank without progress prints where it is, and the others give up", above=0)
 
     def check(self) -> None:
-        """ValueError for what cannot go together; Run asks before it starts anything. Trainers add their own."""
-        if self.trackers not in ("none", "tensorboard", "wandb"):
-            raise ValueError(f"trackers={self.trackers!r} is not one of none, tensorboard, wandb")
+        """ValueError for what cannot go together; Run asks before it starts anything. Trainers have their own."""
 
 
 @dataclasses.dataclass
-class EegAugmentConfig:
+class EegAugmentConfig(Limited):
     """Fields of the trainers that learn from EEG: its augmentation, on train batches only (batches/augment.py)."""
 
-    eeg_shift: float = option(0.0, "EEG of a trial moves by up to so many seconds, either way; 0: not")
-    eeg_channel_dropout: float = option(0.0, "probability that a channel of a trial is set to zero")
-    eeg_noise: float = option(0.0, "Gaussian noise added, in standard deviations of the channel over the train set")
-    eeg_band_mask: float = option(0.0, "width in Hz of a band removed from each trial, at a random place; 0: none")
+    eeg_shift: float = option(0.0, "EEG of a trial moves by up to so many seconds, either way; 0: not", at_least=0)
+    eeg_channel_dropout: float = option(0.0, "probability that a channel is set to zero", at_least=0, below=1)
+    eeg_noise: float = option(
+        0.0, "Gaussian noise added, in standard deviations of the train set's channel", at_least=0
+    )
+    eeg_band_mask: float = option(0.0, "Hz: width of a band taken out of each trial, anywhere; 0: none", at_least=0)
     eeg_band_limit: float = option(100.0, "upper end in Hz of where that band may lie")
 
     def check_eeg(self, n_times: int, sfreq: float) -> None:
         """ValueError for what makes no sense with trials of n_times samples at sfreq Hz; asked before a run starts."""
-        if not 0 <= round(self.eeg_shift * sfreq) < n_times:
+        if round(self.eeg_shift * sfreq) >= n_times:
             raise ValueError(f"eeg_shift={self.eeg_shift:g} s is not within a trial of {n_times / sfreq:g} s")
         limit = min(self.eeg_band_limit, sfreq / 2)
-        if self.eeg_band_mask and not 0 < self.eeg_band_mask < limit:
+        if self.eeg_band_mask and not self.eeg_band_mask < limit:
             raise ValueError(f"eeg_band_mask={self.eeg_band_mask:g} Hz is not within 0 to {limit:g} Hz")
-        if self.eeg_noise < 0:
-            raise ValueError(f"eeg_noise={self.eeg_noise:g} is a standard deviation: it cannot be negative")
-        if not 0 <= self.eeg_channel_dropout < 1:
-            raise ValueError(f"eeg_channel_dropout={self.eeg_channel_dropout:g} is not a probability below 1")
 
 
 class _Null(str):
@@ -274,6 +293,7 @@ def describe(schema: type, usage: str, arguments: Sequence[str] = ()) -> str:
             name = " | ".join(map(str, typing.get_args(kind)))
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         shown = "required" if default is MISSING else f"default {'none' if default is None else default}"
+        shown += "".join(f"; {limit.replace('_', ' ')} {v:g}" for limit, v in field.metadata.items() if limit in LIMITS)
         lines.append(f"  {field.name}=  ({name}; {shown})")
         lines += textwrap.wrap(field.metadata.get("help", ""), 104, initial_indent=" " * 8, subsequent_indent=" " * 8)
     return "\n".join(lines)

@@ -330,9 +330,7 @@ def train_batches(
     BalancedOrder; then the JSON of every trial is read here (7 us a trial from a warm disk).
     ValueError for shards that are not whole, and for a batch that is not classes x trials. Collective: every rank.
     """
-    assert batch_size > 0 and 0 <= rank < world and step >= 0 and workers >= 0
-    if max_bad_samples < 0:
-        raise ValueError(f"max_bad_samples={max_bad_samples} is a number of trials: it cannot be negative")
+    assert batch_size > 0 and 0 <= rank < world and min(step, workers, max_bad_samples) >= 0
     opened = on_every_rank(lambda: ShardSplit(shards, split, max_bad_samples > 0))
     batcher = Batcher(opened, image_size, max_bad_samples)
     bad: set[int] = set()

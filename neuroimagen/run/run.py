@@ -73,7 +73,7 @@ class Run:
         if config.tf32 and self.device.type != "cuda":
             raise ValueError("tf32 is a mode of NVIDIA GPUs and there is none here; leave it out")
         self.batch_size, rest = divmod(config.global_batch_size, self.world)
-        if rest or self.batch_size < 1 or config.accumulate < 1 or self.batch_size % config.accumulate:
+        if rest or self.batch_size % config.accumulate:
             raise ValueError(
                 f"global_batch_size={config.global_batch_size} does not divide among {self.world} processes"
                 + (f" x accumulate={config.accumulate}" if config.accumulate != 1 else "")

@@ -40,7 +40,6 @@ def make_shards(config: ShardsConfig) -> None:
     The same config and input give the same bytes, whatever `processes` is and however often it was stopped between.
     """
     out = Path(config.out).absolute()
-    config.check()
     packing = dataclasses.asdict(config).keys() - {field.name for field in dataclasses.fields(SourceConfig)}
     resolved = dataclasses.asdict(chosen(config))
     resolved |= {key: value for key, value in dataclasses.asdict(config).items() if key in packing and key not in FREE}

@@ -19,7 +19,7 @@ import numpy as np
 import webdataset as wds
 from PIL import Image
 
-from neuroimagen.config import option, path_option
+from neuroimagen.config import Limited, option, path_option
 from neuroimagen.files import MAX_PICTURE_BYTES, pass_on, replacing, sha256
 from neuroimagen.pictures import FORMATS, Seen, Unclear, see
 from neuroimagen.shards.format import KEY, MAX_JSON_BYTES, scan_tar, write_json
@@ -33,24 +33,16 @@ MAX_KEPT = 64 << 20  # bytes of pictures made anew that a process keeps for furt
 
 
 @dataclasses.dataclass
-class ShardsConfig(SourceConfig):
+class ShardsConfig(SourceConfig, Limited):
     """`neuroimagen shards`"""
 
     out: str = path_option(help="shard directory to make")
     eeg_dtype: Literal["float16", "float32"] = option("float16", "how EEG is stored; float16 halves the size")
-    shard_mb: float = option(64.0, "aim for tars of so many million bytes")
-    shard_size: int = option(0, "trials in a tar; 0: as many as shard_mb says")
-    picture_size: int = option(0, "make the shortest side of larger pictures this, in pixels; 0 keeps the files' bytes")
-    picture_quality: int = option(95, "of resized pictures: JPEG quality, 1 to 100; 0 stores PNG, without loss")
-    processes: int = option(
-        0, "processes that pack, each of which opens the study; 0: by processors, memory and work. Changes speed only"
-    )
-
-    def check(self) -> None:
-        if self.shard_size < 0 or self.processes < 0 or not self.shard_mb > 0:
-            raise ValueError("shard_size and processes must be at least 0, shard_mb more than 0")
-        if self.picture_size < 0 or not 0 <= self.picture_quality <= 100:
-            raise ValueError("picture_size must be at least 0, picture_quality 0 to 100")
+    shard_mb: float = option(64.0, "aim for tars of so many million bytes", above=0)
+    shard_size: int = option(0, "trials in a tar; 0: as many as shard_mb says", at_least=0)
+    picture_size: int = option(0, "px: shortest side of larger pictures; 0 keeps the files' bytes", at_least=0)
+    picture_quality: int = option(95, "JPEG quality of resized pictures; 0: PNG, without loss", at_least=0, at_most=100)
+    processes: int = option(0, "that pack, for speed alone; 0: by processors, memory and work", at_least=0)
 
 
 def encode_eeg(eeg: np.ndarray, dtype: str, where: str) -> tuple[bytes, float, float]:

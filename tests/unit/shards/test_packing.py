@@ -275,7 +275,7 @@ def test_tars_of_a_wanted_size(study, tmp_path):
     assert 0.07e6 < np.median([tar["bytes"] for tar in tars]) < 0.12e6
     make_shards(config(study, tmp_path / "b", shard_size=0))
     assert [len(split["shards"]) for split in read_manifest(tmp_path / "b").splits.values()] == [1, 1, 1]
-    with pytest.raises(ValueError, match="shard_mb more than 0"):
+    with pytest.raises(ValueError, match="shard_mb=0 must be above 0"):
         make_shards(config(study, tmp_path / "c", shard_mb=0))
 
 
