@@ -62,6 +62,7 @@ def main(config: Brain2ImageConfig) -> int:
     run = Run(config)
     if run.done:
         return 0
+    pictures = {"image_size": config.image_size, "width": config.width, "norm": config.norm}
     model = Brain2Image(
         n_chans=manifest.n_chans,
         n_times=manifest.n_times,
@@ -72,11 +73,9 @@ def main(config: Brain2ImageConfig) -> int:
         dropout=config.dropout,
         encoder_width=config.encoder_width,
         z_dim=config.z_dim,
-        image_size=config.image_size,
-        width=config.width,
-        norm=config.norm,
+        **pictures,
     ).to(run.device)
-    discriminator = Discriminator(n_classes, config.n_features, config.image_size, config.width, config.norm)
+    discriminator = Discriminator(n_classes=n_classes, n_features=config.n_features, **pictures)
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     averaged = cast(Brain2Image, ema.module)
     run.accelerator.register_for_checkpointing(ema)

@@ -4,6 +4,7 @@ Exports <run_dir>/model, a NeuroVision; its generator is averaged over steps (EM
 """
 
 import dataclasses
+import os
 from typing import Literal, cast
 
 import torch
@@ -28,9 +29,9 @@ class NeuroVisionConfig(EegAugmentConfig, TrainConfig):
     encoder_width: int | None = option(None, "LSTM units (none: 128) or convolution channels (none: 64)")
     n_features: int = option(128, "length of the backbone's output")
     dropout: float = option(0.0, "dropout in the backbone")
-    classifier_steps: int = option(500, "first so many steps train the EEG classifier alone")
+    classifier_steps: int = option(500, "first so many steps train the EEG classifier alone", at_least=1)
     classifier_learning_rate: float = option(1e-3, "of its Adam; falls to 0 along half a cosine")
-    phase_steps: int = option(50, "steps of each phase of growth: a level's fade-in, or its training before the next")
+    phase_steps: int = option(50, "steps of each level's fade-in, and of its training before the next", at_least=1)
     image_size: int = option(128, "side of the picture in px: a power of two of at least 16")
     z_dim: int = option(512, "length of the noise z")
     width: int = option(128, "channels at full size; doubles with every halving")
@@ -49,12 +50,17 @@ class NeuroVisionConfig(EegAugmentConfig, TrainConfig):
         super().check()
         if self.accumulate > 1 or self.compile:
             raise ValueError("NeuroVision is not trained in parts or compiled: use accumulate=1, compile=false")
+        world = int(os.environ.get("WORLD_SIZE", 1))
+        if self.global_batch_size % (world * GROUP):
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size} on {world} processes: each needs a multiple of {GROUP}, "
+                "the trials that share a minibatch standard deviation"
+            )
         growing = (2 * doublings(self.image_size) + 1) * self.phase_steps
-        if min(self.classifier_steps, self.phase_steps) < 1 or self.classifier_steps + growing > self.max_steps:
+        if self.classifier_steps + growing > self.max_steps:
             raise ValueError(
                 f"max_steps={self.max_steps} is too short: classifier_steps={self.classifier_steps}, and growing to "
-                f"{self.image_size} px takes {growing // max(1, self.phase_steps)} phases of phase_steps="
-                f"{self.phase_steps}"
+                f"{self.image_size} px takes {growing // self.phase_steps} phases of phase_steps={self.phase_steps}"
             )
 
 
@@ -66,11 +72,7 @@ def main(config: NeuroVisionConfig) -> int:
     run = Run(config)
     if run.done:
         return 0
-    if run.batch_size % GROUP:
-        raise ValueError(
-            f"global_batch_size={config.global_batch_size} on {run.world} processes: each needs a multiple of {GROUP}, "
-            "the trials that share a minibatch standard deviation"
-        )
+    pictures = {"image_size": config.image_size, "width": config.width, "max_width": config.max_width}
     model = NeuroVision(
         n_chans=manifest.n_chans,
         n_times=manifest.n_times,
@@ -80,11 +82,9 @@ def main(config: NeuroVisionConfig) -> int:
         dropout=config.dropout,
         encoder_width=config.encoder_width,
         z_dim=config.z_dim,
-        image_size=config.image_size,
-        width=config.width,
-        max_width=config.max_width,
+        **pictures,
     ).to(run.device)
-    discriminator = Discriminator(n_classes, config.image_size, config.width, config.max_width)
+    discriminator = Discriminator(n_classes=n_classes, **pictures)
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     averaged = cast(NeuroVision, ema.module)
     run.accelerator.register_for_checkpointing(ema)

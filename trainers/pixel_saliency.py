@@ -79,8 +79,9 @@ def main(config: PixelSaliencyConfig) -> int:
     run = Run(config)
     if run.done:
         return 0
-    generator = Generator(features.n_features, config.z_dim, config.image_size, config.generator_width)
-    discriminator = Discriminator(features.n_features, config.image_size, config.discriminator_width, config.spectral)
+    both = {"n_features": features.n_features, "image_size": config.image_size}
+    generator = Generator(**both, z_dim=config.z_dim, width=config.generator_width)
+    discriminator = Discriminator(**both, width=config.discriminator_width, spectral=config.spectral)
     networks = nn.ModuleDict({"generator": generator, "features": features}).to(run.device)
     ema = AveragedModel(networks, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     averaged = cast(nn.ModuleDict, ema.module)
