@@ -21,21 +21,13 @@ from tqdm import tqdm
 
 from neuroimagen.run.collectives import gather_objects, spread, world_size
 from neuroimagen.scores.classifiers import read_pictures, read_pixels
+from neuroimagen.scores.definitions import METRICS
 from neuroimagen.scores.networks import Features, NotAvailable, load_lpips, load_network
 from neuroimagen.scores.similarity import pixcorr, ssim, ssim_425
 
 TRUTH_CACHE = 256 << 20  # bytes of ground-truth pictures kept by each process
 Arrays = dict[str, np.ndarray]
 T = TypeVar("T")
-NEEDED_BY = {  # network: metrics
-    "alexnet": ("alex2", "alex5"),
-    "inception": ("inception",),
-    "clip": ("clip", "clip_top1", "clip_top5", "clip_nway"),
-    "effnet": ("effnet",),
-    "swav": ("swav",),
-    "fid": ("fid", "kid", "is_inception"),
-    "lpips": ("lpips",),
-}
 
 
 @dataclasses.dataclass
@@ -63,12 +55,13 @@ def load_judges(
     pairs: PairMeasures = {("ssim", "ssim_grey"): ssim}
     pairs |= {(name,): compare for name, compare in (("ssim_425", ssim_425), ("pixcorr", pixcorr)) if wants(name)}
     unavailable: dict[str, str] = {}
-    for name, needing in NEEDED_BY.items():
+    for name in dict.fromkeys(metric.network for metric in METRICS.values() if metric.network):
+        needing = {key: metric for key, metric in METRICS.items() if metric.network == name}
         if not wants(*needing):
             continue
         try:
             if name != "lpips":
-                layers = {"alexnet": ("alex2", "alex5"), "fid": ("fid", "logits")}.get(name, (name,))
+                layers = list(dict.fromkeys(metric.layer for metric in needing.values()))
                 use = "keep" if name == "fid" else "compare"
                 judges.append(Judge(load_network(name, device, weights, download), **{use: layers}))
             elif side < 35:

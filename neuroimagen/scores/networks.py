@@ -14,13 +14,14 @@ import dataclasses
 import functools
 import re
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import torch
 import torch.nn.functional as F
+import yaml
 from filelock import FileLock
 from huggingface_hub import constants
 from safetensors.torch import load_file
@@ -40,14 +41,14 @@ class NotAvailable(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One network as published."""
+    """One network as published: networks.yaml."""
 
     title: str
     url: str
     megabytes: int
     licence: str
-    unused: tuple[str, ...] = ()  # parameters of the file that evaluation does not need begin with these
-    other_names: tuple[str, ...] = ()
+    unused: Sequence[str] = ()
+    other_names: Sequence[str] = ()
 
     @property
     def file(self) -> str:
@@ -56,44 +57,8 @@ class Source:
 
 
 HUB, TORCH = "https://huggingface.co/", "https://download.pytorch.org/models/"
-BSD, NOT_COMMERCIAL = "BSD-3-Clause (torchvision)", "CC BY-NC 4.0 (not for commercial use)"
-NETWORKS = {
-    "alexnet": Source(
-        "AlexNet, layers 2 and 5 (torchvision IMAGENET1K_V1)", TORCH + "alexnet-owt-7be5be79.pth", 233, BSD,
-        ("classifier.",),
-    ),
-    "inception": Source(
-        "Inception v3, last average pool (torchvision IMAGENET1K_V1)", TORCH + "inception_v3_google-0cc3c7bd.pth", 104,
-        BSD, ("AuxLogits.",),
-    ),
-    "fid": Source(
-        "Inception v3, the weights of 2015 that FID is defined on (converted by pytorch-fid)",
-        "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
-        91, "Apache-2.0", other_names=("weights-inception-2015-12-05-6726825d.pth",),
-    ),
-    "clip": Source("CLIP ViT-L/14, image embedding", HUB + "openai/clip-vit-large-patch14", 1710, "MIT (openai/CLIP)"),
-    "effnet": Source(
-        "EfficientNet-B1, last average pool (torchvision IMAGENET1K_V2)", TORCH + "efficientnet_b1-c27df63c.pth", 30,
-        BSD, ("classifier.",),
-    ),
-    "swav": Source(
-        "ResNet-50 trained by SwAV, 800 epochs, last average pool",
-        "https://dl.fbaipublicfiles.com/deepcluster/swav_800ep_pretrain.pth.tar", 108, NOT_COMMERCIAL,
-        ("projection_head.", "prototypes.", "fc."),
-    ),
-    "lpips": Source(
-        "LPIPS 0.1 on AlexNet (torchvision IMAGENET1K_V1; linear layers from torchmetrics)",
-        TORCH + "alexnet-owt-7be5be79.pth", 233, BSD + ", BSD-2-Clause (LPIPS)", ("classifier.",),
-    ),
-    "torchvision:vit_b_16": Source(
-        "ViT-B/16, an ImageNet-1k network (224 px, torchvision IMAGENET1K_V1)", TORCH + "vit_b_16-c867db91.pth", 330,
-        BSD,
-    ),
-    "torchvision:vit_h_14": Source(
-        "ViT-H/14, an ImageNet-1k network (518 px, torchvision IMAGENET1K_SWAG_E2E_V1)",
-        TORCH + "vit_h_14_swag-80465313.pth", 2417, NOT_COMMERCIAL,
-    ),
-}  # fmt: skip
+_FILE = yaml.safe_load(Path(__file__).with_name("networks.yaml").read_text(encoding="utf-8"))
+NETWORKS = {name: Source(**entry) for name, entry in _FILE.items()}
 Features = Callable[[torch.Tensor], dict[str, torch.Tensor]]  # float (B, 3, H, W) in [0, 1] -> {layer: (B, D)}
 
 
@@ -199,7 +164,9 @@ def _read(name: str, path: Path) -> dict[str, torch.Tensor]:
         ) from None
     unused = NETWORKS[name].unused
     named: dict[str, torch.Tensor] = {key.removeprefix("module."): value for key, value in state.items()}
-    return {key: v.float() if v.is_floating_point() else v for key, v in named.items() if not key.startswith(unused)}
+    return {
+        key: v.float() if v.is_floating_point() else v for key, v in named.items() if not key.startswith(tuple(unused))
+    }
 
 
 def fill(name: str, build: Callable[[], nn.Module], path: Path, device: torch.device) -> Any:
