@@ -49,6 +49,7 @@ class Source:
     licence: str
     unused: Sequence[str] = ()
     other_names: Sequence[str] = ()
+    renamed: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def file(self) -> str:
@@ -174,8 +175,8 @@ def fill(name: str, build: Callable[[], nn.Module], path: Path, device: torch.de
     with torch.device("meta"):
         model: Any = build()
     state = _read(name, path)
-    for key in [key for key in state if ".mlp.linear_" in key]:  # ViT files keep the names of their first version
-        state[key.replace("linear_1", "0").replace("linear_2", "3")] = state.pop(key)
+    for theirs, ours in NETWORKS[name].renamed.items():
+        state = {re.sub(theirs, ours, key): value for key, value in state.items()}
     try:
         model.load_state_dict(state, assign=True)
     except RuntimeError as error:
