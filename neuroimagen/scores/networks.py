@@ -32,6 +32,7 @@ from neuroimagen.scores.backbones import AlexNet, EfficientNetB1, InceptionV3, R
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+LPIPS = ((-0.030, -0.088, -0.188), (0.458, 0.448, 0.450))  # of pictures in [-1, 1]
 SUITE_SIDE = 256
 
 
@@ -75,12 +76,14 @@ def suite_pictures(images: torch.Tensor, side: int) -> torch.Tensor:
     return resize(resize(images, SUITE_SIDE, SUITE_SIDE), side, side)
 
 
-def _suite(side: int, normalisation: tuple) -> Callable[[torch.Tensor], torch.Tensor]:
-    def prepare(images: torch.Tensor) -> torch.Tensor:
-        mean, std = (images.new_tensor(x).view(1, 3, 1, 1) for x in normalisation)
-        return (suite_pictures(images, side) - mean) / std
+def normalised(images: torch.Tensor, normalisation: Sequence[Sequence[float]]) -> torch.Tensor:
+    """(B, 3, H, W), each channel less its mean and by its deviation: normalisation holds three of both."""
+    mean, std = (images.new_tensor(x).view(1, 3, 1, 1) for x in normalisation)
+    return (images - mean) / std
 
-    return prepare
+
+def _suite(images: torch.Tensor, side: int, normalisation: Sequence[Sequence[float]] = IMAGENET) -> torch.Tensor:
+    return normalised(suite_pictures(images, side), normalisation)
 
 
 def _tensorflow(images: torch.Tensor) -> torch.Tensor:
@@ -189,10 +192,11 @@ def fill(name: str, build: Callable[[], nn.Module], path: Path, device: torch.de
 
 
 BUILD: dict[str, tuple[Callable[[], nn.Module], Callable[[torch.Tensor], torch.Tensor]]] = {  # pictures' way in
-    "alexnet": (AlexNet, _suite(256, IMAGENET)),
-    "inception": (InceptionV3, _suite(342, ((0.5,) * 3, (0.5,) * 3))),  # torchvision's `transform_input`: [-1, 1]
-    "effnet": (EfficientNetB1, _suite(255, IMAGENET)),
-    "swav": (ResNet50, _suite(224, IMAGENET)),
+    "alexnet": (AlexNet, functools.partial(_suite, side=256)),
+    # torchvision's `transform_input`: [-1, 1]
+    "inception": (InceptionV3, functools.partial(_suite, side=342, normalisation=((0.5,) * 3, (0.5,) * 3))),
+    "effnet": (EfficientNetB1, functools.partial(_suite, side=255)),
+    "swav": (ResNet50, functools.partial(_suite, side=224)),
     "fid": (functools.partial(InceptionV3, fid=True), _tensorflow),
 }
 
@@ -212,7 +216,7 @@ def load_network(
     set_tf32(False)
     if name == "clip":
         model: Any = _clip(device, weights, download)
-        prepare = _suite(model.config.image_size, CLIP)
+        prepare = functools.partial(_suite, side=model.config.image_size, normalisation=CLIP)
     elif name in BUILD:
         build, prepare = BUILD[name]
         model = fill(name, build, find_weights(name, weights, download), device)
@@ -259,32 +263,14 @@ def _clip(device: torch.device, weights: str | Path | None, download: bool) -> n
     return model.requires_grad_(False)
 
 
-class Lpips(nn.Module):
+def load_lpips(
+    device: str | torch.device = "cpu", weights: str | Path | None = None, download: bool = True
+) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
     """Learned perceptual distance (Zhang et al. 2018, version 0.1, AlexNet) of pairs, arguments as similarity.ssim's,
     -> (p,). torchmetrics has it too, but only with torchvision and a download at each call.
+
+    weights and errors: as `load_network`; the file is AlexNet's.
     """
-
-    SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
-
-    def __init__(self, backbone: AlexNet, linear: list[torch.Tensor]) -> None:
-        super().__init__()
-        self.backbone, self.linear = backbone, linear  # five (1, C, 1, 1)
-
-    def _maps(self, images: torch.Tensor) -> list[torch.Tensor]:
-        shift, scale = (images.new_tensor(x).view(1, 3, 1, 1) for x in (self.SHIFT, self.SCALE))
-        maps = self.backbone((2 * images - 1 - shift) / scale)
-        return [x / torch.sqrt(1e-8 + x.square().sum(1, keepdim=True)) for x in maps]
-
-    def forward(self, images: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
-        layers = list(zip(self._maps(images), self._maps(truths), self.linear, strict=True))
-        found = []
-        for i, j in (part.T for part in pairs.split(16)):
-            found.append(torch.stack([(w * (x[i] - y[j]).square()).sum(1).mean((1, 2)) for x, y, w in layers]).sum(0))
-        return torch.cat(found)
-
-
-def load_lpips(device: str | torch.device = "cpu", weights: str | Path | None = None, download: bool = True) -> Lpips:
-    """weights and errors: as `load_network`; the file is AlexNet's."""
     import torchmetrics  # for one of its files
 
     backbone = fill("lpips", AlexNet, find_weights("lpips", weights, download), torch.device(device))
@@ -294,5 +280,16 @@ def load_lpips(device: str | torch.device = "cpu", weights: str | Path | None = 
             f"lpips is not available: this torchmetrics lacks {path.name}; pip install 'torchmetrics>=1.9'"
         )
     state = _read("lpips", path)
-    linear = [state[f"lin{i}.model.1.weight"].to(device) for i in range(5)]
-    return Lpips(backbone, linear).eval()
+    linear = [state[f"lin{i}.model.1.weight"].to(device) for i in range(5)]  # (1, C, 1, 1)
+
+    def maps(images: torch.Tensor) -> list[torch.Tensor]:
+        found = backbone(normalised(2 * images - 1, LPIPS))
+        return [x / torch.sqrt(1e-8 + x.square().sum(1, keepdim=True)) for x in found]
+
+    def distance(images: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+        layers, found = list(zip(maps(images), maps(truths), linear, strict=True)), []
+        for i, j in (part.T for part in pairs.split(16)):
+            found.append(torch.stack([(w * (x[i] - y[j]).square()).sum(1).mean((1, 2)) for x, y, w in layers]).sum(0))
+        return torch.cat(found)
+
+    return distance
