@@ -17,7 +17,7 @@ from neuroimagen.scores import metrics as numbers
 from neuroimagen.scores.classifiers import Classifier
 from neuroimagen.scores.definitions import BEST, CONTROL_OF, METRICS, chosen, describe, of_kind
 from neuroimagen.scores.intervals import FEWEST, Estimate, bootstrap_means
-from neuroimagen.scores.measure import Arrays, Judge, Measured, load_judges, measure
+from neuroimagen.scores.measure import Arrays, Measured, load_judges, measure
 from neuroimagen.scores.metrics import success_by_rank
 from neuroimagen.scores.run_files import VERSION, ReconstructRun
 from neuroimagen.scores.similarity import SSIM_SETTINGS, frechet_distance, kernel_distance
@@ -85,16 +85,17 @@ class ScoreBook:
         """All that needs the pictures. Collective: every rank."""
         run, samples = self.run, range(self.run.samples)
         keys = [trial["key"] for trial in run.trials]
-        compare, kept = (
-            ["features"] * self.wants(*(name for name, metric in of_kind(*kinds).items() if metric.layer == "features"))
-            for kinds in (RANKS, ("fid", "kid"))
+        keep, compare = (
+            list(dict.fromkeys(metric.layer for name, metric in of_kind(*kinds).items() if self.wants(name)))
+            for kinds in (("class", "is", "fid", "kid"), (*RANKS, "distance"))
         )
-        judges = [Judge(self.classifier.outputs, ["probabilities", *kept], compare), *self.judges]
         self.measured: Measured = measure(
             {row: [[run.image(row, key, sample) for sample in samples] for key in keys] for row in run.rows},
             [run.truth(key) for key in keys],
             {name: (mine := np.flatnonzero(self.wide[name]), mine[dealt]) for name, dealt in self.deals.items()},
-            judges,
+            [self.classifier.outputs, *self.judges],
+            keep,
+            compare,
             self.pairs,
             self.config.batch_size,
             self.classifier.device,
