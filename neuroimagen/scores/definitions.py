@@ -29,7 +29,8 @@ def _controls(name: str, of: Metric) -> dict[str, Metric]:
     """What a row's reconstructions get blindly, and what they gain over that.
     Smooth or frequent pictures do well in comparisons of two pictures, whatever was seen.
     """
-    head, own = of.head, {"source": "ours", "by_class": False}
+    head = of.head
+    own: dict[str, Any] = {"source": "ours", "by_class": False}
     other = (
         f"{head} of the same reconstructions, dealt out to the trials at random ({{dealt}}): what a decoder that is "
         "blind, but draws the same pictures, would get."
