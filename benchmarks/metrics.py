@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 
 from neuroimagen.scores.classifiers import load_classifier
+from neuroimagen.scores.evaluate import EvaluateConfig
 from neuroimagen.scores.intervals import bootstrap_means
 from neuroimagen.scores.metrics import inception_estimate, ranks_of, success_by_rank
 from neuroimagen.scores.run_files import read_run
@@ -112,7 +113,7 @@ def whole_book(pictures: int, side: int, name: str) -> None:
         run = read_run(made_up_run(Path(folder) / "run", pictures, side))
         profile, began = cProfile.Profile(time.process_time), time.process_time()
         profile.enable()
-        book = ScoreBook(run, classifier, metrics=["all"])
+        book = ScoreBook(run, classifier, EvaluateConfig(run=str(run.path)))
         book.measure()
         measured = time.process_time() - began
         scores = book.scores()

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from neuroimagen.scores.classifiers import Classifier
+from neuroimagen.scores.evaluate import EvaluateConfig
 from neuroimagen.scores.score_book import ScoreBook
 from neuroimagen.studies.classes import CLASSES
 
@@ -99,8 +100,9 @@ def colours(classes=CLASSES[:4], logits=by_colour):
     return Classifier("colours", "the colour test", names, wnids, torch.device("cpu"), lambda x: (logits(x), logits(x)))
 
 
-def score(run, classifier, n_way, top_k, batch_size=16, **choices):
+def score(run, classifier, n_way, top_k, **choices):
     """What scores.json will hold of a run."""
-    book = ScoreBook(run, classifier, n_way, top_k, **choices)
-    book.measure(batch_size)
+    choices = {"metrics": ["paper"]} | choices
+    book = ScoreBook(run, classifier, EvaluateConfig(run=str(run.path), n_way=n_way, top_k=top_k, **choices))
+    book.measure()
     return book.scores()

@@ -18,8 +18,7 @@ from neuroimagen.config import option, path_option, run_trainer
 from neuroimagen.files import write_atomic
 from neuroimagen.reconstruction.controls import ClassCaptions, Gallery, train_split
 from neuroimagen.reconstruction.decoders import Decoders
-from neuroimagen.reconstruction.draw import decode, draw
-from neuroimagen.reconstruction.memory import find_chunk
+from neuroimagen.reconstruction.draw import decode, draw, find_chunk
 from neuroimagen.reconstruction.picture_files import PictureFiles, chunk_before, describe, still_whole
 from neuroimagen.reconstruction.pipelines import Scheduler
 from neuroimagen.reconstruction.reconstructor import DRAWN_WITH, LOADED_WITH, Reconstructor, Settings, check_settings

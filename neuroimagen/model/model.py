@@ -32,8 +32,7 @@ from neuroimagen.model.card import write_card
 from neuroimagen.model.eeg import Contract, take
 from neuroimagen.pixel.features import FeatureExtractor
 from neuroimagen.pixel.saliency import Generator
-from neuroimagen.reconstruction.draw import decode, draw
-from neuroimagen.reconstruction.memory import find_chunk
+from neuroimagen.reconstruction.draw import decode, draw, find_chunk
 from neuroimagen.reconstruction.picture_files import to_image
 from neuroimagen.reconstruction.reconstructor import DRAWN_WITH, Reconstructor, check_settings
 from neuroimagen.rows import BEST_FIRST, ROWS

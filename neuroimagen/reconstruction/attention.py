@@ -5,12 +5,10 @@ attention processors and then looks at what is really in force.
 """
 
 import logging
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
-
-Attention = Literal["auto", "xformers", "sdpa", "sliced"]
 
 IN_FORCE = {"xformers": "XFormersAttnProcessor", "sdpa": "AttnProcessor2_0", "sliced": "SlicedAttnProcessor"}
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionImg2ImgPipeline, UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 from tokenizers import pre_tokenizers
@@ -21,6 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from neuroimagen.batches.pictures import to_unit
 from neuroimagen.reconstruction.pipelines import load_pipeline
 
+FIXED = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 # CLIP's own word pattern (Radford et al. 2021, simple_tokenizer.py) for what Python's re knows as letters.
 CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[^\W\d_]+|\d|[^\s\w]+|_"
 
@@ -60,17 +62,9 @@ def learn_tokenizer(captions: list[str], n_tokens: int) -> CLIPTokenizer:
 
 
 def make_autoencoder(width: int, latent_channels: int) -> AutoencoderTiny:
-    """Pixels (B, 3, S, S) in [-1, 1] <-> latents (B, latent_channels, S/8, S/8).
-
-    AutoencoderTiny (Ollin Boer Bohan's TAESD) without blocks at full resolution, where a CPU would spend its time.
-    """
-    return AutoencoderTiny(
-        encoder_block_out_channels=(width,) * 4,
-        decoder_block_out_channels=(width,) * 4,
-        num_encoder_blocks=(0, 1, 2, 2),
-        num_decoder_blocks=(2, 2, 1, 0),
-        latent_channels=latent_channels,
-    )
+    """Pixels (B, 3, S, S) in [-1, 1] <-> latents (B, latent_channels, S/8, S/8)."""
+    widths = {f"{part}_block_out_channels": (width,) * 4 for part in ("encoder", "decoder")}
+    return AutoencoderTiny(**widths, latent_channels=latent_channels, **FIXED["autoencoder"])
 
 
 def encode(vae: Any, images: Tensor) -> Tensor:
@@ -99,36 +93,18 @@ def tokenize(tokenizer: Any, texts: list[list[str]], named: str) -> Tensor:
 
 def make_denoiser(latent_channels: int, latent_size: int, channels: tuple[int, ...], width: int) -> Any:
     """U-Net over latents, conditioned on caption embeddings (B, L, width) by cross-attention at every level."""
-    return UNet2DConditionModel(
-        sample_size=latent_size,
-        in_channels=latent_channels,
-        out_channels=latent_channels,
-        block_out_channels=channels,
-        down_block_types=("CrossAttnDownBlock2D",) * len(channels),
-        up_block_types=("CrossAttnUpBlock2D",) * len(channels),
-        layers_per_block=1,
-        cross_attention_dim=width,
-        attention_head_dim=4,
-        norm_num_groups=16,
-    )
+    blocks = {f"{way.lower()}_block_types": (f"CrossAttn{way}Block2D",) * len(channels) for way in ("Down", "Up")}
+    sides = dict.fromkeys(("in_channels", "out_channels"), latent_channels)
+    levels = {"sample_size": latent_size, "block_out_channels": channels, "cross_attention_dim": width}
+    return UNet2DConditionModel(**sides, **blocks, **levels, **FIXED["unet"])
 
 
 def make_text_encoder(tokenizer: CLIPTokenizer, n_tokens: int, width: int) -> CLIPTextModel:
     """Captions -> embeddings (B, n_tokens, width)."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            intermediate_size=2 * width,
-            projection_dim=width,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=n_tokens,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    words = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "projection_dim": width}
+    sizes |= {"vocab_size": len(tokenizer), "max_position_embeddings": n_tokens}
+    return CLIPTextModel(CLIPTextConfig(**sizes, **words, **FIXED["text_encoder"]))
 
 
 class NoisyAutoencoder(nn.Module):
@@ -156,25 +132,10 @@ class TextAndUNet(nn.Module):
 
 
 def make_ema(model: nn.Module, decay: float, device: torch.device) -> EMAModel:
-    """The average of `model`'s weights that sampling uses; its decay rises to `decay`."""
-    ema = EMAModel(model.parameters(), decay=decay, use_ema_warmup=True, power=0.75)
+    """The average of `model`'s weights that sampling uses."""
+    ema = EMAModel(model.parameters(), decay=decay, **FIXED["ema"])
     ema.to(device)
     return ema
-
-
-def make_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's noise schedule, with v-prediction."""
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        timestep_spacing="trailing",
-        rescale_betas_zero_snr=True,  # Lin et al. 2023: sampling starts from pure noise, so training must see it
-    )
 
 
 def make_parts(config: Any, captions: list[str]) -> tuple[Any, CLIPTokenizer, CLIPTextModel, Any, Any]:
@@ -190,7 +151,7 @@ def make_parts(config: Any, captions: list[str]) -> tuple[Any, CLIPTokenizer, CL
     text_encoder = make_text_encoder(tokenizer, n_tokens=config.n_tokens, width=config.text_width)
     latents = {"latent_channels": config.latent_channels, "latent_size": config.image_size // 8}
     unet = make_denoiser(**latents, channels=tuple(config.unet_channels), width=config.text_width)
-    return None, tokenizer, text_encoder, unet, make_scheduler()
+    return None, tokenizer, text_encoder, unet, DDIMScheduler(**FIXED["scheduler"])
 
 
 def make_pipeline(

@@ -1,10 +1,11 @@
-"""The published networks behind the perceptual metrics, in plain torch.
+"""The published networks behind the perceptual metrics, from transformers' and torch's parts or in plain torch.
 
-Their parameters carry torchvision's names, so that the official weight files fit; torchvision itself is not needed (its
-published build fails to import beside a CPU build of torch and takes transformers' CLIP down with it). For evaluation
-only: dropout and auxiliary heads are left out. Architectures: Krizhevsky 2014 (AlexNet, "one weird trick"), Szegedy et
-al. 2016 (Inception v3), He et al. 2016 with the stride in the 3 x 3 convolution (ResNet-50), Tan and Le 2019
-(EfficientNet-B1), Dosovitskiy et al. 2021 (ViT). test_networks.py holds each against torchvision's numbers.
+Their parameters carry torchvision's names, or get ours from `renamed` in networks.yaml, so that the official weight
+files fit; torchvision itself is not needed (its published build fails to import beside a CPU build of torch and takes
+transformers' CLIP down with it). For evaluation only: dropout and auxiliary heads are left out. Architectures:
+Krizhevsky 2014 (AlexNet, "one weird trick"), Szegedy et al. 2016 (Inception v3), He et al. 2016 with the stride in the
+3 x 3 convolution (ResNet-50), Tan and Le 2019 (EfficientNet-B1), Dosovitskiy et al. 2021 (ViT). test_networks.py holds
+each against torchvision's numbers.
 """
 
 import math
@@ -147,42 +148,17 @@ class InceptionV3(nn.Module):
         return x.mean((2, 3))
 
 
-class _Bottleneck(nn.Module):
-    def __init__(self, width: int, inner: int, stride: int) -> None:
-        super().__init__()
-        out = 4 * inner
-        self.conv1, self.bn1 = nn.Conv2d(width, inner, 1, bias=False), nn.BatchNorm2d(inner)
-        self.conv2, self.bn2 = nn.Conv2d(inner, inner, 3, stride, 1, bias=False), nn.BatchNorm2d(inner)
-        self.conv3, self.bn3 = nn.Conv2d(inner, out, 1, bias=False), nn.BatchNorm2d(out)
-        self.downsample: nn.Module = nn.Identity()
-        if stride > 1 or width != out:
-            self.downsample = nn.Sequential(nn.Conv2d(width, out, 1, stride, bias=False), nn.BatchNorm2d(out))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = F.relu(self.bn1(self.conv1(x)))
-        h = F.relu(self.bn2(self.conv2(h)))
-        return F.relu(self.bn3(self.conv3(h)) + self.downsample(x))
-
-
 class ResNet50(nn.Module):
     """images (B, 3, H, W) -> globally averaged features (B, 2048)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
-        width = 64
-        for i, (inner, depth) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3))):
-            blocks = []
-            for j in range(depth):
-                blocks.append(_Bottleneck(width, inner, 2 if i > 0 and j == 0 else 1))
-                width = 4 * inner
-            self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
+        from transformers import ResNetConfig, ResNetModel
+
+        self.body = ResNetModel(ResNetConfig())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
-        for i in range(1, 5):
-            x = self.get_submodule(f"layer{i}")(x)
-        return x.mean((2, 3))
+        return self.body(x).last_hidden_state.mean((2, 3))
 
 
 def _norm_act(width: int, out: int, kernel: int, stride: int = 1, groups: int = 1, act: bool = True) -> nn.Sequential:
@@ -237,34 +213,6 @@ class EfficientNetB1(nn.Module):
         return self.features(x).mean((2, 3))
 
 
-class _EncoderLayer(nn.Module):
-    def __init__(self, width: int, heads: int, inner: int) -> None:
-        super().__init__()
-        self.ln_1, self.ln_2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
-        self.self_attention = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.mlp = nn.Sequential(  # the identities stand where torchvision has dropout, for its numbering
-            nn.Linear(width, inner), nn.GELU(), nn.Identity(), nn.Linear(inner, width)
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = self.ln_1(x)
-        x = x + self.self_attention(h, h, h, need_weights=False)[0]
-        return x + self.mlp(self.ln_2(x))
-
-
-class _Encoder(nn.Module):
-    def __init__(self, tokens: int, width: int, depth: int, heads: int) -> None:
-        super().__init__()
-        self.pos_embedding = nn.Parameter(torch.zeros(1, tokens, width))
-        self.layers = nn.Sequential()
-        for i in range(depth):
-            self.layers.add_module(f"encoder_layer_{i}", _EncoderLayer(width, heads, 4 * width))
-        self.ln = nn.LayerNorm(width, eps=1e-6)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.ln(self.layers(x + self.pos_embedding))
-
-
 class ViT(nn.Module):
     """images (B, 3, side, side) -> logits (B, classes)."""
 
@@ -272,10 +220,13 @@ class ViT(nn.Module):
         super().__init__()
         self.conv_proj = nn.Conv2d(3, width, patch, patch)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.encoder = _Encoder((side // patch) ** 2 + 1, width, depth, heads)
-        self.heads = nn.Sequential()
-        self.heads.add_module("head", nn.Linear(width, classes))
+        self.pos_embedding = nn.Parameter(torch.zeros(1, (side // patch) ** 2 + 1, width))
+        how: dict[str, bool] = {"batch_first": True, "norm_first": True}
+        layer = nn.TransformerEncoderLayer(width, heads, 4 * width, 0.0, "gelu", layer_norm_eps=1e-6, **how)
+        self.encoder = nn.TransformerEncoder(layer, depth, nn.LayerNorm(width, eps=1e-6), enable_nested_tensor=False)
+        self.head = nn.Linear(width, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.conv_proj(x).flatten(2).transpose(1, 2)
-        return self.heads(self.encoder(torch.cat([self.class_token.expand(len(x), -1, -1), x], 1))[:, 0])
+        x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1) + self.pos_embedding
+        return self.head(self.encoder(x)[:, 0])

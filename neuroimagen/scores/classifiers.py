@@ -12,7 +12,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from neuroimagen.files import pass_on
 from neuroimagen.pictures import see
 from neuroimagen.run.processes import set_tf32
 from neuroimagen.scores.backbones import ViT
-from neuroimagen.scores.networks import IMAGENET, NETWORKS, NotAvailable, fill, find_weights, first_line
+from neuroimagen.scores.networks import IMAGENET, NETWORKS, NotAvailable, fill, find_weights, first_line, normalised
 from neuroimagen.studies.classes import CLASSES
 from neuroimagen.text_files import read_text
 
@@ -206,6 +206,7 @@ def _probe(name: str, directory: Path, device: torch.device) -> Classifier:
 
 def _published(name: str, device: torch.device, weights: str | Path | None) -> Classifier:
     """torchvision's or timm's, with the preprocessing of those weights' own transforms or configuration."""
+    norm: Sequence[Sequence[float]] = IMAGENET
     if name.startswith("timm:"):
         model, side, crop, mode, norm = _timm(name.removeprefix("timm:"), device, weights)
         what = f"{name}, an ImageNet-1k network ({side} px)"
@@ -215,14 +216,13 @@ def _published(name: str, device: torch.device, weights: str | Path | None) -> C
         else:
             shape, side, crop, mode = (518, 14, 1280, 32, 16), 518, 1.0, "bicubic"
         model = fill(name, lambda: ViT(*shape), find_weights(name, weights), device)
-        norm, what = IMAGENET, NETWORKS[name].title
+        what = NETWORKS[name].title
     else:
         known = ", ".join(n for n in NETWORKS if ":" in n)
         raise ValueError(f"classifier {name!r} is unknown; there are {known} and timm:NAME")
-    mean, std = (torch.tensor(x, device=device).view(1, 3, 1, 1) for x in norm)
 
     def both(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return (logits := model((to_square(images, side, crop, mode) - mean) / std)), logits
+        return (logits := model(normalised(to_square(images, side, crop, mode), norm))), logits
 
     return Classifier(name, what, *_imagenet_classes(), device, both)
 
@@ -274,8 +274,7 @@ def _transformers(name: str, device: torch.device) -> Classifier:
     elif how.get("crop_pct") and size < 384:  # ConvNeXt style
         share = how["crop_pct"]
     mode = {2: "bilinear", 3: "bicubic"}.get(how.get("resample", 2), "bicubic")
-    norm = (how.get(key) or [0.5] * 3 for key in ("image_mean", "image_std"))
-    mean, std = (torch.tensor(x, device=device).view(1, 3, 1, 1) for x in norm)
+    norm = [how.get(key) or [0.5] * 3 for key in ("image_mean", "image_std")]
     names = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
 
     seen: list[torch.Tensor] = []
@@ -286,7 +285,7 @@ def _transformers(name: str, device: torch.device) -> Classifier:
     def both(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = to_square(images, size, share, mode) if resize else images
         seen.clear()
-        logits = model(pixel_values=(x - mean) / std).logits
+        logits = model(pixel_values=normalised(x, norm)).logits
         return logits, seen[0] if seen and seen[0].ndim == 2 else logits
 
     wnids = [label if re.fullmatch(r"n\d{8}", label) else "" for label in names]

@@ -1,7 +1,7 @@
 """`neuroimagen evaluate RUN`: every score of a reconstruct run, for all, by subject, by class and by picture.
 
 Writes RUN/scores.json, RUN/scores.csv and RUN/picture_scores.csv; report/tables.py prints the paper's tables of them.
-What each number is: scores/definitions.py, docs/scores.md.
+What each number is: scores/metrics.yaml, docs/scores.md.
 """
 
 import csv
@@ -79,18 +79,8 @@ def evaluate(
     run = decided_by_main(lambda: read_run(config.run, to_write=True))
     made_of = decided_by_main(lambda: inputs_of(run, config.classifier))
     classifier = on_every_rank(lambda: load_classifier(config.classifier, device, config.weights))
-    book = ScoreBook(
-        run,
-        classifier,
-        config.n_way,
-        config.top_k,
-        config.metrics,
-        config.distractors,
-        config.inception_splits,
-        config.weights,
-        config.download,
-    )
-    book.measure(config.batch_size)
+    book = ScoreBook(run, classifier, config)
+    book.measure()
     kept = {name: value for name, value in vars(config).items() if name != "verbose"}
     scores = book.scores() | {"config": kept, "made_of": inputs.digests(made_of)}
     pictures = book.pictures_csv()

@@ -21,30 +21,13 @@ from tqdm import tqdm
 
 from neuroimagen.run.collectives import gather_objects, spread, world_size
 from neuroimagen.scores.classifiers import read_pictures, read_pixels
+from neuroimagen.scores.definitions import METRICS
 from neuroimagen.scores.networks import Features, NotAvailable, load_lpips, load_network
 from neuroimagen.scores.similarity import pixcorr, ssim, ssim_425
 
 TRUTH_CACHE = 256 << 20  # bytes of ground-truth pictures kept by each process
 Arrays = dict[str, np.ndarray]
 T = TypeVar("T")
-NEEDED_BY = {  # network: metrics
-    "alexnet": ("alex2", "alex5"),
-    "inception": ("inception",),
-    "clip": ("clip", "clip_top1", "clip_top5", "clip_nway"),
-    "effnet": ("effnet",),
-    "swav": ("swav",),
-    "fid": ("fid", "kid", "is_inception"),
-    "lpips": ("lpips",),
-}
-
-
-@dataclasses.dataclass
-class Judge:
-    """A network, and what is wanted of its layers."""
-
-    outputs: Features
-    keep: Sequence[str] = ()  # layers handed back for each picture
-    compare: Sequence[str] = ()  # layers correlated (Pearson) with those of the ground-truth pictures
 
 
 # k metrics: reconstructions (B, 3, H, W), ground truths (m, 3, H, W) in [0, 1], pairs of them (p, 2) -> (p, k), or (p,)
@@ -53,24 +36,23 @@ PairMeasures = dict[tuple[str, ...], Callable[[Tensor, Tensor, Tensor], Tensor]]
 
 def load_judges(
     wants: Callable[..., bool], device: torch.device, weights: str | None, download: bool, side: int
-) -> tuple[list[Judge], PairMeasures, dict[str, str]]:
+) -> tuple[list[Features], PairMeasures, dict[str, str]]:
     """The networks, and what compares pairs, that wanted metrics need; of each metric that cannot be had, why and how.
 
     wants(metric, ...): is any of them wanted. side: the pictures' shorter one, in px. Collective: every rank.
     ValueError: a weight file that is damaged, another network's, or found by some processes only.
     """
-    judges: list[Judge] = []
+    judges: list[Features] = []
     pairs: PairMeasures = {("ssim", "ssim_grey"): ssim}
     pairs |= {(name,): compare for name, compare in (("ssim_425", ssim_425), ("pixcorr", pixcorr)) if wants(name)}
     unavailable: dict[str, str] = {}
-    for name, needing in NEEDED_BY.items():
+    for name in dict.fromkeys(metric.network for metric in METRICS.values() if metric.network):
+        needing = [key for key, metric in METRICS.items() if metric.network == name]
         if not wants(*needing):
             continue
         try:
             if name != "lpips":
-                layers = {"alexnet": ("alex2", "alex5"), "fid": ("fid", "logits")}.get(name, (name,))
-                use = "keep" if name == "fid" else "compare"
-                judges.append(Judge(load_network(name, device, weights, download), **{use: layers}))
+                judges.append(load_network(name, device, weights, download))
             elif side < 35:
                 raise NotAvailable(f"pictures of {side} px are too small for LPIPS; reconstruct at 35 px or more")
             else:
@@ -132,7 +114,9 @@ def measure(
     rows: dict[str, list[list[Path]]],
     truths: list[Path],
     deals: dict[str, tuple[np.ndarray, np.ndarray]],
-    judges: Sequence[Judge],
+    judges: Sequence[Features],
+    keep: Sequence[str],
+    compare: Sequence[str],
     pair_measures: PairMeasures,
     batch_size: int,
     device: torch.device,
@@ -141,7 +125,8 @@ def measure(
 
     rows: by name, of each trial its samples. truths: of each trial. deals: by name, trials (t,) and, of each of their
     samples, the trials (t, samples, k) with whose truths it is compared besides. The ground truths are measured as the
-    row "truth". Pair measures have, for each compared layer, "own <layer>", the correlation with the truth of the pair,
+    row "truth". keep: the judges' layers handed back for each picture; compare: those correlated (Pearson) with the
+    layers of the ground truths. Of these, pair measures have "own <layer>", the correlation with the truth of the pair,
     and "rank <layer>", how many other ground truths correlate at least as much.
     ValueError: a picture that cannot be read, or of another size than its ground truth.
     """
@@ -181,12 +166,8 @@ def measure(
         pairs = np.stack([unique // gallery, unique % gallery], 1)
 
         def layers_of(images: Tensor) -> dict[str, Tensor]:
-            return {
-                name: layer
-                for judge in judges
-                for name, layer in judge.outputs(images).items()
-                if name in (*judge.keep, *judge.compare)
-            }
+            made = {name: layer for judge in judges for name, layer in judge(images).items()}
+            return {name: made[name] for name in (*keep, *compare)}
 
         @torch.inference_mode()
         def forward(part: Sequence[int]) -> Arrays:
@@ -207,27 +188,26 @@ def measure(
             found: Arrays = {}
             start, stop = np.searchsorted(pairs[:, 0], (part[0], part[-1] + 1))
             at, target = pairs[start:stop, 0] - part[0], pairs[start:stop, 1]
-            for judge in judges:
-                found |= {name: layers[name].float().cpu().numpy() for name in judge.keep}
-                for name in judge.compare:
-                    match = standardise(layers[name].to(device)) @ compared[name].T  # (B, gallery)
-                    # The digits after the sixth depend on a picture's company; rounding may leave [-1, 1].
-                    match = match.mul(1e6).round().div(1e6).clamp(-1, 1)
-                    same = match[at, target]
-                    found[f"own {name}"] = same.cpu().numpy()
-                    found[f"rank {name}"] = ((match[at] >= same[:, None]).sum(1) - 1).cpu().numpy()
+            found |= {name: layers[name].float().cpu().numpy() for name in keep}
+            for name in compare:
+                match = standardise(layers[name].to(device)) @ compared[name].T  # (B, gallery)
+                # The digits after the sixth depend on a picture's company; rounding may leave [-1, 1].
+                match = match.mul(1e6).round().div(1e6).clamp(-1, 1)
+                same = match[at, target]
+                found[f"own {name}"] = same.cpu().numpy()
+                found[f"rank {name}"] = ((match[at] >= same[:, None]).sum(1) - 1).cpu().numpy()
             different, which = np.unique(target, return_inverse=True)
             seen = torch.stack([truth_picture(t) for t in different.tolist()]).to(device)
             both = torch.from_numpy(np.stack([at, which], 1)).to(device)
-            for names, compare in pair_measures.items():
-                values = compare(images, seen, both).float().cpu().numpy()
+            for names, likeness in pair_measures.items():
+                values = likeness(images, seen, both).float().cpu().numpy()
                 found |= zip(names, values.reshape(len(both), -1).T, strict=True)
             bar.update(min(len(part) * world_size(), bar.total - bar.n))
             return found
 
         cut = _cut(range(gallery), batch_size)
         truth_layers = _spread(cut, forward)
-        compared = {n: standardise(torch.from_numpy(truth_layers[n])).to(device) for j in judges for n in j.compare}
+        compared = {name: standardise(torch.from_numpy(truth_layers[name])).to(device) for name in compare}
         found = _spread([*cut, *_cut(range(gallery, len(paths)), batch_size)], work)
-    kept = {name: found.pop(name) for judge in judges for name in judge.keep}
+    kept = {name: found.pop(name) for name in keep}
     return Measured(numbers, kept, found, where, gallery)

@@ -14,13 +14,14 @@ import dataclasses
 import functools
 import re
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import torch
 import torch.nn.functional as F
+import yaml
 from filelock import FileLock
 from huggingface_hub import constants
 from safetensors.torch import load_file
@@ -32,6 +33,7 @@ from neuroimagen.scores.backbones import AlexNet, EfficientNetB1, InceptionV3, R
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+LPIPS = ((-0.030, -0.088, -0.188), (0.458, 0.448, 0.450))  # of pictures in [-1, 1]
 SUITE_SIDE = 256
 
 
@@ -41,14 +43,15 @@ class NotAvailable(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One network as published."""
+    """One network as published: networks.yaml."""
 
     title: str
     url: str
     megabytes: int
     licence: str
-    unused: tuple[str, ...] = ()  # parameters of the file that evaluation does not need begin with these
-    other_names: tuple[str, ...] = ()
+    unused: Sequence[str] = ()
+    other_names: Sequence[str] = ()
+    renamed: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def file(self) -> str:
@@ -57,44 +60,8 @@ class Source:
 
 
 HUB, TORCH = "https://huggingface.co/", "https://download.pytorch.org/models/"
-BSD, NOT_COMMERCIAL = "BSD-3-Clause (torchvision)", "CC BY-NC 4.0 (not for commercial use)"
-NETWORKS = {
-    "alexnet": Source(
-        "AlexNet, layers 2 and 5 (torchvision IMAGENET1K_V1)", TORCH + "alexnet-owt-7be5be79.pth", 233, BSD,
-        ("classifier.",),
-    ),
-    "inception": Source(
-        "Inception v3, last average pool (torchvision IMAGENET1K_V1)", TORCH + "inception_v3_google-0cc3c7bd.pth", 104,
-        BSD, ("AuxLogits.",),
-    ),
-    "fid": Source(
-        "Inception v3, the weights of 2015 that FID is defined on (converted by pytorch-fid)",
-        "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
-        91, "Apache-2.0", other_names=("weights-inception-2015-12-05-6726825d.pth",),
-    ),
-    "clip": Source("CLIP ViT-L/14, image embedding", HUB + "openai/clip-vit-large-patch14", 1710, "MIT (openai/CLIP)"),
-    "effnet": Source(
-        "EfficientNet-B1, last average pool (torchvision IMAGENET1K_V2)", TORCH + "efficientnet_b1-c27df63c.pth", 30,
-        BSD, ("classifier.",),
-    ),
-    "swav": Source(
-        "ResNet-50 trained by SwAV, 800 epochs, last average pool",
-        "https://dl.fbaipublicfiles.com/deepcluster/swav_800ep_pretrain.pth.tar", 108, NOT_COMMERCIAL,
-        ("projection_head.", "prototypes.", "fc."),
-    ),
-    "lpips": Source(
-        "LPIPS 0.1 on AlexNet (torchvision IMAGENET1K_V1; linear layers from torchmetrics)",
-        TORCH + "alexnet-owt-7be5be79.pth", 233, BSD + ", BSD-2-Clause (LPIPS)", ("classifier.",),
-    ),
-    "torchvision:vit_b_16": Source(
-        "ViT-B/16, an ImageNet-1k network (224 px, torchvision IMAGENET1K_V1)", TORCH + "vit_b_16-c867db91.pth", 330,
-        BSD,
-    ),
-    "torchvision:vit_h_14": Source(
-        "ViT-H/14, an ImageNet-1k network (518 px, torchvision IMAGENET1K_SWAG_E2E_V1)",
-        TORCH + "vit_h_14_swag-80465313.pth", 2417, NOT_COMMERCIAL,
-    ),
-}  # fmt: skip
+_FILE = yaml.safe_load(Path(__file__).with_name("networks.yaml").read_text(encoding="utf-8"))
+NETWORKS = {name: Source(**entry) for name, entry in _FILE.items()}
 Features = Callable[[torch.Tensor], dict[str, torch.Tensor]]  # float (B, 3, H, W) in [0, 1] -> {layer: (B, D)}
 
 
@@ -110,12 +77,14 @@ def suite_pictures(images: torch.Tensor, side: int) -> torch.Tensor:
     return resize(resize(images, SUITE_SIDE, SUITE_SIDE), side, side)
 
 
-def _suite(side: int, normalisation: tuple) -> Callable[[torch.Tensor], torch.Tensor]:
-    def prepare(images: torch.Tensor) -> torch.Tensor:
-        mean, std = (images.new_tensor(x).view(1, 3, 1, 1) for x in normalisation)
-        return (suite_pictures(images, side) - mean) / std
+def normalised(images: torch.Tensor, normalisation: Sequence[Sequence[float]]) -> torch.Tensor:
+    """(B, 3, H, W), each channel less its mean and by its deviation: normalisation holds three of both."""
+    mean, std = (images.new_tensor(x).view(1, 3, 1, 1) for x in normalisation)
+    return (images - mean) / std
 
-    return prepare
+
+def _suite(images: torch.Tensor, side: int, normalisation: Sequence[Sequence[float]] = IMAGENET) -> torch.Tensor:
+    return normalised(suite_pictures(images, side), normalisation)
 
 
 def _tensorflow(images: torch.Tensor) -> torch.Tensor:
@@ -200,7 +169,9 @@ def _read(name: str, path: Path) -> dict[str, torch.Tensor]:
         ) from None
     unused = NETWORKS[name].unused
     named: dict[str, torch.Tensor] = {key.removeprefix("module."): value for key, value in state.items()}
-    return {key: v.float() if v.is_floating_point() else v for key, v in named.items() if not key.startswith(unused)}
+    return {
+        key: v.float() if v.is_floating_point() else v for key, v in named.items() if not key.startswith(tuple(unused))
+    }
 
 
 def fill(name: str, build: Callable[[], nn.Module], path: Path, device: torch.device) -> Any:
@@ -208,8 +179,8 @@ def fill(name: str, build: Callable[[], nn.Module], path: Path, device: torch.de
     with torch.device("meta"):
         model: Any = build()
     state = _read(name, path)
-    for key in [key for key in state if ".mlp.linear_" in key]:  # ViT files keep the names of their first version
-        state[key.replace("linear_1", "0").replace("linear_2", "3")] = state.pop(key)
+    for theirs, ours in NETWORKS[name].renamed.items():
+        state = {re.sub(theirs, ours, key): value for key, value in state.items()}
     try:
         model.load_state_dict(state, assign=True)
     except RuntimeError as error:
@@ -222,10 +193,11 @@ def fill(name: str, build: Callable[[], nn.Module], path: Path, device: torch.de
 
 
 BUILD: dict[str, tuple[Callable[[], nn.Module], Callable[[torch.Tensor], torch.Tensor]]] = {  # pictures' way in
-    "alexnet": (AlexNet, _suite(256, IMAGENET)),
-    "inception": (InceptionV3, _suite(342, ((0.5,) * 3, (0.5,) * 3))),  # torchvision's `transform_input`: [-1, 1]
-    "effnet": (EfficientNetB1, _suite(255, IMAGENET)),
-    "swav": (ResNet50, _suite(224, IMAGENET)),
+    "alexnet": (AlexNet, functools.partial(_suite, side=256)),
+    # torchvision's `transform_input`: [-1, 1]
+    "inception": (InceptionV3, functools.partial(_suite, side=342, normalisation=((0.5,) * 3, (0.5,) * 3))),
+    "effnet": (EfficientNetB1, functools.partial(_suite, side=255)),
+    "swav": (ResNet50, functools.partial(_suite, side=224)),
     "fid": (functools.partial(InceptionV3, fid=True), _tensorflow),
 }
 
@@ -245,7 +217,7 @@ def load_network(
     set_tf32(False)
     if name == "clip":
         model: Any = _clip(device, weights, download)
-        prepare = _suite(model.config.image_size, CLIP)
+        prepare = functools.partial(_suite, side=model.config.image_size, normalisation=CLIP)
     elif name in BUILD:
         build, prepare = BUILD[name]
         model = fill(name, build, find_weights(name, weights, download), device)
@@ -293,32 +265,14 @@ def _clip(device: torch.device, weights: str | Path | None, download: bool) -> n
     return model.requires_grad_(False)
 
 
-class Lpips(nn.Module):
+def load_lpips(
+    device: str | torch.device = "cpu", weights: str | Path | None = None, download: bool = True
+) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
     """Learned perceptual distance (Zhang et al. 2018, version 0.1, AlexNet) of pairs, arguments as similarity.ssim's,
     -> (p,). torchmetrics has it too, but only with torchvision and a download at each call.
+
+    weights and errors: as `load_network`; the file is AlexNet's.
     """
-
-    SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
-
-    def __init__(self, backbone: AlexNet, linear: list[torch.Tensor]) -> None:
-        super().__init__()
-        self.backbone, self.linear = backbone, linear  # five (1, C, 1, 1)
-
-    def _maps(self, images: torch.Tensor) -> list[torch.Tensor]:
-        shift, scale = (images.new_tensor(x).view(1, 3, 1, 1) for x in (self.SHIFT, self.SCALE))
-        maps = self.backbone((2 * images - 1 - shift) / scale)
-        return [x / torch.sqrt(1e-8 + x.square().sum(1, keepdim=True)) for x in maps]
-
-    def forward(self, images: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
-        layers = list(zip(self._maps(images), self._maps(truths), self.linear, strict=True))
-        found = []
-        for i, j in (part.T for part in pairs.split(16)):
-            found.append(torch.stack([(w * (x[i] - y[j]).square()).sum(1).mean((1, 2)) for x, y, w in layers]).sum(0))
-        return torch.cat(found)
-
-
-def load_lpips(device: str | torch.device = "cpu", weights: str | Path | None = None, download: bool = True) -> Lpips:
-    """weights and errors: as `load_network`; the file is AlexNet's."""
     import torchmetrics  # for one of its files
 
     backbone = fill("lpips", AlexNet, find_weights("lpips", weights, download), torch.device(device))
@@ -328,5 +282,16 @@ def load_lpips(device: str | torch.device = "cpu", weights: str | Path | None = 
             f"lpips is not available: this torchmetrics lacks {path.name}; pip install 'torchmetrics>=1.9'"
         )
     state = _read("lpips", path)
-    linear = [state[f"lin{i}.model.1.weight"].to(device) for i in range(5)]
-    return Lpips(backbone, linear).eval()
+    linear = [state[f"lin{i}.model.1.weight"].to(device) for i in range(5)]  # (1, C, 1, 1)
+
+    def maps(images: torch.Tensor) -> list[torch.Tensor]:
+        found = backbone(normalised(2 * images - 1, LPIPS))
+        return [x / torch.sqrt(1e-8 + x.square().sum(1, keepdim=True)) for x in found]
+
+    def distance(images: torch.Tensor, truths: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+        layers, found = list(zip(maps(images), maps(truths), linear, strict=True)), []
+        for i, j in (part.T for part in pairs.split(16)):
+            found.append(torch.stack([(w * (x[i] - y[j]).square()).sum(1).mean((1, 2)) for x, y, w in layers]).sum(0))
+        return torch.cat(found)
+
+    return distance

@@ -1,13 +1,12 @@
 """The score book of one run: from what was measured of each picture to every number that scores.json holds.
 
-What the numbers are: definitions.py, docs/scores.md. A row that no table shows is measured like the others: "truth",
+What the numbers are: metrics.yaml, docs/scores.md. A row that no table shows is measured like the others: "truth",
 the ground-truth pictures as if they were reconstructions (the ceilings).
 """
 
 import csv
 import io
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,46 +15,25 @@ from scipy.special import softmax
 from neuroimagen.run.collectives import spread
 from neuroimagen.scores import metrics as numbers
 from neuroimagen.scores.classifiers import Classifier
-from neuroimagen.scores.definitions import BEST, CONTROL_OF, METRICS, PAIRED, chosen, describe
+from neuroimagen.scores.definitions import BEST, CONTROL_OF, METRICS, chosen, describe, of_kind
 from neuroimagen.scores.intervals import FEWEST, Estimate, bootstrap_means
-from neuroimagen.scores.measure import Arrays, Judge, Measured, load_judges, measure
+from neuroimagen.scores.measure import Arrays, Measured, load_judges, measure
 from neuroimagen.scores.metrics import success_by_rank
 from neuroimagen.scores.run_files import VERSION, ReconstructRun
 from neuroimagen.scores.similarity import SSIM_SETTINGS, frechet_distance, kernel_distance
 from neuroimagen.studies.classes import UNEVEN
 
 ONE_PICTURE = "not available: all trials show one and the same picture; reconstruct a test set with more"
-# metric -> layer, whose ground-truth pictures are ranked by their correlation with the reconstruction's
-RANKED = {
-    f"{name}_{kind}": layer
-    for name, layer in (("retrieval", "features"), ("clip", "clip"))
-    for kind in ("top1", "top5", "nway")
-}
-TWO_WAY = {"two_way": "features", "alex2": "alex2", "alex5": "alex5", "inception": "inception", "clip": "clip"}
-DISTANCES = ("effnet", "swav")
-FRECHET = {"fid": "fid", "fid_classifier": "features"}  # metric -> layer
-KERNEL = {"kid": "fid", "kid_classifier": "features"}
+RANKS = ("two-way", "top1", "top5", "n-way")  # kinds of metrics: by the rank of the picture seen
 
 
 class ScoreBook:
     """Every number of one run, by one classifier and the networks at hand."""
 
-    def __init__(
-        self,
-        run: ReconstructRun,
-        classifier: Classifier,
-        n_way: int = 50,
-        top_k: int = 1,
-        metrics: Sequence[str] = ("paper",),
-        distractors: Literal["classifier", "study"] = "classifier",
-        inception_splits: int = 1,
-        weights: str | None = None,
-        download: bool = False,
-    ) -> None:
-        """ValueError, before any work: an N, a metric or a choice of distractors that makes no sense here."""
-        self.run, self.classifier, self.asked, self.top_k = run, classifier, n_way, top_k
-        self.splits, self.distractors = inception_splits, distractors
-        self.wanted = chosen(metrics)
+    def __init__(self, run: ReconstructRun, classifier: Classifier, config: Any) -> None:
+        """config: of evaluate.py. ValueError, before any work: an N, a metric or distractors that make no sense."""
+        self.run, self.classifier, self.config = run, classifier, config
+        self.wanted = chosen(config.metrics)
         self.unavailable: dict[str, str] = {}
         self.groups = run.groups()
         trials = run.trials
@@ -78,44 +56,48 @@ class ScoreBook:
         remedy = "give one that does, for a lab's own classes one by `neuroimagen probe`"
         if unknown:
             said = f"the classifier does not know {len(unknown)} of the data set's classes (first: {unknown[0]})"
-            if distractors == "study":
+            if config.distractors == "study":
                 raise ValueError(f"distractors=study, but {said}; {remedy}, or distractors=classifier")
             self.unavailable["acc_label"] = f"not available: {said}; {remedy}"
-        self.judged = len(found) if distractors == "study" else len(classifier.classes)
-        self.n_way = numbers.check_n_way(self.judged, n_way, top_k)
-        self.by_class = success_by_rank(self.judged, self.n_way, top_k)
-        if not 1 <= inception_splits <= len(trials):
-            raise ValueError(f"inception_splits={inception_splits} must be 1 to the number of trials, {len(trials)}")
+        self.judged = len(found) if config.distractors == "study" else len(classifier.classes)
+        self.n_way = numbers.check_n_way(self.judged, config.n_way, config.top_k)
+        self.by_class = success_by_rank(self.judged, self.n_way, config.top_k)
+        if not 1 <= config.inception_splits <= len(trials):
+            splits = f"inception_splits={config.inception_splits}"
+            raise ValueError(f"{splits} must be 1 to the number of trials, {len(trials)}")
         if "all" not in self.deals:
-            self.unavailable |= dict.fromkeys(("shuffled", *CONTROL_OF, *RANKED, *TWO_WAY), ONE_PICTURE)
-        if len(found) != 2 and "auc" in metrics:
+            self.unavailable |= dict.fromkeys(("shuffled", *CONTROL_OF, *of_kind(*RANKS)), ONE_PICTURE)
+        if len(found) != 2 and "auc" in config.metrics:
             self.unavailable["auc"] = f"not available: AUC is of two classes, and these trials are of {len(found)}"
         elif len(found) == 2 and unknown:
             self.unavailable["auc"] = self.unavailable["acc_label"]
         self.headline = "acc_balanced" if counts.max() > UNEVEN * counts.min() else "acc"
         with Image.open(run.truth(trials[0]["key"])) as picture:
             side = min(picture.size)
-        self.judges, self.pairs, missing = load_judges(self.wants, classifier.device, weights, download, side)
+        where = classifier.device, config.weights, config.download
+        self.judges, self.pairs, missing = load_judges(self.wants, *where, side)
         self.unavailable |= missing
 
     def wants(self, *names: str) -> bool:
         return any(name in self.wanted and name not in self.unavailable for name in names)
 
-    def measure(self, batch_size: int = 16) -> None:
+    def measure(self) -> None:
         """All that needs the pictures. Collective: every rank."""
         run, samples = self.run, range(self.run.samples)
         keys = [trial["key"] for trial in run.trials]
-        ranked = ("two_way", *(name for name, layer in RANKED.items() if layer == "features"))
-        compare = ["features"] * self.wants(*ranked)
-        keep = ["probabilities"] + ["features"] * self.wants("fid_classifier", "kid_classifier")
-        judges = [Judge(self.classifier.outputs, keep, compare), *self.judges]
+        keep, compare = (
+            list(dict.fromkeys(metric.layer for name, metric in of_kind(*kinds).items() if self.wants(name)))
+            for kinds in (("class", "is", "fid", "kid"), (*RANKS, "distance"))
+        )
         self.measured: Measured = measure(
             {row: [[run.image(row, key, sample) for sample in samples] for key in keys] for row in run.rows},
             [run.truth(key) for key in keys],
             {name: (mine := np.flatnonzero(self.wide[name]), mine[dealt]) for name, dealt in self.deals.items()},
-            judges,
+            [self.classifier.outputs, *self.judges],
+            keep,
+            compare,
             self.pairs,
-            batch_size,
+            self.config.batch_size,
             self.classifier.device,
         )
         first: dict[int, str] = {}  # two files of equal pixels are one picture
@@ -124,28 +106,25 @@ class ScoreBook:
         self.units = self.images if run.pictures_known else run.units()
         if self.deals and self.measured.gallery <= 5:
             few = f"not available: {self.measured.gallery} different ground-truth pictures, top-5 needs more"
-            self.unavailable |= {name: few for name in RANKED if name.endswith("top5")}
+            self.unavailable |= dict.fromkeys(of_kind("top5"), few)
         if self.measured.gallery < 4:
             few = f"not available: {self.measured.gallery} different ground-truth pictures, a distance of sets needs 4"
-            self.unavailable |= {name: few for name in (*FRECHET, *KERNEL) if self.wants(name)}
+            self.unavailable |= {name: few for name in of_kind("fid", "kid") if self.wants(name)}
         # The truth of ACC, for the classifier or among the study's classes
         self.seen = self.among(self.measured.of("probabilities", "truth")).argmax(1)
         self.values = {row: self._values(row) for row in self.measured.numbers}
 
     def among(self, probabilities: np.ndarray) -> np.ndarray:
         """(n, K) -> (n, classes that are judged among)"""
-        return probabilities[:, self.known] if self.distractors == "study" else probabilities
+        return probabilities[:, self.known] if self.config.distractors == "study" else probabilities
 
     def _tables(self) -> Arrays:
         """metric -> what a picture gets by the rank of its truth: of each metric that counts ranks."""
-        m = self.measured.gallery
-        found = {name: self.by_class for name in ("acc", "acc_balanced", "acc_label")}
+        tables, m = {"class": self.by_class}, self.measured.gallery
         if m > 1:
-            rank, n_way = np.arange(m), success_by_rank(m, min(self.asked, m), 1)
-            kinds = {"top1": (rank < 1).astype(float), "top5": (rank < 5).astype(float), "nway": n_way}
-            found |= {name: kinds[name.rpartition("_")[2]] for name in RANKED}
-            found |= {name: success_by_rank(m, 2, 1) for name in TWO_WAY}
-        return {name: table for name, table in found.items() if self.wants(name)}
+            tables |= {f"top{k}": (np.arange(m) < k).astype(float) for k in (1, 5)}
+            tables |= {"two-way": success_by_rank(m, 2, 1), "n-way": success_by_rank(m, min(self.config.n_way, m), 1)}
+        return {name: tables[metric.kind] for name, metric in of_kind(*tables).items() if self.wants(name)}
 
     def _values(self, row: str) -> Arrays:
         """metric -> (n, samples) of one row, for all metrics of single pictures."""
@@ -159,21 +138,24 @@ class ScoreBook:
         found = {"acc": tables["acc"][ranked(self.seen)]}
         if "acc_label" in tables:
             assert self.known is not None
-            right = self.place if self.distractors == "study" else self.known[self.place]
+            right = self.place if self.config.distractors == "study" else self.known[self.place]
             found["acc_label"] = tables["acc_label"][ranked(right)]
-        found |= {name: values for name in PAIRED if (values := self._paired(name, row)) is not None}
-        for name, layer in (RANKED | TWO_WAY).items():
-            if name in tables and f"rank {layer}" in self.measured.pairs:
-                found[name] = tables[name][self.measured.compared(f"rank {layer}", row)]
+        found |= {
+            name: values for name in of_kind("pair", "distance") if (values := self._paired(name, row)) is not None
+        }
+        for name, metric in of_kind(*RANKS).items():
+            if name in tables and f"rank {metric.layer}" in self.measured.pairs:
+                found[name] = tables[name][self.measured.compared(f"rank {metric.layer}", row)]
         return {name: found[name].astype(np.float64) for name in self.wanted if name in found and self.wants(name)}
 
     def _paired(self, name: str, row: str, deal: str | None = None) -> np.ndarray | None:
-        """One of PAIRED, as `Measured.compared`; None: not measured."""
-        layer = f"own {name}" if name in DISTANCES else name
+        """A metric of two pictures, as `Measured.compared`; None: not measured."""
+        apart = METRICS[name].kind == "distance"
+        layer = f"own {METRICS[name].layer}" if apart else name
         if layer not in self.measured.pairs:
             return None
         found = self.measured.compared(layer, row, deal).astype(np.float64)
-        return 1 - found if name in DISTANCES else found
+        return 1 - found if apart else found
 
     def _means(self, group: str, best: bool = False) -> dict[tuple[str, str], Estimate]:
         """(row, metric) -> mean over a group's trials, of all their samples or of each one's best."""
@@ -202,16 +184,16 @@ class ScoreBook:
         samples, mask = self.measured.numbers[row].shape[1], self.wide[group]
         inside, units, truths = self._inside(row, group)
         probabilities = self.measured.of("probabilities", row)[inside]
-        for name in ("is", "is_inception"):
-            if self.wants(name) and len(units) >= self.splits:
-                theirs = probabilities
-                if name == "is_inception":
-                    theirs = softmax(self.measured.of("logits", row)[inside].astype(np.float64), 1)
-                found[name] = numbers.inception_estimate(theirs, units, self.splits)
+        for name, metric in of_kind("is").items():
+            if self.wants(name) and len(units) >= self.config.inception_splits:
+                theirs = self.measured.of(metric.layer, row)[inside]
+                theirs = softmax(theirs.astype(np.float64), 1) if metric.layer == "logits" else theirs
+                found[name] = numbers.inception_estimate(theirs, units, self.config.inception_splits)
         own = np.unique(truths)  # different ground-truth pictures
-        for name, layer in FRECHET.items():
+        for name, metric in of_kind("fid").items():
             if self.wants(name) and len(own) >= 4:
-                distance = frechet_distance(self.measured.of(layer, row)[inside], self.measured.outputs[layer][own])
+                theirs = self.measured.outputs[metric.layer][own]
+                distance = frechet_distance(self.measured.of(metric.layer, row)[inside], theirs)
                 found[name] = Estimate(distance, None, None, len(set(units)))
         labels = self.labels[mask].repeat(samples)
         if self.wants("acc_balanced"):
@@ -227,7 +209,7 @@ class ScoreBook:
             classes, which = np.unique(seen, return_inverse=True)  # only these can be dealt out
             success = self.by_class[numbers.ranks_of(self.among(probabilities), classes)]
             found["shuffled"] = numbers.shuffled_estimate(success, which, units)
-        for name in PAIRED:
+        for name in of_kind("pair", "distance"):
             if (dealt := self._paired(name, row, group)) is not None and self.wants(f"{name}_gain"):
                 whose, better = self.deals[group][:, :samples], METRICS[name].better or ""
                 both = numbers.dealt_estimates(self.values[row][name][mask], dealt, whose, self.units[mask], better)
@@ -239,9 +221,12 @@ class ScoreBook:
         inside, units, truths = self._inside(*place)
         own, which = np.unique(truths, return_inverse=True)
         found = {}
-        for name, layer in KERNEL.items():
+        for name, metric in of_kind("kid").items():
             if self.wants(name) and len(own) >= 4:
-                ours, theirs = self.measured.of(layer, place[0])[inside], self.measured.outputs[layer][own]
+                ours, theirs = (
+                    self.measured.of(metric.layer, place[0])[inside],
+                    self.measured.outputs[metric.layer][own],
+                )
                 found[name] = Estimate(kernel_distance(ours, theirs, which), None, None, len(set(units)))
         return found
 
@@ -287,15 +272,15 @@ class ScoreBook:
             "samples": run.samples,
             "classifier": self.classifier.describe,
             "classes": len(self.classifier.classes),
-            "distractors": self.distractors,
+            "distractors": self.config.distractors,
             "n_way": self.n_way,
-            "n_way_asked": self.asked,
-            "top_k": self.top_k,
-            "chance": self.top_k / self.n_way,
+            "n_way_asked": self.config.n_way,
+            "top_k": self.config.top_k,
+            "chance": self.config.top_k / self.n_way,
             "headline": self.headline,
             "gallery": self.measured.gallery,
             "ssim_settings": SSIM_SETTINGS + "; ssim: mean of the colour channels, ssim_grey: luma",
-            "inception_splits": self.splits,
+            "inception_splits": self.config.inception_splits,
             "interval": f"95 % percentile bootstrap over {run.unit}, 2000 resamples, levels widened for few (all 0 or "
             "all 1: Clopper-Pearson; sets of pictures, such as IS and shuffled, and what is gained over such: a "
             f"jackknife over the same), none below {FEWEST}; n counts them",
@@ -314,24 +299,21 @@ class ScoreBook:
             dealt = f"{k} seeded shuffles of each sample, the error of so few is part of the interval"
         facts = {
             "n_way": self.n_way,
-            "top_k": self.top_k,
+            "top_k": self.config.top_k,
             "n_classes": self.judged,
-            "distractors": self.distractors,
+            "distractors": self.config.distractors,
             "gallery": gallery,
-            "gallery_way": min(self.asked, gallery),
-            "splits": self.splits,
+            "gallery_way": min(self.config.n_way, gallery),
+            "splits": self.config.inception_splits,
             "n_pictures": len(self.run.trials) * samples,
             "dealt": dealt,
         }
-        by_chance = {"is": 1.0, "is_inception": 1.0, "auc": 0.5, **{f"{name}_gain": 0.0 for name in PAIRED}}
         found = {}
         for name in measured:
             said = found[name] = describe(name, **facts) | {"ceiling": ceilings.get(name)}
             if (table := self._tables().get(name)) is not None:
                 best = numbers.chance_best_of(table, samples) if samples > 1 else None
                 said |= {"chance": float(table.mean()), "chance_best_of_n": best}
-            elif name in by_chance:
-                said["chance"] = by_chance[name]
         return found
 
     def _confusion(self, row: str) -> dict[str, Any]:

@@ -16,9 +16,9 @@ out: the EEG is a function of the seed and the sizes of the study alone.
 The numbers and where they come from: brain.yaml.
 """
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.fft
@@ -43,19 +43,7 @@ LAYOUT += [(c, v, u) for c in (1, 2) for v in range(3) for u in range(3)]
 OPPONENT = np.array([[1, 1, 1], [1, -1, 0], [1, 1, -2]]) / np.sqrt([[3], [2], [6]])
 
 
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """One deflection of the evoked response, with a source on each side of the head."""
-
-    latency: float  # ms
-    width: float  # ms, sigma
-    sites: list[str]  # left, right
-    common: float  # signed size in the response to any picture
-    layout: float  # how much of the layout it carries
-    category: float  # how much of the class it carries
-
-
-STAGES = {name: Stage(**numbers) for name, numbers in _FILE["stages"].items()}
+STAGES: dict[str, dict[str, Any]] = _FILE["stages"]  # deflections of the evoked response
 # Letters of a 10-5 site -> 10 % steps from the line between the ears to the front (+) or back (-)
 ROWS: dict[str, float] = _FILE["rows"]
 
@@ -136,13 +124,13 @@ def _draw_patterns(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     places = np.concatenate([np.zeros((N_CLASS, len(CHANNELS))), retinotopy()])
     maps, waves = [], []
     for stage in STAGES.values():
-        sites = np.stack([site_position(site) for site in stage.sites])
+        sites = np.stack([site_position(site) for site in stage["sites"]])
         sources = sites + rng.normal(0, 0.35, (n, 2, 3))  # near the sites, so that components differ in their maps
         sizes = rng.normal(0, 1, (n, 2)) * [0.8, 1.2]  # right larger than left
-        maps.append(np.einsum("ks,ksc->kc", sizes, scalp_map(sources, 0.5)) + np.sign(stage.common) * places)
-        weight = np.where(is_layout, stage.layout, stage.category) * rng.normal(1, 0.3, n)
-        latency = stage.latency + late + rng.normal(0, 0.08 * stage.latency, n)
-        width = stage.width * np.exp(rng.normal(0, 0.15, n))
+        maps.append(np.einsum("ks,ksc->kc", sizes, scalp_map(sources, 0.5)) + np.sign(stage["common"]) * places)
+        weight = np.where(is_layout, stage["layout"], stage["category"]) * rng.normal(1, 0.3, n)
+        latency = stage["latency"] + late + rng.normal(0, 0.08 * stage["latency"], n)
+        width = stage["width"] * np.exp(rng.normal(0, 0.15, n))
         waves.append(weight[:, None] * np.exp(-0.5 * ((time - latency[:, None]) / width[:, None]) ** 2))
     return np.stack(maps, 2), np.stack(waves, 1)
 
@@ -159,8 +147,8 @@ def draw_subjects(
     """
     maps, waves = _draw_patterns(rng("patterns"))
     stages, time = STAGES.values(), np.arange(WINDOW)
-    common_maps = np.stack([np.add(*(scalp_map(site_position(site), 0.5) for site in s.sites)) for s in stages], 1)
-    common_waves = np.stack([s.common * np.exp(-0.5 * ((time - s.latency) / s.width) ** 2) for s in stages])
+    common_maps = np.stack([np.add(*(scalp_map(site_position(site), 0.5) for site in s["sites"])) for s in stages], 1)
+    common_waves = np.stack([s["common"] * np.exp(-0.5 * ((time - s["latency"]) / s["width"]) ** 2) for s in stages])
     erp, patterns = [], []
     n, erp_power = codes.shape[1], 0.0
     gram = np.zeros((n, n))  # mean product of the courses of two components

@@ -212,7 +212,7 @@ def simulate(config: SimulateConfig) -> None:
         if not config.pictures_only:
             _write_eeg(config, classes, pictures, partial)
             about |= {"sfreq": brain.SFREQ, "channels": brain.CHANNELS, "noise_shares": brain.SHARES}
-            about |= {"stages": {name: dataclasses.asdict(stage) for name, stage in brain.STAGES.items()}}
+            about["stages"] = brain.STAGES
         (partial / "simulation.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     eeg = "no EEG" if config.pictures_only else f"{len(pictures) * config.n_subjects} trials at snr={config.snr:g}"
     print(f"{out}: simulated study, {len(pictures)} pictures of {len(classes)} classes, {eeg}")

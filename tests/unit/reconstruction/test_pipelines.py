@@ -9,7 +9,7 @@ import torch
 from tiny_models import SD2, TEXT_LENGTH, TEXT_WIDTH, tiny_lcm, tiny_pipeline, tiny_xl
 from torch.nn import functional as F
 
-from neuroimagen.reconstruction.memory import find_chunk, saying_what_fits
+from neuroimagen.reconstruction.draw import find_chunk, saying_what_fits
 from neuroimagen.reconstruction.pipelines import SCHEDULERS, load_pipeline, set_scheduler
 from neuroimagen.reconstruction.reconstructor import Reconstructor, noise_seed
 from neuroimagen.run.seeds import seed_from

@@ -102,7 +102,7 @@ def test_confusion_and_pictures(run, found):
     counts = found["confusion"]["L"]
     assert counts["classes"] == [c.name for c in CLASSES[:3]]
     assert counts["counts"] == [[4, 0, 0], [2, 2, 0], [2, 0, 2]]
-    book = ScoreBook(run, by_strongest(), 4, 1)
+    book = ScoreBook(run, by_strongest(), EvaluateConfig(run=str(run.path), n_way=4, metrics=["paper"]))
     book.measure()
     lines = list(csv.DictReader(io.StringIO(book.pictures_csv())))
     assert len(lines) == 2 * 6 * 2

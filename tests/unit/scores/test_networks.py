@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import urllib.error
 from pathlib import Path
 
@@ -24,6 +25,7 @@ BUILD = {
     "effnet": EfficientNetB1,
     "swav": ResNet50,
 }
+PLAIN = [build for name, build in BUILD.items() if name != "swav"]
 NODES = {
     "alexnet": {"alex2": "features.4", "alex5": "features.11"},
     "inception": {"inception": "avgpool"},
@@ -33,9 +35,35 @@ NODES = {
 }
 
 
+# Our names of parameters back to torchvision's, where transformers' and torch's own parts have others
+RESNET = {
+    r"^body\.embedder\.embedder\.(\w+)": r"\g<1>1",
+    r"^body\.encoder\.stages\.(\d)\.layers": lambda found: f"layer{int(found[1]) + 1}",
+    r"layer\.(\d)\.(\w+)": lambda found: f"{found[2]}{int(found[1]) + 1}",
+    r"shortcut\.convolution": "downsample.0",
+    r"shortcut\.normalization": "downsample.1",
+    "convolution": "conv",
+    "normalization": "bn",
+}
+VIT = {
+    r"\blayers\.(\d+)\.": r"layers.encoder_layer_\1.",
+    r"\.norm(\d)": r".ln_\1",
+    "self_attn": "self_attention",
+    "linear1": "mlp.0",
+    "linear2": "mlp.3",
+    r"encoder\.norm": "encoder.ln",
+    "^head": "heads.head",
+    "^pos_embedding": "encoder.pos_embedding",
+}
+
+
 def on_meta(build) -> dict[str, torch.Tensor]:
+    """Names and shapes, as torchvision has them."""
     with torch.device("meta"):
-        return build().state_dict()
+        state = build().state_dict()
+    for ours, theirs in (RESNET if build is ResNet50 else VIT).items() if build not in PLAIN else ():
+        state = {re.sub(ours, theirs, key): value for key, value in state.items()}
+    return state
 
 
 def official(name: str) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import maximum_mean_discrepancy, poly_kernel
 
 from neuroimagen.scores import similarity
-from neuroimagen.scores.measure import Judge, measure
+from neuroimagen.scores.measure import measure
 from neuroimagen.scores.networks import resize, suite_pictures
 from neuroimagen.scores.similarity import pixcorr, ssim, ssim_425
 
@@ -112,9 +112,12 @@ def test_features_are_ranked_as_by_a_loop_over_all_pairs(batch_size, tmp_path):
     for n in range(len(features)):
         Image.new("RGB", (16, 16), (n, 0, 0)).save(tmp_path / f"{n}.png")
     paths = [tmp_path / f"{n}.png" for n in range(len(features))]
-    judge = Judge(lambda x: {"layer": features[(255 * x[:, 0, 0, 0]).round().long()]}, compare=["layer"])
+
+    def judge(x):
+        return {"layer": features[(255 * x[:, 0, 0, 0]).round().long()]}
+
     rows = {"L": [[path] for path in paths[7:]]}
-    found = measure(rows, [paths[t] for t in [*which]], {}, [judge], {}, batch_size, torch.device("cpu"))
+    found = measure(rows, [paths[t] for t in [*which]], {}, [judge], [], ["layer"], {}, batch_size, torch.device("cpu"))
     # pictures are numbered as they come: only those truths that are shown count
     shown = sorted(set(which))
     keep = [i for i in range(11) if i != 2]
