@@ -271,7 +271,7 @@ def summary(run: ReconstructRun, scores: dict[str, Any]) -> str:
     asked = {head.name: head.head, "shuffled": "if shuffled", "ssim_gain": "SSIM gain"}
     columns = [Column("row"), *(Column(said, name) for name, said in asked.items())]
     others = [row for row in run.rows if row not in paper]
-    rows = [Row([Cell(name), *book.cells(columns, scores["rows"][name]["all"])]) for name in (*paper, *others)]
+    rows = [book.row(columns, [name], scores["rows"][name]["all"]) for name in (*paper, *others)]
     guess = scores["truth"].get("guessing", {}).get(head.name, {}).get("value")
     known = f", a guess has {head(guess)}" if guess is not None else ""
     title = f"{book.eeg}: {scores['trials']} trials of {scores['pictures']} pictures, {scores['n_way']}-way{known}"

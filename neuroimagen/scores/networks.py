@@ -215,6 +215,7 @@ def load_network(
     """
     device = torch.device(device)
     set_tf32(False)
+    prepare: Callable[[torch.Tensor], torch.Tensor]
     if name == "clip":
         model: Any = _clip(device, weights, download)
         prepare = functools.partial(_suite, side=model.config.image_size, normalisation=CLIP)
