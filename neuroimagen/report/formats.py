@@ -9,7 +9,7 @@ from neuroimagen.pages import render
 
 ABSENT = "–"
 TICK = "✓"
-ASCII = str.maketrans({"–": "-", "✓": "x", "±": "+-", "σ": "sigma", "×": "x"})
+ASCII = str.maketrans({"–": "-", "✓": "x", "±": "+-", "σ": "sigma", "×": "x", "\xa0": " "})
 
 
 def decimal(value: float, digits: int) -> str:
@@ -149,7 +149,7 @@ class Table:
         line_across = "-" * max(map(len, lines))
         body = [x for row, line in zip(self.rows, lines[1:], strict=True) for x in [line_across] * row.rule + [line]]
         said = [note.translate(ASCII) for note in self.notes] if notes else []
-        return "\n".join([self.title, lines[0], *[line_across] * rule, *body, *said])
+        return "\n".join([self.title.translate(ASCII), lines[0], *[line_across] * rule, *body, *said])
 
 
 def _md(text: str) -> str:

@@ -3,6 +3,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -224,9 +225,19 @@ def test_trials_whose_picture_is_not_known_are_their_own_units(fresh):
 
 def test_files_and_table(fresh, monkeypatch, capsys, fp32_is_fp32):
     monkeypatch.setattr(scoring, "load_classifier", lambda *_: colours())
-    evaluate(EvaluateConfig(run=str(fresh), classifier="colours", device="cpu", metrics=["two_way", "effnet"]))
-    printed = capsys.readouterr().out
+    config = EvaluateConfig(run=str(fresh), classifier="colours", device="cpu", metrics=["two_way", "effnet"])
+    evaluate(config)
+    title, head, *rows = capsys.readouterr().out.splitlines()
     stored = json.loads((fresh / "scores.json").read_text())
+    assert title == "simulated EEG: 24 trials of 12 pictures, 4-way, a guess has 25.0 %"
+    assert head.split("  ")[0] == "row" and [row.split()[0] for row in rows] == list(stored["rows"])
+    assert max(map(len, (title, head, *rows))) <= 80
+    best = stored["rows"]["L+I"]["all"]
+    assert re.split("  +", rows[-1])[1] == f"{100 * best['acc']['value']:.1f} [73.5, 100.0]"
+    assert re.split("  +", rows[-1])[3].startswith(f"{best['ssim_gain']['value']:.3f} [")
+    evaluate(dataclasses.replace(config, verbose=True))
+    printed = capsys.readouterr().out
+    assert json.loads((fresh / "scores.json").read_text()) == stored
     assert stored["simulated"] and stored["config"]["classifier"] == "colours"
     lines = list(csv.DictReader(io.StringIO((fresh / "scores.csv").read_text())))
     assert list(lines[0]) == ["row", "group", "metric", "value", "low", "high", "n"]
