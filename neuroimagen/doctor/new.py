@@ -27,6 +27,7 @@ from neuroimagen.studies.pth import is_table, load_lists
 from neuroimagen.studies.recordings import UNKNOWN_PICTURE, RecordingConfig
 from neuroimagen.studies.recordings_tables import Marker, StudyFile
 from neuroimagen.studies.study import Faults, some
+from neuroimagen.text_files import encode
 
 BESIDE = {"recording": ("recording", "_recordings.yaml"), "epochs": ("trials", "_trials.csv")}  # what is written, too
 FEW = 5000  # train trials: half of the paper's
@@ -74,8 +75,8 @@ def new(config: NewConfig) -> int:
     out, dataset = Path(os.path.abspath(config.out)), str(config.dataset)
     needs, ending = BESIDE.get(dataset, ("", ""))
     own = out.with_name(out.stem + ending) if needs and not getattr(config, needs) else None
-    if there := [path for path in (out, own) if path and os.path.lexists(path)]:
-        raise ValueError(f"{there[0]} is there already and is not overwritten: remove it, or give another name")
+    if os.path.lexists(out):
+        raise ValueError(f"{out} is there already and is not overwritten: remove it, or give another name")
     lines = {name: Line(getattr(config, name)) for name in sorted(config.given - {"out"})}
     lines |= {name: Line(os.path.abspath(lines[name].value)) for name in PATHS & lines.keys() if lines[name].value}
     lines |= {needs: Line(str(own))} if own else {}
@@ -100,6 +101,8 @@ def new(config: NewConfig) -> int:
         assert isinstance(own_config, EpochsConfig)
         text, left, found = trials_table(own_config)
     out.parent.mkdir(parents=True, exist_ok=True)
+    if own and os.path.lexists(own) and own.read_bytes() != encode(text):  # else of this command, killed just after
+        raise ValueError(f"{own} is there already and is not overwritten: give {needs}={own}, or remove it")
     if own:
         write_atomic(own, text)
     try:
