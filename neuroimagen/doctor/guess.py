@@ -192,7 +192,7 @@ class Tables:
                 self.markers.update(table.values)
                 runs[subject] += len(epochs) >= fewest
             seen.add(table.digest)
-        above = float((np.concatenate(peaks) > ARTEFACT).mean())
+        above = float((np.concatenate(peaks) > ARTEFACT).sum() / max(1, sum(map(len, peaks))))
         if 0 < above <= MOST_ARTEFACTS:
             self.take("reject_above", ARTEFACT, f"leaves out {above:.1%} of the epochs")
         elif above:

@@ -8,11 +8,13 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
 from neuroimagen.config import option, path_option
+from neuroimagen.doctor.check import plain
 from neuroimagen.doctor.examination import examine
 from neuroimagen.doctor.guess import Line, Tables, trials_table
 from neuroimagen.files import write_atomic
@@ -31,7 +33,6 @@ from neuroimagen.text_files import encode
 
 BESIDE = {"recording": ("recording", "_recordings.yaml"), "epochs": ("trials", "_trials.csv")}  # what is written, too
 FEW = 5000  # train trials: half of the paper's
-BATCH = {True: 64, False: 512}  # of stage 1a, of few trials or many
 
 
 @dataclasses.dataclass
@@ -88,10 +89,8 @@ def new(config: NewConfig) -> int:
         guess = Tables(config.eeg, config.images, said, config.ignore_markers)
         left, found = guess.left, guess.found
         fields = _fields(StudyFile, [], guess.lines)
-        text = render("doctor/templates/new_study.j2", **fields, eeg=config.eeg, left=left, found=found)
-        lines = {
-            name: line for name, line in lines.items() if name not in ("eeg", "images", "markers", "ignore_markers")
-        }
+        text = _text("study", **fields, left=left, found=[f"the tables of {config.eeg}", *found])
+        lines = {name: lines[name] for name in lines if name not in ("eeg", "images", "markers", "ignore_markers")}
     if "markers" in lines:
         raise ValueError("markers is for dataset=recording without recording=: leave it out")
     chosen(_source(lines))  # what is missing, or not of this data set
@@ -111,20 +110,25 @@ def new(config: NewConfig) -> int:
         if not own:
             raise
         left.append(str(error))
-    again = " ".join(f"{name}={lines[name].value}" for name in ("dataset", "eeg", "images", needs) if name in lines)
-    values = {"seen": seen, "left": left, "out": out}
-    about = render("doctor/templates/new_found.j2", **values, found=found, own=own, again=again).splitlines()
+    again = [f"{name}={lines[name].value}" for name in ("dataset", "eeg", "images", needs) if name in lines]
+    values = {"seen": seen, "left": left, "name": out.stem, "out": shlex.quote(str(out))}
+    about = _text("found", **values, found=found, own=own, again=shlex.join(again)).splitlines()
     images = "" if seen.get("unknown") else lines.get("images", Line(seen.get("folder", ""))).value
     fields = _fields(DATASETS[dataset][0], ["eeg_dtype", "picture_size"], lines)
-    write_atomic(out, render("doctor/templates/new_overlay.j2", **values, **fields, about=about, images=images))
+    write_atomic(out, _text("overlay", **values, **fields, found=about, images=images))
     print(out, *([own] if own else []), *about, sep="\n")
     return 1 if left else 0
 
 
+def _text(template: str, **values: Any) -> str:
+    """A template filled in; what files say in `left` and `found`, without what could end a comment."""
+    said = {name: list(map(plain, values[name])) for name in ("left", "found")}
+    return render(f"doctor/templates/new_{template}.j2", **values | said)
+
+
 def _source(lines: dict[str, Line]) -> SourceConfig:
-    return SourceConfig(
-        **{name: line.value for name, line in lines.items() if name in SourceConfig.__dataclass_fields__}
-    )
+    own = SourceConfig.__dataclass_fields__
+    return SourceConfig(**{name: line.value for name, line in lines.items() if name in own})
 
 
 def _usual(dataset: str, eeg: Path, given: frozenset[str]) -> dict[str, Line]:
@@ -174,7 +178,8 @@ def _look(lines: dict[str, Line], left: list[str], found: list[str]) -> dict[str
         study = open_study(_source(lines), fault)
     except ValueError as error:
         raise ValueError("; ".join([str(error), *fault.found[:3]])) from None
-    seen = examine(study, given.get("eeg_dtype", "float16"), given.get("background", ""))
+    how = [given.get(name, "") for name in ("background", "orientation")]
+    seen = examine(study, given.get("eeg_dtype", "float16"), *how)
     if seen.refused:
         lines["eeg_dtype"] = Line("float32", "float16 is too coarse for these numbers")
     found += study.notes
@@ -217,4 +222,5 @@ def _fields(schema: Any, packing: list[str], lines: dict[str, Line]) -> dict[str
     common = vars(StudyConfig()).keys() - {"dataset"} if issubclass(schema, StudyConfig) else set()
     own = sorted(dataclasses.fields(schema), key=lambda field: field.name in common)
     fields = [*own, *(ShardsConfig.__dataclass_fields__[name] for name in packing)]
+    lines = {name: Line(value, plain(why)) for name, (value, why) in lines.items()}
     return {"fields": fields, "usual": vars(ShardsConfig()) | vars(schema()), "lines": lines, "shown": shown}

@@ -274,3 +274,11 @@ def test_real_recordings_as_the_study_file_by_hand_has_them(tmp_path: Path, caps
         for i in range(len(ours)):
             np.testing.assert_array_equal(ours.eeg(i), theirs.eeg(i))
             assert ours.picture(i) == theirs.picture(i) and ours.info(i)["class_name"] == theirs.info(i)["class_name"]
+
+
+def test_any_name_of_a_folder_is_read_back(tmp_path: Path) -> None:
+    folder = tmp_path / "it's: [a] #b\x07 犬\udcff"
+    arguments, _ = MAKERS["perceivelab"](folder)
+    out = folder / "my lab.yaml"
+    assert new(out, "dataset=perceivelab", *[a for a in arguments if a.startswith(("eeg=", "images="))]) == 0
+    assert packed(tmp_path, tmp_path / "shards", f"config={out}")
