@@ -111,7 +111,7 @@ def new(config: NewConfig) -> int:
             raise
         left.append(str(error))
     again = [f"{name}={lines[name].value}" for name in ("dataset", "eeg", "images", needs) if name in lines]
-    values = {"seen": seen, "left": left, "name": out.stem, "out": shlex.quote(str(out))}
+    values = {"seen": seen, "left": left, "name": plain(out.stem), "out": plain(shlex.quote(str(out)))}
     about = _text("found", **values, found=found, own=own, again=shlex.join(again)).splitlines()
     images = "" if seen.get("unknown") else lines.get("images", Line(seen.get("folder", ""))).value
     fields = _fields(DATASETS[dataset][0], ["eeg_dtype", "picture_size"], lines)
