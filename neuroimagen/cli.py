@@ -24,6 +24,7 @@ COMMANDS = {
     "simulate": Command(
         "simulation.study", "SimulateConfig", "simulate", "write a simulated study, in PerceiveLab format"
     ),
+    "new": Command("doctor.new", "NewConfig", "new", "look at a study's files and write its first config", "out"),
     "shards": Command("shards.pack", "ShardsConfig", "make_shards", "pack a study into WebDataset shards"),
     "check": Command(
         "doctor.check", "CheckConfig", "check", "say what is in a study or its shards, and what is wrong", "source"

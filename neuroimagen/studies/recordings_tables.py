@@ -107,19 +107,24 @@ def columns(study: StudyFile) -> list[str]:
     return [study.marker] if isinstance(study.marker, str) else study.marker
 
 
-def read_table(path: Path, study: StudyFile) -> Table:
-    """One table; ValueError naming the file and line for whatever is not a recording at `study.rate`."""
+def table_text(path: Path) -> str:
+    """What a table says, of a .gz what is in it; ValueError if it cannot be read."""
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as a table ({error}): copy it again") from None
+    return text_files.decode(data, path)
+
+
+def read_table(path: Path, study: StudyFile) -> Table:
+    """One table; ValueError naming the file and line for whatever is not a recording at `study.rate`."""
     wanted = [study.time, *study.channels]
     asked = [*wanted, *columns(study)]
-    table = text_files.read_table(text_files.decode(data, path), path, asked, remedy="mend the study file")
+    table = text_files.read_table(table_text(path), path, asked, remedy="mend the study file")
     places = [table.header.index(name) for name in asked]
     numbers, marks, at_line = [], [], []
     for line, row in table.rows:
-        numbers.append([_number(table, row[c]) for c in places[: len(wanted)]])
+        numbers.append([number(table, row[c]) for c in places[: len(wanted)]])
         marks.append([plain_marker(row[c]) for c in places[len(wanted) :]])
         at_line.append(line)
     values, at = np.array(numbers).reshape(-1, len(wanted)), np.array(at_line)
@@ -167,7 +172,8 @@ def read_table(path: Path, study: StudyFile) -> Table:
     )
 
 
-def _number(table: text_files.Table, cell: str) -> float:
+def number(table: text_files.Table, cell: str) -> float:
+    """What a cell says, NaN where that is no number."""
     try:
         return table.number(cell)
     except ValueError:

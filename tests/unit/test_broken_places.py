@@ -79,6 +79,10 @@ WORK: dict[str, tuple[list[str], list[str]]] = {
         + ["out={out}", "processes=1"],
         ["study", "study/eeg.pth", "study/splits.pth"],
     ),
+    "new": (
+        ["dataset=perceivelab", "eeg={root}/study/eeg.pth", "images={root}/study/images", "out={out}"],
+        ["study", "study/eeg.pth"],
+    ),
     "check": (["source={root}/runs/shards", "report={out}"], ["runs/shards"]),
     "captions": (["images={root}/pictures", "model={root}/blip", "out={out}"], ["pictures", "blip"]),
     "probe": (["images={root}/pictures", "out={out}", "picture_size=24", "size=32", "device=cpu"], ["pictures"]),
@@ -164,7 +168,7 @@ def tree(folder: Path) -> dict[str, str]:
 
 def answered(name: str, code: int, said: str, what: object) -> None:
     assert "Traceback" not in said, (what, said)
-    assert code in ((0, 1, 2) if name == "check" else (0, 2)), (what, code, said)
+    assert code in ((0, 1, 2) if name in ("check", "new") else (0, 2)), (what, code, said)
     told = [line for line in said.splitlines() if line.startswith("error: ")]
     assert len(told) == (code == 2), (what, code, said)
     if code == 2:

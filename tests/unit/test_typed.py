@@ -135,7 +135,8 @@ def others(schema: type, name: str = "") -> dict[str, str]:
     """Something for each field that must be given."""
     kinds = typing.get_type_hints(schema)
     required = [field.name for field in dataclasses.fields(schema) if field.default == "???" and field.name != name]
-    return {key: "5" if kinds[key] is float else "other" for key in required}
+    choices = {key: typing.get_args(kinds[key]) for key in required if typing.get_origin(kinds[key]) is typing.Literal}
+    return {key: "5" if kinds[key] is float else choices.get(key, ["other"])[0] for key in required}
 
 
 def as_arguments(values: dict[str, str]) -> list[str]:
