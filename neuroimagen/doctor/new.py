@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from neuroimagen.config import option, path_option
 from neuroimagen.doctor.check import plain
-from neuroimagen.doctor.examination import examine
+from neuroimagen.doctor.examination import Examination
 from neuroimagen.doctor.guess import Line, Tables, trials_table
 from neuroimagen.files import write_atomic
 from neuroimagen.pages import render
@@ -179,7 +179,7 @@ def _look(lines: dict[str, Line], left: list[str], found: list[str]) -> dict[str
     except ValueError as error:
         raise ValueError("; ".join([str(error), *fault.found[:3]])) from None
     how = [given.get(name, "") for name in ("background", "orientation")]
-    seen = examine(study, given.get("eeg_dtype", "float16"), *how)
+    seen = Examination(study, given.get("eeg_dtype", "float16"), *how)
     if seen.refused:
         lines["eeg_dtype"] = Line("float32", "float16 is too coarse for these numbers")
     found += study.notes
