@@ -28,6 +28,7 @@ COMMANDS = {
     "check": Command(
         "doctor.check", "CheckConfig", "check", "say what is in a study or its shards, and what is wrong", "source"
     ),
+    "status": Command("planning.status", "StatusConfig", "status", "where each stage of a study stands", "runs"),
     "captions": Command("sample.captions", "CaptionsConfig", "caption_pictures", "caption pictures with BLIP, BLIP-2"),
     "probe": Command("scores.probe", "ProbeConfig", "probe", "train a classifier for the scores"),
     "evaluate": Command("report.tables", "EvaluateConfig", "evaluate", "score a reconstruct run", "run"),

@@ -7,9 +7,10 @@ stats.jsonl       one line every `log_every` steps, averaged over steps and proc
 checkpoints/      step-00000500/, written as .partial and renamed when whole; the newest two are kept
 images/, tables/  pictures and tables a stage logs
 model/            the exported weights (safetensors + config.json)
-PREEMPTED | DONE  how the last start ended
+PREEMPTED | DONE | failed.txt  how the last start ended; none of them: it goes on, or was killed
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -25,6 +26,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 
+from neuroimagen.errors import sentence
 from neuroimagen.files import Taken, claim, versions, write_atomic
 from neuroimagen.pictures import list_pictures
 from neuroimagen.rows import RUNS
@@ -122,6 +124,7 @@ def _claim(run_dir: Path, config: Any, now: inputs.Inputs) -> None:
     write_atomic(path, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
 
 
+FAILED = "failed.txt"
 _held: dict[Path, int] = {}  # run directory -> descriptor of its lock file, open while this process works there
 
 
@@ -129,6 +132,14 @@ def release(run_dir: Path) -> None:
     """Let another process have `run_dir`."""
     if run_dir in _held:
         os.close(_held.pop(run_dir))
+
+
+def keep_failure(error: Exception) -> None:
+    """Write what ended the run in the directory that this process holds, for `neuroimagen status`."""
+    said = sentence(error) or f"a bug of neuroimagen: {type(error).__name__}: {error}"
+    for run_dir in _held:
+        with contextlib.suppress(OSError):
+            write_atomic(run_dir / FAILED, said + "\n")
 
 
 def claim_run_dir(config: Any, accelerator: Accelerator) -> bool:
@@ -149,7 +160,8 @@ def claim_run_dir(config: Any, accelerator: Accelerator) -> bool:
                 _held[run_dir] = claim(run_dir / "lock", "start only one run there")
             if not _begun(run_dir):
                 write_atomic(run_dir / "inputs.json", json.dumps(now, indent=1))
-            (run_dir / "PREEMPTED").unlink(missing_ok=True)
+            for mark in ("PREEMPTED", FAILED):
+                (run_dir / mark).unlink(missing_ok=True)
             write_atomic(run_dir / "environment.json", json.dumps(environment(accelerator), indent=1))
             return False
         except Taken as holder:
