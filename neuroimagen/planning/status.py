@@ -25,8 +25,10 @@ import yaml
 from neuroimagen.config import option, path_option
 from neuroimagen.files import holder
 
-TRAINED = ("pixel_features", "pixel_saliency", "semantics_label", "semantics_blip")
-TRAINED += ("brain2image", "brain2image_vae", "neurovision")
+TRAINED = (
+    *("pixel_features", "pixel_saliency", "semantics_label", "semantics_blip"),
+    *("brain2image", "brain2image_vae", "neurovision"),
+)
 STAGES = ("shards", "captions", *TRAINED, "reconstruct", "evaluate", "report")  # as paper.sh calls them
 VALIDATED = ("val/knn_accuracy", "val/class_accuracy", "val/accuracy", "val/pixel_correlation", "val/loss")
 LOSSES = ("loss", "loss_g", "classification")
