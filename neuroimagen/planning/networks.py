@@ -24,12 +24,12 @@ class Networks:
     """trained: by an optimizer of the Adam kind; averaged: of which a second copy is kept (EMA), and which is exported,
     or else what is trained is; frozen: used alone."""
 
-    trained: list[nn.Module]
-    averaged: list[nn.Module] = field(default_factory=list)
-    frozen: list[nn.Module] = field(default_factory=list)
+    trained: list[Any]
+    averaged: list[Any] = field(default_factory=list)
+    frozen: list[Any] = field(default_factory=list)
 
     @property
-    def exported(self) -> list[nn.Module]:
+    def exported(self) -> list[Any]:
         return self.averaged or self.trained
 
 
@@ -55,7 +55,7 @@ def networks(
     device: str = "meta",
 ) -> Networks:
     """Of trainers/<trainer>.py. shape: n_chans, n_times, n_classes; features: the config of stage 1a; text: (L, D_s)"""
-    eeg = {name: shape[name] for name in ("n_chans", "n_times")}
+    eeg: dict[str, Any] = {name: shape[name] for name in ("n_chans", "n_times")}
 
     def f_theta(config: Any) -> nn.Module:
         return _made(FeatureExtractor, config, device, **eeg, width=config.encoder_width)
@@ -97,7 +97,7 @@ def of_pipeline(pipeline: str) -> dict[str, Any]:
         width = sum(encoder.get("hidden_size", 0) for encoder in encoders)
         found["text"] = encoders[0].get("max_position_embeddings", 77), width
     if unet.get("sample_size") and vae:
-        levels = vae.get("block_out_channels") or vae.get("encoder_block_out_channels")
+        levels = vae.get("block_out_channels") or vae.get("encoder_block_out_channels") or [0] * 4
         found["size"] = unet["sample_size"] * 2 ** (len(levels) - 1)
     if Path(pipeline).is_dir():
         found["bytes"] = sum(path.stat().st_size for path in Path(pipeline).rglob("*.safetensors"))

@@ -37,11 +37,12 @@ from neuroimagen.shards.tars import ShardsConfig
 PAPER = Path("launch/paper.sh")
 COMMANDS = {"shards": ShardsConfig, "captions": CaptionsConfig, "evaluate": EvaluateConfig, "report": ReportConfig}
 RULES = f"""\
-memory, disk: estimates. shards: trials x what {SOME} of them take. A trainer: its two checkpoints (4 bytes for each
+Disk and memory are estimates. shards: trials x what {SOME} of them take. A trainer: its two checkpoints (4 bytes for a
 number, 8 more for Adam's two if it is trained, 4 more if it is averaged) and its model. reconstruct: pictures x the
-mean of {SOME} of the study's as PNG. >=: weights, gradients and Adam alone, without what a step needs beside them.
-time, and memory without >=: r, of the run that lies in RUNS; m, of steps made just now, on random data, by one process
-with its share of the batch (several exchange gradients as well). Validation and start come on top."""
+mean of {SOME} of the study's as PNG, or of those in RUNS; drawn ones may be larger (the demo's are, by 40 %).
+>=: weights, gradients and Adam alone, without what a step needs beside them. Memory without it is a process's peak.
+r: as the run in RUNS went. m: as steps went that were made just now, on random data, by one process with its share of
+the batch; several exchange gradients as well. Times are of steps alone: start and validation come on top."""
 
 
 @dataclasses.dataclass
@@ -80,9 +81,17 @@ class Row:
 
     def cells(self) -> list[str]:
         processes = "?" if self.processes is None else str(self.processes)
-        time = "done" if self.source == "done" else span(self.seconds) if self.seconds is not None else "?"
+        time = "?" if self.seconds is None else span(self.seconds)
         count = "" if self.numbers is None else f"{self.numbers / 1e6:.2f} M"
-        return [self.name, processes, self.work, count, self.memory, size(self.disk), f"{time} {self.source}"]
+        return [
+            self.name,
+            processes,
+            self.work,
+            count,
+            self.memory,
+            size(self.disk),
+            f"{time} {self.source}" if self.source != "done" else f"done ({time})",
+        ]
 
 
 def size(n_bytes: float | None) -> str:
@@ -135,8 +144,8 @@ def checked(step: Step) -> tuple[Any, Callable[[Any], int] | None]:
     """The config of a step, checked as the step itself does it, and a trainer's `main`. ValueError if it is wrong."""
     if step.words[0].endswith(".py"):
         held, stage, arguments = _trainer(step.words[0]), Path(step.words[0]).stem, step.words[1:]
-        kinds = [each for each in held.values() if dataclasses.is_dataclass(each) and each.__module__ == "planned"]
-        main, kind = held["main"], next(each for each in kinds if "run_dir" in each.__dataclass_fields__)
+        declared = (each for name, each in held.items() if name.endswith("Config") and each.__module__ == "planned")
+        main, kind = held["main"], next(declared)
     else:
         main, kind, stage, arguments = None, COMMANDS[step.words[1]], step.words[1], step.words[2:]
     config = load_config(kind, arguments, stage)
@@ -178,14 +187,16 @@ def drawn(row: Row, config: Any, counts: Counts, map_size: int, here: Mapping[st
     trials = min(trials, config.limit or trials)
     pictures, side = trials * len(rows) * config.samples, config.image_size or here.get("size")
     row.work = f"{pictures:,} pictures" + (f" of {side} px" if side else "")
-    maps = trials * counts.png(map_size) * any(ROWS[each].map for each in rows)
-    row.disk = (pictures + trials) * counts.png(side) + maps if side else None
+    there = [path.stat() for path in Path(config.run_dir, "images").glob("*/*.png")]
+    if side:
+        each = statistics.mean(known.st_size for known in there) if there else counts.png(side)
+        maps = counts.png(map_size) if any(ROWS[name].map for name in rows) else 0.0
+        row.disk = pictures * each + trials * (counts.png(side) + maps)
     if "bytes" in here:
         row.memory = f">= {size(here['bytes'])}"
-    images = Path(config.run_dir) / "images"
-    ages = sorted(path.stat().st_mtime for path in images.glob("*/*.png"))
-    if len(ages) > 1:
-        row.seconds, row.source = (ages[-1] - ages[0]) / (len(ages) - 1) * pictures, "r"
+    if len(there) > 1:
+        times = [known.st_mtime for known in there]
+        row.seconds, row.source = (max(times) - min(times)) / (len(times) - 1) * pictures, "r"
 
 
 def table(rows: list[Row]) -> str:
