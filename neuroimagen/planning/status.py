@@ -7,6 +7,7 @@ no answer it is said how long ago the run last wrote something, and nothing is g
 
 import dataclasses
 import datetime
+import itertools
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,8 +50,7 @@ class StatusConfig:
     watch: float = option(0.0, "show it again every so many seconds, until Ctrl-C; 0: once")
 
 
-@dataclasses.dataclass
-class Job:
+class Job(NamedTuple):
     """Of SLURM. state: PENDING, RUNNING, ...; reason: why it waits"""
 
     number: str
@@ -110,12 +110,6 @@ def logged(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines_of(run / "stats.jsonl") if line[:1] == "{" and line[-1:] == "}"]
 
 
-def step_seconds(lines: Iterable[dict[str, Any]]) -> float | None:
-    """The median of a trainer's last 20 lines; None if it has made no step."""
-    seconds = [line["step_seconds"] for line in lines if line.get("step_seconds")]
-    return statistics.median(seconds[-20:]) if seconds else None
-
-
 def jobs_of(runs: Path) -> list[Job] | None:
     """SLURM's jobs that may be of this study, those that run first; None without SLURM, or if it does not answer."""
     if not shutil.which("squeue"):
@@ -124,8 +118,8 @@ def jobs_of(runs: Path) -> list[Job] | None:
     ask = ["squeue", "--noheader", f"--name={','.join(names)}", "--format=%i|%T|%r|%j"]
     try:
         said = subprocess.run(ask, capture_output=True, text=True, timeout=30, check=True).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        print(f"note: squeue does not answer ({error}): what other machines do is not known", file=sys.stderr)
+    except (OSError, subprocess.SubprocessError):
+        print("note: squeue does not answer: what runs on other machines, and waits, is not known", file=sys.stderr)
         return None
     jobs = [Job(*line.strip().split("|", 3)) for line in said.splitlines() if line.count("|") >= 3]
     return sorted((job for job in jobs if job.name in names), key=lambda job: job.state == "PENDING")
@@ -144,13 +138,11 @@ def printed(runs: Path, stage: str) -> tuple[Path, str]:
 def _trained(run: Path, done: bool) -> Told:
     config, lines = content(run / "config.yaml"), logged(run)
     step, steps = (lines[-1].get("step", 0) if lines else 0), config.get("max_steps", 0)
-    values: dict[str, Any] = {}
-    for line in lines:
-        values |= line
+    values = dict(itertools.chain.from_iterable(line.items() for line in lines))  # the last of each
     number = next((name for name in (VALIDATED if done else LOSSES + VALIDATED) if values.get(name) is not None), None)
     told = [f"step {step:,}" + ("" if done else f" of {steps:,}")]
     told += [f"{number.removeprefix('val/')} {values[number]:.3g}"] if number else []
-    pace = step_seconds(lines) or 0.0
+    pace = statistics.median([line["step_seconds"] for line in lines if "step_seconds" in line][-20:] or [0.0])
     ahead = [f"{pace:.2g} s/step", f"{span((steps - step) * pace)} left"] if pace else []
     return told, ahead, run / "stats.jsonl", pace * config.get("log_every", 1)
 
@@ -214,13 +206,12 @@ def place(runs: Path, name: str) -> Place:
 def look(runs: Path, name: str, jobs: list[Job] | None) -> Stage:
     """Where one stage stands."""
     run, end, lock, begun, tell = place(runs, name)
-    stage, (output, error), (held, who) = Stage(name), printed(runs, name), holder(lock)
+    (output, error), (held, who), failed = printed(runs, name), holder(lock), lines_of(run / "failed.txt")
     number = content(run / "environment.json").get("slurm_job_id")  # of its last start
     job = next((job for job in jobs or () if job.name.startswith(f"{name}:") or job.number == number), None)
-    failed, unlocked = lines_of(run / "failed.txt"), name in ("captions", "evaluate", "report")
-    as_job = [f"job {job.number}"] if job else []
+    stage, as_job = Stage(name), [f"job {job.number}"] if job else []
     if end.exists():
-        stage.state = "done"
+        stage.state, as_job = "done", []
     elif held or (job and job.state != "PENDING"):
         stage.state = "running"
     elif job:
@@ -228,21 +219,20 @@ def look(runs: Path, name: str, jobs: list[Job] | None) -> Stage:
     elif failed or (error and age(output) <= age(run / "environment.json")):
         stage.state, stage.reason = "failed", (failed or [error])[-1]
     elif begun.exists():
-        untold = held is None or unlocked  # a lock of another machine, or none; but of a job SLURM says that it is over
-        over = not untold or (run / "PREEMPTED").exists() or (jobs is not None and (number or unlocked))
-        stage.state = "stopped" if over else "?"
+        untold = held is None or lock.name == "none"  # on another machine, or without a lock
+        over = jobs is not None and (number or lock.name == "none")  # but SLURM says that it is no job any more
+        stage.state = "?" if untold and not over and not (run / "PREEMPTED").exists() else "stopped"
     if not begun.exists() and stage.state != "done":
         stage.told = as_job
         return stage
     told, ahead, wrote, wait = tell(run, stage.state == "done")
-    since = [f"{span(age(wrote))} ago"] if wrote.exists() else []
-    quiet = [f"nothing since {span(age(wrote))}"] if wrote.exists() and age(wrote) > max(QUIET, 5 * wait) else []
+    silence = age(wrote)
     if stage.state == "running":
-        stage.told = told + (quiet or ahead) + as_job
-    elif stage.state == "?":
-        stage.told = [*told, *since, f"{who or 'whoever does it'} cannot be asked here"]
+        stage.told = told + ([f"nothing since {span(silence)}"] if silence > max(QUIET, 5 * wait) else ahead) + as_job
     else:
-        stage.told = told + since + as_job * (stage.state != "done")
+        stage.told = told + [f"{span(silence)} ago"] * wrote.exists() + as_job
+    if stage.state == "?":
+        stage.told.append(f"{who or 'whoever does it'} cannot be asked here")
     return stage
 
 
