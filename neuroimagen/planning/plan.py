@@ -116,7 +116,8 @@ def steps_of(config: PlanConfig) -> list[Step]:
         if head.startswith("== "):
             words = shlex.split(line)
             start = max(i for i, word in enumerate(words) if re.match(r"trainers/\w+\.py$|neuroimagen(\.cli)?$", word))
-            found.append(Step(head.split()[1], line.rstrip(), words[start:], _processes(words[:start])))
+            processes = 1 if words[start] == "neuroimagen" else _processes(words[:start])  # which sbatch starts once
+            found.append(Step(head.split()[1], line.rstrip(), words[start:], processes))
     return found
 
 

@@ -144,7 +144,8 @@ def _trained(run: Path, done: bool) -> Told:
     told += [f"{number.removeprefix('val/')} {values[number]:.3g}"] if number else []
     pace = statistics.median([line["step_seconds"] for line in lines if "step_seconds" in line][-20:] or [0.0])
     ahead = [f"{pace:.2g} s/step", f"{span((steps - step) * pace)} left"] if pace else []
-    return told, ahead, run / "stats.jsonl", pace * config.get("log_every", 1)
+    wrote = min(run / "stats.jsonl", run / "environment.json", key=age)  # that of its start, until it has made steps
+    return told, ahead, wrote, pace * config.get("log_every", 1)
 
 
 def _drawn(run: Path, done: bool) -> Told:

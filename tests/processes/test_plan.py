@@ -111,6 +111,21 @@ def test_what_is_not_there_is_said(planned, tmp_path, monkeypatch):
         Plan(planned())
 
 
+def test_how_many_processes_there_will_be(planned, tmp_path, monkeypatch):
+    def processes(mode: str) -> dict[str, int | None]:
+        return {step.name: step.processes for step in Plan(planned(mode=mode)).steps}
+
+    monkeypatch.setenv("RECONSTRUCT_LAUNCH", "accelerate launch --config_file launch/one_node.yaml")
+    local = processes("local")
+    assert (local["shards"], local["pixel_features"], local["reconstruct"], local["report"]) == (1, 1, 2, 1)
+    (tmp_path / "site.sh").write_text('TRAIN_OPTIONS="-N 2 --gpus-per-node=a100:4"\n')
+    monkeypatch.setenv("SITE", str(tmp_path / "site.sh"))
+    slurm = processes("slurm")
+    assert (slurm["shards"], slurm["pixel_features"], slurm["evaluate"]) == (1, 8, 8)
+    monkeypatch.setenv("SITE", str(tmp_path / "none"))
+    assert processes("slurm")["pixel_features"] is None  # SLURM says it
+
+
 def test_shards_and_their_study_are_counted_alike(planned, study):
     from_files, from_shards = of_study(Plan(planned()).configs["shards"]), of_shards(study.shards)
     for name in ("title", "shape", "sfreq", "trials"):
