@@ -19,7 +19,8 @@ class Command(NamedTuple):
     schema: str
     function: str
     summary: str
-    positional: str = ""  # the field that may be given without its name; a list takes all that come first
+    positional: str = ""  # the field that may be given without its name
+    several: bool = False  # it is a list, of all that come first
 
 
 COMMANDS = {
@@ -30,7 +31,7 @@ COMMANDS = {
     "check": Command(
         "doctor.check", "CheckConfig", "check", "say what is in a study or its shards, and what is wrong", "source"
     ),
-    "plan": Command("planning.plan", "PlanConfig", "plan", "say what a study will run and take (dry run)", "overlays"),
+    "plan": Command("planning.plan", "PlanConfig", "plan", "say what a study will run and take", "overlays", True),
     "status": Command("planning.status", "StatusConfig", "status", "where each stage of a study stands", "runs"),
     "captions": Command("sample.captions", "CaptionsConfig", "caption_pictures", "caption pictures with BLIP, BLIP-2"),
     "probe": Command("scores.probe", "ProbeConfig", "probe", "train a classifier for the scores"),
@@ -62,8 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     command = COMMANDS[name]
     plain = list(itertools.takewhile(lambda word: not re.match(r"-|\w+=", word), rest))  # runs/lr=0.1 is a path
-    if command.positional == "overlays" and plain:
-        rest[: len(plain)] = [f"overlays={json.dumps(plain)}"]
+    if command.several and plain:
+        rest[: len(plain)] = [f"{command.positional}={json.dumps(plain, ensure_ascii=False)}"]
     elif command.positional and plain:
         rest[0] = f"{command.positional}={rest[0]}"
 
