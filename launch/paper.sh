@@ -14,6 +14,7 @@
 #                       "none": no B rows
 #              BASELINES which of the paper's baselines to train and draw beside it (default: all three, "brain2image
 #                       brain2image_vae neurovision"); "": none
+#              DRY=1    print the commands, of local or slurm, and start nothing (`neuroimagen plan OVERLAY.yaml`: what they take)
 # and with local:
 #              LAUNCH   how to start a trainer (default: accelerate launch --config_file launch/one_process.yaml)
 #              SALIENCY_LAUNCH, RECONSTRUCT_LAUNCH  how to start the GANs (pixel_saliency.py, the baselines), and
@@ -25,7 +26,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 mode=local
 case ${1:-} in local | slurm) mode=$1; shift ;; esac
-[ $# -ge 2 ] || { sed -n '2,23p' "$0" | cut -c3-; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,24p' "$0" | cut -c3-; exit 2; }
 
 runs=$1; shift
 overlays=(); for file in "$@"; do overlays+=("config=$file"); done
@@ -40,20 +41,25 @@ for name in $baselines; do
 done
 declare -A job # step -> its job, if this call submitted one
 
+dry() { printf '%q ' "$@"; echo; }
 step() { # step NAME "STEPS THAT IT NEEDS" COMMAND...; a COMMAND that starts with a trainer or -m needs a launcher
     local name=$1 needs=$2 launched= needed id after=; shift 2
     case $1 in *.py | -m) launched=yes ;; esac
     echo "== $name"
     if [ $mode = local ]; then
-        ${launched:+$launch} "$@"
+        ${DRY:+dry} ${launched:+$launch} "$@"
         return
     fi
     for needed in $needs; do after+=${job[$needed]:+afterok:${job[$needed]},}; done
     # singleton: while an older job of the same name is there, e.g. of the same command typed twice, it is waited for
     # shellcheck disable=SC2086
-    id=$(sbatch --parsable --job-name="$name:$(realpath -m "$runs")" --output="$runs/jobs/$name-%j.out" \
+    id=$(${DRY:+dry} sbatch --parsable --job-name="$name:$(realpath -m "$runs")" --output="$runs/jobs/$name-%j.out" \
         --dependency="${after}singleton" --kill-on-invalid-dep=yes \
         ${SBATCH_OPTIONS:-} ${launched:+${TRAIN_OPTIONS:-}} launch/train.sbatch "$@")
+    if [ "${DRY:-}" ]; then
+        echo "$id"; job[$name]=JOB_OF_$name
+        return
+    fi
     job[$name]=${id%%;*}
     echo "   job ${job[$name]}${after:+ after ${after//afterok:/}}"
 }
@@ -85,13 +91,13 @@ baselines_branch() {
 if [ $mode = slurm ]; then
     site=${SITE:-launch/site.sh}
     if [ -e "$site" ]; then set +u; source "$site"; set -u; fi
-    mkdir -p "$runs"/jobs
+    [ "${DRY:-}" ] || mkdir -p "$runs"/jobs
 fi
 step shards "" neuroimagen shards "${overlays[@]}" out="$runs"/shards
 if [ "$captions" != none ] && { [ ! -e "$captions" ] || [ -e "$captions.inputs.json" ]; }; then  # its own it looks at again
     step captions shards -m neuroimagen.cli captions "${overlays[@]}" out="$captions"
 fi
-if [ $mode = local ] && [ "${SIDE_BY_SIDE:-}" ]; then  # each branch has a line of its own for its progress bar
+if [ $mode = local ] && [ "${SIDE_BY_SIDE:-}" ] && [ -z "${DRY:-}" ]; then  # a line each for their progress bars
     TQDM_POSITION=0 pixel_branch & pixel=$!
     TQDM_POSITION=1 sample_branch & sample=$!
     TQDM_POSITION=2 baselines_branch & others=$!

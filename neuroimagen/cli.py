@@ -1,6 +1,8 @@
 """`neuroimagen COMMAND key=value ...`: everything around the trainers."""
 
 import importlib
+import itertools
+import json
 import os
 import re
 import signal
@@ -18,6 +20,7 @@ class Command(NamedTuple):
     function: str
     summary: str
     positional: str = ""  # the field that may be given without its name
+    several: bool = False  # it is a list, of all that come first
 
 
 COMMANDS = {
@@ -29,6 +32,8 @@ COMMANDS = {
     "check": Command(
         "doctor.check", "CheckConfig", "check", "say what is in a study or its shards, and what is wrong", "source"
     ),
+    "plan": Command("planning.plan", "PlanConfig", "plan", "say what a study will run and take", "overlays", True),
+    "status": Command("planning.status", "StatusConfig", "status", "where each stage of a study stands", "runs"),
     "captions": Command("sample.captions", "CaptionsConfig", "caption_pictures", "caption pictures with BLIP, BLIP-2"),
     "probe": Command("scores.probe", "ProbeConfig", "probe", "train a classifier for the scores"),
     "evaluate": Command("report.tables", "EvaluateConfig", "evaluate", "score a reconstruct run", "run"),
@@ -58,7 +63,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {name!r} is not a command\n{usage()}", file=sys.stderr)
         return 2
     command = COMMANDS[name]
-    if command.positional and rest and not re.match(r"-|\w+=", rest[0]):  # runs/lr=0.1 is a path
+    plain = list(itertools.takewhile(lambda word: not re.match(r"-|\w+=", word), rest))  # runs/lr=0.1 is a path
+    if command.several and plain:
+        rest[: len(plain)] = [f"{command.positional}={json.dumps(plain, ensure_ascii=False)}"]
+    elif command.positional and plain:
         rest[0] = f"{command.positional}={rest[0]}"
 
     def work() -> int:

@@ -320,10 +320,18 @@ def run_trainer(main: Callable[[C], Any], schema: type[C]) -> None:
             sys.stderr.flush()
             os._exit(failed[0])
 
+    def work(config: C) -> Any:
+        try:
+            return main(config)
+        except Exception as error:
+            if directory := sys.modules.get("neuroimagen.run.directory"):
+                directory.keep_failure(error)
+            raise
+
     atexit.register(leave)  # of what is registered from here on, trackers say, the last to be called
     stage = Path(sys.argv[0]).stem
     doc = sys.modules["__main__"].__doc__ or ""
-    code = run_command(main, schema, sys.argv[1:], stage, f"{doc.strip()}\n\nusage: {stage}.py key=value ...")
+    code = run_command(work, schema, sys.argv[1:], stage, f"{doc.strip()}\n\nusage: {stage}.py key=value ...")
     if code in (0, 143) and (processes := sys.modules.get("neuroimagen.run.processes")):
         processes.leave_process_group()
     elif code:

@@ -7,9 +7,10 @@ stats.jsonl       one line every `log_every` steps, averaged over steps and proc
 checkpoints/      step-00000500/, written as .partial and renamed when whole; the newest two are kept
 images/, tables/  pictures and tables a stage logs
 model/            the exported weights (safetensors + config.json)
-PREEMPTED | DONE  how the last start ended
+PREEMPTED | DONE | failed.txt  how the last start ended; none of them: it goes on, or was killed
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -25,6 +26,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 
+from neuroimagen.errors import sentence
 from neuroimagen.files import Taken, claim, versions, write_atomic
 from neuroimagen.pictures import list_pictures
 from neuroimagen.rows import RUNS, adds_rows
@@ -132,6 +134,7 @@ def _write_config(run_dir: Path, config: Any) -> None:
     write_atomic(run_dir / "config.yaml", text)
 
 
+FAILED = "failed.txt"
 _held: dict[Path, int] = {}  # run directory -> descriptor of its lock file, open while this process works there
 
 
@@ -139,6 +142,14 @@ def release(run_dir: Path) -> None:
     """Let another process have `run_dir`."""
     if run_dir in _held:
         os.close(_held.pop(run_dir))
+
+
+def keep_failure(error: Exception) -> None:
+    """Write what ended the run in the directory that this process holds, for `neuroimagen status`."""
+    said = sentence(error) or f"a bug of neuroimagen: {type(error).__name__}: {error}"
+    for run_dir in _held:
+        with contextlib.suppress(OSError):
+            write_atomic(run_dir / FAILED, said + "\n")
 
 
 def claim_run_dir(config: Any, accelerator: Accelerator) -> bool:
@@ -162,7 +173,8 @@ def claim_run_dir(config: Any, accelerator: Accelerator) -> bool:
                 _write_config(run_dir, config)
             if more or not _begun(run_dir):
                 write_atomic(run_dir / "inputs.json", json.dumps(now, indent=1))
-            (run_dir / "PREEMPTED").unlink(missing_ok=True)
+            for mark in ("PREEMPTED", FAILED):
+                (run_dir / mark).unlink(missing_ok=True)
             write_atomic(run_dir / "environment.json", json.dumps(environment(accelerator), indent=1))
             return False
         except Taken as holder:

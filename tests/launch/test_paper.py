@@ -1,6 +1,7 @@
 """launch/paper.sh starts each stage as it was told to; the launchers here only say what they were given."""
 
 import os
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -102,8 +103,30 @@ def test_jobs_wait_for_the_runs_they_need(tmp_path):
     }
 
 
+def test_a_dry_run_says_what_would_be_given_and_gives_nothing(tmp_path):
+    runs = str(tmp_path / "runs")
+    given = trained(paper(tmp_path, runs, "configs/demo.yaml", LAUNCH="echo"))
+    done = paper(tmp_path, runs, "configs/demo.yaml", LAUNCH="touch it", DRY="1", SIDE_BY_SIDE="1")
+    assert done.returncode == 0, done.stderr
+    lines = [shlex.split(line) for line in done.stdout.splitlines() if not line.startswith("==")]
+    assert {line[-1] for line in lines[:1]} == {f"out={runs}/shards"} and len(lines) == 10
+    dry = [line[2:] for line in lines if line[:2] == ["touch", "it"] and line[2].startswith("trainers/")]
+    assert dry == list(given.values())
+
+    command = tmp_path / "sbatch"
+    command.write_text(f"#!/bin/sh\ntouch {tmp_path}/submitted\n")
+    command.chmod(0o755)
+    done = paper(tmp_path, "slurm", runs, "configs/demo.yaml", DRY="1", SITE=str(tmp_path / "none"))
+    asked = [shlex.split(line) for line in done.stdout.splitlines() if line.startswith("sbatch ")]
+    (last,) = [line for line in asked if f"--job-name=reconstruct:{runs}" in line]
+    needed = ["pixel_saliency", "semantics_label", "brain2image", "brain2image_vae", "neurovision"]
+    assert f"--dependency={''.join(f'afterok:JOB_OF_{name},' for name in needed)}singleton" in last
+    assert [line[line.index("launch/train.sbatch") + 1 :] for line in asked if "trainers/" in "".join(line)] == dry
+    assert not (tmp_path / "submitted").exists() and not (tmp_path / "runs").exists()
+
+
 def test_usage_names_every_setting(tmp_path):
     done = paper(tmp_path)
     assert done.returncode == 2
-    for name in ("LAUNCH", "SALIENCY_LAUNCH", "RECONSTRUCT_LAUNCH", "SIDE_BY_SIDE", "CAPTIONS", "BASELINES"):
+    for name in ("LAUNCH", "SALIENCY_LAUNCH", "RECONSTRUCT_LAUNCH", "SIDE_BY_SIDE", "CAPTIONS", "BASELINES", "DRY"):
         assert name in done.stdout

@@ -1,6 +1,7 @@
 """The sbatch files on real daemons: two nodes, stops, arrays, and the whole paper as a chain of jobs."""
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -74,9 +75,12 @@ def test_a_stopped_job_queues_itself_again_and_ends_with_the_same_bits(cluster, 
 
 
 def test_scancel_ends_a_job_for_good(cluster, study, logs, tmp_path):
-    run_dir = tmp_path / "run"
+    run_dir = tmp_path / "runs" / "pixel_features"
     job = cluster.sbatch(*logs, "launch/train.sbatch", *trainer(study, run_dir, max_steps=100_000), NPROC_PER_NODE="2")
     wait_for_steps(cluster, job, run_dir)
+    (run_dir / "lock").unlink()
+    (run_dir / "lock").write_text("process 7 on elsewhere")  # as seen from a machine where its lock does not show
+    assert told(cluster, run_dir.parent)["pixel_features"].endswith(f"job {job}")
     cluster("scancel", job)
     cluster.wait(job, "CANCELLED")
     deadline = time.monotonic() + 60
@@ -144,6 +148,13 @@ evaluate: {{classifier: embedded}}
 """
 
 
+def told(cluster, runs: Path) -> dict[str, str]:
+    """Stage -> what `neuroimagen status` says of it."""
+    printed = cluster(sys.executable, "-m", "neuroimagen.cli", "status", str(runs), check=False)
+    lines = printed.replace("\n ", " ").splitlines()[1:-1]  # one that was wrapped is one again
+    return {line.split()[0]: " ".join(line.split()[1:]) for line in lines}
+
+
 @pytest.mark.timeout(420)
 def test_the_paper_as_a_chain_stops_at_a_failure_and_continues(cluster, study, tmp_path):
     runs, overlay = tmp_path / "runs", tmp_path / "overlay.yaml"
@@ -160,6 +171,7 @@ def test_the_paper_as_a_chain_stops_at_a_failure_and_continues(cluster, study, t
         "shards pixel_features pixel_saliency semantics_label semantics_blip brain2image reconstruct evaluate report"
     )
     assert " ".join(jobs) == chain
+    assert told(cluster, runs)["report"] == f"queued as job {jobs['report']} (Dependency)"
     failed = cluster.wait(jobs["pixel_features"], "FAILED")
     assert failed["ExitCode"] == "2:0" and "marginn" in cluster.log(jobs["pixel_features"])
     for never in ("pixel_saliency", "reconstruct", "report"):
@@ -167,10 +179,14 @@ def test_the_paper_as_a_chain_stops_at_a_failure_and_continues(cluster, study, t
         assert not (runs / never).exists() and not list((runs / "jobs").glob(f"{never}-*"))  # it never began
     for beside in ("semantics_label", "semantics_blip", "brain2image"):
         cluster.wait(jobs[beside])
+    said = told(cluster, runs)
+    assert said["pixel_features"].startswith("failed") and said["semantics_label"].startswith("done step 2,")
+    assert said["pixel_saliency"] == said["report"] == "to do"
     before = {path: path.stat().st_mtime_ns for path in (runs / "semantics_label").rglob("*")}
 
     jobs = submit("")
     for job in jobs.values():
         cluster.wait(job)
+    assert {text.split()[0] for text in told(cluster, runs).values()} == {"done"}
     assert (runs / "reconstruct" / "report.html").stat().st_size > 10_000
     assert before == {path: path.stat().st_mtime_ns for path in (runs / "semantics_label").rglob("*")}

@@ -1,0 +1,294 @@
+"""`neuroimagen plan OVERLAY...`: what launch/paper.sh will run, on what, for how long, before anything starts.
+
+launch/paper.sh itself says which commands it would give (DRY=1). Each one's config is read and checked as its stage
+does it, so a wrong field of the last stage is found before the first one starts. Nothing is written, but for a folder
+of random data, removed again, while measure=true makes steps.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import re
+import runpy
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import yaml
+
+from neuroimagen.config import load_config, option, path_option
+from neuroimagen.errors import sentence
+from neuroimagen.pixel.losses import check_batch
+from neuroimagen.planning import rehearsal
+from neuroimagen.planning.counts import SOME, Counts, of_shards, of_study
+from neuroimagen.planning.networks import Networks, networks, numbers, of_pipeline
+from neuroimagen.planning.status import logged, span
+from neuroimagen.report.report import ReportConfig
+from neuroimagen.rows import ROWS, rows_to_draw
+from neuroimagen.sample.captions import CaptionsConfig
+from neuroimagen.scores.evaluate import EvaluateConfig
+from neuroimagen.shards.tars import ShardsConfig
+
+PAPER = Path("launch/paper.sh")
+COMMANDS = {"shards": ShardsConfig, "captions": CaptionsConfig, "evaluate": EvaluateConfig, "report": ReportConfig}
+RULES = f"""\
+Disk and memory are estimates. shards: trials x what {SOME} of them take. A trainer: its two checkpoints (4 bytes for a
+number, 8 more for Adam's two if it is trained, 4 more if it is averaged) and its model. reconstruct: pictures x the
+mean of {SOME} of the study's as PNG, or of those in RUNS; drawn ones may be larger (the demo's are, by 40 %).
+>=: weights, gradients and Adam alone, without what a step needs beside them. Memory without it is a process's peak.
+r: as the run in RUNS went. m: as steps went that were made just now, on random data, by one process with its share of
+the batch; several exchange gradients as well. Times are of steps alone: start and validation come on top."""
+
+
+@dataclasses.dataclass
+class PlanConfig:
+    """`neuroimagen plan`"""
+
+    overlays: list[str] = option([], "the OVERLAY.yaml files that launch/paper.sh is given")
+    runs: str = path_option("RUNS", "directory that launch/paper.sh fills; runs there tell how fast they went")
+    mode: Literal["local", "slurm"] = option("local", "how launch/paper.sh runs it")
+    shards: str = path_option("", "shards to count trials in; empty: RUNS/shards, or the study's own files")
+    measure: float = option(0.0, "make real steps of each trainer here, on random data, in so many s in all; 0: none")
+
+
+class Step(NamedTuple):
+    """name: of paper.sh; line: the whole command; words: from the trainer, or from `neuroimagen`, on; processes: None
+    if SLURM will say"""
+
+    name: str
+    line: str
+    words: list[str]
+    processes: int | None
+
+
+@dataclasses.dataclass
+class Row:
+    """A line of the table, as far as it is known. numbers: of what is trained; disk: bytes; source: r, m, of RULES"""
+
+    name: str
+    work: str = ""
+    processes: int | None = 1
+    numbers: int | None = None
+    memory: str = ""
+    disk: float | None = None
+    seconds: float | None = None
+    source: str = ""
+
+    def cells(self) -> list[str]:
+        processes = "?" if self.processes is None else str(self.processes)
+        time = "?" if self.seconds is None else span(self.seconds)
+        count = "" if self.numbers is None else f"{self.numbers / 1e6:.2f} M"
+        return [
+            self.name,
+            processes,
+            self.work,
+            count,
+            self.memory,
+            size(self.disk),
+            f"{time} {self.source}" if self.source != "done" else f"done ({time})",
+        ]
+
+
+def size(n_bytes: float | None) -> str:
+    """1.2 GB"""
+    if n_bytes is None:
+        return "?"
+    return f"{n_bytes / 1e9:,.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:,.1f} MB"
+
+
+def steps_of(config: PlanConfig) -> list[Step]:
+    """What paper.sh would do; ValueError if it refuses."""
+    if not PAPER.exists():
+        raise ValueError(f"{PAPER} is not here: give this command in the root of the repository")
+    if not config.overlays:
+        raise ValueError("name the overlays of the study: neuroimagen plan OVERLAY.yaml ... (configs/ holds some)")
+    command = ["bash", str(PAPER), config.mode, config.runs, *config.overlays]
+    done = subprocess.run(command, env={**os.environ, "DRY": "1"}, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(done.stderr.strip().removeprefix("error: ") or f"{PAPER} ended with code {done.returncode}")
+    lines, found = done.stdout.splitlines(), []
+    for head, line in zip(lines, lines[1:], strict=False):
+        if head.startswith("== "):
+            words = shlex.split(line)
+            start = max(i for i, word in enumerate(words) if re.match(r"trainers/\w+\.py$|neuroimagen(\.cli)?$", word))
+            processes = 1 if words[start] == "neuroimagen" else _processes(words[:start])  # which sbatch starts once
+            found.append(Step(head.split()[1], line.rstrip(), words[start:], processes))
+    return found
+
+
+def _processes(launcher: list[str]) -> int | None:
+    """How many processes a launcher starts, None if that is not said there."""
+    said = {a.lstrip("-"): b for a, b in zip(launcher, launcher[1:], strict=False) if a.startswith("-")}
+    said |= dict(word.lstrip("-").split("=", 1) for word in launcher if "=" in word)
+    if launcher[:1] == ["sbatch"]:
+        each = said.get("gpus-per-node") or os.environ.get("NPROC_PER_NODE") or ""
+        with contextlib.suppress(ValueError):
+            return int(said.get("nodes") or said.get("N") or 1) * int(each.rpartition(":")[2])
+        return None
+    if "config_file" in said and "num_processes" not in said:
+        said |= yaml.safe_load(Path(said["config_file"]).read_text(encoding="utf-8"))
+    return int(said.get("num_processes", 1))
+
+
+@functools.cache
+def _trainer(path: str) -> dict[str, Any]:
+    """What a trainer's file holds, without running it."""
+    return runpy.run_path(path, run_name="planned")
+
+
+def checked(step: Step) -> tuple[Any, Callable[[Any], int] | None]:
+    """The config of a step, checked as the step itself does it, and a trainer's `main`. ValueError if it is wrong."""
+    if step.words[0].endswith(".py"):
+        held, stage, arguments = _trainer(step.words[0]), Path(step.words[0]).stem, step.words[1:]
+        declared = (each for name, each in held.items() if name.endswith("Config") and each.__module__ == "planned")
+        main, kind = held["main"], next(declared)
+    else:
+        main, kind, stage, arguments = None, COMMANDS[step.words[1]], step.words[1], step.words[2:]
+    config = load_config(kind, arguments, stage)
+    if hasattr(config, "check"):
+        config.check()
+    return config, main
+
+
+def suits(config: Any, counts: Counts, processes: int | None) -> None:
+    """ValueError if a trainer's config does not go with the trials or the processes; what its main asks first."""
+    if hasattr(config, "check_eeg"):
+        config.check_eeg(counts.shape["n_times"], counts.sfreq)
+    if hasattr(config, "classes_per_batch"):
+        balance = config.classes_per_batch, config.trials_per_class
+        check_batch(config.global_batch_size, counts.trials["train"], counts.shape["n_classes"], *balance)
+    if hasattr(config, "max_steps") and processes and config.global_batch_size % (processes * config.accumulate):
+        raise ValueError(f"global_batch_size={config.global_batch_size} does not divide among {processes} processes")
+
+
+def trained(row: Row, config: Any, nets: Networks, run: Path, measured: rehearsal.Rehearsed | None) -> None:
+    """Fill in the row of a trainer."""
+    row.numbers, twice = numbers(nets.trained), min(2, -(-config.max_steps // (config.checkpoint_every or 1 << 60)))
+    saved = numbers(nets.trained, True) + numbers(nets.averaged, True) + 2 * row.numbers
+    row.disk = 4.0 * (twice * saved + numbers(nets.exported, True))
+    held = 4 * row.numbers + numbers(nets.averaged) + numbers(nets.frozen)
+    row.memory = f">= {size(4.0 * held)}"
+    lines = [line for line in logged(run) if "step_seconds" in line]
+    if lines:
+        row.seconds = statistics.mean(line["step_seconds"] for line in lines) * config.max_steps
+        row.memory, row.source = f"{max(line['memory_gb'] for line in lines):.1f} GB", "r"
+    elif measured:
+        row.seconds = rehearsal.whole(config, measured.seconds)
+        row.memory, row.source = f"{measured.memory:.1f} GB", "m" * (row.seconds is not None)
+
+
+def drawn(row: Row, config: Any, counts: Counts, map_size: int, here: Mapping[str, Any]) -> None:
+    """Fill in the row of reconstruct. here: of_pipeline's"""
+    rows, trials = rows_to_draw(config.rows, vars(config)), counts.trials[config.split]
+    trials = min(trials, config.limit or trials)
+    pictures, side = trials * len(rows) * config.samples, config.image_size or here.get("size")
+    row.work = f"{pictures:,} pictures" + (f" of {side} px" if side else "")
+    there = [path.stat() for path in Path(config.run_dir, "images").glob("*/*.png")]
+    if side:
+        each = statistics.mean(known.st_size for known in there) if there else counts.png(side)
+        maps = counts.png(map_size) if any(ROWS[name].map for name in rows) else 0.0
+        row.disk = pictures * each + trials * (counts.png(side) + maps)
+    if "bytes" in here:
+        row.memory = f">= {size(here['bytes'])}"
+    if len(there) > 1:
+        times = [known.st_mtime for known in there]
+        row.seconds, row.source = (max(times) - min(times)) / (len(times) - 1) * pictures, "r"
+
+
+def table(rows: list[Row]) -> str:
+    heads = ["stage", "processes", "work", "parameters", "memory", "disk", "time"]
+    cells = [heads, *(row.cells() for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells)
+
+
+class Plan:
+    """The steps of a study, what is wrong with them (one sentence each), and, if nothing is, what they take."""
+
+    def __init__(self, config: PlanConfig) -> None:
+        self.config, self.steps = config, steps_of(config)
+        self.faults: list[str] = []
+        self.notes: list[str] = []
+        self.configs: dict[str, Any] = {}
+        self.mains: dict[str, Any] = {}  # of trainers
+        for step in self.steps:
+            if found := self._attempt(step.name, checked, step):
+                self.configs[step.name], self.mains[step.name] = found
+        made = config.shards or f"{config.runs}/shards"
+        self.counts: Counts | None = None
+        if config.shards or Path(made, "manifest.json").exists():
+            self.counts = self._attempt("shards", of_shards, made)
+        elif "shards" in self.configs:
+            self.counts = self._attempt("shards", of_study, self.configs["shards"])
+        names = [step.name for step in self.steps]
+        for step in (step for step in self.steps if step.name in self.configs):
+            about = self.configs[step.name]
+            if self.counts:
+                self._attempt(step.name, suits, about, self.counts, step.processes)
+            captions = getattr(about, "captions", "label")
+            if captions != "label" and "captions" not in names and not Path(captions).is_file():
+                self.faults.append(
+                    f"{step.name}: captions={captions} is not there: put it there, or leave CAPTIONS out"
+                )
+
+    def _attempt(self, name: str, work: Callable[..., Any], *given: Any) -> Any:
+        try:
+            return work(*given)
+        except (ValueError, OSError) as error:
+            self.faults.append(f"{name}: {sentence(error)}")
+
+    def rows(self) -> list[Row]:
+        """The table, which takes some seconds more if steps are to be measured."""
+        assert self.counts and not self.faults
+        trainers = {name: about for name, about in self.configs.items() if hasattr(about, "max_steps")}
+        measured: dict[str, rehearsal.Rehearsed | None] = {}
+        if self.config.measure:
+            new = {name: (self.mains[name], each) for name, each in trainers.items() if not logged(Path(each.run_dir))}
+            processes = {step.name: step.processes or 1 for step in self.steps}
+            measured = dict(rehearsal.rehearse(new, self.counts, processes, self.config.measure))
+        rows = []
+        for step in self.steps:
+            about, row = self.configs[step.name], Row(step.name, processes=step.processes)
+            here = of_pipeline(about.pipeline) if hasattr(about, "pipeline") else {}
+            if step.name in trainers:
+                row.work = f"{about.max_steps:,} steps of {about.global_batch_size}"
+                if hasattr(about, "pipeline") and "text" not in here:
+                    self.notes.append(f"{about.pipeline} is not on this machine: embeddings of 77 x 768 are taken")
+                stage, f_theta = Path(step.words[0]).stem, self.configs.get("pixel_features")
+                nets = networks(stage, about, self.counts.shape, f_theta, here.get("text", (77, 768)))
+                trained(row, about, nets, Path(about.run_dir), measured.get(step.name))
+            elif step.name == "reconstruct":
+                drawn(row, about, self.counts, self.configs["pixel_saliency"].image_size, here)
+            elif step.name == "shards":
+                row.work, row.disk = f"{sum(self.counts.trials.values()):,} trials", self.counts.shards
+                row.seconds, row.source = self.counts.seconds, "m" if self.counts.seconds is not None else "done"
+            if hasattr(about, "run_dir") and (Path(about.run_dir) / "DONE").exists():
+                row.source = "done"
+            rows.append(row)
+        return rows
+
+
+def plan(config: PlanConfig) -> int:
+    """The command. 2 if a stage would refuse what it is given, with all that is wrong."""
+    found = Plan(config)
+    if counts := found.counts:
+        eeg = f"{counts.shape['n_chans']} channels x {counts.shape['n_times']} samples at {counts.sfreq:g} Hz"
+        print(f"{counts.title}, {eeg}")
+        print(", ".join(f"{trials:,} {split}" for split, trials in counts.trials.items()) + " trials\n", flush=True)
+    if found.faults:
+        print("\n".join(f"error: {fault}" for fault in found.faults), file=sys.stderr)
+        return 2
+    rows = found.rows()
+    print(table(rows))
+    known = [row.seconds for row in rows if row.seconds is not None and row.source != "done"]
+    left = f"{span(sum(known))}, one after the other, for the {len(known)} stages of which it is known"
+    print(f"\nin all: disk {size(sum(row.disk or 0.0 for row in rows))}; time {left}\n")
+    print("\n".join([*(f"note: {note}" for note in dict.fromkeys(found.notes)), RULES]))
+    print("\nnothing was started; launch/paper.sh would give:")
+    print("\n".join(step.line for step in found.steps))
+    return 0
