@@ -92,7 +92,7 @@ def _chapter(stage: str, runs: list[Logged]) -> list[Any]:
     if len({run.config.get("seed") for run in runs}) > 1:
         fields = dict.fromkeys(name for run in runs for name in run.config if name not in SAME)
         varied = [name for name in fields if len({str(run.config.get(name)) for run in runs}) > 1]
-        how = {"groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
+        how: dict[str, Any] = {"groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
         panels = [wr.LinePlot(title=name, y=[name], **how) for name in validation or losses]
         blocks += grid("Over seeds", panels, groupby=[f"config.{name}" for name in varied] or ["JobType"])
     return blocks
