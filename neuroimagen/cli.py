@@ -39,6 +39,7 @@ COMMANDS = {
     "evaluate": Command("report.tables", "EvaluateConfig", "evaluate", "score a reconstruct run", "run"),
     "export": Command("model.export", "ExportConfig", "export", "runs as one model for Python and the hub", "runs"),
     "report": Command("report.report", "ReportConfig", "report", "write a reconstruct run's page", "run"),
+    "dashboard": Command("report.dashboard", "DashboardConfig", "dashboard", "wandb report of a study's runs", "runs"),
 }
 
 

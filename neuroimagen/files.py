@@ -2,12 +2,10 @@
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import importlib.metadata
 import os
 import platform
-import resource
 import shutil
 import stat
 import struct
@@ -15,6 +13,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+    import resource
+except ImportError:  # Windows has neither: no locks, no such limits (docs/platforms.md)
+    fcntl = resource = None  # type: ignore[assignment]
 
 from neuroimagen.text_files import encode
 
@@ -38,7 +42,7 @@ def pass_on(error: BaseException) -> None:
     if code in OF_THE_FILE:
         return
     said = getattr(error, "strerror", None) or os.strerror(code or 0)
-    if code == errno.EMFILE:
+    if code == errno.EMFILE and resource:
         said += f", ulimit -n is {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} here: raise it"
     raise OSError(code, said, getattr(error, "filename", None)) from None
 
@@ -89,6 +93,8 @@ def claim(path: Path, advice: str) -> int:
     """
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
+        if fcntl is None:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         mine = os.path.samestat(os.stat(path), os.fstat(file))  # or its holder has removed it since
     except (BlockingIOError, PermissionError, FileNotFoundError):
@@ -125,6 +131,17 @@ def holder(path: Path) -> tuple[bool | None, str]:
         return None, ""
     here = who.endswith(f" on {platform.node()}")
     return (True if found != fcntl.F_UNLCK else False if here else None), who
+
+
+def allow_open(wanted: int) -> int:
+    """Let this process open so many files, if it may; how many it may, `wanted` where there is no limit."""
+    if resource is None:
+        return wanted
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return wanted if soft == resource.RLIM_INFINITY else soft
 
 
 def sha256(path: Path, progress: Callable[[int], Any] = lambda n: None) -> str:

@@ -10,18 +10,17 @@ The directory is that of huggingface_hub's mixin: config.json, model.safetensors
 diffusion/, the latent diffusion model, unless config.json names it by its hub id. Nothing in it is unpickled.
 """
 
-import dataclasses
 import difflib
 import json
 import re
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
-from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
@@ -30,6 +29,7 @@ from neuroimagen.errors import quiet_libraries
 from neuroimagen.files import share_weights
 from neuroimagen.model.card import write_card
 from neuroimagen.model.eeg import Contract, take
+from neuroimagen.model.show import Reconstruction, describe
 from neuroimagen.pixel.features import FeatureExtractor
 from neuroimagen.pixel.saliency import Generator
 from neuroimagen.reconstruction.draw import decode, draw, find_chunk
@@ -45,21 +45,6 @@ FOLDER = "diffusion"  # below a model's directory; as `pipeline` in its config: 
 LOADING = ("precision", "scheduler", "channels_last", "vae_slicing", "vae_tiling")  # settings that F is loaded with
 NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")  # parts of a pipeline: see load_pipeline
 WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
-
-
-@dataclasses.dataclass
-class Reconstruction:
-    """What `NeuroImagen.reconstruct` gives.
-
-    images: [trial][sample], RGB; maps: the saliency map M_p(x) of each trial, [] if the model has none
-    embeddings: (n_trials, L, D_s) float32, what M_s(x) told the diffusion model; None for rows without semantics
-    """
-
-    images: list[list[Image.Image]]
-    maps: list[Image.Image]
-    embeddings: torch.Tensor | None
-    keys: list[str]
-    row: str
 
 
 def copy_pipeline(source: Path, target: Path) -> None:
@@ -144,6 +129,8 @@ class NeuroImagen(
         Raises ValueError, in a sentence, for what is not such a model.
         """
         name, local = str(directory), Path(directory).is_dir()
+        if dtype is not None and dtype not in DTYPES.values():
+            raise ValueError(f"dtype={dtype} is not one of {', '.join(map(str, DTYPES.values()))}")
         if not local and (name.startswith((".", "/", "~")) or name.count("/") != 1):
             raise ValueError(f"{name} is neither a directory nor a hub id (owner/name)")
         if local and not all((Path(directory) / file).is_file() for file in ("config.json", "model.safetensors")):
@@ -200,13 +187,25 @@ class NeuroImagen(
         return [row for row in BEST_FIRST if ROWS[row].semantics in given and (self.g is not None or not ROWS[row].map)]
 
     @property
+    def precision(self) -> str:
+        """What the diffusion model computes in: fp32 | bf16 | fp16. (The decoders: fp32.)"""
+        as_scored = "fp32" if self.device.type == "cpu" else self.loading.get("precision", "fp32")
+        return next((name for name, dtype in DTYPES.items() if dtype == self.dtype), as_scored)
+
+    @property
+    def place(self) -> str:
+        """Where the diffusion model is: a hub id or a directory, "diffusion/" for the model's own."""
+        return f"{FOLDER}/" if self.pipeline == FOLDER else self.pipeline
+
+    def __repr__(self) -> str:
+        return describe(self)  # not the 140 lines of its modules, which nn.Module.__repr__ has
+
+    @property
     def diffusion(self) -> Reconstructor:
         """F, on the device of this model; loaded at first use. ValueError if it cannot be, or does not fit M_s."""
         if self._diffusion is None or self._diffusion.device != self.device:
-            loading = {"precision": "fp32"} | self.loading
-            dtype = DTYPES[loading.pop("precision")]
-            dtype = self.dtype or (torch.float32 if self.device.type == "cpu" else dtype)
-            loaded = Reconstructor(self._pipeline(), self.device, dtype, **loading)
+            loading = {name: value for name, value in self.loading.items() if name != "precision"}
+            loaded = Reconstructor(self._pipeline(), self.device, DTYPES[self.precision], **loading)
             for kind, m_s in self.m_s.items():
                 loaded.check_embedding(m_s.n_tokens, m_s.width, f"what the model decodes ({kind} captions)")
                 # A caption's first token is always the same one and sees no other: M_s knows how it was encoded.
@@ -264,9 +263,10 @@ class NeuroImagen(
         size = {"height": asked["image_size"], "width": asked["image_size"]}
         drawn_with = {name: asked[name] for name in DRAWN_WITH} | size
         chunk = asked["chunk"] or find_chunk(self.diffusion, len(x), drawn_with)
-        result = Reconstruction([], [], None, keys, row)
+        result = Reconstruction([], [], None, keys, row, str(self.device), self.precision)
         embedded, semantics = [], ROWS[row].semantics
-        with tqdm(total=len(x), unit="trial", disable=None) as bar:  # None: shown at a terminal only
+        hidden = False if "ipykernel" in sys.modules else None  # None: shown at a terminal only
+        with tqdm(total=len(x), desc=f"row {row}", unit="trial", disable=hidden, dynamic_ncols=True) as bar:
             for start, part in zip(range(0, len(x), chunk), x.split(chunk), strict=True):
                 some = keys[start : start + chunk]
                 standardised = part.sub(self.mean).div(self.std).to(self.device)

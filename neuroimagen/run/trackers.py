@@ -1,5 +1,6 @@
 """What a run logs: numbers, pictures and tables in its own directory, and in the tracker that accelerate drives."""
 
+import contextlib
 import csv
 import json
 import math
@@ -8,6 +9,7 @@ import socket
 import sys
 import urllib.parse
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ from neuroimagen.config import TrainConfig
 from neuroimagen.files import naming, write_atomic
 from neuroimagen.run.collectives import decided_by_main
 from neuroimagen.run.directory import environment
+from neuroimagen.shards.format import read_manifest
+
+LOG_IN = "log in by `wandb login` or WANDB_API_KEY; WANDB_MODE=offline needs neither key nor network"
 
 
 def start_trackers(accelerator: Accelerator, config: TrainConfig, run_dir: Path) -> None:
@@ -28,38 +33,56 @@ def start_trackers(accelerator: Accelerator, config: TrainConfig, run_dir: Path)
     """
 
     def start() -> None:
-        path, options = run_dir / "tracker_id", {}
-        if not path.exists():
-            write_atomic(path, os.urandom(6).hex())
-        if config.trackers == "wandb":
-            known = {"id": path.read_text(encoding="utf-8"), "resume": "allow", "name": run_dir.name}
-            options = {"wandb": {"dir": str(run_dir), **known}}
+        known = identity(run_dir, Path(sys.argv[0]).stem, vars(config))
+        options = {"wandb": known} if config.trackers == "wandb" else {}
         about = {**vars(config), **{f"environment/{k}": v for k, v in environment(accelerator).items()}}
         plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in about.items()}
         try:
             if config.trackers == "wandb":
-                _reach_wandb()
+                reach_wandb()
             accelerator.init_trackers(config.project, plain, options)
         except Exception as error:  # each tracker has errors of its own
             said = f"trackers={config.trackers} cannot start ({' '.join(str(error).split())[:200]})"
             if config.trackers == "wandb":
-                said += ": log in by `wandb login` or WANDB_API_KEY; WANDB_MODE=offline needs neither key nor network"
+                said += f": {LOG_IN}"
             raise ValueError(said) from None
 
     if accelerator.log_with:
         decided_by_main(start)
 
 
-def _reach_wandb() -> None:
-    """OSError at once if wandb's server cannot be reached, which wandb would try for a minute and a half."""
+def identity(run_dir: Path, stage: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What wandb.init is given of a run: id, name, group (the folder it is in), job_type (its stage), tags.
+
+    Group, job_type and tags are left to wandb's own variables where the environment has them.
+    """
+    path = run_dir / "tracker_id"
+    if not path.exists():
+        write_atomic(path, os.urandom(6).hex())
+    tags = [f"seed {settings['seed']}"] if "seed" in settings else []
+    tags += [str(settings["encoder"])] if settings.get("encoder") else []
+    with contextlib.suppress(ValueError, OSError):  # shards that have moved since, or none
+        tags += [read_manifest(settings["shards"]).dataset] if settings.get("shards") else []
+    known = {"WANDB_RUN_GROUP": ("group", run_dir.resolve().parent.name), "WANDB_JOB_TYPE": ("job_type", stage)}
+    known |= {"WANDB_TAGS": ("tags", tags)}
+    own = dict(what for variable, what in known.items() if variable not in os.environ)
+    known_as = {"id": path.read_text(encoding="utf-8"), "resume": "allow", "name": run_dir.name}
+    return {"dir": str(run_dir), **known_as, **own}
+
+
+def reach_wandb() -> bool:
+    """Whether wandb is online; OSError at once if its server cannot be reached, which it would try for a minute and a
+    half."""
     import wandb
 
     settings = wandb.setup().settings
-    if settings.mode in ("offline", "dryrun", "disabled") or urllib.request.getproxies():  # wandb has ways of its own
-        return
-    address = urllib.parse.urlsplit(settings.base_url)
-    port = address.port or {"http": 80}.get(address.scheme, 443)
-    socket.create_connection((address.hostname, port), timeout=10).close()
+    if settings.mode in ("offline", "dryrun", "disabled"):
+        return False
+    if not urllib.request.getproxies():  # through them wandb has ways of its own
+        address = urllib.parse.urlsplit(settings.base_url)
+        port = address.port or {"http": 80}.get(address.scheme, 443)
+        socket.create_connection((address.hostname, port), timeout=10).close()
+    return True
 
 
 def tell(accelerator: Accelerator, how: str, *what: Any, **options: Any) -> None:

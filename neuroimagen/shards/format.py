@@ -14,7 +14,6 @@ import json
 import math
 import os
 import re
-import resource
 import tarfile
 import tokenize
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from neuroimagen.files import MAX_PICTURE_BYTES, pass_on, write_atomic
+from neuroimagen.files import MAX_PICTURE_BYTES, allow_open, pass_on, write_atomic
 from neuroimagen.shards.remote import cached_folder, fetch_split, fetch_tar, is_remote
 from neuroimagen.studies.study import SPLITS
 
@@ -242,11 +241,8 @@ class ShardSplit:
         self.shape = (self.manifest.n_chans, self.manifest.n_times)
         self.dtype = torch.float16 if self.manifest.eeg_dtype == "float16" else torch.float32
         self.files: dict[int, int] = {}  # tar -> descriptor
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # each tar stays open, if so many files may be
-        if soft != resource.RLIM_INFINITY and soft < 3 * len(tars) + 256:
-            soft = 3 * len(tars) + 256 if hard == resource.RLIM_INFINITY else min(hard, 3 * len(tars) + 256)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        self.most_open = len(tars) if soft == resource.RLIM_INFINITY else max((soft - 256) // 3, soft // 8)
+        soft = allow_open(3 * len(tars) + 256)  # each tar stays open, if so many files may be
+        self.most_open = max((soft - 256) // 3, soft // 8)
 
     def _check_index(self, path: Path, tars: list[dict[str, Any]]) -> None:
         index = self.index

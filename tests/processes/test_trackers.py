@@ -40,6 +40,8 @@ def test_wandb_offline_stopped_and_continued_is_one_run(start, tmp_path):
     (first,), (second,) = (records(folder, "run") for folder in folders)
     assert first["run_id"] == second["run_id"] == (run_dir / "tracker_id").read_text()
     assert (first["project"], first["display_name"]) == ("brains", "run")
+    assert (first["run_group"], first["job_type"]) == (tmp_path.name, "small_trainer")
+    assert first["tags"] == second["tags"] == ["seed 0"]
     steps, keys = [], set()
     for folder in folders:
         for line in records(folder, "history"):
@@ -84,6 +86,8 @@ def test_the_sweep_file_starts_a_run_of_its_sweep(study, monkeypatch, tmp_path):
     (folder,) = (run_dir / "wandb").glob("offline-run-*")
     (run,) = records(folder, "run")
     assert (run["run_id"], run["sweep_id"]) == ("abc123", "s1")
+    assert (run["run_group"], run["job_type"]) == ("runs", "pixel_features")
+    assert run["tags"] == ["seed 0", "conv", "perceivelab"]
 
 
 def test_tensorboard(start, tmp_path):

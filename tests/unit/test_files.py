@@ -322,10 +322,9 @@ def test_where_nothing_can_be_locked_the_user_is_told(tmp_path, monkeypatch, cap
 
 
 def test_versions():
-    assert files.versions("torch", "no-such-package") == {
-        "torch": torch.__version__,
-        "no-such-package": "not installed",
-    }
+    found = files.versions("torch", "no-such-package")
+    assert found["torch"].partition("+")[0] == torch.__version__.partition("+")[0]  # one may leave out +cu130
+    assert found["no-such-package"] == "not installed"
 
 
 def test_a_full_disk_under_the_log_is_named(tmp_path, monkeypatch):
@@ -495,7 +494,7 @@ def test_a_tracker_that_dies_takes_no_run_along(tmp_path, plain, monkeypatch, ca
 
     monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [LoggerType.WANDB])
     monkeypatch.setattr("accelerate.Accelerator.init_trackers", start)
-    monkeypatch.setattr(trackers, "_reach_wandb", lambda: None)
+    monkeypatch.setattr(trackers, "reach_wandb", lambda: True)
     assert torch.equal(train(tmp_path / "run", trackers="wandb"), plain)
     assert tracker.called.count(fails_at) == 1 and tracker.called[-1] == fails_at
     assert "warning: wandb fails (the service has died); the run goes on without it" in capsys.readouterr().err
@@ -534,7 +533,7 @@ def test_wandb_without_a_network_is_one_sentence_at_once(tmp_path, monkeypatch, 
     assert "\n" not in str(said.value)
     for mode in ("offline", "disabled"):
         wandb.settings.mode = mode
-        trackers._reach_wandb()
+        assert not trackers.reach_wandb()
 
 
 def test_wandb_without_a_key_is_one_sentence(tmp_path, monkeypatch, wandb):
@@ -544,7 +543,7 @@ def test_wandb_without_a_key_is_one_sentence(tmp_path, monkeypatch, wandb):
     def unknown(*what, **how):
         raise UsageError("No API key configured.\nUse `wandb login` to log in.")
 
-    monkeypatch.setattr(trackers, "_reach_wandb", lambda: None)
+    monkeypatch.setattr(trackers, "reach_wandb", lambda: True)
     wandb.init = unknown
     with pytest.raises(ValueError, match="trackers=wandb cannot start .No API key .*`wandb login` or WANDB_API_KEY"):
         train(tmp_path / "run", trackers="wandb")

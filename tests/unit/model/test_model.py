@@ -1,5 +1,6 @@
 """NeuroImagen from Python and `neuroimagen export`: the pictures of the run, from one directory without pickles."""
 
+import base64
 import dataclasses
 import importlib.util
 import inspect
@@ -17,6 +18,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from huggingface_hub import HfApi, hub_mixin
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_models import TEXT_LENGTH, TEXT_WIDTH, tiny_pipeline, tiny_shards, tiny_stage_runs
 
@@ -402,3 +404,78 @@ def test_importing_the_package_stays_light():
 
     with pytest.raises(AttributeError, match="no attribute 'Neuroimagen'"):
         neuroimagen.Neuroimagen  # noqa: B018
+
+
+def test_what_a_terminal_and_a_notebook_show(runs, model, trials, tmp_path):
+    eeg, keys = trials
+    lines = repr(model).splitlines()
+    assert len(lines) == 10 and lines[0] == "NeuroImagen exported" and max(map(len, lines)) < 250
+    shown = {line[:14].strip(): line[14:] for line in lines[1:]}
+    assert shown["takes"] == "EEG of 4 channels x 440 samples at 1000 Hz from 0.02 s, in the unit of its files"
+    assert shown["decodes"].startswith("saliency maps of 16 px; embeddings of 16 x 32 learnt from label captions")
+    assert shown["scores"] == "not scored" and "num_inference_steps=4" in shown["settings"]
+    numbers = sum(tensor.numel() for tensor in model.parameters())
+    assert shown["parameters"] == f"{numbers:,} of the decoders, in fp32"
+    result = model.reconstruct(eeg, [f"<{key}>" for key in keys])
+    assert "diffusion/, in fp32, loaded" in repr(model)
+    assert repr(result) == "Reconstruction of 6 trials, 2 pictures each, row L+I, on cpu in fp32"
+    page = result._repr_html_()
+    assert page.count("<tr>") == 7 and page.count("<img") == 6 * 3 and f"&lt;{keys[5]}&gt;" in page
+    assert f"<{keys[0]}>" not in page and "not shown" not in page
+    first = base64.b64decode(page.partition("base64,")[2].partition('"')[0])
+    assert Image.open(io.BytesIO(first)).size == result.maps[0].size, "what is small already stays as it is"
+    result.images, result.keys = result.images * 5, result.keys * 5
+    assert "6 more trials are not shown" in result._repr_html_()
+
+
+def test_the_card_in_a_terminal_says_scores_and_simulated(exported):
+    model = NeuroImagen.from_pretrained(exported, device="cpu")
+    model.about |= {"simulated": True, "scores": SCORES | {"rows": {r: g["all"] for r, g in SCORES["rows"].items()}}}
+    assert "perceivelab (SIMULATED), 2 subjects, 3 classes" in repr(model)
+    assert "row L+I: ACC (%) 25.0, is 2.000" in repr(model)
+
+
+def test_precision_follows_device_and_dtype(exported):
+    model = NeuroImagen.from_pretrained(exported, device="cpu", dtype=torch.bfloat16)
+    assert model.precision == "bf16" and "in bf16, not loaded yet" in repr(model)
+    assert model.diffusion.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="dtype=torch.float64 is not one of torch.float32, "):
+        NeuroImagen.from_pretrained(exported, device="cpu", dtype=torch.float64)
+
+
+def test_a_notebook_sees_the_bar_and_a_file_does_not(model, trials, capsys, monkeypatch):
+    model.reconstruct(trials[0][:1], samples=1)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    model.reconstruct(trials[0][:1], samples=1)
+    assert "row L+I: 100%" in capsys.readouterr().err
+
+
+WINDOWS = """
+import builtins, os, signal, sys
+load = builtins.__import__
+def as_there(name, globals=None, *more, **named):  # for our own modules: those of libraries ask for sys.platform
+    asking = (globals or {}).get("__name__", "")
+    if asking.startswith("neuroimagen") and name in ("fcntl", "resource", "pwd", "grp", "termios"):
+        raise ImportError(name)
+    return load(name, globals, *more, **named)
+builtins.__import__ = as_there
+for module, names in ((os, ("preadv", "sched_getaffinity")), (signal, ("pthread_sigmask", "SIGPIPE", "SIGKILL"))):
+    for name in names:
+        delattr(module, name)
+import numpy as np
+from neuroimagen import NeuroImagen
+from neuroimagen import files
+assert files.fcntl is None and files.resource is None
+model = NeuroImagen.from_pretrained(sys.argv[1], device="cpu")
+result = model.reconstruct(np.load(sys.argv[2]), samples=1)
+print(len(result.images), files.allow_open(500))
+"""
+
+
+def test_python_without_posix_modules(exported, trials, tmp_path):
+    """What Windows lacks is taken from our modules; it is not Windows."""
+    np.save(tmp_path / "eeg.npy", trials[0][:1])
+    line = [sys.executable, "-c", WINDOWS, str(exported), str(tmp_path / "eeg.npy")]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=900)
+    assert (done.returncode, done.stdout.split()) == (0, ["1", "500"]), done.stderr
