@@ -1,7 +1,7 @@
 """The tutorials of docs/start as their reader meets them: commands, what they print, the files they want.
 
 A fenced block of a page is
-- `sh`: commands, run in the page's order by one shell each, in the folder that holds configs/, launch/ and data/;
+- `sh`: commands, run in the page's order as in one shell, in the folder that holds configs/, launch/ and data/;
 - `text`, after such a block: lines of what it prints, in order; any number stands for any number, `...` for any text;
 - `files`: paths that must be there, one a line, what follows two spaces says what it is; digits stand for any digits;
 - `yaml` or `py` whose first line is `# NAME`: the file NAME, which the reader writes;
@@ -90,7 +90,7 @@ def schema_of(words: list[str]) -> tuple[type, str, list[str]] | None:
 
 
 def look_at(commands: str) -> int:
-    """How many of the command lines are ours and name fields that there are; AssertionError or ValueError for others."""
+    """How many of the command lines are ours, with fields that there are; AssertionError or ValueError for others."""
     done = subprocess.run(["bash", "-n"], input=commands, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
     ours = 0

@@ -1,12 +1,14 @@
 """Every command of every tutorial in docs/start is run, on small files of the format that the page is about.
 
 The commands are the page's, word for word. What the tests make smaller stands around them: data/ holds random files in
-the published formats; the numbers of configs/<stage>.yaml are those of `SMALL`; the hub's cache holds small random models
-under the names that the configs ask for; there is no GPU. How pages are read and held: tests/tutorials.py.
+the published formats; the numbers of configs/<stage>.yaml are those of `SMALL`; the hub's cache holds small random
+models under the names that the configs ask for; processes begin after their imports (quick_python.py); there is no
+GPU. How pages are read and held: tests/tutorials.py.
 """
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -29,7 +31,7 @@ EEG = {"encoder": "conv", "encoder_width": 8, "n_features": 16}
 STEPS = {"max_steps": 2, "validate_every": 2, "workers": 0, "log_every": 1}
 BATCH = {"global_batch_size": 8}
 SMALL = {  # in place of the full-size numbers of configs/<stage>.yaml
-    "pixel_features": EEG | STEPS | BATCH,
+    "pixel_features": {"n_features": 16} | STEPS | BATCH,  # the LSTM, as it is the one for short windows
     "pixel_saliency": STEPS | BATCH | {"image_size": 16, "z_dim": 8, "generator_width": 4, "discriminator_width": 4},
     "sample_semantics": EEG | STEPS | BATCH,
     "brain2image": EEG | STEPS | BATCH | {"classifier_steps": 1, "image_size": 16, "width": 4, "norm": "group"},
@@ -175,7 +177,7 @@ def hub(home: Path) -> None:
 
 
 class Desk:
-    """A folder as the reader's checkout: the repository's files, data/, and a shell."""
+    """A folder as the reader's checkout: the repository's files, data/, and a shell that keeps its variables."""
 
     def __init__(self, folder: Path, variables: dict[str, str]) -> None:
         self.folder = folder
@@ -191,7 +193,9 @@ class Desk:
         self.variables = {**os.environ, **machine, **variables, "PATH": path}
 
     def __call__(self, commands: str) -> subprocess.CompletedProcess[str]:
-        shell = ["bash", "-euo", "pipefail", "-c", commands]
+        kept = shlex.quote(str(self.folder.parent / "variables"))  # as in the reader's one shell
+        script = f"[ ! -e {kept} ] || source {kept}\n{commands}\nexport -p > {kept}"
+        shell = ["bash", "-euo", "pipefail", "-c", script]
         return subprocess.run(
             shell, cwd=self.folder, env=self.variables, text=True, timeout=900, stdout=-1, stderr=subprocess.STDOUT
         )
