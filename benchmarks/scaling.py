@@ -1,6 +1,6 @@
 """What a second process brings, for each trainer, and what Run costs against a bare torch loop.
 
-    python benchmarks/scaling.py [rounds]        # writes the table of docs/cluster.md, between its two marks
+    python benchmarks/scaling.py [rounds]        # writes the table of docs/measured/scaling.md, between its two marks
 
 Each trainer makes the same global batch (64) with one process and with two, one thread each, with the sizes of
 configs/demo.yaml on a simulated study; the two take turns. Throughput is the median over what stats.jsonl says of the
@@ -155,7 +155,7 @@ def main() -> None:
         f"{extra:+.1f} % more time than in a bare torch loop with the same model, batches and optimizer.",
     ]
     print("\n".join(lines))
-    page = REPO / "docs/cluster.md"
+    page = REPO / "docs/measured/scaling.md"
     if page.exists() and MARKS[0] in page.read_text(encoding="utf-8"):
         before, rest = page.read_text(encoding="utf-8").split(MARKS[0])
         after = rest.split(MARKS[1])[1]

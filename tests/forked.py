@@ -5,7 +5,8 @@ after. Such a rank is a process like any other, with its own signals, exit code 
 shared.
 
 Run as a script this file is the process they are forked off: it reads {"arguments", "environment", "log"} as lines of
-JSON and writes "started PID" and "ended PID STATUS". Those under DeepSpeed have one of their own, which imports it too.
+JSON and writes "started PID" and "ended PID STATUS". Those under DeepSpeed have one of their own, which imports it too;
+so have those with another HF_HOME, which is read on import.
 """
 
 import atexit
@@ -33,28 +34,31 @@ COMMANDS = ["neuroimagen.report.tables", "neuroimagen.sample.captions"]  # those
 class Forked:
     """What the tests use of subprocess.Popen(["python", *arguments]), for a script or `-m` module."""
 
-    origins: dict[bool, subprocess.Popen] = {}  # with DeepSpeed or without
+    origins: dict[tuple[bool, str], subprocess.Popen] = {}  # with DeepSpeed or without, and HF_HOME
     codes: dict[int, int | None] = {}
     changed = threading.Condition()
     starting = threading.Lock()
 
-    def __init__(self, arguments: list[str], environment: dict[str, str], log: Path) -> None:
+    def __init__(self, arguments: list[str], environment: dict[str, str], log: Path, cwd: Path = REPO) -> None:
         with Forked.starting:
-            deepspeed = "ACCELERATE_USE_DEEPSPEED" in environment
-            if deepspeed not in Forked.origins:
-                Forked.origins[deepspeed] = Forked._start_origin(deepspeed)
-            origin = Forked.origins[deepspeed]
+            kind = ("ACCELERATE_USE_DEEPSPEED" in environment, environment.get("HF_HOME", ""))
+            if kind not in Forked.origins:
+                Forked.origins[kind] = Forked._start_origin(*kind)
+            origin = Forked.origins[kind]
             assert origin.stdin
             known = set(Forked.codes)
-            origin.stdin.write(json.dumps({"arguments": arguments, "environment": environment, "log": str(log)}) + "\n")
+            asked = {"arguments": arguments, "environment": environment, "log": str(log), "cwd": str(cwd)}
+            origin.stdin.write(json.dumps(asked) + "\n")
             origin.stdin.flush()
             with Forked.changed:
                 assert Forked.changed.wait_for(lambda: set(Forked.codes) - known, timeout=900), "nothing was forked"
             (self.pid,) = set(Forked.codes) - known
 
     @staticmethod
-    def _start_origin(deepspeed: bool) -> subprocess.Popen:
+    def _start_origin(deepspeed: bool, hf_home: str) -> subprocess.Popen:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "yes", "PYTHONPATH": str(REPO)}
+        if hf_home != os.environ.get("HF_HOME", ""):
+            environment |= {"HF_HOME": hf_home, "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, __file__, *COMMANDS]
         if deepspeed:
             environment["DS_ACCELERATOR"] = "cpu"
@@ -128,10 +132,11 @@ def main() -> None:
             print("ended", *ended, flush=True)
 
 
-def become(arguments: list[str], environment: dict[str, str], log: str) -> None:
-    """Go on as `python *arguments`, to the end."""
+def become(arguments: list[str], environment: dict[str, str], log: str, cwd: str) -> None:
+    """Go on as `python *arguments` in `cwd`, to the end."""
     os.environ.clear()
     os.environ.update(environment)
+    os.chdir(cwd)
     for stream, (path, how) in enumerate(((os.devnull, os.O_RDONLY), (log, os.O_WRONLY | os.O_APPEND | os.O_CREAT))):
         opened = os.open(path, how)
         os.dup2(opened, stream)

@@ -42,12 +42,18 @@ def shuffled_names(seed: int) -> list[str]:
 
 
 def write_epochs_file(
-    path: Path, seed: int, names: list[str], channels: list[str] = CHANNELS, rate: float = RATE, tmin: float = -0.1
+    path: Path,
+    seed: int,
+    names: list[str],
+    channels: list[str] = CHANNELS,
+    rate: float = RATE,
+    tmin: float = -0.1,
+    seconds: float = 0.4,
 ) -> np.ndarray:
     """Epochs of 0.4 s, one for each of `names`, 1 s apart; their samples (n, channels, 41) in volts as saved."""
     info = mne.create_info(channels, rate, [TYPES[CHANNELS.index(c)] if c in CHANNELS else "eeg" for c in channels])
     info["bads"] = channels[-1:] if seed % 2 else []
-    eeg = np.random.default_rng(seed).normal(0, 1e-5, (len(names), len(channels), round(0.4 * rate) + 1))
+    eeg = np.random.default_rng(seed).normal(0, 1e-5, (len(names), len(channels), round(seconds * rate) + 1))
     event_id = {name: 1 + NAMES.index(name) for name in sorted(set(names))}
     events = np.array([[round(rate * (i + 1)), 0, event_id[name]] for i, name in enumerate(names)])
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,20 +73,20 @@ def write_epochs(folder: Path) -> dict[tuple[str, int], tuple[str, np.ndarray]]:
     return known
 
 
-def write_bids(folder: Path, seconds: int = 22) -> dict[str, tuple[list[str], np.ndarray]]:
+def write_bids(folder: Path, seconds: int = 22, rate: float = RATE) -> dict[str, tuple[list[str], np.ndarray]]:
     """bids/ with two runs of sub-01 and one of sub-02, an event a second; run's name -> (events, volts as saved)."""
     write_pictures(folder / "images")
     write_table(folder / "trials.csv")
     known = {}
     for seed, (subject, run) in enumerate([("01", "1"), ("01", "2"), ("02", "1")]):
-        info = mne.create_info(CHANNELS, RATE, TYPES)
+        info = mne.create_info(CHANNELS, rate, TYPES)
         info["line_freq"] = 50
-        t = np.arange(round(seconds * RATE)) / RATE
+        t = np.arange(round(seconds * rate)) / rate
         eeg = np.random.default_rng(seed).normal(0, 1e-5, (len(CHANNELS), len(t)))
         eeg += 1e-4 * np.sin(2 * np.pi * 40 * t)
         names = shuffled_names(seed)
         event_id = {name: 1 + NAMES.index(name) for name in NAMES}
-        events = np.array([[round(RATE * (i + 1)), 0, event_id[name]] for i, name in enumerate(names)])
+        events = np.array([[round(rate * (i + 1)), 0, event_id[name]] for i, name in enumerate(names)])
         path = mne_bids.BIDSPath(subject=subject, task="view", run=run, datatype="eeg", root=folder / "bids")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

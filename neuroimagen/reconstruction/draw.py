@@ -15,7 +15,7 @@ from neuroimagen.rows import ROWS
 from neuroimagen.run.seeds import seed_from
 
 MOST_ON_GPU = 128  # pictures at once in the U-Net, guidance counted; beyond it a GPU is busy anyhow
-MOST_ON_CPU = 4096  # cells of their latents; a core is busy with fewer (docs/reconstruct.md)
+MOST_ON_CPU = 4096  # cells of their latents; a core is busy with fewer (docs/measured/reconstruct.md)
 RESERVE = 8  # a run is cut in at least so many chunks, if it has the trials, so that so many processes have work
 
 FITS_NOT = "use a smaller chunk, fewer samples, precision=bf16, attention=sdpa or vae_tiling=true"

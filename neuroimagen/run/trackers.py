@@ -63,7 +63,10 @@ def identity(run_dir: Path, stage: str, settings: Mapping[str, Any]) -> dict[str
     tags += [str(settings["encoder"])] if settings.get("encoder") else []
     with contextlib.suppress(ValueError, OSError):  # shards that have moved since, or none
         tags += [read_manifest(settings["shards"]).dataset] if settings.get("shards") else []
-    known = {"WANDB_RUN_GROUP": ("group", run_dir.resolve().parent.name), "WANDB_JOB_TYPE": ("job_type", stage)}
+    known: dict[str, Any] = {
+        "WANDB_RUN_GROUP": ("group", run_dir.resolve().parent.name),
+        "WANDB_JOB_TYPE": ("job_type", stage),
+    }
     known |= {"WANDB_TAGS": ("tags", tags)}
     own = dict(what for variable, what in known.items() if variable not in os.environ)
     known_as = {"id": path.read_text(encoding="utf-8"), "resume": "allow", "name": run_dir.name}

@@ -303,7 +303,11 @@ class BidsFiles:
         if config.notch or config.band:
             raw.pick(eeg_channels(path, raw.info)).load_data()
             if config.notch:
-                raw.notch_filter(config.notch)
+                try:
+                    raw.notch_filter(config.notch)
+                except ValueError as error:
+                    rate = f"its rate of {raw.info['sfreq']:g} Hz"
+                    raise ValueError(f"{path}: notch={config.notch} does not go with {rate}: {error}") from None
             if config.band:
                 check_band(config.band, raw.info["sfreq"])
                 raw.filter(config.band[0] or None, config.band[1] or None)

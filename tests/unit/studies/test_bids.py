@@ -80,6 +80,8 @@ def test_bids_recordings_are_filtered_as_a_whole(bids):
     # 100 uV at 40 Hz are gone with a notch, too
     notched = opened(folder, "splits=by_image", "window=[0,0.4]", "notch=[40]").trial(25).eeg
     assert opened(folder, "splits=by_image", "window=[0,0.4]").trial(25).eeg.std() > 60 > 20 > notched.std()
+    with pytest.raises(ValueError, match=r"_eeg.vhdr: notch=\[50.0\] does not go with its rate of 100 Hz: .*Nyquist"):
+        opened(folder, "splits=by_image", "window=[0,0.4]", "notch=[50]").trial(0)
 
 
 def test_epochs_cut_from_filtered_recordings_are_what_the_shards_hold(bids, tmp_path):
