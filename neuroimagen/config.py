@@ -281,9 +281,11 @@ def describe(schema: type, usage: str, arguments: Sequence[str] = ()) -> str:
     lines = [usage, "", "  config=FILE.yaml  read fields from a file; may be repeated, later files win", ""]
     for name in [name for name, field in fields.items() if field.metadata.get("kinds")]:
         kinds = {k: {f.name: f for f in dataclasses.fields(s)} for k, s in fields[name].metadata["kinds"].items()}
-        own = kinds.get(given.get(name, ""), {n: fields[n] for n in set.intersection(*map(set, kinds.values()))})
+        common = {n: fields[n] for n in set.intersection(*map(set, kinds.values()))}
+        own = kinds.get(given.get(name, ""), common)
         hidden = set().union(*kinds.values()) - own.keys()
-        fields = {n: field if n == name else own.get(n, field) for n, field in fields.items() if n not in hidden}
+        order = sorted(fields.keys() - hidden, key=lambda n: (n in common and n != name, [*fields].index(n)))
+        fields = {n: fields[n] if n == name else own.get(n, fields[n]) for n in order}
         if given.get(name, "") not in kinds:
             lines += [f"  Further fields come with {name}=: `--help {name}=NAME` shows them ({', '.join(kinds)})", ""]
     for field in fields.values():

@@ -23,8 +23,7 @@ from typing import Any, Literal
 
 from neuroimagen.config import option, path_option
 from neuroimagen.studies.config import StudyConfig
-from neuroimagen.studies.pth import PthStudy, is_table, load_lists
-from neuroimagen.studies.splits import refuse_empty
+from neuroimagen.studies.pth import Header, PthStudy, is_table, load_lists
 from neuroimagen.studies.study import SPLITS, Faults, Trial
 
 FILES = ("EEG-ImageNet_1.pth", "EEG-ImageNet_2.pth")
@@ -33,21 +32,6 @@ CUT = (40, 440)  # samples: the publishers' cut
 N_CHANS = 62  # published
 BLOCK, TRAIN, VAL = 50, 30, 5  # trials of a block; its first that train, as published; the last of these, kept for val
 FIELDS = ("eeg_data", "granularity", "subject", "label", "image")
-
-# The fine classes by kind: dogs, fishes, fruit, vehicles, instruments. (The 40 coarse ones are in classes.py.)
-FINE_CLASSES = """
-n02099601 golden retriever, n02099712 Labrador retriever, n02106166 Border collie, n02106550 Rottweiler,
-n02107142 Doberman, n02110185 Siberian husky, n02111889 Samoyed, n02112826 corgi,
-n01443537 goldfish, n01456756 seahorse, n01484850 great white shark, n01494475 hammerhead shark,
-n01496331 electric ray, n02630281 sailfish, n02643566 lionfish, n02655020 pufferfish,
-n07740461 Red Delicious apple, n07745940 strawberry, n07749192 navel orange, n07753275 pineapple, n07756951 watermelon,
-n07758680 grape, n07772935 coconut, n12144580 corn,
-n02701002 ambulance, n02901620 brigantine, n03384352 forklift, n03690473 lorry, n03790512 motorcycle,
-n03845190 oil tanker, n04389033 tank, n04465666 tractor,
-n02672831 accordion, n02992211 cello, n03372029 flute, n03495258 harp, n03838899 oboe, n03884397 panpipe,
-n04249415 snare drum, n04487394 trombone
-"""
-FINE = dict(entry.strip().split(" ", 1) for entry in FINE_CLASSES.split(","))
 
 
 @dataclasses.dataclass
@@ -63,34 +47,26 @@ class EegImageNetConfig(StudyConfig):
 
 
 class EegImageNet(PthStudy):
-    """The trials of both files, or of the one that is there, with their split; EEG is read trial by trial.
-
-    Raises ValueError, in one sentence, for whatever in the files is not as published; faults of single trials and
-    pictures, and images on two sides, go to `fault`, which may collect them instead.
-    """
+    """The trials of both files, or of the one that is there, with their split; EEG is read trial by trial."""
 
     dataset = "eeg_imagenet"
     n_times = CUT[1] - CUT[0]
     tmin = CUT[0] / PthStudy.sfreq  # s; the files do not say that trials begin at onset, but are cut as if
     units = "as in the file"  # it names none; the numbers look like volts
-    eeg_key = "eeg_data"
-    names = {**FINE, **PthStudy.names}
+    fields = FIELDS
+    lengths_taken = LENGTHS
 
     def __init__(self, config: EegImageNetConfig, fault: Faults | None = None) -> None:
         super().__init__(fault)
         eeg, subject, granularity = Path(config.eeg), config.subject, config.granularity
         self.simulated = (eeg / "simulation.json").is_file()
         self._take(eeg)
-        found = sorted({trial["subject"] + 1 for _, trial in self.sound()})
-        if subject and subject not in found:
-            raise ValueError(
-                f"eeg={eeg} holds no trial of subject={subject}; it holds subjects {found} (0 in the file is 1 here)"
-            )
-        self.subjects = [subject] if subject else found
+        found = {header.subject for header in self.headers.values()}
+        self.subjects = self.choose_subject(subject, found, f"eeg={eeg} (whose subject 0 is 1 here)")
         chosen = {
             i
-            for i, trial in self.sound()
-            if granularity in ("all", trial["granularity"]) and subject in (0, trial["subject"] + 1)
+            for i, header in self.headers.items()
+            if granularity in ("all", self.trials[i][2]["granularity"]) and header.subject in self.subjects
         }
         if not chosen:
             raise ValueError(f"eeg={eeg} holds no trial of granularity={granularity}")
@@ -104,45 +80,16 @@ class EegImageNet(PthStudy):
             )
         if granularity != "all":
             self.protocol += f"; {granularity} classes only"
-        if subject:
-            self.protocol += f"; subject {subject} only"
-        self.find_pictures(Path(config.images), chosen, lambda trial: f"was shown in {trial}")
-        self.splits = {name: [i for i in own[name] if self.image(i) in self.pictures] for name in SPLITS}
-        refuse_empty(self.splits, f"eeg={eeg}", self.protocol)
-        used = {self.wnid(i) for i in chosen}
-        self.classes = self.class_table(label for label, wnid in enumerate(self.wnids) if wnid in used)
+        self.keep_pictured(own, Path(config.images), subject, f"eeg={eeg}")
+        self.classes = self.class_table(sorted({self.headers[i].label for i in chosen}))
 
     def trial(self, index: int) -> Trial:
         """Trial `index` of both files laid end to end, cut to (n_chans, 400)."""
-        item, eeg = self.trials[index], self.finite(index, self.named(index), slice(*CUT))
-        path, number = self._source(index)
-        (subject, image), granularity = self.shown(index), item["granularity"]
+        path, number, item = self.trials[index]
+        header, granularity = self.headers[index], item["granularity"]
         extra = {"granularity": granularity, "subject_in_file": item["subject"], "file": path.name}
-        extra |= {"trial_index": number}
-        key, picture = f"s{subject:02d}_{granularity}_t{index:06d}", self.pictures[item["image"]]
-        return self.make_trial(key, eeg.numpy(), picture, subject, self.labels[item["label"]], image, extra)
-
-    def shown(self, index: int) -> tuple[int, str]:
-        """(subject, image) of a trial; reads nothing."""
-        return self.trials[index]["subject"] + 1, Path(self.trials[index]["image"]).stem
-
-    def image(self, index: int) -> str:
-        return self.trials[index]["image"]
-
-    def wnid(self, index: int) -> str:
-        return self.trials[index]["label"]
-
-    def _source(self, index: int) -> tuple[Path, int]:
-        """The file that trial `index` is from, and its number there."""
-        part = max(p for p, first in enumerate(self.firsts) if first <= index)
-        return self.inputs[part], index - self.firsts[part]
-
-    def named(self, index: int) -> str:
-        path, number = self._source(index)
-        if index in self.broken:
-            return f"{path}: trial {number}"
-        trial = self.trials[index]
-        return f"{path}: trial {number} (subject {trial['subject']} of the file, image {trial['image']})"
+        key, eeg = f"s{header.subject:02d}_{granularity}_t{index:06d}", header.eeg[:, slice(*CUT)].float()
+        return self.read_trial(index, key, eeg, slice(None), extra | {"trial_index": number})
 
     def _take(self, folder: Path) -> None:
         """Read both files; check their structure and every trial's header. No EEG sample is read yet."""
@@ -152,65 +99,51 @@ class EegImageNet(PthStudy):
         if not self.inputs:
             raise ValueError(f"eeg={folder} holds neither {FILES[0]} nor {FILES[1]}")
         self.notes += [f"{name} is not there" for name in FILES if folder / name not in self.inputs]
-        self.trials: list[Any] = []
-        self.wnids: list[str] = []
-        self.firsts: list[int] = []
+        self.trials, self.wnids = [], []
         listed: set[str] = set()
         for path in self.inputs:
             content = load_lists(path, "an EEG-ImageNet", ("labels",))
-            self.firsts.append(len(self.trials))
-            self.trials += content["dataset"]
+            self.trials += [(path, number, trial) for number, trial in enumerate(content["dataset"])]
             self.wnids += [wnid for wnid in content["labels"] if wnid not in self.wnids]
             listed |= {name for name in content["images"] if isinstance(name, str)}
-        self.labels = {wnid: label for label, wnid in enumerate(self.wnids)}
-        shapes = [t["eeg_data"].shape for t in self.trials if isinstance(t, dict) and is_table(t.get("eeg_data"))]
-        self.n_chans = Counter(shape[0] for shape in shapes).most_common(1)[0][0] if shapes else N_CHANS
+        tables: list[Any] = [trial.get(FIELDS[0]) for _, _, trial in self.trials if isinstance(trial, dict)]
+        shapes = Counter(table.shape[0] for table in tables if is_table(table))
+        self.n_chans = shapes.most_common(1)[0][0] if shapes else N_CHANS
         if self.n_chans != N_CHANS:
             self.notes.append(f"the trials have {self.n_chans} channels; the published ones have {N_CHANS}")
-        self.check_headers()
+        self.read_headers()
         self._refuse_copies()
-        strange = {trial["image"] for _, trial in self.sound()} - listed - {f"{name}.JPEG" for name in listed}
+        strange = {header.image for header in self.headers.values()} - listed - {f"{name}.JPEG" for name in listed}
         if strange:
             self.notes.append(f"{len(strange)} images of trials are not in the list `images`, e.g. {min(strange)}")
 
-    def _check(self, index: int, trial: Any) -> None:
-        path, number = self._source(index)
-        where = f"{path}: trial {number}"
-        if not isinstance(trial, dict) or not set(FIELDS) <= set(trial):
-            raise ValueError(f"{where} must hold {', '.join(FIELDS)}")
-        if type(trial["subject"]) is not int or not 0 <= trial["subject"] < 1 << 31:
-            raise ValueError(f"{where} has subject {trial['subject']!r}; subjects are whole numbers from 0")
+    def header(self, where: str, trial: dict[str, Any]) -> Header:
+        subject, label, image = trial["subject"], trial["label"], trial["image"]
+        if type(subject) is not int or not 0 <= subject < 1 << 31:
+            raise ValueError(f"{where} has subject {subject!r}; subjects are whole numbers from 0")
         if trial["granularity"] not in ("coarse", "fine"):
             raise ValueError(f"{where} has granularity {trial['granularity']!r}, which is not coarse or fine")
-        label, image = trial["label"], trial["image"]
-        if not isinstance(label, str) or label not in self.labels:
+        if label not in self.wnids:
             raise ValueError(f"{where} has label {label!r}, which is not in the list `labels`")
         if not isinstance(image, str) or not re.fullmatch(r"\w[\w-]*\.(jpe?g|png)", image, re.IGNORECASE):
             raise ValueError(f"{where} has image {image!r}, which is not the plain name of a picture")
-        if not image.startswith(f"{label}_"):
-            raise ValueError(f"{where} is labelled {label}, which is not the class of its image {image}")
-        eeg = trial["eeg_data"]
-        if not is_table(eeg):
-            raise ValueError(f"{where} has no EEG table (channels x samples)")
-        if eeg.shape[0] != self.n_chans:
-            raise ValueError(
-                f"{where} has {eeg.shape[0]} channels where most have {self.n_chans}: drop it from the file"
-            )
-        if not LENGTHS[0] <= eeg.shape[1] <= LENGTHS[1]:
-            raise ValueError(
-                f"{where} has {eeg.shape[1]} samples where about 500 are expected, {LENGTHS[0]} at least: "
-                "drop it from the file, or is the file not at 1000 Hz?"
-            )
+        said = f"subject {subject} of the file, image {image}"
+        return Header(subject + 1, self.wnids.index(label), image, trial["eeg_data"], said)
+
+    def _block(self, index: int) -> tuple[str, ...]:
+        """Subject, granularity and label of a trial, as the file says them; () if that cannot be told."""
+        trial = self.trials[index][2]
+        return tuple(repr(trial.get(key)) for key in FIELDS[1:4]) if isinstance(trial, dict) else ()
 
     def _refuse_copies(self) -> None:
         """A person's block of a class is in one file only."""
         home: dict[Hashable, Path] = {}
-        for index, trial in self.sound():
-            path, block = self._source(index)[0], (trial["subject"], trial["granularity"], trial["label"])
+        for index in self.headers:
+            (path, _, trial), block = self.trials[index], self._block(index)
             if home.setdefault(block, path) != path:
                 raise ValueError(
-                    f"{path} and {home[block]} both hold trials of subject {block[0]} and class {block[2]}: "
-                    "is one a copy of the other?"
+                    f"{path} and {home[block]} both hold trials of subject {trial['subject']} and class "
+                    f"{trial['label']}: is one a copy of the other?"
                 )
 
     def _official(self, chosen: set[int]) -> dict[str, list[int]]:
@@ -220,13 +153,13 @@ class EegImageNet(PthStudy):
         """
         place: Counter[Hashable] = Counter()
         splits: dict[str, list[int]] = {name: [] for name in SPLITS}
-        for index, trial in enumerate(self.trials):
-            block = tuple(repr(trial.get(key)) for key in FIELDS[1:4]) if isinstance(trial, dict) else ()
+        for index in range(len(self)):
+            block = self._block(index)
             at = place[block] % BLOCK
             place[block] += 1
             if index in chosen:
                 splits["train" if at < TRAIN - VAL else "val" if at < TRAIN else "test"].append(index)
-        blocks = {tuple(repr(self.trials[i][key]) for key in FIELDS[1:4]) for i in chosen}
+        blocks = {self._block(i) for i in chosen}
         odd = [place[block] for block in blocks if place[block] != BLOCK]
         if odd:
             self.notes.append(

@@ -31,8 +31,8 @@ from neuroimagen.studies.epochs_files import (
     touched,
 )
 from neuroimagen.studies.epochs_table import Row, TrialTable, plain, plain_subject
-from neuroimagen.studies.splits import refuse_empty, split_images, split_runs
-from neuroimagen.studies.study import SPLITS, Faults, Study, Trial, absent, some
+from neuroimagen.studies.splits import BY_IMAGE, by_split, refuse_empty, split_images, split_runs
+from neuroimagen.studies.study import Faults, Study, Trial, absent, refuse_nonfinite, some
 
 VAL_TAIL = 0.1  # of each run that is not held out: the part that goes to val
 OPEN_FILES = 4  # kept open; of filtered recordings, which are in memory, one
@@ -67,7 +67,7 @@ class LabEpochs(Study):
             self.runs = [self.files.describe(path) for path in self._whole(self.files.paths)]
         self._number_subjects()
         self.inputs = [self.table.path, *(part for run in self.runs for part in self.files.inputs(run.path))]
-        self.trials: list[tuple[Run, int, Row]] = []  # run, place among its events, row of the table
+        self.trials: list[tuple[Run, Event, Row]] = []
         self.ignored = dict.fromkeys(map(plain, config.ignore_markers), False)  # whether one was met
         self.tasks = {run.task for run in self.runs}
         for run in self.runs:
@@ -76,14 +76,11 @@ class LabEpochs(Study):
         self._compare()
         unused = [row.line for row in self.table.rows.values() if not row.used]
         if unused and not config.subject:
-            self.notes.append(
-                f"{len(unused)} rows of {self.table.path.name} fit no event, the first in line {unused[0]}"
-            )
-        names = list(dict.fromkeys(row.class_name for _, _, row in self.trials))
-        self.labels = {name: label for label, name in enumerate(sorted(names))}
-        self.classes = [
-            {"label": label, "wnid": self.table.wnids[name], "name": name} for name, label in self.labels.items()
-        ]
+            more = f"fit no event, the first in line {unused[0]}"
+            self.notes.append(f"{len(unused)} rows of {self.table.path.name} {more}")
+        names = sorted({row.class_name for _, _, row in self.trials})
+        self.labels = {name: label for label, name in enumerate(names)}
+        self.classes = [{"label": i, "wnid": self.table.wnids[name], "name": name} for i, name in enumerate(names)]
         self._split()
 
     def __len__(self) -> int:
@@ -98,22 +95,16 @@ class LabEpochs(Study):
         return self.subjects[run.subject], row.picture.stem
 
     def trial(self, index: int) -> Trial:
-        run, place, row = self.trials[index]
+        run, event, row = self.trials[index]
         with import_mne().use_log_level("ERROR"):
-            eeg = self.files.eeg(self._open(run.path), run, place)
-        number = run.events[place].number
-        if not np.isfinite(eeg).all():
-            channel = run.channels[int(np.argwhere(~np.isfinite(eeg))[0, 0])]
-            raise ValueError(f"{run.path}: trial {number} holds NaN or infinity in channel {channel}: drop that epoch")
+            eeg = self.files.eeg(self._open(run.path), run, event)
+        refuse_nonfinite(eeg, run.channels, f"{run.path}: trial {event.number}")
         order = [run.channels.index(name) for name in self.channels or []]
         subject, image = self.shown(index)
         assert row.picture
-        key, eeg = f"s{subject}_r{self._place(run)}_t{number:05d}", (eeg[order] * 1e6).astype(np.float32)
-        extra = {"run": run.name, "number": number, "onset_s": round(run.events[place].onset / run.sfreq, 4)}
+        key, eeg = f"s{subject}_r{run.place}_t{event.number:05d}", (eeg[order] * 1e6).astype(np.float32)
+        extra = {"run": run.name, "number": event.number, "onset_s": round(event.onset / run.sfreq, 4)}
         return self.make_trial(key, eeg, row.picture, subject, self.labels[row.class_name], image, extra)
-
-    def _place(self, run: Run) -> int:
-        return self.of_subject[run.subject].index(run)
 
     def _open(self, path: Path) -> Any:
         """The file, opened by this very process: after a fork two must not share one place in it."""
@@ -142,13 +133,12 @@ class LabEpochs(Study):
             numbers = list(range(1, len(labels) + 1))
             self.notes.append("subjects: " + ", ".join(f"{n} is {s}" for n, s in zip(numbers, labels, strict=True)))
         self.subjects = dict(zip(labels, numbers, strict=True))
-        wanted = self.config.subject
-        if wanted and wanted not in numbers:
-            raise ValueError(f"eeg={self.config.eeg} holds no file of subject={wanted}; it holds subjects {numbers}")
-        self.runs = [run for run in self.runs if wanted in (0, self.subjects[run.subject])]
-        self.of_subject: dict[str, list[Run]] = defaultdict(list)
+        wanted = self.choose_subject(self.config.subject, numbers, f"eeg={self.config.eeg}")
+        self.runs = [run for run in self.runs if self.subjects[run.subject] in wanted]
+        count: Counter[str] = Counter()
         for run in self.runs:
-            self.of_subject[run.subject].append(run)
+            run.place = count[run.subject]
+            count[run.subject] += 1
 
     def _whole(self, paths: list[Path]) -> list[Path]:
         """The recordings all of whose files are here, and not by name alone."""
@@ -171,12 +161,10 @@ class LabEpochs(Study):
         never = [name for name, met in self.ignored.items() if not met]
         if never and not config.subject:
             raise ValueError(f"ignore_markers={never[0]}: no event of eeg={config.eeg} is called that; leave it out")
-        without = [run.name for run in self.runs if id(run) not in used]
-        if without:
+        if without := [run.name for run in self.runs if id(run) not in used]:
             self.notes.append(f"{len(without)} of {len(self.runs)} files give no trial: {some(without)}")
-        gone = {run.subject for run in self.runs} - {run.subject for run in used.values()}
-        if gone:
-            self.notes.append(f"{len(gone)} of {len(self.subjects)} subjects have no trial: {some(sorted(gone))}")
+        if gone := sorted({run.subject for run in self.runs} - {run.subject for run in used.values()}):
+            self.notes.append(f"{len(gone)} of {len(self.subjects)} subjects have no trial: {some(gone)}")
         if not used:
             raise ValueError(f"eeg={config.eeg}: no trial is left" + "".join(f"; {note}" for note in self.notes[:3]))
         self.runs = list(used.values())
@@ -191,35 +179,29 @@ class LabEpochs(Study):
     def _compare(self) -> None:
         """Refuses files that differ in channels, rate or window."""
         first = self.runs[0]
-        self.channels = first.channels
-        self.n_chans = len(first.channels)
+        self.channels, self.n_chans = first.channels, len(first.channels)
         self.sfreq, self.n_times, self.tmin = first.sfreq, first.n_times, first.tmin
         for run in self.runs[1:]:
             both = f"{run.path} and {first.path}"
-            differ = sorted(set(run.channels) ^ set(first.channels))
-            if differ:
-                raise ValueError(
-                    f"{both} must have the same EEG channels, but only one has {', '.join(differ)}: drop them, or "
-                    "interpolate what is missing"
-                )
+            if differ := ", ".join(sorted(set(run.channels) ^ set(first.channels))):
+                remedy = "drop them, or interpolate what is missing"
+                raise ValueError(f"{both} must have the same EEG channels, but only one has {differ}: {remedy}")
             if abs(run.sfreq - first.sfreq) > SAME_RATE:
                 raise ValueError(f"{both} are at {run.sfreq:.9g} and {first.sfreq:.9g} Hz: resample one of them")
             if run.n_times != first.n_times or abs(run.tmin - first.tmin) * first.sfreq > 0.01:
-                raise ValueError(
-                    f"{both} hold epochs of {run.n_times} and {first.n_times} samples from {run.tmin:g} and "
-                    f"{first.tmin:g} s: cut them alike"
-                )
+                own, other = (f"{r.n_times} samples from {r.tmin:g} s" for r in (run, first))
+                raise ValueError(f"{both} hold epochs of {own} and {other}: cut them alike")
 
-    def _rows(self, run: Run) -> list[tuple[int, Event, Row]]:
-        """The events of a run that the table gives a picture, with their place; those that it should name are faults.
+    def _rows(self, run: Run) -> list[tuple[Event, Row]]:
+        """The events of a run that the table gives a picture; those that it should name are faults.
 
         Not asked for: markers to ignore, BAD_ annotations and cuts.
         """
         table, found, unknown, known = self.table, [], [], 0
-        repeated = [n for n, times in Counter(event.number for event in run.events).items() if times > 1]
-        if repeated:
-            raise ValueError(f"{run.path} holds two epochs with number {repeated[0]} in `selection`: save them apart")
-        for place, event in enumerate(run.events):
+        number, times = Counter(event.number for event in run.events).most_common(1)[0] if run.events else (0, 0)
+        if times > 1:
+            raise ValueError(f"{run.path} holds two epochs with number {number} in `selection`: save them apart")
+        for event in run.events:
             if ignored := self.ignored.keys() & set(map(plain, event.names)):
                 self.ignored |= dict.fromkeys(ignored, True)
                 continue
@@ -229,85 +211,68 @@ class LabEpochs(Study):
             if row is None and not (run.length and any(map(BAD.match, event.names))):
                 unknown.append(next((what for what in whats if what), "without a name"))
             if row is not None and row.picture is not None and row.picture not in table.missing:
-                found.append((place, event, row))
+                found.append((event, row))
         if unknown and not known and len(self.tasks) > 1:
             self.notes.append(f"none of the {len(unknown)} events of {run.name} has a row in {table.path.name}")
         elif unknown:
-            self.fault(
-                f"{run.path}: {table.path} has no row for {'event' if table.by_event else 'trial'} "
-                f"{some(list(dict.fromkeys(unknown)))}: add it, with an empty image if it is to be left out, or give "
-                "ignore_markers= what is no stimulus"
-            )
+            what = f"{'event' if table.by_event else 'trial'} {some(list(dict.fromkeys(unknown)))}"
+            remedy = "add it, with an empty image to leave it out, or give ignore_markers= what is no stimulus"
+            self.fault(f"{run.path}: {table.path} has no row for {what}: {remedy}")
         return found
 
     def _take(self, run: Run) -> None:
         """The trials of a run: events that the table gives a picture, where the recording holds them undisturbed."""
         rows = self._rows(run)
-        pictured = {name for _, event, _ in rows for name in event.names}  # a picture may be called badger
+        pictured = {name for event, _ in rows for name in event.names}  # a picture may be called badger
         bad = [span for span in run.bad if span[2] not in pictured]
         spoilt: Counter[str] = Counter()
         shown: dict[int, tuple[Event, Row]] = {}
         outside = beyond = twice = 0
-        for place, event, row in rows:
+        for event, row in rows:
             start = event.onset + round(run.tmin * run.sfreq)
+            other, earlier = shown.setdefault(event.onset, (event, row)) if run.length else (event, row)
             if run.length and not 0 <= start <= run.length - run.n_times:
                 outside, beyond = outside + 1, beyond + (not 0 <= event.onset < run.length)
-                continue
-            if name := touched(bad, start, run.n_times, run.sfreq):
+            elif name := touched(bad, start, run.n_times, run.sfreq):
                 spoilt[name] += 1
-                continue
-            if run.length and event.onset in shown:
-                other, earlier = shown[event.onset]
-                if earlier.picture == row.picture:
-                    twice += 1
-                else:
-                    self.fault(
-                        f"{run.path}: events {other.number} and {event.number} show two pictures at one time, "
-                        f"{event.onset / run.sfreq:g} s: leave one out of the table"
-                    )
-                continue
-            shown[event.onset] = event, row
-            self.trials.append((run, place, row))
-        seconds = run.length / run.sfreq
+            elif other is event:
+                self.trials.append((run, event, row))
+            elif earlier.picture == row.picture:
+                twice += 1
+            else:
+                both = f"events {other.number} and {event.number} show two pictures at one time"
+                self.fault(f"{run.path}: {both}, {event.onset / run.sfreq:g} s: leave one out of the table")
+        seconds, cut = f"{run.length / run.sfreq:g} s", ""
         if beyond > 0.9 * len(rows):
-            self.fault(
-                f"{run.path}: {beyond} of its {len(rows)} events lie outside of it, which lasts {seconds:g} s: are "
-                "their onsets in seconds, and is the recording whole?"
-            )
-        elif outside:
-            cut = (
-                f" ({beyond} of {len(rows)} events lie beyond it, {seconds:g} s: is the file whole?)" if beyond else ""
-            )
-            self.notes.append(
-                f"{outside} trials of {run.name} reach over an end of the recording and were left out{cut}"
-            )
-        if spoilt:
-            self.notes.append(
-                f"{spoilt.total()} trials of {run.name} touch a BAD_ annotation or a cut ({some(spoilt)}) and were "
-                "left out"
-            )
-        if twice:
-            self.notes.append(f"{twice} events of {run.name} name the picture of another at the same time: taken once")
+            lie = f"{beyond} of its {len(rows)} events lie outside of it, which lasts {seconds}"
+            self.fault(f"{run.path}: {lie}: are their onsets in seconds, and is the recording whole?")
+            outside = 0
+        elif beyond:
+            cut = f" ({beyond} of {len(rows)} events lie beyond it, {seconds}: is the file whole?)"
+        for count, what in (
+            (outside, f"trials of {run.name} reach over an end of the recording and were left out{cut}"),
+            (
+                spoilt.total(),
+                f"trials of {run.name} touch a BAD_ annotation or a cut ({some(spoilt)}) and were left out",
+            ),
+            (twice, f"events of {run.name} name the picture of another at the same time: taken once"),
+        ):
+            self.notes += [f"{count} {what}"] if count else []
 
     def _split(self) -> None:
         config, where = self.config, str(self.table.path)
         if config.hold_out:
-            sides = self._split_by_run()
+            trials = [(self.subjects[run.subject], run.name, event.onset / run.sfreq) for run, event, _ in self.trials]
+            sides = split_runs(trials, config.hold_out, VAL_TAIL, self.n_times / self.sfreq, where)
             self.split_by = "run"
             self.protocol = (
                 f"test: whole files of each subject, by name number {', '.join(map(str, config.hold_out))} (0 is the "
                 f"first, -1 the last); val: the last {VAL_TAIL:.0%} of each other file; train: the rest"
             )
         elif config.splits == "by_image":
-            images: dict[int, set[str]] = defaultdict(set)
-            for i, (_, _, row) in enumerate(self.trials):
-                images[self.labels[row.class_name]].add(self.shown(i)[1])
-            side = split_images(images, list(self.labels), config.seed, where)
-            sides = [side[self.shown(i)[1]] for i in range(len(self.trials))]
-            self.split_by = "image"
-            self.protocol = (
-                f"80/10/10 of the images of each class (seed {config.seed}), every trial of an image in its split"
-            )
+            shown = [(self.labels[row.class_name], self.shown(i)[1]) for i, (_, _, row) in enumerate(self.trials)]
+            sides = split_images(shown, list(self.labels), config.seed, where)
+            self.protocol = BY_IMAGE.format(config.seed) + "its split"
         elif self.table.has_split:
             sides = [row.split for _, _, row in self.trials]
             self.split_by = self._kept_apart(sides)
@@ -317,27 +282,8 @@ class LabEpochs(Study):
         for name in self.applied:
             if hertz := getattr(config, name):
                 self.protocol += f"; {name} {', '.join(f'{h:g}' for h in hertz)} Hz on the continuous recordings"
-        self.splits = {name: [i for i, side in enumerate(sides) if side == name] for name in SPLITS}
+        self.splits = by_split(sides)
         refuse_empty(self.splits, where, self.protocol)
-
-    def _split_by_run(self) -> list[str]:
-        places: dict[str, dict[str, list[int]]] = {subject: {} for subject in self.of_subject}
-        for i, (run, _, _) in enumerate(self.trials):
-            places[run.subject].setdefault(run.name, []).append(i)
-        sides: dict[int, str] = {}
-        for subject, runs in places.items():
-            for indices in runs.values():
-                indices.sort(key=self._onset)
-            onsets = [[self._onset(i) for i in indices] for indices in runs.values()]
-            length, who = self.n_times / self.sfreq, f"subject {self.subjects[subject]}"
-            found = split_runs(onsets, self.config.hold_out, VAL_TAIL, length, who, str(self.table.path))
-            for indices, split in zip(runs.values(), found, strict=True):
-                sides |= zip(indices, split, strict=True)
-        return [sides[i] for i in range(len(self.trials))]
-
-    def _onset(self, index: int) -> float:
-        run, place, _ = self.trials[index]
-        return run.events[place].onset / run.sfreq
 
     def _kept_apart(self, sides: list[str]) -> str:
         """What the table's split keeps apart, "image" or "run"; refuses one that keeps neither."""
@@ -349,7 +295,5 @@ class LabEpochs(Study):
         if all(file.setdefault(self.trials[i][0].name, side) == side for i, side in enumerate(sides)):
             return "run"
         row, name = self.trials[mixed[0]][2], self.shown(mixed[0])[1]
-        raise ValueError(
-            f"{self.table.path}, line {row.line}: image {name} is in both {image[name]} and {row.split}, and so are "
-            "trials of one file: keep apart the images or the files"
-        )
+        both = f"image {name} is in both {image[name]} and {row.split}, and so are trials of one file"
+        raise ValueError(f"{self.table.path}, line {row.line}: {both}: keep apart the images or the files")

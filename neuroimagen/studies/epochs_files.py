@@ -50,9 +50,10 @@ class EpochsConfig(StudyConfig):
 
 @dataclasses.dataclass
 class Event:
-    """One event of a file: its number there, onset in samples, and what it may be called in the table."""
+    """One event of a file: its number and place there, onset in samples, and what it may be called in the table."""
 
     number: int
+    place: int
     onset: int
     names: list[str]
 
@@ -73,6 +74,7 @@ class Run:
     recorded: dict[str, Any]  # what the file says of its pass band (Hz) and reference
     bad: list[tuple[float, float, str]] = dataclasses.field(default_factory=list)  # `spans`
     task: str = ""
+    place: int = 0  # among those of the subject
 
 
 def import_mne(bids: bool = False) -> Any:
@@ -201,8 +203,8 @@ class EpochsFiles:
             epochs = self.open(path)
         names = {code: name for name, code in epochs.event_id.items()}
         events = [
-            Event(int(number), int(onset), [names.get(code, ""), str(code)])
-            for number, (onset, _, code) in zip(epochs.selection, epochs.events.tolist(), strict=True)
+            Event(int(epochs.selection[place]), place, int(onset), [names.get(code, ""), str(code)])
+            for place, (onset, _, code) in enumerate(epochs.events.tolist())
         ]
         run = Run(
             path=path,
@@ -220,8 +222,8 @@ class EpochsFiles:
             self.notes.append(f"{kept} epochs of {run.name} touch a BAD_ annotation and are kept, as they were saved")
         return run
 
-    def eeg(self, file: Any, run: Run, place: int) -> np.ndarray:
-        return file.get_data(item=[place], picks=run.channels)[0]
+    def eeg(self, file: Any, run: Run, event: Event) -> np.ndarray:
+        return file.get_data(item=[event.place], picks=run.channels)[0]
 
 
 class BidsFiles:
@@ -363,7 +365,7 @@ class BidsFiles:
             subject=str(self.bids_paths[path].subject),
             channels=eeg_channels(path, raw.info),
             sfreq=rate,
-            events=[Event(number, round(onset * rate), names) for number, onset, _, names in timed],
+            events=[Event(number, number, round(onset * rate), names) for number, onset, _, names in timed],
             tmin=first / rate,
             n_times=round(max(times) * rate) - first,
             length=len(raw.times),
@@ -381,6 +383,6 @@ class BidsFiles:
         wanted = {name: facts.get(name) for name in ("EEGReference", "SoftwareFilters")}
         return {name: json.dumps(value) for name, value in wanted.items() if value not in (None, "n/a", {})}
 
-    def eeg(self, file: Any, run: Run, place: int) -> np.ndarray:
-        start = run.events[place].onset + round(run.tmin * run.sfreq)
+    def eeg(self, file: Any, run: Run, event: Event) -> np.ndarray:
+        start = event.onset + round(run.tmin * run.sfreq)
         return file.get_data(picks=run.channels, start=start, stop=start + run.n_times)

@@ -1,11 +1,10 @@
 """The data sets: which fields each has, and which reader opens it."""
 
 import dataclasses
-import typing
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from neuroimagen.config import MISSING, option
+from neuroimagen.config import MISSING, option, path_option
 from neuroimagen.pictures import colour
 from neuroimagen.studies import eeg_imagenet, epochs, perceivelab, recordings, things_eeg2
 from neuroimagen.studies.config import Given, SignalOptions, StudyConfig, signal_options
@@ -21,32 +20,24 @@ DATASETS: dict[str, tuple[type[StudyConfig], Callable[[Any, Faults | None], Stud
 }
 
 
-def _every_field() -> list[tuple[str, Any, Any]]:
-    """Name, type and field of all that any data set has; what one of them must be given is "" where it is not."""
-    found: dict[str, tuple[str, Any, Any]] = {}
-    for schema, _ in DATASETS.values():
-        hints = typing.get_type_hints(schema)
-        for field in dataclasses.fields(schema):
-            default: Any = "" if field.default is MISSING else field.default
-            if field.default_factory is not dataclasses.MISSING:
-                default = field.default_factory()
-            found.setdefault(field.name, (field.name, hints[field.name], option(default, **field.metadata)))
+@dataclasses.dataclass
+class SourceConfig(
+    Given,
+    perceivelab.PerceiveLabConfig,
+    things_eeg2.ThingsEeg2Config,
+    eeg_imagenet.EegImageNetConfig,
+    recordings.RecordingConfig,
+    epochs.EpochsConfig,
+):
+    """The fields of a command that reads a study, whichever data set that is. `chosen` keeps those of one."""
+
     kinds = {name: schema for name, (schema, _) in DATASETS.items()}
-    choice = option(next(iter(DATASETS)), "which data set", kinds=kinds)
-    found["dataset"] = ("dataset", Literal[tuple(DATASETS)], choice)
-    common = [field.name for field in dataclasses.fields(StudyConfig)]
-    names = ["dataset", *(name for name in found if name not in common), *common]
-    return [found[name] for name in dict.fromkeys(names)]
+    dataset: Literal[tuple(DATASETS)] = option("perceivelab", "which data set", kinds=kinds)  # type: ignore[valid-type]
+    # What one of them must be given, "" where it is not.
+    eeg: str = path_option("")
+    images: str = path_option("")
+    trials: str = path_option("")
 
-
-if TYPE_CHECKING:  # which cannot see fields that are put together
-
-    class SourceConfig(Given, StudyConfig):
-        def __getattr__(self, name: str) -> Any: ...
-
-else:
-    # The fields of a command that reads a study, whichever data set that is. `chosen` keeps those of one.
-    SourceConfig = dataclasses.make_dataclass("SourceConfig", _every_field(), bases=(Given,))
 
 PATHS = {field.name for field in dataclasses.fields(SourceConfig) if field.metadata["path"]}
 

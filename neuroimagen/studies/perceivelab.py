@@ -17,13 +17,12 @@ import torch
 
 from neuroimagen.config import option, path_option
 from neuroimagen.studies.config import StudyConfig
-from neuroimagen.studies.pth import PthStudy, is_table, load_lists, load_plain
-from neuroimagen.studies.splits import refuse_empty
+from neuroimagen.studies.pth import Header, PthStudy, load_lists, load_plain
 from neuroimagen.studies.study import SPLITS, Faults, Trial
 
 KEPT_LENGTHS = (450, 600)  # samples, both ends included: the customary filter
 CUT = (20, 460)  # samples: the customary cut
-SHORTEST = 300  # samples; the files hold about 500 a trial, so a shorter one is damage, not variation
+LENGTHS = (300, 1 << 31)  # samples; the files hold about 500 a trial, so a shorter one is damage, not variation
 MOST_DROPPED = 0.1  # the published file loses about 25 of 11,965 trials to the filter
 
 
@@ -44,27 +43,32 @@ class PerceiveLabConfig(StudyConfig):
 
 
 class PerceiveLab(PthStudy):
-    """The trials of one EEG file that the customary filter keeps, with their split; EEG is read trial by trial.
-
-    Raises ValueError, in one sentence, for whatever in the files is not as published; faults of single trials,
-    pictures and split entries go to `fault`, which may collect them instead.
-    """
+    """The trials of one EEG file that the customary filter keeps, with their split; EEG is read trial by trial."""
 
     dataset = "perceivelab"
     n_times = CUT[1] - CUT[0]
     tmin = CUT[0] / PthStudy.sfreq
+    fields = ("eeg", "image", "label", "subject")
+    lengths_taken = LENGTHS
+    if_channels_differ = ", or give n_chans= if every trial has that many"
 
     def __init__(self, config: PerceiveLabConfig, fault: Faults | None = None) -> None:
         super().__init__(fault)
         eeg, subject = Path(config.eeg), config.subject
         self.path, self.n_chans, self.inputs = eeg, config.n_chans, [eeg]
         self.simulated = (eeg.parent / "simulation.json").is_file()
-        self._take(load_lists(eeg, "a PerceiveLab EEG", ("labels", "images")))
-        self.subjects = sorted({trial["subject"] for _, trial in self.sound()})
-        if subject and subject not in self.subjects:
-            raise ValueError(f"{eeg} holds no trial of subject={subject}; it holds subjects {self.subjects}")
+        content = load_lists(eeg, "a PerceiveLab EEG", ("labels", "images"))
+        self.trials = [(eeg, number, trial) for number, trial in enumerate(content["dataset"])]
+        self.wnids, self.images = content["labels"], content["images"]
+        self.classes = self.class_table(range(len(self.wnids)))
+        self.read_headers()
+        self.scale: tuple[torch.Tensor, torch.Tensor] | None = None
+        if "means" in content or "stddevs" in content:
+            self.scale = self._scale(content.get("means"), content.get("stddevs"))
+        self.units = "standard deviations" if self.scale or "_std" in eeg.name else "as in the file"
+        self.subjects = self.choose_subject(subject, {header.subject for header in self.headers.values()}, str(eeg))
         # Broken ones stay in here: a `_single` splits file counts them.
-        chosen = [i for i, trial in enumerate(self.trials) if not subject or _subject(trial) == subject]
+        chosen = [i for i, (_, _, trial) in enumerate(self.trials) if not subject or _subject(trial) == subject]
         kept = self._customary_filter(chosen)
         if config.splits == "by_image":
             if config.splits_file or config.split_number:
@@ -77,78 +81,29 @@ class PerceiveLab(PthStudy):
             self.inputs.append(path)
             splits = self._official(path, config.split_number, chosen, single=bool(subject))
             self.protocol = f"split {config.split_number} of {path.name}, proportions kept as published"
-        if subject:
-            self.protocol += f"; subject {subject} only"
-            self.subjects = [subject]
-        unused = len(kept.difference(*splits.values()))
-        self.splits = {name: [i for i in splits[name] if i in kept] for name in SPLITS}
-        used = [i for own in self.splits.values() for i in own]
-        self.find_pictures(Path(config.images), used, lambda trial: f"{trial} of {eeg} was shown")
-        self.splits = {name: [i for i in own if self.image(i) in self.pictures] for name, own in self.splits.items()}
-        refuse_empty(self.splits, str(eeg), self.protocol)
-        if unused:
+        if unused := len(kept.difference(*splits.values())):
             self.notes.append(f"{unused} trials are in no split and were left out")
+        splits = {name: [i for i in own if i in kept] for name, own in splits.items()}
+        self.keep_pictured(splits, Path(config.images), subject, str(eeg))
 
     def trial(self, index: int) -> Trial:
         """Trial `index` of the file: cut to (n_chans, 440), standardised where the file says how."""
-        item, eeg = self.trials[index], self.finite(index, f"{self.path}: {self.named(index)}")
+        header, item = self.headers[index], self.trials[index][2]
+        eeg = header.eeg.float()
         if self.scale is not None:
             eeg = (eeg - self.scale[0]) / self.scale[1]
-        key, cut = f"s{item['subject']}_i{item['image']:04d}_t{index:05d}", eeg[:, slice(*CUT)].numpy()
-        image = self.image(index)
-        extra = {"trial_index": index}
-        return self.make_trial(key, cut, self.pictures[image], item["subject"], item["label"], image, extra)
+        key = f"s{header.subject}_i{item['image']:04d}_t{index:05d}"
+        return self.read_trial(index, key, eeg, slice(*CUT), {"trial_index": index})
 
-    def shown(self, index: int) -> tuple[int, str]:
-        return self.trials[index]["subject"], self.image(index)
-
-    def image(self, index: int) -> str:
-        return self.images[self.trials[index]["image"]]
-
-    def wnid(self, index: int) -> str:
-        return self.wnids[self.trials[index]["label"]]
-
-    def named(self, index: int) -> str:
-        if index in self.broken:
-            return f"trial {index}"
-        return f"trial {index} (subject {self.trials[index]['subject']}, image {self.image(index)})"
-
-    def _take(self, content: dict[str, Any]) -> None:
-        """Check every trial's header, and how the file says to standardise; no EEG sample is read yet."""
-        self.trials, self.wnids, self.images = content["dataset"], content["labels"], content["images"]
-        self.classes = self.class_table(range(len(self.wnids)))
-        self.check_headers()
-        self.scale: tuple[torch.Tensor, torch.Tensor] | None = None
-        if "means" in content or "stddevs" in content:
-            self.scale = self._scale(content.get("means"), content.get("stddevs"))
-        self.units = "standard deviations" if self.scale or "_std" in self.path.name else "as in the file"
-
-    def _check(self, index: int, trial: Any) -> None:
-        path = self.path
-        if not isinstance(trial, dict) or not {"eeg", "image", "label", "subject"} <= set(trial):
-            raise ValueError(f"{path}: trial {index} must hold `eeg`, `image`, `label` and `subject`")
+    def header(self, where: str, trial: dict[str, Any]) -> Header:
         limits = {"image": len(self.images), "label": len(self.wnids), "subject": 1 << 31}
         for key, limit in limits.items():
             if type(trial[key]) is not int or not 0 <= trial[key] < limit:
-                raise ValueError(f"{path}: trial {index} has {key} {trial[key]!r}, which the file does not define")
-        if trial["subject"] == 0:
-            raise ValueError(f"{path}: trial {index} has subject 0; subjects are numbered from 1")
-        eeg = trial["eeg"]
-        if not is_table(eeg):
-            raise ValueError(f"{path}: {self.named(index)} has no EEG table (channels x samples)")
-        if eeg.shape[0] != self.n_chans:
-            raise ValueError(
-                f"{path}: {self.named(index)} has {eeg.shape[0]} channels instead of {self.n_chans}: "
-                "drop it from the file, or give n_chans= if every trial has that many"
-            )
-        if eeg.shape[1] < SHORTEST:
-            raise ValueError(
-                f"{path}: {self.named(index)} has {eeg.shape[1]} samples where about 500 are expected: "
-                "the trial is damaged; drop it from the file"
-            )
-        image, wnid = self.images[trial["image"]], self.wnids[trial["label"]]
-        if not image.startswith(f"{wnid}_"):
-            raise ValueError(f"{path}: {self.named(index)} is labelled {wnid}, which is not the class of its image")
+                raise ValueError(f"{where} has {key} {trial[key]!r}, which the file does not define")
+        subject, image = trial["subject"], self.images[trial["image"]]
+        if subject == 0:
+            raise ValueError(f"{where} has subject 0; subjects are numbered from 1")
+        return Header(subject, trial["label"], image, trial["eeg"], f"subject {subject}, image {image}")
 
     def _scale(self, means: Any, stddevs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Means and standard deviations of the raw file as (n_chans, 1) or (1, 1)."""
@@ -164,8 +119,8 @@ class PerceiveLab(PthStudy):
 
     def _customary_filter(self, chosen: list[int]) -> set[int]:
         low, high = KEPT_LENGTHS
-        chosen = [i for i in chosen if i not in self.broken]
-        kept = {i for i in chosen if low <= self.trials[i]["eeg"].shape[1] <= high}
+        chosen = [i for i in chosen if i in self.headers]
+        kept = {i for i in chosen if low <= self.headers[i].eeg.shape[1] <= high}
         dropped = len(chosen) - len(kept)
         if dropped > MOST_DROPPED * len(chosen):
             self.fault(
@@ -216,19 +171,19 @@ class PerceiveLab(PthStudy):
 
     def _refuse_leaks(self, path: Path, splits: dict[str, list[int]]) -> None:
         trial_side: dict[int, str] = {}
-        image_side: dict[int, str] = {}
+        image_side: dict[str, str] = {}
         for name, indices in splits.items():
             for i in indices:
                 if i in trial_side:
                     where = f"twice in {name}" if trial_side[i] == name else f"in both {trial_side[i]} and {name}"
-                    self.fault(f"{path}: {self.named(i)} is {where}: use a split that keeps them apart")
+                    self.fault(f"{path} has {self.named(i)} {where}: use a split that keeps them apart")
                 trial_side[i] = name
-                if i in self.broken:
+                if i not in self.headers:
                     continue
-                image = self.trials[i]["image"]
+                image = self.image(i)
                 if image_side.setdefault(image, name) != name:
                     self.fault(
-                        f"{path}: image {self.images[image]} is in both {image_side[image]} and {name}: "
+                        f"{path}: image {image} is in both {image_side[image]} and {name}: "
                         "use a split that keeps the trials of an image on one side, or splits=by_image"
                     )
 

@@ -1,10 +1,10 @@
 """Pickles that hold arrays and plain values: read without running anything in them, and without loading the arrays.
 
 Two kinds of pickle go by the suffix `.npy`: what np.save makes of an object (a header, then the pickle) and a bare
-pickle. The first bytes tell which. Admitted are numpy arrays, numbers and dtypes, as numpy 1 and 2 name them, and dict,
-list, tuple, str, bytes, numbers, bool and None; a file that names anything else is refused before that is looked up.
+pickle. The first bytes tell which. Admitted are numpy's arrays and numbers, as numpy 1 and 2 name them, and dict, list,
+tuple, str, bytes, numbers, bool and None; a file that names anything else is refused before that is looked up.
 
-Large arrays stay in the file and are read piece by piece (`StoredArray`), so their size costs no memory: to read all
+Large arrays stay in the file, to be read piece by piece (`StoredArray`), so their size costs no memory: to read all
 trials of a file of 1 GB, of either kind, in pickle protocol 3, 4 or 5, took 4.2 MB more than to import numpy (peak of
 resident memory). Only protocol 2 wraps an array's bytes in text, which is decoded whole: 2.1 GB for such a file.
 """
@@ -16,14 +16,13 @@ import pickle
 import re
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from neuroimagen.studies.study import absent
 
 IN_FILE = 4096  # bytes; a longer run of raw bytes is left in the file
-DEEPEST = 20  # containers in containers
 LONGEST_LINE = 1000  # bytes; lines hold names and small numbers
 KINDS = re.compile(r"[biufcSUO]\d{0,9}")  # dtypes: bool, integers, floats, bytes, text, objects
 
@@ -32,22 +31,12 @@ class _Refused(Exception):
     """What the file wanted."""
 
 
-class StoredArray:
-    """An array that stays in its file. `stored[index]` reads what the index selects, as a new array."""
+class InFile(NamedTuple):
+    """Bytes left in their file."""
 
-    def __init__(self, path: Path, offset: int, dtype: np.dtype, shape: tuple[int, ...], order: Any) -> None:
-        self.path, self.offset, self.dtype, self.shape, self.order = path, offset, dtype, shape, order
-
-    def __getitem__(self, index: Any) -> np.ndarray:
-        # Mapped anew each time: pages of a mapping that is kept count as this process's memory for as long.
-        return np.array(np.memmap(self.path, self.dtype, "r", self.offset, self.shape, self.order)[index])
-
-
-class _RawBytes:
-    """Bytes left in the file."""
-
-    def __init__(self, offset: int, size: int) -> None:
-        self.offset, self.size = offset, size
+    path: Path
+    offset: int
+    size: int
 
 
 class _Dtype:
@@ -63,32 +52,53 @@ class _Dtype:
         self.dtype = self.dtype.newbyteorder(byte_order)
 
 
-class _Array:
-    """An array as the pickle describes it; `_Values` makes the real one."""
+class StoredArray:
+    """An array of a pickle; a large one stays in the file. `stored[index]` gives what the index selects, anew."""
+
+    def __init__(self) -> None:
+        self.describe((0,), _Dtype("f8"), "C", b"")  # its state follows
 
     def set_state(self, state: tuple) -> None:
-        shape, dtype, fortran, self.raw = state[-4:]
-        self.describe(shape, dtype, "F" if fortran else "C")
+        shape, dtype, fortran, raw = state[-4:]
+        self.describe(shape, dtype, "F" if fortran else "C", raw)
 
-    def describe(self, shape: tuple[int, ...], dtype: _Dtype, order: Any) -> None:
+    def describe(self, shape: tuple[int, ...], dtype: _Dtype, order: Any, raw: Any) -> None:
         if type(shape) is not tuple or not all(type(n) is int and n >= 0 for n in shape) or order not in ("C", "F"):
             raise ValueError(f"shape {shape}")
-        self.shape, self.dtype, self.order = shape, dtype.dtype, order
+        self.shape, self.dtype, self.order, self.raw = shape, dtype.dtype, order, raw
+        count, size = math.prod(shape), raw.size if isinstance(raw, InFile) else len(raw)
+        if self.dtype.hasobject:
+            if type(raw) is not list or size != count:
+                raise ValueError("objects of an array")
+            objects = np.empty(count, object)
+            for i, item in enumerate(raw):  # of all at once numpy would take lists for rows
+                objects[i] = item
+            self.raw = objects.reshape(shape, order=order)
+        elif size != count * self.dtype.itemsize or size < count:
+            raise ValueError(f"{size} bytes for an array of shape {shape}")
+        elif not isinstance(raw, InFile):
+            self.raw = np.ndarray(shape, self.dtype, raw, order=order)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(self.raw, InFile):
+            # Mapped anew each time: pages of a mapping that is kept count as this process's memory for as long.
+            mapped = np.memmap(self.raw.path, self.dtype, "r", self.raw.offset, self.shape, self.order)
+            return np.array(mapped[index])
+        return np.array(self.raw[index])
 
 
 _NDARRAY = object()
 
 
-def _reconstruct(kind: Any, *_: Any) -> _Array:
+def _reconstruct(kind: Any, *_: Any) -> StoredArray:
     if kind is not _NDARRAY:
         raise _Refused("another kind of array than numpy.ndarray")
-    return _Array()
+    return StoredArray()
 
 
-def _frombuffer(raw: Any, dtype: _Dtype, shape: Any, order: Any, *_: Any) -> _Array:
-    array = _Array()
-    array.describe(shape if type(shape) is tuple else (shape,), dtype, order)
-    array.raw = raw
+def _frombuffer(raw: Any, dtype: _Dtype, shape: Any, order: Any, *_: Any) -> StoredArray:
+    array = StoredArray()
+    array.describe(shape if type(shape) is tuple else (shape,), dtype, order, raw)
     return array
 
 
@@ -142,9 +152,9 @@ class _File:
         if n > self.size - self.file.tell():
             raise EOFError
 
-    def skip(self, n: int) -> _RawBytes:
+    def skip(self, n: int) -> InFile:
         self.check(n)
-        raw = _RawBytes(self.file.tell(), n)
+        raw = InFile(Path(self.file.name), self.file.tell(), n)
         self.file.seek(n, os.SEEK_CUR)
         return raw
 
@@ -176,7 +186,7 @@ class _Unpickler(_InPython):
 
     def load_build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
-        if not isinstance(target, (_Dtype, _Array)):
+        if not isinstance(target, (_Dtype, StoredArray)):
             raise _Refused("to set the state of something that has none")
         target.set_state(state)
 
@@ -232,60 +242,10 @@ class _Unpickler(_InPython):
         dispatch[_code[0]] = load_other
 
 
-class _Values:
-    """Makes the real values out of what the unpickler left, each once, however often it is referred to."""
+def load_pickle(path: Path) -> Any:
+    """What a pickled `.npy` file holds: plain values and StoredArrays; of bytes that are no array's, many are InFile.
 
-    def __init__(self, path: Path, file: io.BufferedReader) -> None:
-        self.path, self.file = path, file
-        self.made: dict[int, Any] = {}
-        self.open: set[int] = set()
-
-    def __call__(self, value: Any) -> Any:
-        if not isinstance(value, (dict, list, tuple, _Array, _RawBytes, _Dtype)) and value is not _NDARRAY:
-            return value
-        if id(value) not in self.made:
-            if id(value) in self.open or len(self.open) > DEEPEST:
-                raise _Refused("containers nested too deep, or within themselves")
-            self.open.add(id(value))
-            self.made[id(value)] = self.make(value)
-            self.open.remove(id(value))
-        return self.made[id(value)]
-
-    def make(self, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: self(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return type(value)([self(item) for item in value])
-        if isinstance(value, _Array):
-            return self.array(value)
-        if isinstance(value, _RawBytes):
-            self.file.seek(value.offset)
-            return self.file.read(value.size)
-        if isinstance(value, _Dtype):
-            return value.dtype
-        raise _Refused("the type numpy.ndarray itself")
-
-    def array(self, found: _Array) -> "np.ndarray | StoredArray":
-        raw, dtype, count = found.raw, found.dtype, math.prod(found.shape)
-        if dtype.hasobject:
-            if type(raw) is not list or len(raw) != count:
-                raise ValueError("objects of an array")
-            objects = np.empty(count, object)
-            for i, item in enumerate(raw):
-                objects[i] = self(item)
-            return objects.reshape(found.shape, order=found.order)
-        if count == 0:
-            return np.empty(found.shape, dtype)
-        size = raw.size if isinstance(raw, _RawBytes) else len(raw)
-        if size != count * dtype.itemsize:
-            raise ValueError(f"{size} bytes for an array of shape {found.shape}")
-        if isinstance(raw, _RawBytes):
-            return StoredArray(self.path, raw.offset, dtype, found.shape, found.order)
-        return np.frombuffer(raw, dtype, count).reshape(found.shape, order=found.order)
-
-
-def load(path: Path) -> Any:
-    """What a pickled `.npy` file holds: plain values, numpy arrays up to IN_FILE bytes, StoredArrays beyond.
+    Containers may be nested as deep, or as often within themselves, as the file says: take no more than is wanted.
 
     Of a `.npy` file that holds one plain array, that array, mapped.
 
@@ -302,7 +262,8 @@ def load(path: Path) -> Any:
                 read_header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
                 if not read_header[version[0]](file)[2].hasobject:
                     return np.load(path, mmap_mode="r")  # nothing is pickled
-            value = _Values(path, file)(_Unpickler(_File(file)).load())
+            value = _Unpickler(_File(file)).load()
+            return value[...].item() if isinstance(value, StoredArray) and value.shape == () else value
     except _Refused as wanted:
         raise ValueError(
             f"{path} is a pickle that wants {wanted}, where only arrays and plain values are taken, as more could run "
@@ -312,4 +273,3 @@ def load(path: Path) -> Any:
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}".removesuffix(": ")
         reason = "".join(c if c.isprintable() else "?" for c in reason)  # it may quote the file, also to a terminal
         raise ValueError(f"{path} is damaged or no pickled .npy file ({reason}): download it again") from None
-    return value.item() if isinstance(value, np.ndarray) and value.shape == () else value

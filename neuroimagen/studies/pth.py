@@ -1,17 +1,18 @@
 """What the readers of .pth files share: reading without running anything, trials as dicts, pictures."""
 
+import dataclasses
 import pickle
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from neuroimagen.studies.classes import BY_WNID
-from neuroimagen.studies.splits import split_images
-from neuroimagen.studies.study import SPLITS, Study, absent
+from neuroimagen.studies.classes import NAMES
+from neuroimagen.studies.splits import BY_IMAGE, refuse_empty, split_images
+from neuroimagen.studies.study import SPLITS, Study, Trial, absent, refuse_nonfinite
 
 EXTENSIONS = (".JPEG", ".jpeg", ".jpg", ".JPG", ".png", ".PNG", ".Jpeg", ".Jpg", ".Png")
 
@@ -76,92 +77,114 @@ def find_picture(there: set[str], names: list[str]) -> str | None:
     )
 
 
+@dataclasses.dataclass
+class Header:
+    """What a trial's dict says, checked; of its EEG no sample was read."""
+
+    subject: int  # from 1
+    label: int
+    image: str  # as the file calls it
+    eeg: torch.Tensor
+    said: str  # subject and image, for a sentence
+
+
 class PthStudy(Study):
-    """A study whose files hold each trial as a dict with a tensor. A reader gives `image`, `named` and `_check`."""
+    """A study whose files hold each trial as a dict with a tensor. A reader gives what has no value here, and `header`.
+
+    Trials are numbered through all files. Raises ValueError, in one sentence, for whatever in the files is not as
+    published; faults of single trials and pictures go to `fault`, which may collect them instead.
+    """
 
     sfreq = 1000.0  # Hz
-    eeg_key = "eeg"  # of a trial's tensor
-    trials: list[Any]
-    broken: set[int]  # trials whose header is wrong, and which are left out
+    fields: tuple[str, ...]  # of a trial's dict, the first its tensor
+    lengths_taken: tuple[int, int]  # samples, both ends included
+    if_channels_differ = ""  # more of the remedy
+    trials: list[tuple[Path, int, Any]]  # file, number in it, dict
+    headers: dict[int, Header]  # of the trials that are as published; the others are left out
     wnids: list[str]  # label -> wnid
     pictures: dict[str, Path]  # image -> file
-    names: Mapping[str, str] = {wnid: known.name for wnid, known in BY_WNID.items()}  # wnid -> name of the class
 
     def __len__(self) -> int:
         return len(self.trials)
 
     def lengths(self) -> list[int]:
-        return [trial[self.eeg_key].shape[1] for _, trial in self.sound()]
-
-    def sound(self) -> list[tuple[int, dict[str, Any]]]:
-        """Number and content of the trials that are not broken."""
-        return [(i, trial) for i, trial in enumerate(self.trials) if i not in self.broken]
+        return [header.eeg.shape[1] for header in self.headers.values()]
 
     def image(self, index: int) -> str:
         """The image of a trial, as the file calls it."""
-        raise NotImplementedError
+        return self.headers[index].image
 
-    def wnid(self, index: int) -> str:
-        """The class of a trial."""
-        raise NotImplementedError
+    def shown(self, index: int) -> tuple[int, str]:
+        """(subject, image) of a trial; reads nothing."""
+        return self.headers[index].subject, Path(self.image(index)).stem
 
     def named(self, index: int) -> str:
         """A trial, for a sentence."""
+        path, number, _ = self.trials[index]
+        said = f" ({self.headers[index].said})" if index in self.headers else ""
+        return f"{path}: trial {number}{said}"
+
+    def header(self, where: str, trial: dict[str, Any]) -> Header:
+        """The header of a trial that has all `fields`; ValueError, beginning with `where`, for one that cannot be."""
         raise NotImplementedError
 
-    def _check(self, index: int, trial: Any) -> None:
-        """ValueError for a trial whose header cannot be; no EEG sample is read."""
-        raise NotImplementedError
-
-    def check_headers(self) -> None:
-        self.broken = set()
-        for index, trial in enumerate(self.trials):
+    def read_headers(self) -> None:
+        self.headers = {}
+        for index, (_, _, trial) in enumerate(self.trials):
             try:
-                self._check(index, trial)
+                self.headers[index] = self._checked(self.named(index), trial)
             except ValueError as error:
                 self.fault(str(error))
-                self.broken.add(index)
+
+    def _checked(self, where: str, trial: Any) -> Header:
+        if not isinstance(trial, dict) or not set(self.fields) <= set(trial):
+            raise ValueError(f"{where} must hold {', '.join(self.fields)}")
+        header, eeg = self.header(where, trial), trial[self.fields[0]]
+        where, wnid = f"{where} ({header.said})", self.wnids[header.label]
+        if not header.image.startswith(f"{wnid}_"):
+            raise ValueError(f"{where} is labelled {wnid}, which is not the class of its image")
+        if not is_table(eeg):
+            raise ValueError(f"{where} has no EEG table (channels x samples)")
+        if eeg.shape[0] != self.n_chans:
+            more = self.if_channels_differ
+            raise ValueError(
+                f"{where} has {eeg.shape[0]} channels instead of {self.n_chans}: drop it from the file{more}"
+            )
+        if not self.lengths_taken[0] <= eeg.shape[1] <= self.lengths_taken[1]:
+            raise ValueError(
+                f"{where} has {eeg.shape[1]} samples where about 500 are expected, {self.lengths_taken[0]} at least: "
+                "drop it from the file, or is the file not at 1000 Hz?"
+            )
+        return header
 
     def class_table(self, labels: Iterable[int]) -> list[dict[str, Any]]:
         """`classes` for these labels."""
         found = [(label, self.wnids[label]) for label in labels]
-        return [{"label": label, "wnid": wnid, "name": self.names.get(wnid, wnid)} for label, wnid in found]
+        return [{"label": label, "wnid": wnid, "name": NAMES.get(wnid, wnid)} for label, wnid in found]
 
-    def finite(self, index: int, where: str, samples: slice = slice(None)) -> torch.Tensor:
-        """These samples of a trial as float32; ValueError if NaN or infinity is among them."""
-        eeg = self.trials[index][self.eeg_key][:, samples].float()
-        if not torch.isfinite(eeg).all():
-            channel = int((~torch.isfinite(eeg)).any(1).nonzero()[0])
-            raise ValueError(
-                f"{where} holds NaN or infinity in channel {channel}: "
-                "mend the recording or drop this trial from the file"
-            )
-        return eeg
+    def read_trial(self, index: int, key: str, eeg: torch.Tensor, cut: slice, extra: dict[str, Any]) -> Trial:
+        """The trial, cut out of these samples; ValueError if NaN or infinity is among them."""
+        refuse_nonfinite(eeg.numpy(), None, self.named(index))
+        (subject, image), label = self.shown(index), self.headers[index].label
+        return self.make_trial(key, eeg[:, cut].numpy(), self.pictures[self.image(index)], subject, label, image, extra)
 
     def split_by_image(self, indices: Iterable[int], seed: int) -> dict[str, list[int]]:
         """80/10/10 of the images of each class: a function of (names of all images in the files, seed) alone."""
-        images: dict[int, set[str]] = defaultdict(set)
-        label = {wnid: label for label, wnid in enumerate(self.wnids)}
-        for i, _ in self.sound():
-            images[label[self.wnid(i)]].add(self.image(i))
-        side = split_images(images, self.wnids, seed, str(self.inputs[0]))
-        self.protocol = (
-            f"80/10/10 of the images of each class (seed {seed}), every trial of an image in the image's split"
-        )
-        splits: dict[str, list[int]] = {name: [] for name in SPLITS}
-        for i in sorted(set(indices) - self.broken):
-            splits[side[self.image(i)]].append(i)
-        return splits
+        shown = [(header.label, header.image) for header in self.headers.values()]
+        sides = split_images(shown, self.wnids, seed, str(self.inputs[0]))
+        self.protocol, chosen = BY_IMAGE.format(seed) + "the image's split", set(indices)
+        side = {i: side for i, side in zip(self.headers, sides, strict=True) if i in chosen}
+        return {name: [i for i in side if side[i] == name] for name in SPLITS}
 
-    def find_pictures(self, root: Path, indices: Iterable[int], shown: Callable[[str], str]) -> None:
-        """Sets `pictures` of these trials from <root>/<wnid>/<image>; `shown` says that a trial showed it."""
+    def keep_pictured(self, splits: dict[str, list[int]], root: Path, subject: int, where: str) -> None:
+        """Sets `splits` and `pictures`: of these trials those whose picture is there, <root>/<wnid>/<image>."""
         if not root.is_dir():
             raise ValueError(f"images={root} is not a folder")
         self.picture_folders, self.pictures = [root], {}
         there: dict[str, set[str]] = {}
         missing: set[str] = set()
-        for i in sorted(indices):
-            image, wnid = self.image(i), self.wnid(i)
+        for i in sorted(i for own in splits.values() for i in own):
+            image, wnid = self.image(i), self.wnids[self.headers[i].label]
             if image in self.pictures or image in missing:
                 continue
             if wnid not in there:
@@ -173,6 +196,9 @@ class PthStudy(Study):
             else:
                 missing.add(image)
                 self.fault(
-                    f"picture {root / wnid / file} is missing, which {shown(self.named(i))}: "
+                    f"picture {root / wnid / file} is missing, which was shown in {self.named(i)}: "
                     "put it there, or give the right images= folder"
                 )
+        self.splits = {name: [i for i in splits[name] if self.image(i) in self.pictures] for name in SPLITS}
+        self.protocol += f"; subject {subject} only" if subject else ""
+        refuse_empty(self.splits, where, self.protocol)

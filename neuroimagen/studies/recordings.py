@@ -10,10 +10,11 @@ EEG leaves here in microvolts, float32, (n_chans, n_times), both ends of the win
 
 import dataclasses
 import glob
+import itertools
 import os
 import re
 import zlib
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -83,11 +84,11 @@ class Recordings(Study):
         self.inputs = [path]
         self.markers = self._markers()
         check_study(path, study, self.markers)
-        names = list(dict.fromkeys(marker.name for marker in self.markers.values()))
-        wnids = {marker.name: marker.wnid or marker.name for marker in self.markers.values()}
-        if twice := [m.name for m in self.markers.values() if wnids[m.name] != (m.wnid or m.name)]:
-            raise ValueError(f"{path}: markers of class {twice[0]!r} have two wnids: give them the same")
-        self.labels = {name: label for label, name in enumerate(names)}
+        wnids: dict[str, str] = {}
+        for marker in self.markers.values():
+            if wnids.setdefault(marker.name, marker.wnid or marker.name) != (marker.wnid or marker.name):
+                raise ValueError(f"{path}: markers of class {marker.name!r} have two wnids: give them the same")
+        self.labels = {name: label for label, name in enumerate(wnids)}
         self.classes = [{"label": label, "wnid": wnids[name], "name": name} for name, label in self.labels.items()]
         self.channels = list(study.channels)
         self.n_chans = len(study.channels)
@@ -99,8 +100,7 @@ class Recordings(Study):
         self.splits: dict[str, list[int]] = {"train": [], "val": [], "test": []}
         runs = self._runs()
         try:
-            for subject, own in runs.items():
-                self._split(subject, own)
+            self._split(runs)
             self._say(runs)
         except ValueError as error:
             left_out = [note for note in self.notes if "was left out" in note]
@@ -131,8 +131,7 @@ class Recordings(Study):
             self.inputs.append(table)
         self.pictures: dict[str, list[Path]] = {}
         for marker in markers:
-            value = plain_marker(marker.value)
-            pattern = self._below(marker.pictures)
+            value, pattern = plain_marker(marker.value), self._below(marker.pictures)
             found = sorted(Path(p) for p in glob.glob(pattern))
             if not found:
                 raise ValueError(f"{self.path}: marker {marker.value} has no picture at {pattern}")
@@ -140,88 +139,79 @@ class Recordings(Study):
                 raise ValueError(f"{self.path}: marker value {marker.value!r} is 0, empty or given twice")
             self.pictures[value] = found
         self.picture_folders = sorted({picture.parent for found in self.pictures.values() for picture in found})
-        return {plain_marker(marker.value): marker for marker in markers}
+        return dict(zip(self.pictures, markers, strict=True))
 
-    def _runs(self) -> dict[int, list[Run]]:
-        """Subject -> runs in order of name; sorts out copies, unwanted subjects and runs with hardly a trial."""
-        study, found = self.study, []
-        pattern = self._below(study.files)
+    def _tables(self) -> list[tuple[int, str, Path, str]]:
+        """Subject, run, file and a name for it, of each table of the subjects that are wanted, by subject and run."""
+        study, pattern, found = self.study, self._below(self.study.files), []
         paths = sorted(Path(p) for p in glob.glob(pattern, recursive=True))
         if not paths:
             raise ValueError(f"{self.path}: no table at {pattern}")
-        below = {path: Path(os.path.relpath(path, self.path.parent)).as_posix() for path in paths}
+        names = Counter(path.name for path in paths)
         for path in paths:
+            below = Path(os.path.relpath(path, self.path.parent)).as_posix()
             try:
-                match = re.search(study.file_name, path.name) or re.search(study.file_name, below[path])
-                if not match:
-                    raise ValueError(f"{path}: its name does not match file_name {study.file_name!r} of {self.path}")
-                number, name = match["subject"], match["run"]
+                match = re.search(study.file_name, path.name) or re.search(study.file_name, below)
+                number, run = (match["subject"], match["run"]) if match else ("0", "none")
             except (re.error, IndexError):
-                number, name = "", ""
-            if not (number.isdecimal() and name):
-                raise ValueError(
-                    f"{self.path}: file_name must be a regular expression with (?P<subject>\\d+) and (?P<run>...)"
-                )
-            subject = int(number)
-            if not study.subjects or subject in study.subjects:
-                found.append((subject, name, path))
-        missing = set(study.subjects) - {subject for subject, _, _ in found}
+                number, run = "", ""
+            if not (number.isdecimal() and run):
+                wanted = "a regular expression with (?P<subject>\\d+) and (?P<run>...)"
+                raise ValueError(f"{self.path}: file_name must be {wanted}")
+            if not match:
+                raise ValueError(f"{path}: its name does not match file_name {study.file_name!r} of {self.path}")
+            found.append((int(number), run, path, path.name if names[path.name] == 1 else below))
+        missing = set(study.subjects) - {subject for subject, *_ in found}
         if missing:
             raise ValueError(f"{self.path}: no table of subject {min(missing)} at {pattern}")
-        seen: dict[str, str] = {}
-        runs: dict[int, list[Run]] = defaultdict(list)
-        dropped = total = 0
-        names = Counter(path.name for path in paths)
-        for subject, name, path in sorted(found):
-            own = runs[subject]
-            shown = path.name if names[path.name] == 1 else below[path]
+        return sorted(table for table in found if not study.subjects or table[0] in study.subjects)
+
+    def _runs(self) -> list[Run]:
+        """The runs by subject and name, without copies and runs with hardly a trial."""
+        study, dropped, total = self.study, 0, 0
+        seen: dict[str, str] = {}  # digest -> the table that has it
+        runs: list[Run] = []
+        tables = self._tables()
+        for subject, name, path, shown in tables:
             table = read_table(path, study)
-            if table.digest in seen:
-                self.notes.append(f"{shown} holds the same data as {seen[table.digest]} and was left out")
+            if first := seen.get(table.digest):
+                self.notes.append(f"{shown} holds the same data as {first} and was left out")
                 if self.fault.collect:
-                    self.fault(
-                        f"{path} holds the same data as {seen[table.digest]}: remove the one whose name is wrong"
-                    )
+                    self.fault(f"{path} holds the same data as {first}: remove the one whose name is wrong")
                 continue
             seen[table.digest] = shown
             self.inputs.append(path)
             epochs, kept = cut_epochs(table, study)
             self.notes += [f"{shown}: {note}" for note in table.notes]
-            unknown = sorted(set(table.values) - set(self.markers))
-            if unknown:
-                raise ValueError(
-                    f"{path} has marker {unknown[0]}, which {self.path} does not name: add it to markers, or to "
-                    "ignore_markers if no picture appears at it"
-                )
-            across = int(across_gaps(table, study).sum())
-            if across:
+            if unknown := sorted(set(table.values) - set(self.markers)):
+                remedy = "add it to markers, or to ignore_markers if no picture appears at it"
+                raise ValueError(f"{path} has marker {unknown[0]}, which {self.path} does not name: {remedy}")
+            if across := int(across_gaps(table, study).sum()):
                 self.notes[-1] += f"; {across} trials across them were left out"
-            if len(kept) < study.fewest_trials:
+            if len(kept) < max(study.fewest_trials, 1):
                 self.notes.append(f"{shown} was left out: {len(kept)} usable trials of {len(table.values)}")
                 continue
             total, dropped = total + len(table.values), dropped + len(table.values) - len(kept)
-            values = np.array([table.values[i] for i in kept])
-            place = len(own)
+            values, place = np.array([table.values[i] for i in kept]), sum(run.subject == subject for run in runs)
             if study.shuffle_labels:
                 values = np.random.default_rng([self.seed, subject, place]).permutation(values)
-            own.append(Run(subject, name, place, epochs, values, table.seconds[kept]))
-        for subject in [subject for subject, own in runs.items() if not own]:
+            runs.append(Run(subject, name, place, epochs, values, table.seconds[kept]))
+        for subject in sorted({subject for subject, *_ in tables} - {run.subject for run in runs}):
             self.notes.append(f"subject {subject} is not in the study: all of its runs were left out")
-            del runs[subject]
         if dropped:
-            self.notes.append(
-                f"{dropped} of {total} trials were left out as artefacts or cut off by the end of a run"
-                + " or by a gap" * any("lost in" in note for note in self.notes)
-            )
+            gap = " or by a gap" if any("lost in" in note for note in self.notes) else ""
+            cut = f"as artefacts or cut off by the end of a run{gap}"
+            self.notes.append(f"{dropped} of {total} trials were left out {cut}")
         return runs
 
-    def _split(self, subject: int, runs: list[Run]) -> None:
+    def _split(self, runs: list[Run]) -> None:
         """Whole runs to test; of each other run the last part to val, what shares no sample with it to train."""
         study = self.study
-        onsets, length = [run.onsets for run in runs], study.window[1] - study.window[0]
-        who = f"subject {subject}"
-        sides = split_runs(onsets, study.hold_out, study.val_tail, length, who, str(self.path))
-        for run, own in zip(runs, sides, strict=True):
+        trials = [(run.subject, str(run.number), float(onset)) for run in runs for onset in run.onsets]
+        length = study.window[1] - study.window[0]
+        sides = iter(split_runs(trials, study.hold_out, study.val_tail, length, str(self.path)))
+        for run in runs:
+            own = list(itertools.islice(sides, len(run.onsets)))
             if "test" in own:
                 self._add_test(run)
                 continue
@@ -259,17 +249,18 @@ class Recordings(Study):
         label = self.labels[marker.name]
         self.trials.append(self.make_trial(key, eeg, picture, run.subject, label, picture.stem, extra))
 
-    def _say(self, runs: dict[int, list[Run]]) -> None:
+    def _say(self, runs: list[Run]) -> None:
         """The protocol in one sentence, and a check that every split has every class."""
         study = self.study
         for split, indices in self.splits.items():
             absent = set(self.labels) - {self.trials[i].class_name for i in indices}
             if absent and split != "val":
                 raise ValueError(f"{self.path}: split {split} has no trial of class {min(absent)!r}")
+        count = Counter(run.subject for run in runs)
         held = [
-            f"run {i + 1} of {len(own)} of subject {subject}"
-            for subject, own in runs.items()
-            for i in sorted({i % len(own) for i in study.hold_out})
+            f"run {run.number + 1} of {count[run.subject]} of subject {run.subject}"
+            for run in runs
+            if run.number in {i % count[run.subject] for i in study.hold_out}
         ]
         parts = [
             f"test: {', '.join(held)}",

@@ -18,7 +18,7 @@ import scipy  # whose parts are imported when first used
 from tqdm import tqdm
 
 from neuroimagen.studies.config import SignalOptions
-from neuroimagen.studies.study import Study, Trial
+from neuroimagen.studies.study import Study, Trial, refuse_nonfinite
 from neuroimagen.studies.whitening import learn_whiteners
 
 # Rows of the 10-05 system (Oostenveld & Praamstra 2001), front to back; a row between two lobes goes with the former.
@@ -53,19 +53,14 @@ def pick_channels(picks: list[str], channels: list[str] | None, n_chans: int) ->
                 raise ValueError(f"picks={pick}, but channels are numbered from 0 to {n_chans - 1}")
             more = [int(pick)]
         elif channels is None:
-            raise ValueError(
-                f"picks={pick!r}: the names of the channels are not in these files; pick by number, 0 to {n_chans - 1}"
-            )
-        elif pick.casefold() in REGIONS:
-            more = [i for i, name in enumerate(channels) if region_of(name) == pick.casefold()]
+            last = n_chans - 1
+            raise ValueError(f"picks={pick!r}: these files do not name their channels: pick by number, 0 to {last}")
         else:
-            raise ValueError(
-                f"picks={pick!r} is no channel and no region ({', '.join(REGIONS)}): {', '.join(channels)}"
-            )
-        if not more:
-            raise ValueError(
-                f"picks={pick!r}: no channel lies there by its 10-05 name, among {', '.join(channels or [])}"
-            )
+            more = [i for i, name in enumerate(channels) if region_of(name) == pick.casefold()]
+            if not more:
+                known = f" is no channel and no region ({', '.join(REGIONS)})"
+                why = ": no channel lies there by its 10-05 name" if pick.casefold() in REGIONS else known
+                raise ValueError(f"picks={pick!r}{why}, among {', '.join(channels)}")
         found += more
     return list(dict.fromkeys(found))
 
@@ -78,12 +73,12 @@ class Prepared(Study):
     def __init__(self, study: Study, options: SignalOptions) -> None:
         super().__init__(study.fault)
         self.study, self.options = study, options
-        self.dataset, self.simulated, self.classes = study.dataset, study.simulated, study.classes
-        self.split_by, self.inputs = study.split_by, study.inputs
-        self.picture_folders, self.notes = study.picture_folders, list(study.notes)
-        self.channels, self.n_chans, self.units = study.channels, study.n_chans, study.units
-        self.n_times, self.sfreq, self.splits = study.n_times, study.sfreq, study.splits
-        self.tmin, self.before, self.recorded = study.tmin or 0.0, study.before, study.recorded
+        for name in (
+            *("dataset", "simulated", "classes", "splits", "split_by", "inputs", "picture_folders", "channels"),
+            *("n_chans", "n_times", "sfreq", "units", "before", "recorded"),
+        ):
+            setattr(self, name, getattr(study, name))
+        self.notes, self.tmin = list(study.notes), study.tmin or 0.0
         self.done: list[str] = []  # what is done, for the protocol
         self.picks: list[int] = []
         if options.picks:
@@ -118,11 +113,7 @@ class Prepared(Study):
     def trial(self, index: int) -> Trial:
         if not self.done:
             return self.study.trial(index)
-        if self.members:
-            trial = self._average(self.members[index])
-        else:
-            trial = self.study.trial(index)
-            trial = dataclasses.replace(trial, eeg=self._whitened(trial))
+        trial = self._mean(self.members[index] if self.members else [index])
         eeg = trial.eeg
         if self.options.standardise != "none":
             axis = 1 if self.options.standardise == "channel" else None
@@ -137,25 +128,23 @@ class Prepared(Study):
     def lengths(self) -> list[int]:
         return self.study.lengths()
 
-    def _average(self, members: list[int]) -> Trial:
+    def _mean(self, members: list[int]) -> Trial:
         """The mean of some trials of one image and subject, with what is true of all of them."""
         first = self.study.trial(members[0])
-        total, extra = self._whitened(first), first.extra
+        total, extra, n = self._whitened(first), first.extra, len(members)
         for index in members[1:]:
             trial = self.study.trial(index)
             total = total + self._whitened(trial)
             # Of a run split the first's run stays: it says on which side of the split these trials are.
             extra = {k: v for k, v in extra.items() if trial.extra.get(k) == v or k in ("run", "session")}
-        n = len(members)
-        key = first.key + (f"_mean{n}" if n > 1 else "")
-        return dataclasses.replace(first, key=key, eeg=total / n, extra=extra | {"averaged": n})
+        extra = extra | ({"averaged": n} if self.members else {})
+        return dataclasses.replace(first, key=first.key + f"_mean{n}" * (n > 1), eeg=total / n, extra=extra)
 
     def _signal(self, trial: Trial) -> np.ndarray:
         """Everything that looks at one trial alone; (n_chans, n_times) float64."""
         eeg = trial.eeg[self.picks] if self.picks else trial.eeg
         eeg = eeg.astype(np.float64)
-        if not np.isfinite(eeg).all():
-            raise ValueError(f"trial {trial.key} holds NaN or infinity: mend the recording or leave this trial out")
+        refuse_nonfinite(eeg, self.channels, f"trial {trial.key}")
         for wave, fit in self.lines:
             eeg = eeg - (eeg @ fit) @ wave
         for sos in self.filters:
@@ -172,10 +161,8 @@ class Prepared(Study):
         if not self.whiteners:
             return eeg
         if trial.subject not in self.whiteners:
-            raise ValueError(
-                f"whiten={self.options.whiten}: subject {trial.subject} has no train trial to learn its noise from; "
-                "use a split that gives it some, or whiten=none"
-            )
+            said = f"whiten={self.options.whiten}: subject {trial.subject} has no train trial to learn its noise from"
+            raise ValueError(f"{said}; use a split that gives it some, or whiten=none")
         return self.whiteners[trial.subject] @ eeg
 
     def _set_picks(self) -> None:
@@ -195,10 +182,8 @@ class Prepared(Study):
         for hertz in notch:
             width = max(NOTCH_WIDTH, 2 / length)
             if not 2 * width <= hertz < rate / 2:
-                raise ValueError(
-                    f"notch={hertz:g} must lie between {2 * width:.3g} Hz ({trials} tell nothing finer apart) and "
-                    f"{rate / 2:g} Hz, half the sampling rate"
-                )
+                limits = f"{2 * width:.3g} Hz ({trials} tell nothing finer apart) and {rate / 2:g} Hz, half the rate"
+                raise ValueError(f"notch={hertz:g} must lie between {limits}")
             # A notch needs some 1 / width s to settle, so first the steady part of the line goes: a sine and a cosine
             # fitted to the trial, tapered so that other frequencies hardly enter the fit.
             wave = np.stack([np.sin(2 * np.pi * hertz * time), np.cos(2 * np.pi * hertz * time)])
@@ -210,10 +195,8 @@ class Prepared(Study):
         check_band(band, rate)
         low, high = band
         if (low and low < 1 / length) or (high or rate / 2) - low < 1 / length:
-            raise ValueError(
-                f"band=[{low:g}, {high:g}] cannot be told apart in {trials}: low edge and width must be at least "
-                f"{1 / length:.3g} Hz; filter the continuous recording instead"
-            )
+            least = f"low edge and width must be at least {1 / length:.3g} Hz; filter the continuous recording instead"
+            raise ValueError(f"band=[{low:g}, {high:g}] cannot be told apart in {trials}: {least}")
         kind = "bandpass" if low and high else "highpass" if low else "lowpass"
         edges = [low, high] if low and high else low or high
         filters.append(scipy.signal.butter(FILTER_ORDER, edges, kind, fs=rate, output="sos"))
@@ -236,10 +219,8 @@ class Prepared(Study):
             return None
         first, last = ([round((s - self.tmin) * self.sfreq) for s in interval] + [0, 0])[:2]
         if len(interval) != 2 or not 0 <= first < last <= self.n_times:
-            raise ValueError(
-                f"{name}={list(interval)} must be two rising times within the trials, which last from {self.tmin:g} "
-                f"to {self.tmin + self.n_times / self.sfreq:g} s"
-            )
+            within = f"the trials, which last from {self.tmin:g} to {self.tmin + self.n_times / self.sfreq:g} s"
+            raise ValueError(f"{name}={list(interval)} must be two rising times within {within}")
         if name == "baseline":
             self.done.append(f"baseline {interval[0]:g} to {interval[1]:g} s")
         return slice(first, last)
@@ -282,17 +263,14 @@ class Prepared(Study):
         self.splits, sizes, rest = {}, set(), 0
         for split, indices in self.study.splits.items():
             groups = self._by_image(split) if where in (split, "all") else [[index] for index in indices]
+            if where in (split, "all") and k:
+                for members in (members for members in groups if len(members) < k):
+                    subject, image = self.study.shown(members[0])
+                    few = f"image {image} has {len(members)} trials of subject {subject} in {split}"
+                    raise ValueError(f"{few}, and repetition_groups={k} needs at least as many: give a smaller number")
+                rest += sum(len(members) % k for members in groups)
+                groups = [m[i : i + k] for m in groups for i in range(0, len(m) - k + 1, k)]
             if where in (split, "all"):
-                if k:
-                    for members in groups:
-                        if len(members) < k:
-                            subject, image = self.study.shown(members[0])
-                            raise ValueError(
-                                f"image {image} has {len(members)} trials of subject {subject} in {split}, and "
-                                f"repetition_groups={k} needs at least as many: give a smaller number"
-                            )
-                        rest += len(members) % k
-                    groups = [m[i : i + k] for m in groups for i in range(0, len(m) - k + 1, k)]
                 sizes |= {len(members) for members in groups}
             self.splits[split] = list(range(len(self.members), len(self.members) + len(groups)))
             self.members += groups
@@ -306,7 +284,5 @@ class Prepared(Study):
 def check_band(band: list[float], rate: float) -> None:
     """ValueError unless `band` is [low, high] in Hz below half of `rate`, 0 for an open end."""
     if len(band) != 2 or min(band) < 0 or max(band) >= rate / 2 or not (band[1] > band[0] or (band[0] and not band[1])):
-        raise ValueError(
-            f"band={list(band)} must be [low, high] in Hz, rising, below half of the sampling rate of {rate:g} Hz; "
-            "0 leaves an end open"
-        )
+        wanted = f"[low, high] in Hz, rising, below half of the sampling rate of {rate:g} Hz; 0 leaves an end open"
+        raise ValueError(f"band={list(band)} must be {wanted}")

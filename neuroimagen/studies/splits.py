@@ -1,17 +1,26 @@
 """Splits that a reader makes itself: by image, or by recording run."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from neuroimagen.studies.study import SPLITS
 
-def split_images(images: Mapping[int, Iterable[str]], classes: Sequence[str], seed: int, where: str) -> dict[str, str]:
-    """Image -> train, val or test: 80/10/10 of the images of each label, a function of (names, seed).
+BY_IMAGE = "80/10/10 of the images of each class (seed {}), every trial of an image in "  # and which, for the protocol
+
+
+def split_images(shown: Iterable[tuple[int, str]], classes: Sequence[str], seed: int, where: str) -> list[str]:
+    """The split of each trial, of its label and image: 80/10/10 of the images of each label, by (names, seed) alone.
 
     ValueError, beginning with `where`, for a class (label -> its name) of fewer than three images.
     """
+    shown, images = list(shown), defaultdict(set)
+    for label, image in shown:
+        images[label].add(image)
     side: dict[str, str] = {}
-    for label, names in sorted((label, sorted(names)) for label, names in images.items()):
+    for label, found in sorted(images.items()):
+        names = sorted(found)
         if len(names) < 3:
             raise ValueError(
                 f"{where}: class {classes[label]} has {len(names)} images; splits=by_image needs 3 or more"
@@ -20,37 +29,44 @@ def split_images(images: Mapping[int, Iterable[str]], classes: Sequence[str], se
         n = max(1, round(0.1 * len(names)))
         side |= dict.fromkeys(order[:n], "val") | dict.fromkeys(order[n : 2 * n], "test")
         side |= dict.fromkeys(order[2 * n :], "train")
-    return side
+    return [side[image] for _, image in shown]
 
 
 def split_runs(
-    onsets: Sequence[Sequence[float] | np.ndarray],
-    hold_out: list[int],
-    val_tail: float,
-    length: float,
-    who: str,
-    where: str,
-) -> list[list[str]]:
-    """The split of each trial of each run of one subject (`who`); "" for those to leave out.
+    trials: Sequence[tuple[int, str, float]], hold_out: list[int], val_tail: float, length: float, where: str
+) -> list[str]:
+    """The split of each trial, of its subject, run and onset (s); "" for those to leave out.
 
-    Runs that `hold_out` names (0 is the first, -1 the last) are test; of each other run the last part, `val_tail` of
-    it, is val and the rest train, without trials that share a sample with val. onsets: s, rising; length: of a trial.
+    Runs that `hold_out` names (0 is the subject's first, -1 the last) are test; of each other run the last part,
+    `val_tail` of it, is val and the rest train, without trials that share a sample with val. length: of a trial, s.
     ValueError, beginning with `where`, if there is no such run, or none to train on.
     """
-    wrong = [i for i in hold_out if not -len(onsets) <= i < len(onsets)]
-    if wrong:
-        raise ValueError(f"{where}: hold_out={wrong[0]}, but {who} has {len(onsets)} usable runs")
-    test = {i % len(onsets) for i in hold_out}
-    if len(test) == len(onsets):
-        raise ValueError(f"{where}: hold_out leaves {who} no run to train on")
-    sides = []
-    for number, own in enumerate(onsets):
-        if number in test:
-            sides.append(["test"] * len(own))
-            continue
-        first = max(0, len(own) - max(1, round(val_tail * len(own))))
-        sides.append(["train" if s + length < own[first] else "" for s in own[:first]] + ["val"] * (len(own) - first))
+    runs: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for i, (subject, run, _) in enumerate(trials):
+        runs[subject][run].append(i)
+    sides = [""] * len(trials)
+    for subject, own in runs.items():
+        wrong = [i for i in hold_out if not -len(own) <= i < len(own)]
+        if wrong:
+            raise ValueError(f"{where}: hold_out={wrong[0]}, but subject {subject} has {len(own)} usable runs")
+        test = {i % len(own) for i in hold_out}
+        if len(test) == len(own):
+            raise ValueError(f"{where}: hold_out leaves subject {subject} no run to train on")
+        for number, indices in enumerate(own.values()):
+            indices.sort(key=lambda i: trials[i][2])
+            first = max(0, len(indices) - max(1, round(val_tail * len(indices))))
+            for place, i in enumerate(indices):
+                if number in test or place >= first:
+                    sides[i] = "test" if number in test else "val"
+                elif trials[i][2] + length < trials[indices[first]][2]:
+                    sides[i] = "train"
     return sides
+
+
+def by_split(sides: Iterable[str]) -> dict[str, list[int]]:
+    """The trials of each split, in order."""
+    sides = list(sides)
+    return {name: [i for i, side in enumerate(sides) if side == name] for name in SPLITS}
 
 
 def refuse_empty(splits: Mapping[str, Sequence[int]], where: str, protocol: str) -> None:

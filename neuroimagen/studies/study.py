@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,14 @@ def some(names: Collection[str], most: int = 5) -> str:
     """a, b and 3 more"""
     shown = list(names)[:most]
     return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def refuse_nonfinite(eeg: np.ndarray, channels: Sequence[str] | None, where: str) -> None:
+    """ValueError, beginning with `where`, if NaN or infinity is among these samples, (n_chans, n_times)."""
+    if not np.isfinite(eeg).all():
+        first = int(np.argwhere(~np.isfinite(eeg))[0, 0])
+        channel = channels[first] if channels else first
+        raise ValueError(f"{where} holds NaN or infinity in channel {channel}: mend the recording or leave it out")
 
 
 @dataclasses.dataclass
@@ -106,6 +114,12 @@ class Study:
     @functools.cached_property
     def _names(self) -> dict[int, tuple[str, str]]:
         return {known["label"]: (known["wnid"], known["name"]) for known in self.classes}
+
+    def choose_subject(self, wanted: int, found: Collection[int], where: str) -> list[int]:
+        """The subjects to take: `wanted`, or for 0 all; ValueError, beginning with `where`, if it is not there."""
+        if wanted and wanted not in found:
+            raise ValueError(f"{where} holds no trial of subject={wanted}; it holds subjects {sorted(found)}")
+        return [wanted] if wanted else sorted(found)
 
     def shown(self, index: int) -> tuple[int, str]:
         """(subject, image) of a trial; most readers know it without reading EEG, which spares a pass over the files."""

@@ -14,16 +14,17 @@ A trial is one repetition of one picture; it is read from the file when it is as
 import bisect
 import dataclasses
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from neuroimagen.config import option, path_option
-from neuroimagen.studies import plain_pickle
 from neuroimagen.studies.config import StudyConfig
-from neuroimagen.studies.study import Faults, Study, Trial, absent, some
+from neuroimagen.studies.plain_pickle import StoredArray, load_pickle
+from neuroimagen.studies.splits import by_split
+from neuroimagen.studies.study import Faults, Study, Trial, absent, refuse_nonfinite, some
 
 FILES = {"training": "preprocessed_eeg_training.npy", "test": "preprocessed_eeg_test.npy"}
 FIELDS = ("preprocessed_eeg_data", "ch_names", "times")
@@ -39,8 +40,7 @@ class ThingsEeg2Config(StudyConfig):
     splits: Literal["official", "by_image"] = option("official", "official only: the published test set")
 
 
-@dataclasses.dataclass
-class Picture:
+class Picture(NamedTuple):
     path: Path
     image: str
     label: int
@@ -53,7 +53,7 @@ class Part:
     subject: int
     name: str  # "training" or "test"
     path: Path
-    eeg: Any  # (conditions, repetitions, channels, samples), an array or a StoredArray
+    eeg: Any  # (conditions, repetitions, channels, samples)
     channels: list[str]
     times: np.ndarray  # of the samples, s after onset
     first: int = 0
@@ -109,15 +109,11 @@ class ThingsEeg2(Study):
     def trial(self, index: int) -> Trial:
         """Trial `index`, (n_chans, n_times): the only one that is read."""
         part, condition, repetition = self._place(index)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore"):  # a number too large for float32 becomes infinity
             eeg = np.asarray(part.eeg[condition, repetition], dtype=np.float32)
         picture = self.pictures[part.name][condition]
-        if not np.isfinite(eeg).all():
-            channel = part.channels[int((~np.isfinite(eeg)).any(1).argmax())]
-            raise ValueError(
-                f"{part.path}: condition {condition} (image {picture.image}), repetition {repetition} holds NaN, "
-                f"infinity or a number too large for float32 in channel {channel}: mend it or leave this subject out"
-            )
+        where = f"{part.path}: condition {condition} (image {picture.image}), repetition {repetition}"
+        refuse_nonfinite(eeg, part.channels, where)
         key = f"s{part.subject:02d}_{part.name}_c{condition:05d}_r{repetition:02d}"
         extra = {"condition": condition, "repetition": repetition}
         return self.make_trial(key, eeg, picture.path, part.subject, picture.label, picture.image, extra)
@@ -133,9 +129,7 @@ class ThingsEeg2(Study):
 
     def _subject_folders(self, eeg: Path, subject: int) -> dict[int, Path]:
         if not eeg.is_dir():
-            raise ValueError(
-                f"eeg={eeg} is not a folder: dataset=things_eeg2 takes the one that holds sub-01, sub-02, ..."
-            )
+            raise ValueError(f"eeg={eeg} is not a folder: give the one that holds sub-01, sub-02, ...")
         found: dict[int, Path] = {}
         others: list[str] = []
         for path in _visible(eeg):
@@ -156,55 +150,44 @@ class ThingsEeg2(Study):
                 f"eeg={eeg} holds no folder sub-01, sub-02, ...: give "
                 + ("the folder above it, and subject=... for this one alone" if near else "the one that holds them")
             )
-        if subject and subject not in found:
-            raise ValueError(f"eeg={eeg} has no subject={subject}; it has subjects {sorted(found)}")
-        return {subject: found[subject]} if subject else found
+        return {number: found[number] for number in self.choose_subject(subject, found, f"eeg={eeg}")}
 
     def _part(self, subject: int, name: str, path: Path) -> Part:
         """Open one file and check everything about it but the samples themselves."""
-        content = plain_pickle.load(path)
+        content = load_pickle(path)
         if not isinstance(content, dict) or not set(FIELDS) <= set(content):
             raise ValueError(f"{path} is not a THINGS-EEG2 file: it must hold {', '.join(FIELDS)}")
         eeg, names, times = (content[field] for field in FIELDS)
-        shape = eeg.shape if isinstance(eeg, (np.ndarray, plain_pickle.StoredArray)) else ()
-        if len(shape) != 4 or 0 in shape or eeg.dtype.kind not in "fiu":
-            raise ValueError(
-                f"{path}: `preprocessed_eeg_data` must be a table of numbers, conditions x repetitions x channels x "
-                + (f"samples; it has the shape {shape}" if shape else "samples")
-            )
-        channels = self._channels(path, names)
-        if len(channels) != shape[2]:
-            raise ValueError(f"{path}: `ch_names` names {len(channels)} channels, but the data have {shape[2]}")
-        pictures = self.pictures[name]
-        if len(pictures) != shape[0]:
-            folders = len({picture.path.parent for picture in pictures})
-            raise ValueError(
-                f"{path} holds {shape[0]} conditions, but {pictures[0].path.parents[1]} holds {len(pictures)} pictures "
-                f"in {folders} folders, where each picture is a condition: use the pictures that belong to this file"
-            )
-        return Part(subject, name, path, eeg, channels, self._times(path, times, shape[3]))
-
-    @staticmethod
-    def _channels(path: Path, names: Any) -> list[str]:
-        if isinstance(names, (np.ndarray, plain_pickle.StoredArray)):
-            names = names[...].tolist()
+        shape = eeg.shape if isinstance(eeg, StoredArray) else None
+        if not shape or len(shape) != 4 or 0 in shape or eeg.dtype.kind not in "fiu":
+            wanted = "a table of numbers, conditions x repetitions x channels x samples"
+            raise ValueError(f"{path}: `preprocessed_eeg_data` must be {wanted}; it has the shape {shape}")
+        names = names[...].tolist() if isinstance(names, StoredArray) else names
         if not isinstance(names, (list, tuple)) or not all(isinstance(n, str) and n.strip() for n in names):
             raise ValueError(f"{path}: `ch_names` must be a list of names")
         if len(set(names)) < len(names):
             raise ValueError(f"{path}: `ch_names` holds {Counter(names).most_common(1)[0][0]!r} twice")
-        return [str(n) for n in names]
+        if len(names) != shape[2]:
+            raise ValueError(f"{path}: `ch_names` names {len(names)} channels, but the data have {shape[2]}")
+        pictures = self.pictures[name]
+        if len(pictures) != shape[0]:
+            there = f"{pictures[0].path.parents[1]} holds {len(pictures)} pictures"
+            folders = len({picture.path.parent for picture in pictures})
+            raise ValueError(
+                f"{path} holds {shape[0]} conditions, but {there} in {folders} folders, where each picture is a "
+                "condition: use the pictures that belong to this file"
+            )
+        return Part(subject, name, path, eeg, [str(n) for n in names], self._times(path, times, shape[3]))
 
     def _times(self, path: Path, times: Any, n: int) -> np.ndarray:
         """The times of the samples: the last n entries."""
-        if isinstance(times, plain_pickle.StoredArray):
-            times = times[...]
-        try:
-            times = np.asarray(times, dtype=np.float64)
-        except (TypeError, ValueError):
+        try:  # one by one: numpy would look into whatever is nested there
+            times = np.array([float(time) for time in (times[...] if isinstance(times, StoredArray) else times)])
+        except (TypeError, ValueError, OverflowError):
             times = np.zeros(0)
-        if times.ndim != 1 or len(times) < n or n < 2:
+        if len(times) < n or n < 2:
             raise ValueError(
-                f"{path}: `times` must hold the times of the {n} samples, at least two; it has shape {times.shape}"
+                f"{path}: `times` must hold the times of the {n} samples, two or more; it has {len(times)}"
             )
         if len(times) > n:
             note = f"`times` names {len(times)} times for {n} samples: the last {n} are theirs"
@@ -222,10 +205,9 @@ class ThingsEeg2(Study):
             if part.channels != first.channels:
                 raise ValueError(f"{part.path} has other channels, or in another order, than {first.path}")
             if part.times.shape != first.times.shape or not np.allclose(part.times, first.times, atol=1e-3):
+                own, other = (f"{len(p.times)} samples from {p.times[0]:g} to {p.times[-1]:g} s" for p in (part, first))
                 raise ValueError(
-                    f"{part.path} has {len(part.times)} samples from {part.times[0]:g} to {part.times[-1]:g} s where "
-                    f"{first.path} has {len(first.times)} from {first.times[0]:g} to {first.times[-1]:g} s: "
-                    "take all files from one source"
+                    f"{part.path} has {own} where {first.path} has {other}: take all files from one source"
                 )
 
     def _pictures(self, root: Path) -> dict[str, list[Picture]]:
@@ -236,24 +218,19 @@ class ThingsEeg2(Study):
             own = root / f"{name}_images"
             if not own.is_dir():
                 raise ValueError(f"{own} is not a folder: images= must hold training_images/ and test_images/")
-            found = [
-                (path, [p for p in _visible(path) if p.suffix.lower() in EXTENSIONS])
-                for path in _visible(own)
-                if path.is_dir()
-            ]
-            if not any(files for _, files in found):
-                raise ValueError(
-                    f"{own} holds no folder of pictures: it must hold one for each concept, 00001_aardvark, ..."
-                )
-            usual = Counter(len(files) for _, files in found).most_common(1)[0][0]
-            for path, files in found:
+            inside = {path: _visible(path) for path in _visible(own) if path.is_dir()}
+            found = [(name, path, [p for p in all_ if p.suffix.lower() in EXTENSIONS]) for path, all_ in inside.items()]
+            if not any(files for _, _, files in found):
+                raise ValueError(f"{own} holds no folder of pictures: it must hold one a concept, 00001_aardvark, ...")
+            usual = Counter(len(files) for _, _, files in found).most_common(1)[0][0]
+            for _, path, files in found:
                 if len(files) != usual:
                     odd += 1
                     self.fault(
-                        f"{path} holds {len(files)} pictures where the other folders hold {usual}: one too few or "
-                        "too many shifts all conditions after it; put the published pictures there"
+                        f"{path} holds {len(files)} pictures where the other folders hold {usual}, which shifts all "
+                        "conditions after it: put the published pictures there"
                     )
-            folders += [(name, path, files) for path, files in found]
+            folders += found
         if odd:
             raise ValueError(f"images={root}: {odd} folders hold another number of pictures than the others")
         concepts = [re.sub(r"^\d+_(?=.)", "", path.name) for _, path, _ in folders]
@@ -271,39 +248,38 @@ class ThingsEeg2(Study):
             raise ValueError(f"images={root} holds two pictures of one name in one folder: rename one")
         n_train = sum(name == "training" for name, _, _ in folders)
         self.both = sorted(set(concepts[:n_train]) & set(concepts[n_train:]))
-        if max(often.values()) > 1:
+        if more := [concept for concept, times in often.most_common() if times > 1]:
             self.notes.append(
-                f"{sum(n > 1 for n in often.values())} concept names stand for several folders (e.g. "
-                f"{often.most_common(1)[0][0]}): these classes are told apart by set and folder"
+                f"{len(more)} concept names stand for several folders (e.g. {more[0]}): these classes are told apart "
+                "by set and folder"
             )
         return pictures
 
     def _split(self, seed: int) -> dict[str, list[int]]:
         """val: one picture of each training concept, all its repetitions, the same for every subject."""
-        by_label: dict[int, list[int]] = {}
+        by_label: dict[int, list[int]] = defaultdict(list)
         for condition, picture in enumerate(self.pictures["training"]):
-            by_label.setdefault(picture.label, []).append(condition)
-        alone = next((label for label, conditions in by_label.items() if len(conditions) < 2), None)
-        if alone is not None:
-            raise ValueError(
-                f"{self.picture_folders[0]}: concept {self.classes[alone]['name']} has one picture; two are needed, "
-                "as one goes to val"
-            )
+            by_label[picture.label].append(condition)
+        for label, own in by_label.items():
+            if len(own) < 2:
+                name = self.classes[label]["name"]
+                raise ValueError(
+                    f"{self.picture_folders[0]}: concept {name} has one picture; two are needed, one for val"
+                )
         held = {own[int(np.random.default_rng([seed, label]).integers(len(own)))] for label, own in by_label.items()}
-        splits: dict[str, list[int]] = {"train": [], "val": [], "test": []}
-        for part in self.parts:
-            for index in range(part.first, part.first + len(part)):
-                condition = (index - part.first) // part.eeg.shape[1]
-                splits["test" if part.name == "test" else "val" if condition in held else "train"].append(index)
-        return splits
+        return by_split(
+            "test" if part.name == "test" else "val" if condition in held else "train"
+            for part in self.parts
+            for condition in range(part.eeg.shape[0])
+            for _ in range(part.eeg.shape[1])
+        )
 
     def _say(self, seed: int) -> None:
         concepts = {name: len({picture.label for picture in own}) for name, own in self.pictures.items()}
         unseen = "none of them in training"
         if self.both:
-            unseen = (
-                f"of which {len(self.both)} ({', '.join(self.both[:3])}) are also trained on: NOT zero-shot for those"
-            )
+            names = ", ".join(self.both[:3])
+            unseen = f"of which {len(self.both)} ({names}) are also trained on: NOT zero-shot for those"
         self.protocol = (
             f"test: the published test set, {concepts['test']} concepts, {unseen} ({concepts['test']}-way zero-shot), "
             f"single repetitions; val: one picture of each of {concepts['training']} training concepts (seed {seed}), "

@@ -61,11 +61,8 @@ def learn_whiteners(
         subject, x = found
         noise.setdefault(subject, NoiseCovariance(n_chans)).add(x.transpose(2, 0, 1) if time else x.transpose(0, 2, 1))
     if not noise:
-        raise ValueError(
-            "whiten=time needs images that a subject saw more than once in train: whiten=epochs needs none"
-            if time
-            else "whiten=epochs finds no train trial to learn the noise from"
-        )
+        several = "whiten=time needs images that a subject saw more than once in train: whiten=epochs needs none"
+        raise ValueError(several if time else "whiten=epochs finds no train trial to learn the noise from")
     whiteners = {}
     for subject, own in noise.items():
         values, vectors = np.linalg.eigh(own())

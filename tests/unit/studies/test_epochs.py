@@ -159,22 +159,23 @@ def test_whole_files_are_held_out(lab):
 
 def test_runs_are_split_without_overlap():
     # windows of 1.5 s, a trial a second: the last train trial would share samples with val
-    assert split_runs([[0, 1, 2, 3], [0, 1]], [1], 0.5, 1.5, "subject 1", "x") == [
-        ["train", "", "val", "val"],
-        ["test"] * 2,
-    ]
-    assert split_runs([[0, 1, 2, 3], [0, 1]], [-2], 0.5, 0.5, "subject 1", "x") == [["test"] * 4, ["train", "val"]]
+    trials = [(1, run, onset) for run, n in (("a", 4), ("b", 2)) for onset in range(n)]
+    assert split_runs(trials, [1], 0.5, 1.5, "x") == ["train", "", "val", "val", "test", "test"]
+    assert split_runs(trials, [-2], 0.5, 0.5, "x") == ["test"] * 4 + ["train", "val"]
+    backwards = split_runs([trials[i] for i in (3, 2, 1, 0, 5, 4)], [1], 0.5, 1.5, "x")
+    assert backwards == ["val", "val", "", "train", "test", "test"]
 
 
 @given(st.dictionaries(st.integers(0, 5), st.sets(st.text(max_size=3), min_size=3, max_size=40)), st.integers(0, 9))
 def test_images_are_split_80_10_10(images, seed):
     images = {label: {f"{label}/{name}" for name in names} for label, names in images.items()}
-    side = split_images(images, "abcdef", seed, "x")
+    shown = [(label, name) for label, names in images.items() for name in names]
+    side = dict(zip((name for _, name in shown), split_images(shown, "abcdef", seed, "x"), strict=True))
     for names in images.values():
         counts = [sum(side[name] == s for name in names) for s in SPLITS]
         n = max(1, round(len(names) / 10))
         assert counts == [len(names) - 2 * n, n, n]
-    assert side == split_images(dict(reversed(images.items())), "abcdef", seed, "x")
+    assert [*side.values()][::-1] == split_images(shown[::-1], "abcdef", seed, "x")
 
 
 def test_an_empty_image_leaves_events_out(lab):
@@ -260,7 +261,7 @@ REFUSED = [
     (other_file(channels=["O1", "EOG", "Oz", "P8"]), "the same EEG channels, but only one has P8, Pz: drop them"),
     (other_file(channels=["EOG"]), "sub-02_run-b-epo.fif has no channel of type EEG"),
     (other_file(rate=200.0), "are at 200 and 100 Hz: resample one of them"),
-    (other_file(tmin=0.0), "hold epochs of 41 and 41 samples from 0 and -0.1 s: cut them alike"),
+    (other_file(tmin=0.0), "hold epochs of 41 samples from 0 s and 41 samples from -0.1 s: cut them alike"),
     (lambda lab: (lab / "eeg/sub-02_run-a-epo.fif").rename(lab / "eeg/other-epo.fif"), "put sub-<subject> into it"),
 ]
 

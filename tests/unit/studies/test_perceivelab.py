@@ -201,13 +201,13 @@ def spoil_lengths(folder, content):
 
 CASES = {
     "attack": (spoil_attack, r"eeg\.pth holds more than tensors.*posix\.system.*was not opened"),
-    "missing picture": (spoil_jpeg, r"n03888257_17\.JPEG is missing, which trial \d+ \(subject"),
+    "missing picture": (spoil_jpeg, r"n03888257_17\.JPEG is missing, which was shown in .*trial \d+ \(subject"),
     "channels": (spoil_eeg(torch.zeros(3, 500)), r"trial 11 \(subject.*has 3 channels instead of 4"),
     "nan": (spoil_nan, r"trial 11 \(subject.*holds NaN or infinity in channel 2"),
     "length 30": (spoil_eeg(torch.zeros(4, 30)), r"trial 11 \(subject.*has 30 samples where about 500"),
     "no eeg": (spoil_eeg("EEG"), r"trial \d+.*no EEG table"),
     "leak": (spoil_split, r"splits\.pth: image n\d+_\d+ is in both train and val"),
-    "twice": (spoil_duplicate, r"splits\.pth: trial \d+ .* is twice in train"),
+    "twice": (spoil_duplicate, r"splits\.pth has .*eeg\.pth: trial \d+ .* twice in train"),
     "index": (spoil_index, r"test names trial 60, but .*eeg\.pth has 60 trials"),
     "path": (spoil_name, r"`images` holds '\.\./\.\./secret', which is not a plain name"),
     "label": (spoil_label, r"trial 11 .* is labelled n\d+, which is not the class of its image"),

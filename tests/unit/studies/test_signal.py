@@ -80,7 +80,7 @@ def test_open_study_wraps_only_if_asked(tmp_path):
     # the customary cut begins 20 ms into the trial, so that is where its time begins
     np.testing.assert_array_equal(cut.trial(7).eeg, plain.trial(7).eeg[[3, 1], :100])
     assert (cut.n_chans, cut.n_times, cut.channels) == (2, 100, None)
-    with pytest.raises(ValueError, match="names of the channels are not in these files; pick by number, 0 to 3"):
+    with pytest.raises(ValueError, match="these files do not name their channels: pick by number, 0 to 3"):
         open_study(ShardsConfig(out="", picks=["occipital"], **files))
     with pytest.raises(ValueError, match="last from 0.02 to 0.46 s"):
         open_study(ShardsConfig(out="", window=[0, 0.1], **files))
@@ -313,7 +313,10 @@ def test_averages_of_known_numbers():
 REFUSED = [
     ({"picks": ["8"]}, "numbered from 0 to 7"),
     ({"picks": ["Cz"]}, "no channel and no region"),
-    ({"picks": ["occipital"], "channels": ["E1", "E2"]}, "no channel lies there by its 10-05 name, among E1, E2"),
+    (
+        {"picks": ["occipital"], "channels": ["E1", "E2"]},
+        "no channel lies there by its 10-05 name, among E1, E2",
+    ),
     ({"notch": [600]}, "must lie between 9.09 Hz"),
     ({"notch": [5]}, "must lie between 9.09 Hz"),
     ({"band": [0.5, 40]}, "trials of 0.44 s: low edge and width must be at least 2.27 Hz"),
