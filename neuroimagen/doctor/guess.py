@@ -18,8 +18,8 @@ import scipy  # whose parts are imported when first used
 
 from neuroimagen.pictures import SUFFIXES, list_pictures
 from neuroimagen.studies import recordings_tables as recordings
+from neuroimagen.studies.classes import NAMES
 from neuroimagen.studies.clock import fit_clock
-from neuroimagen.studies.eeg_imagenet import EegImageNet
 from neuroimagen.studies.epochs_files import BAD, BidsFiles, EpochsConfig, EpochsFiles, import_mne
 from neuroimagen.studies.recordings_tables import Marker, StudyFile, plain_marker
 from neuroimagen.studies.signal import region_of
@@ -63,7 +63,7 @@ class Pictures:
         """Its folder (of a WordNet id that is known, the name), or without one its own name up to a number."""
         alone = picture.stem.rstrip("0123456789._- ") or picture.stem
         name = alone if picture.parent == self.root else picture.parent.name
-        return EegImageNet.names.get(name, name)
+        return NAMES.get(name, name)
 
     def find(self, what: str) -> Path | None:
         """The one picture of this name or path, or of what follows the last / of it."""

@@ -452,7 +452,7 @@ def test_a_notebook_sees_the_bar_and_a_file_does_not(model, trials, capsys, monk
 
 
 WINDOWS = """
-import builtins, os, signal, sys
+import builtins, sys
 load = builtins.__import__
 def as_there(name, globals=None, *more, **named):  # for our own modules: those of libraries ask for sys.platform
     asking = (globals or {}).get("__name__", "")
@@ -460,9 +460,6 @@ def as_there(name, globals=None, *more, **named):  # for our own modules: those 
         raise ImportError(name)
     return load(name, globals, *more, **named)
 builtins.__import__ = as_there
-for module, names in ((os, ("preadv", "sched_getaffinity")), (signal, ("pthread_sigmask", "SIGPIPE", "SIGKILL"))):
-    for name in names:
-        delattr(module, name)
 import numpy as np
 from neuroimagen import NeuroImagen
 from neuroimagen import files
