@@ -11,6 +11,10 @@ export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 export LAUNCH=python  # one process a branch: a launcher would only cost its start
 export RECONSTRUCT_LAUNCH="accelerate launch --config_file launch/one_node.yaml"  # two processes
 mkdir -p "$runs"
+# What is imported for the first time is compiled: on the other core, while the study is made.
+for part in trainers/pixel_features.py trainers/reconstruct.py "-m neuroimagen.cli evaluate"; do
+    python $part --help
+done > /dev/null 2>&1 &
 neuroimagen simulate config=configs/demo.yaml out="$runs"/study "$@"
 cat > "$runs"/study.yaml <<YAML
 shards: {dataset: perceivelab, eeg: '$runs/study/eeg.pth', images: '$runs/study/images', splits: by_image}
