@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 runs=$1; seed=${2:-0}; shift $(( $# > 2 ? 2 : $# ))
 export ACCELERATE_USE_CPU=${ACCELERATE_USE_CPU-yes} TOKENIZERS_PARALLELISM=false
-launch="accelerate launch --config_file launch/one_process.yaml"
+launch="accelerate launch --quiet --config_file launch/one_process.yaml"
 stimuli=../shared/real/stimuli/face_house
 overlay=config=configs/n170.yaml
 

@@ -16,7 +16,7 @@
 #                       brain2image_vae neurovision"); "": none
 #              DRY=1    print the commands, of local or slurm, and start nothing (`neuroimagen plan OVERLAY.yaml`: what they take)
 # and with local:
-#              LAUNCH   how to start a trainer (default: accelerate launch --config_file launch/one_process.yaml)
+#              LAUNCH   how to start a trainer (default: accelerate launch --quiet --config_file launch/one_process.yaml)
 #              SALIENCY_LAUNCH, RECONSTRUCT_LAUNCH  how to start the GANs (pixel_saliency.py, the baselines), and
 #                       reconstruct.py and evaluate, if otherwise (they run without DeepSpeed: with
 #                       LAUNCH="... launch/zero2.yaml" give both "... launch/one_node.yaml")
@@ -30,7 +30,7 @@ case ${1:-} in local | slurm) mode=$1; shift ;; esac
 
 runs=$1; shift
 overlays=(); for file in "$@"; do overlays+=("config=$file"); done
-launch=${LAUNCH:-accelerate launch --config_file launch/one_process.yaml}
+launch=${LAUNCH:-accelerate launch --quiet --config_file launch/one_process.yaml}  # quiet: of errors, the trainer says them
 captions=${CAPTIONS:-$runs/captions.jsonl}
 baselines=${BASELINES-brain2image brain2image_vae neurovision}
 for name in $baselines; do

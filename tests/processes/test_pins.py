@@ -7,7 +7,8 @@ sorted attributes, words; without dates, paths and versions. A change that is me
 
     PINS=record python -m pytest tests/processes/test_pins.py
 
-and explained in its commit. PINS=/some/folder leaves what was hashed there, to be compared by eye.
+and explained in its commit. PINS=/some/folder only leaves there what would be hashed: made of two states of the code on
+one machine, two such folders are compared by `diff -r`.
 """
 
 import hashlib
@@ -46,6 +47,7 @@ def check(name: str, content: bytes, outline: list[float]) -> None:
     """That `content` is what pins.json says of `name`; its `outline`, where the machine is another."""
     if os.path.isdir(HOW):
         (Path(HOW) / name.replace("/", "_")).write_bytes(content)
+        return
     now = {"sha256": hashlib.sha256(content).hexdigest(), "outline": [float(f"{x:.6g}") for x in outline]}
     pins = json.loads(FILE.read_text()) if FILE.exists() else {"machine": MACHINE, "pins": {}}
     if HOW == "record":
@@ -193,7 +195,7 @@ def test_scores_tables_and_page(reconstructed, start):
         if path.suffix in (".json", ".csv", ".md", ".tex"):
             text = path.read_text().replace(str(root), "FOLDER")
             outline = [text.count("\n")]
-            if path.suffix == ".json":  # of drawings by untrained models another class may be the most likely elsewhere
+            if path.name == "scores.json":  # of drawings by untrained models another class may be the most likely elsewhere
                 likeness = [groups["all"]["ssim"]["value"] for groups in json.loads(text)["rows"].values()]
                 outline = [len(numbers(json.loads(text))), *likeness]
             check(f"report/{path.name}", text.encode(), outline)
