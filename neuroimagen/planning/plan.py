@@ -108,7 +108,9 @@ def steps_of(config: PlanConfig) -> list[Step]:
     if not config.overlays:
         raise ValueError("name the overlays of the study: neuroimagen plan OVERLAY.yaml ... (configs/ holds some)")
     command = ["bash", str(PAPER), config.mode, config.runs, *config.overlays]
-    done = subprocess.run(command, env={**os.environ, "DRY": "1"}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, env={**os.environ, "DRY": "1"}, capture_output=True, encoding="utf-8", errors="replace"
+    )
     if done.returncode:
         raise ValueError(done.stderr.strip().removeprefix("error: ") or f"{PAPER} ended with code {done.returncode}")
     lines, found = done.stdout.splitlines(), []

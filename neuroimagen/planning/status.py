@@ -117,7 +117,7 @@ def jobs_of(runs: Path) -> list[Job] | None:
     names = ["neuroimagen", *(f"{stage}:{runs.resolve()}" for stage in STAGES)]  # train.sbatch's own, and paper.sh's
     ask = ["squeue", "--noheader", f"--name={','.join(names)}", "--format=%i|%T|%r|%j"]
     try:
-        said = subprocess.run(ask, capture_output=True, text=True, timeout=30, check=True).stdout
+        said = subprocess.run(ask, capture_output=True, encoding="utf-8", timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         print("note: squeue does not answer: what runs on other machines, and waits, is not known", file=sys.stderr)
         return None

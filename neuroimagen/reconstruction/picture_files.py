@@ -143,13 +143,15 @@ class PictureFiles:
     def _look(self, trials: int = 8, side: int = 96) -> Path:
         """look.png: of trials that are spread evenly over the run what was seen, the map, and sample 0 of each row."""
         some = sorted({i * len(self.trials) // trials for i in range(trials)})
-        sheet = Image.new("RGB", (side * len(self.kinds), 14 + side * len(some)), "white")
+        sheet = Image.new("RGB", (side * len(self.kinds), 28 + side * len(some)), "white")
+        simulated = json.loads((self.run_dir / "rows.json").read_text(encoding="utf-8"))["simulated"]
+        ImageDraw.Draw(sheet).text((3, 1), "SIMULATED EEG" if simulated else "recorded EEG", "black")
         for column, kind in enumerate(self.kinds):
-            ImageDraw.Draw(sheet).text((side * column + 3, 1), kind, "black")
+            ImageDraw.Draw(sheet).text((side * column + 3, 15), kind, "black")
             for line, i in enumerate(some):
                 end = "_0" if kind in self.rows else ""
                 with Image.open(self.folder(kind) / f"{self.trials[i]['key']}{end}.png") as picture:
-                    sheet.paste(picture.convert("RGB").resize((side, side)), (side * column, 14 + side * line))
+                    sheet.paste(picture.convert("RGB").resize((side, side)), (side * column, 28 + side * line))
         png = io.BytesIO()
         sheet.save(png, format="PNG")
         write_atomic(self.run_dir / "look.png", png.getvalue())

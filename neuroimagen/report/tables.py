@@ -275,7 +275,9 @@ def summary(run: ReconstructRun, scores: dict[str, Any]) -> str:
     guess = scores["truth"].get("guessing", {}).get(head.name, {}).get("value")
     known = f", a guess has {head(guess)}" if guess is not None else ""
     title = f"{book.eeg}: {scores['trials']} trials of {scores['pictures']} pictures, {scores['n_way']}-way{known}"
-    return Table("summary", title, columns, rows, []).text(rule=False)
+    lacking = len(scores.get("unavailable", {}))
+    notes = [f"{lacking} of the metrics are not at hand: --verbose says why, and how to get them"] if lacking else []
+    return Table("summary", title, columns, rows, notes).text(rule=False)
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:

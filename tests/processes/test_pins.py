@@ -195,7 +195,9 @@ def test_scores_tables_and_page(reconstructed, start):
         if path.suffix in (".json", ".csv", ".md", ".tex"):
             text = path.read_text().replace(str(root), "FOLDER")
             outline = [text.count("\n")]
-            if path.name == "scores.json":  # of drawings by untrained models another class may be the most likely elsewhere
+            if (
+                path.name == "scores.json"
+            ):  # of drawings by untrained models another class may be the most likely elsewhere
                 likeness = [groups["all"]["ssim"]["value"] for groups in json.loads(text)["rows"].values()]
                 outline = [len(numbers(json.loads(text))), *likeness]
             check(f"report/{path.name}", text.encode(), outline)

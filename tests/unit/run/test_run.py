@@ -137,9 +137,9 @@ def test_a_directory_that_is_no_run_is_refused(config, tmp_path):
         ({"precision": "fp8"}, "not one of"),
         ({"tf32": True}, "NVIDIA GPUs"),
         ({"trackers": "mlflow"}, "not one of"),
-        ({"global_batch_size": 0}, "does not divide"),
+        ({"global_batch_size": 0}, "must be at least 1"),
         ({"accumulate": 3}, "1 processes x accumulate=3"),
-        ({"accumulate": 0}, "does not divide"),
+        ({"accumulate": 0}, "must be at least 1"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(config, change, said):

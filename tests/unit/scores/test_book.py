@@ -1,6 +1,7 @@
 """The score book's numbers on pictures of flat colours, whose features are their colours: worked by hand."""
 
 import csv
+import dataclasses
 import io
 import json
 
@@ -129,7 +130,12 @@ def test_what_is_not_at_hand_is_said_once(run, monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("neuroimagen.scores.evaluate.load_classifier", lambda *_: by_strongest())
     wanted = ["alex2", "alex5", "effnet", "lpips"]
-    scores = evaluate(EvaluateConfig(run=str(run.path), n_way=3, device="cpu", metrics=wanted))
+    config = EvaluateConfig(run=str(run.path), n_way=3, device="cpu", metrics=wanted)
+    evaluate(config)
+    assert capsys.readouterr().out.endswith(
+        "\n4 of the metrics are not at hand: --verbose says why, and how to get them\n"
+    )
+    scores = evaluate(dataclasses.replace(config, verbose=True))
     printed = capsys.readouterr().out
     assert set(scores["unavailable"]) == set(wanted)
     for name in wanted:
