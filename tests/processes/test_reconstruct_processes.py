@@ -70,7 +70,7 @@ def content(run_dir: Path) -> dict[str, bytes]:
 
 
 def pictures(run_dir: Path) -> dict[str, bytes]:
-    return {name: data for name, data in content(run_dir).items() if name.endswith(".png")}
+    return {name: data for name, data in content(run_dir).items() if name.endswith(".png") and name != "look.png"}
 
 
 def test_the_run_directory_is_what_evaluate_reads(made):
