@@ -47,7 +47,7 @@ $(VENV)/demo-ready: setup.cfg constraints.txt
 
 $(VENV)/test-ready: setup.cfg constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	python -m pip install -q --no-compile -c constraints.txt -e ".[test]"
+	python -m pip install -qq --no-compile -c constraints.txt -e ".[test]"
 	touch $@ $(VENV)/demo-ready
 
 clean:
