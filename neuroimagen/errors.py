@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,8 @@ def quiet_libraries() -> Iterator[None]:
     if hub and not os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS"):
         hub.enable_progress_bars()
     try:
-        with contextlib.redirect_stdout(None):
+        with contextlib.redirect_stdout(None), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         for library, verbosity in zip(talkers, before, strict=True):

@@ -64,7 +64,8 @@ def load_pipeline(pipeline: str, dtype: torch.dtype = torch.float32) -> Any:
     if local and not (Path(pipeline) / "model_index.json").exists():
         raise ValueError(f"pipeline={pipeline} has no model_index.json, so it is not a diffusers pipeline directory")
     try:
-        index: Any = diffusers.DiffusionPipeline.load_config(pipeline, local_files_only=local)
+        with quiet_libraries():
+            index: Any = diffusers.DiffusionPipeline.load_config(pipeline, local_files_only=local)
         kind = index.get("_class_name", "file without a class name")
         if kind not in LAYOUTS or index.get("requires_aesthetics_score"):
             kind = "Stable Diffusion XL refiner" if index.get("requires_aesthetics_score") else kind

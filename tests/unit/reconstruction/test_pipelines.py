@@ -9,10 +9,13 @@ import torch
 from tiny_models import SD2, TEXT_LENGTH, TEXT_WIDTH, tiny_lcm, tiny_pipeline, tiny_xl
 from torch.nn import functional as F
 
+from neuroimagen.errors import load_trained, quiet_libraries
+from neuroimagen.pixel.features import FeatureExtractor
 from neuroimagen.reconstruction.draw import find_chunk, saying_what_fits
 from neuroimagen.reconstruction.pipelines import SCHEDULERS, load_pipeline, set_scheduler
 from neuroimagen.reconstruction.reconstructor import Reconstructor, noise_seed
 from neuroimagen.run.seeds import seed_from
+from neuroimagen.sample.captions import embed_captions
 
 KEYS = ["s1_a", "s1_b", "s2_a"]
 SETTINGS = {"strength": 0.5, "num_inference_steps": 6, "guidance_scale": 3.0}
@@ -371,3 +374,17 @@ def test_parts_that_do_not_fit_together_are_refused(directories, tmp_path):
     for kind, name in (("sd1", "lcm"), ("lcm", "ddim"), ("sd1", "dpm")):
         with pytest.raises(ValueError, match="consistency models|not one of default, ddim"):
             set_scheduler(load_pipeline(str(directories[kind])), name)
+
+
+def test_models_load_in_silence(tmp_path, capfd):
+    FeatureExtractor(4, 440, "conv", 5, width=4).save_pretrained(str(tmp_path / "features"))
+    pipeline = tiny_pipeline(tmp_path / "pipeline")
+    capfd.readouterr()
+    load_pipeline(str(pipeline))
+    load_trained(FeatureExtractor, tmp_path / "features")
+    embed_captions(pipeline, ["a pizza"])
+    assert capfd.readouterr() == ("", "")
+    with quiet_libraries():
+        print("what a library says")
+    print("what we say")
+    assert capfd.readouterr().out == "what we say\n"
