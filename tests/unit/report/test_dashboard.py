@@ -87,9 +87,11 @@ def test_a_chapter_a_stage_of_what_was_logged(study):
     assert report.blocks[-1].text.startswith("| row | ACC |")
 
 
-def test_offline_it_is_a_file_and_artifacts_wait_for_sync(tmp_path):
+def test_offline_it_is_a_file_and_artifacts_wait_for_sync(tmp_path, monkeypatch):
+    for name in ("HOME", "WANDB_DATA_DIR"):  # wandb wants a home
+        monkeypatch.setenv(name, str(tmp_path))
     study = make_runs(tmp_path / "study")
-    done = command(study, "artifacts=true", WANDB_MODE="offline", WANDB_SILENT="true", WANDB_DATA_DIR=str(tmp_path))
+    done = command(study, "artifacts=true", WANDB_MODE="offline", WANDB_SILENT="true")
     assert done.returncode == 0, done.stderr
     assert "not saved, as wandb is offline" in done.stdout and "artifact seed1-margin0.5-model" in done.stdout
     written = json.loads((study / "dashboard.json").read_text())
