@@ -228,6 +228,7 @@ def test_files_and_table(fresh, monkeypatch, capsys, fp32_is_fp32):
     config = EvaluateConfig(run=str(fresh), classifier="colours", device="cpu", metrics=["two_way", "effnet"])
     evaluate(config)
     title, head, *rows = capsys.readouterr().out.splitlines()
+    rows = [row for row in rows if "not at hand" not in row]  # effnet's weights may be here or not
     stored = json.loads((fresh / "scores.json").read_text())
     assert title == "simulated EEG: 24 trials of 12 pictures, 4-way, a guess has 25.0 %"
     assert head.split("  ")[0] == "row" and [row.split()[0] for row in rows] == list(stored["rows"])
