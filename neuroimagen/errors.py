@@ -116,7 +116,7 @@ def quiet_libraries() -> Iterator[None]:
     """
     loaded = [sys.modules.get(f"{name}.utils.logging") for name in ("transformers", "diffusers")]
     talkers: list[Any] = [library for library in loaded if library]
-    before = [library.get_verbosity() for library in talkers]
+    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in talkers]
     for library in talkers:
         library.set_verbosity_error()
         library.disable_progress_bar()  # of transformers the hub's too, for as long
@@ -128,9 +128,10 @@ def quiet_libraries() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        for library, verbosity in zip(talkers, before, strict=True):
+        for library, (verbosity, bars) in zip(talkers, before, strict=True):
             library.set_verbosity(verbosity)
-            library.enable_progress_bar()
+            if bars:
+                library.enable_progress_bar()
 
 
 def load_trained(kind: Any, directory: str | Path) -> Any:

@@ -85,4 +85,4 @@ def _thumbnail(image: Image.Image) -> str:
     small, data = image.copy(), io.BytesIO()
     small.thumbnail((SIDE, SIDE))
     small.save(data, format="PNG")
-    return f'<img width="{SIDE}" src="data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}">'
+    return f'<img alt="" width="{SIDE}" src="data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}">'

@@ -170,9 +170,10 @@ def claim_run_dir(config: Any, accelerator: Accelerator) -> bool:
                 _held[run_dir] = claim(run_dir / "lock", "start only one run there")
             if more:
                 (run_dir / "DONE").unlink(missing_ok=True)
-                _write_config(run_dir, config)
             if more or not _begun(run_dir):
                 write_atomic(run_dir / "inputs.json", json.dumps(now, indent=1))
+            if more:  # the last: until then the same command finds that it has something to add
+                _write_config(run_dir, config)
             for mark in ("PREEMPTED", FAILED):
                 (run_dir / mark).unlink(missing_ok=True)
             write_atomic(run_dir / "environment.json", json.dumps(environment(accelerator), indent=1))

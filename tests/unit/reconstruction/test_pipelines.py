@@ -6,8 +6,10 @@ import shutil
 import diffusers
 import pytest
 import torch
+from diffusers.utils import logging as diffusers_logging
 from tiny_models import SD2, TEXT_LENGTH, TEXT_WIDTH, tiny_lcm, tiny_pipeline, tiny_xl
 from torch.nn import functional as F
+from transformers.utils import logging as transformers_logging
 
 from neuroimagen.errors import load_trained, quiet_libraries
 from neuroimagen.pixel.features import FeatureExtractor
@@ -384,7 +386,10 @@ def test_models_load_in_silence(tmp_path, capfd):
     load_trained(FeatureExtractor, tmp_path / "features")
     embed_captions(pipeline, ["a pizza"])
     assert capfd.readouterr() == ("", "")
+    transformers_logging.disable_progress_bar()
     with quiet_libraries():
         print("what a library says")
+    assert not transformers_logging.is_progress_bar_enabled() and diffusers_logging.is_progress_bar_enabled()
+    transformers_logging.enable_progress_bar()
     print("what we say")
     assert capfd.readouterr().out == "what we say\n"

@@ -533,3 +533,25 @@ def test_pictures_of_one_name(root, monkeypatch):
     with pytest.raises(ValueError, match=f"holds several {FIRST}, which captions="):
         stage0(root, f"captions={root / 'captions.jsonl'}")
     assert stage0(root) == 0
+
+
+def test_a_run_that_is_given_more_knows_all_its_inputs_wherever_it_was_killed(root, monkeypatch):
+    few = dataclasses.replace(config_of("reconstruct", root), rows=["L"], saliency=None)
+    more = dataclasses.replace(config_of("reconstruct", root), rows=["L", "L+I"])
+    assert not claim(few)
+    (root / "run" / "DONE").touch()
+    write = run_dir.write_atomic
+    for killed_at in ("inputs.json", "config.yaml", ""):
+
+        def write_or_die(path, content, killed_at=killed_at):
+            if path.name == killed_at:
+                raise KeyboardInterrupt
+            write(path, content)
+
+        monkeypatch.setattr(run_dir, "write_atomic", write_or_die)
+        if killed_at:
+            with pytest.raises(KeyboardInterrupt):
+                claim(more)
+        else:
+            assert not claim(more)
+    assert set(json.loads((root / "run" / "inputs.json").read_text())) >= {"saliency", "semantics_label"}
