@@ -75,7 +75,7 @@ class _Book:
         self.full, self.eeg = full_row(run), kind_of_eeg(scores)
         self.missing = {name: trainer for name, trainer in BASELINES.items() if name not in self.found}
         counts = ", ".join(f"{scores[name]} {name}" for name in ("trials", "pictures", "subjects"))
-        self.on = f"on {self.eeg} ({counts}, {scores['samples']} samples each)"
+        self.on = f"on {self.eeg} ({counts}, {scores['samples']} sample{'s' * (scores['samples'] != 1)} each)"
 
     def columns(self, names: list[str], beside: bool) -> list[Column]:
         """`names`: heads of the leading columns. `beside`: with the paper's numbers."""

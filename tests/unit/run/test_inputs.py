@@ -539,7 +539,8 @@ def test_a_run_that_is_given_more_knows_all_its_inputs_wherever_it_was_killed(ro
     few = dataclasses.replace(config_of("reconstruct", root), rows=["L"], saliency=None)
     more = dataclasses.replace(config_of("reconstruct", root), rows=["L", "L+I"])
     assert not claim(few)
-    (root / "run" / "DONE").touch()
+    for name in ("DONE", "rows.json"):
+        (root / "run" / name).touch()
     write = run_dir.write_atomic
     for killed_at in ("inputs.json", "config.yaml", ""):
 
