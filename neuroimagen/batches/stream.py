@@ -309,7 +309,6 @@ def _count_bad(found: dict[int, str], seen: set[int], allowed: int) -> None:
 def train_batches(
     shards: str | Path,
     *,
-    split: str = "train",
     batch_size: int,
     rank: int = 0,
     world: int = 1,
@@ -322,7 +321,7 @@ def train_batches(
     classes_per_batch: int = 0,
     trials_per_class: int = 0,
 ) -> Iterator[dict[str, Any]]:
-    """Endless batches for one rank, beginning with those of `step`; see the module for their order and content.
+    """Endless batches of train for one rank, beginning with those of `step`; the module says in which order.
 
     batch_size: trials a step on this rank. A global batch larger than the split spans several epochs.
     max_bad_samples: so many different trials may be replaced because they cannot be read.
@@ -331,7 +330,7 @@ def train_batches(
     ValueError for shards that are not whole, and for a batch that is not classes x trials. Collective: every rank.
     """
     assert batch_size > 0 and 0 <= rank < world and min(step, workers, max_bad_samples) >= 0
-    opened = on_every_rank(lambda: ShardSplit(shards, split, max_bad_samples > 0))
+    opened = on_every_rank(lambda: ShardSplit(shards, "train", max_bad_samples > 0))
     batcher = Batcher(opened, image_size, max_bad_samples)
     bad: set[int] = set()
     order: Order = EpochOrder(len(batcher.split), seed)
@@ -361,12 +360,14 @@ def eval_batches(
     device: torch.device | str = "cpu",
     max_bad_samples: int = 0,
 ) -> Iterator[dict[str, Any]]:
-    """Each trial of `split` exactly once over all ranks: rank r gets trials r, r+world, ... in order; last batch short.
+    """Each trial of train or val once over all ranks: rank r gets trials r, r+world, ... in order; last batch short.
 
     A rank may get one batch more than another, or none: no collective may be called once a batch. This call is one.
     ValueError for the first trial that cannot be read; none is replaced, but of train as `train_batches` does it.
     """
     assert batch_size > 0 and 0 <= rank < world and workers >= 0
+    if split not in ("train", "val"):
+        raise ValueError(f"split={split}: what is chosen is chosen on val; trainers/reconstruct.py draws test, once")
     allowed = max_bad_samples if split == "train" else 0
     batcher = Batcher(on_every_rank(lambda: ShardSplit(shards, split, incomplete=allowed > 0)), image_size, allowed)
     indices = functools.partial(eval_indices, len(batcher.split), batch_size, rank, world)

@@ -5,6 +5,7 @@ by its class. Worlds: the number of processes, and of parts of a batch, is a mat
 """
 
 import json
+import shutil
 import signal
 from typing import Any, NamedTuple
 
@@ -163,3 +164,28 @@ def test_the_same_losses_gradients_and_weights(stage, start, study, earlier, tmp
         moved = sum((expected[key].float() - initial[key].float()).square().sum() for key in expected) ** 0.5
         apart = sum((expected[key].float() - tensors[key].float()).square().sum() for key in expected) ** 0.5
         assert moved > 0 and apart / moved < 0.02, (name, (apart / moved).item())
+
+
+@pytest.mark.parametrize("stage", [stage for stage in TRAINERS if stage not in ("latent_diffusion", "denoiser")])
+def test_no_choice_sees_test(stage, study, start, earlier, tmp_path):
+    """Without a byte of test, every trainer ends with the same weights and the same numbers on val. latent_diffusion.py
+    and denoiser, its other part, take pictures and no shards."""
+    blind = tmp_path / "shards"
+    shutil.copytree(study.shards, blind)
+    gone = [path for path in blind.glob("test*") if path.unlink() is None]
+    assert len(gone) >= 2  # a tar and its index
+    finished = earlier(NEEDS[stage], start) if stage in NEEDS else None
+    for name, shards in (("whole", study.shards), ("blind", blind)):
+        arguments = [
+            f"shards={shards}" if a.startswith("shards=") else a
+            for a in command(stage, study, tmp_path / name, finished)
+        ]
+        assert start([*arguments, "validate_every=4"], world=1).wait() == [0]
+    a, b = (weights(tmp_path / name) for name in ("whole", "blind"))
+    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    logs = [
+        [json.loads(line) for line in (tmp_path / n / "stats.jsonl").read_text().splitlines()]
+        for n in ("whole", "blind")
+    ]
+    whole, unseen = ([{k: v for k, v in line.items() if k not in TIMINGS} for line in log] for log in logs)
+    assert whole == unseen and any("val/" in key for line in whole for key in line)

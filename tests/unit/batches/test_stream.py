@@ -105,7 +105,7 @@ def test_workers_change_nothing_and_no_random_generator_is_drawn_from(made):
     plain = train_batches(made, batch_size=5, step=3, image_size=16)
     worked = train_batches(made, batch_size=5, step=3, image_size=16, workers=2)
     assert all(same(next(plain), next(worked)) for _ in range(12))
-    ends = [list(eval_batches(made, "test", batch_size=3, image_size=16, workers=workers)) for workers in (0, 2)]
+    ends = [list(eval_batches(made, "val", batch_size=3, image_size=16, workers=workers)) for workers in (0, 2)]
     assert [len(b["key"]) for b in ends[0]] == [3, 3, 3, 1] and all(map(same, *ends))
     assert torch.equal(torch_state, torch.get_rng_state())
     assert np.array_equal(numpy_state, np.random.get_state()[1])
