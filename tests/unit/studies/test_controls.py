@@ -127,7 +127,7 @@ def test_one_subject_and_blocks_that_are_not_told_are_one_sentence() -> None:
     alone = Known([(Facts(1, f"{k}", k % 2, f"b{k // 7}"), side) for k, side in enumerate("ttttvvxx")])
     with pytest.raises(ValueError, match="block b1 of subject 1 has one trial, so there is no other"):
         made(alone, control_eeg="other_trial")
-    with pytest.raises(ValueError, match="subject 2 has 0 train trials, and two are needed"):
+    with pytest.raises(ValueError, match="subject 2 has 0 in train, and two are needed"):
         made(by_blocks(), hold_out_subject=2, control_eeg="surrogate")
     with pytest.raises(ValueError, match="class 'a' has one picture in train, which cannot be cut in two"):
         made(Known([(Facts(1, "a0", 0), "t"), (Facts(1, "b0", 1), "t")]), control_labels="nonsense")
