@@ -1,6 +1,7 @@
 """Signal options that every data set has: what is done to a trial's EEG between its reader and the shards.
 
-Each only if asked for, in this order: picks, notch, band, resample, baseline, window, whiten, repetitions, standardise.
+Each only if asked for, in this order: picks, detrend, notch, band, resample, baseline, window, whiten, repetitions,
+standardise.
 All but `whiten` look at one trial alone; `whiten` learns one matrix a subject from train trials. Standardising by
 statistics of the train split needs no option: batches/stream.py does it with those in the manifest.
 
@@ -18,7 +19,7 @@ import scipy  # whose parts are imported when first used
 from tqdm import tqdm
 
 from neuroimagen.studies.config import SignalOptions
-from neuroimagen.studies.study import Study, Trial, refuse_nonfinite
+from neuroimagen.studies.study import Facts, Study, Trial, refuse_nonfinite
 from neuroimagen.studies.whitening import learn_whiteners
 
 # Rows of the 10-05 system (Oostenveld & Praamstra 2001), front to back; a row between two lobes goes with the former.
@@ -73,16 +74,13 @@ class Prepared(Study):
     def __init__(self, study: Study, options: SignalOptions) -> None:
         super().__init__(study.fault)
         self.study, self.options = study, options
-        for name in (
-            *("dataset", "simulated", "classes", "splits", "split_by", "inputs", "picture_folders", "channels"),
-            *("n_chans", "n_times", "sfreq", "units", "before", "recorded"),
-        ):
-            setattr(self, name, getattr(study, name))
-        self.notes, self.tmin = list(study.notes), study.tmin or 0.0
+        self.take_over(study)
+        self.tmin = study.tmin or 0.0
         self.done: list[str] = []  # what is done, for the protocol
         self.picks: list[int] = []
         if options.picks:
             self._set_picks()
+        self.done += ["a least-squares line taken from each channel of each trial"] if options.detrend else []
         self.lines: list[tuple[np.ndarray, np.ndarray]] = []  # waves (2, n_times), and what fits them (n_times, 2)
         self.filters = self._filters()
         self.ratio = Fraction(1)
@@ -122,8 +120,12 @@ class Prepared(Study):
             eeg = eeg / np.where(spread > 0, spread, 1)
         return dataclasses.replace(trial, eeg=np.ascontiguousarray(eeg, dtype=np.float32))
 
-    def shown(self, index: int) -> tuple[int, str]:
-        return self.study.shown(self.members[index][0] if self.members else index)
+    def facts(self, index: int) -> Facts:
+        """Of an average what is true of all its trials; it has no onset."""
+        first, *others = map(self.study.facts, self.members[index] if self.members else [index])
+        if not others:
+            return first
+        return first._replace(block=first.block if {f.block for f in others} == {first.block} else None, onset=None)
 
     def lengths(self) -> list[int]:
         return self.study.lengths()
@@ -145,6 +147,8 @@ class Prepared(Study):
         eeg = trial.eeg[self.picks] if self.picks else trial.eeg
         eeg = eeg.astype(np.float64)
         refuse_nonfinite(eeg, self.channels, f"trial {trial.key}")
+        if self.options.detrend:
+            eeg = scipy.signal.detrend(eeg, axis=1)
         for wave, fit in self.lines:
             eeg = eeg - (eeg @ fit) @ wave
         for sos in self.filters:
@@ -230,7 +234,7 @@ class Prepared(Study):
         groups: dict[tuple[int, str], list[int]] = defaultdict(list)
         for index in tqdm(self.study.splits[split], unit="trial", desc=f"images of {split}", disable=None):
             try:
-                groups[self.study.shown(index)].append(index)
+                groups[self.study.facts(index)[:2]].append(index)
             except ValueError as error:
                 self._left_out(error)
         return list(groups.values())
@@ -265,7 +269,7 @@ class Prepared(Study):
             groups = self._by_image(split) if where in (split, "all") else [[index] for index in indices]
             if where in (split, "all") and k:
                 for members in (members for members in groups if len(members) < k):
-                    subject, image = self.study.shown(members[0])
+                    subject, image = self.study.facts(members[0])[:2]
                     few = f"image {image} has {len(members)} trials of subject {subject} in {split}"
                     raise ValueError(f"{few}, and repetition_groups={k} needs at least as many: give a smaller number")
                 rest += sum(len(members) % k for members in groups)
