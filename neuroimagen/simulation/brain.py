@@ -39,7 +39,7 @@ REFERENCE = "5-95"  # the band in which powers are defined
 SHARES: dict[str, float] = _FILE["noise_shares"]  # of the noise power
 ERP_POWER: float = _FILE["erp_power"]  # of the noise power
 SHOWN: float = _FILE["seconds_shown"]  # from the onset of a picture to the next
-DRIFT: dict[str, float] = _FILE["drift"]
+GAIN_SPREAD: float = _FILE["gain_spread"]
 BLINK_RATE = _FILE["blinks_a_minute"] / 60  # a second, which is the length of the window
 N_CLASS = 24
 GRID = 8  # the layout of a picture is GRID x GRID x 3
@@ -184,6 +184,11 @@ def draw_subjects(
 
 
 # ---- the noise ------------------------------------------------------------------------------------------------------
+def background_maps(rng: np.random.Generator) -> np.ndarray:
+    """Scalp maps (32, 128) of sources anywhere in the upper head."""
+    return scalp_map(rng.normal(0, 1, (32, 3)) + [0, 0, 0.5], 0.6)
+
+
 class Noise:
     """Band-passed noise of one subject, of power 1 in 5-95 Hz; drawn as a spectrum, mixed, and transformed to time."""
 
@@ -196,7 +201,7 @@ class Noise:
         blink = WINDOW * np.exp(-0.5 * (2 * np.pi * f / SFREQ * 60) ** 2)  # a bump of sigma 60 ms
         # Scalp maps of the sources and amplitude over frequency; a blink is one bump, the others random spectra.
         sources = {
-            "background": (scalp_map(rng.normal(0, 1, (32, 3)) + [0, 0, 0.5], 0.6), f ** (-exponent / 2)),
+            "background": (background_maps(rng), f ** (-exponent / 2)),
             "alpha": (scalp_map(posterior, 0.5), np.exp(-0.5 * (f - alpha) ** 2)),
             "line": (scalp_map(rng.normal(0, 1, (3, 3)), 0.8).sum(0, keepdims=True), 1.0 * (f == 50)),
             "blink": (scalp_map(np.array([[0.0, 1.0, -0.4]]), 0.5), blink * np.sqrt(BLINK_RATE / 2)),
@@ -230,19 +235,14 @@ class Noise:
 
 
 # ---- the electrodes -------------------------------------------------------------------------------------------------
-def random_maps(rng: np.random.Generator) -> np.ndarray:
-    """Smooth scalp maps (sources, 128) of slow potentials, anywhere on the upper head."""
-    return scalp_map(rng.normal(0, 1, (int(DRIFT["sources"]), 3)) + [0, 0, 0.5], DRIFT["width"])
-
-
 def walk(rng: np.random.Generator, seconds: np.ndarray) -> np.ndarray:
     """A slow random walk of all channels, smooth over the scalp, at rising moments (n,) of one recording: (n, 128).
 
     A step over t seconds has a variance proportional to t, the mean over the moments is 0 in each channel, and the mean
     square over moments and channels is 1.
     """
-    steps = rng.standard_normal((len(seconds), int(DRIFT["sources"])))
-    course = (steps * np.sqrt(np.diff(seconds, prepend=seconds[0]))[:, None]).cumsum(0) @ random_maps(rng)
+    maps, time = background_maps(rng), np.diff(seconds, prepend=seconds[0])[:, None]
+    course = (rng.standard_normal((len(seconds), len(maps))) * np.sqrt(time)).cumsum(0) @ maps
     course -= course.mean(0)
     return course / np.sqrt((course**2).mean())
 
@@ -259,9 +259,10 @@ class Electrodes:
         moments = np.stack([onsets, onsets + SHOWN], 1).ravel()
         course = []
         for _ in range(2):
-            pattern = rng.standard_normal(int(DRIFT["sources"])) @ random_maps(rng)
+            maps = background_maps(rng)
+            pattern = rng.standard_normal(len(maps)) @ maps
             course.append(np.sqrt(signature / (pattern**2).mean()) * pattern + np.sqrt(drift) * walk(rng, moments))
-        self.gain = np.exp(DRIFT["gain_spread"] * course[0][::2]).astype(np.float32)[:, :, None]
+        self.gain = np.exp(GAIN_SPREAD * course[0][::2]).astype(np.float32)[:, :, None]
         self.ends = course[1].astype(np.float32).reshape(-1, 2, len(CHANNELS), 1) * (band == "raw")
 
     def __call__(self, eeg: np.ndarray, trials: slice) -> np.ndarray:

@@ -63,7 +63,9 @@ class SimulateConfig:
     order: Literal["random", "blocks"] = option("random", "trials at random, or blocks of one class as published")
     blank: float = option(10.0, "s of nothing between two blocks (as published)")
     signature: float = option(
-        0.0, "power of a pattern that marks a person / of noise; above 0 each sees every other class: who tells what"
+        0.0,
+        "power of a fixed pattern of each person / power of noise; above 0 a person sees every other class alone, so "
+        "that who it is tells what it may be: of n classes about 2/n are named right without any signal",
     )
     repetitions: int = option(1, "times that a person sees each picture")
 
