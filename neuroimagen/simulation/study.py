@@ -183,19 +183,16 @@ def present(config: SimulateConfig, labels: np.ndarray, subject: int) -> Recordi
     return Recording(shown, block + 1, brain.SHOWN * np.arange(len(shown)) + config.blank * block)
 
 
-def _generate(
-    config: SimulateConfig, codes: np.ndarray, recordings: list[Recording]
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (trial, EEG (128, LONGEST) float32 before standardisation); trials count on through the recordings."""
+def _generate(config: SimulateConfig, codes: np.ndarray, people: list[Recording]) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields (trial, EEG (128, LONGEST) float32 before standardisation); trials count on from person to person."""
     rng = functools.partial(_rng, config)
     erp, patterns = brain.draw_subjects(rng, config.n_subjects, codes, config.snr, config.band)
     first = 0
-    for subject, (shown, _, onset) in enumerate(recordings):
+    for subject, (shown, _, onset) in enumerate(people):
         noise = brain.Noise(rng("noise", subject), config.band)
         flat = patterns[subject].reshape(codes.shape[1], -1)
-        own = rng("electrodes", subject)
-        moves = config.drift or config.signature
-        electrodes = moves and brain.Electrodes(own, onset, config.drift, config.signature, config.band)
+        given = (onset, config.drift, config.signature, config.band)
+        electrodes = brain.Electrodes(rng("electrodes", subject), *given) if any(given[1:3]) else None
         for start in range(0, len(shown), BATCH):
             chosen = shown[start : start + BATCH]
             eeg = noise.draw(rng("trials", subject, start), len(chosen))[:, :, : brain.LONGEST] + erp[subject]
@@ -215,8 +212,7 @@ def _write_eeg(config: SimulateConfig, classes: list[ImageClass], pictures: list
     labels = np.array([picture.label for picture in pictures])
     recordings = [present(config, labels, subject) for subject in range(config.n_subjects)]
     subject = np.repeat(np.arange(config.n_subjects), [len(recording.shown) for recording in recordings])
-    columns = [np.concatenate(column) for column in zip(*recordings, strict=True)]
-    shown = columns[0]
+    shown, block, onset = (np.concatenate(column) for column in zip(*recordings, strict=True))
     n = len(shown)
     rng = _rng(config, "order")
     image_number = rng.permutation(len(pictures))  # place in `images`, by picture number
@@ -237,12 +233,12 @@ def _write_eeg(config: SimulateConfig, classes: list[ImageClass], pictures: list
     deviation = np.sqrt(total[1] / lengths.sum() - mean**2)
     mean32, scale32 = mean[:, None].astype(np.float32), (1 / deviation)[:, None].astype(np.float32)
     dataset: list[dict[str, Any]] = [{}] * n
-    for i, person, number, block, onset in zip(place, subject, *columns, strict=True):
+    for trial, i in enumerate(place):
         np.multiply(trials[i] - mean32, scale32, out=trials[i])
-        dataset[i] = {"eeg": torch.from_numpy(trials[i]), "image": int(image_number[number])}
-        dataset[i] |= {"label": pictures[number].label, "subject": int(person) + 1}
+        dataset[i] = {"eeg": torch.from_numpy(trials[i]), "image": int(image_number[shown[trial]])}
+        dataset[i] |= {"label": pictures[shown[trial]].label, "subject": int(subject[trial]) + 1}
         if timed(config):
-            dataset[i] |= {"block": int(block), "onset": float(onset)}
+            dataset[i] |= {"block": int(block[trial]), "onset": float(onset[trial])}
     images = [pictures[number].name for number in np.argsort(image_number)]
     torch.save({"dataset": dataset, "labels": [c.wnid for c in classes], "images": images}, folder / "eeg.pth")
     torch.save(official_splits(shown[np.argsort(place)]), folder / "splits.pth")
@@ -269,9 +265,8 @@ def simulate(config: SimulateConfig) -> None:
     if least < N_FOLDS and not config.pictures_only:
         raise ValueError(f"images_per_class={config.images_per_class}: a 4:1:1 split needs {N_FOLDS} pictures or more")
     parameters = {**dataclasses.asdict(config), "classes": [c.wnid for c in classes], "version": VERSION}
-    for name, default in DECEPTIONS.items():  # that simulation.json names those given alone, as before there were any
-        if parameters[name] == default:
-            parameters.pop(name)
+    for name in [name for name, default in DECEPTIONS.items() if parameters[name] == default]:
+        parameters.pop(name)  # as before there were any
     out = Path(parameters.pop("out"))
     if (out / "simulation.json").is_file():
         before = json.loads((out / "simulation.json").read_text(encoding="utf-8"))["parameters"]
