@@ -182,7 +182,9 @@ def stage_section(path: str | Path, stage: str) -> dict[str, Any]:
         raise ValueError(f"config file {path} does not exist") from None
     if not isinstance(content, dict):
         raise ValueError(f"config file {path} must hold `field: value` lines")
-    if not any(key in STAGES and isinstance(value, (_Null, dict)) for key, value in content.items()):
+    sections = any(key in STAGES and isinstance(value, dict) for key, value in content.items())
+    empty = all(key in STAGES and isinstance(value, _Null) for key, value in content.items())
+    if not sections and not empty:  # `brain2image: null` may be a field of reconstruct too
         return content
     if unknown := [key for key in content if key not in STAGES]:
         near = difflib.get_close_matches(unknown[0], STAGES, 1)

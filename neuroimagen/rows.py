@@ -2,7 +2,8 @@
 
 The paper's rows (its Table 3) are choices of what the diffusion model is given: the saliency map (I), the meaning
 learnt from label captions (L) or from picture captions (B). Controls measure what decoding adds: pictures made without
-a brain, by an oracle, or without a generative model. Baselines are other networks from EEG to pictures.
+a brain, by an oracle, without a generative model, or from less than a trial says. Linear rows: ridge regressions in
+place of the networks. Baselines are other networks from EEG to pictures.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,11 +18,14 @@ SEMANTICS = {"label": "L", "blip": "B"}  # the captions that M_s learns from -> 
 class Row(NamedTuple):
     """One way to make pictures: a name for `rows=`, a directory in RUN/images, a line of the tables.
 
-    kind: paper | control | baseline
-    semantics: what the diffusion model is told: M_s(x) learnt from "label" or "blip" captions; the label caption of a
-    class, "oracle" or "random class" (reconstruction/controls.py); None: the empty caption
-    map: does it start from the saliency map M_p(x)?
+    kind: paper | control | linear | baseline
+    semantics: what the diffusion model is told: an embedding decoded as learnt from "label" or "blip" captions; the
+    label caption of a class, "oracle", "random class" or "class" (reconstruction/controls.py); None: the empty caption
+    map: does it start from a map?
     by: who draws: "diffusion", "retrieval" (reconstruction/controls.py), or a baseline, by the field that names its run
+    of: what map and embedding are decoded from: this "trial"; "another of its class"; its "surrogate"; "train", the
+    mean of all; or this trial by "ridge" regression (reconstruction/given.py)
+    beside: the row that differs from it in nothing else, so that their difference says what is owed to what differs
     """
 
     kind: str
@@ -29,16 +33,21 @@ class Row(NamedTuple):
     semantics: str | None = None
     map: bool = False
     by: str = "diffusion"
+    of: str = "trial"
+    beside: str = ""
 
     @property
     def needs(self) -> list[str]:
         """Fields of the runs it needs, all of them; of retrieval's two either will do."""
         if self.by == "retrieval":
             return ["semantics_label", "semantics_blip"]
-        learnt = self.semantics in SEMANTICS
-        return ["saliency"] * self.map + [f"semantics_{self.semantics}"] * learnt + [self.by] * (self.by in RUNS)
+        if self.of == "ridge":
+            return []
+        learnt = ["label"] * (self.semantics == "class") + [self.semantics] * (self.semantics in SEMANTICS)
+        return ["saliency"] * self.map + [f"semantics_{kind}" for kind in learnt] + [self.by] * (self.by in RUNS)
 
 
+OTHER = "another of its class"
 ROWS = {
     "I": Row("paper", "the saliency map alone", map=True),
     "L": Row("paper", "meaning learnt from label captions", "label"),
@@ -49,6 +58,13 @@ ROWS = {
     "oracle": Row("control", "the diffusion model, told the true class: its ceiling for label decoding", "oracle"),
     "random class": Row("control", "the diffusion model, told a class of the study drawn at random", "random class"),
     "retrieval": Row("control", "the training picture nearest in the decoded embedding", by="retrieval"),
+    "class": Row("control", "the label caption of the class nearest to what L decodes, no more", "class", beside="L"),
+    "mean map": Row("control", "the mean of the saliency maps of train", map=True, of="train", beside="I"),
+    "map of class": Row("control", "the map of another picture of the same class", None, True, of=OTHER, beside="I"),
+    "surrogate": Row("control", "L+I of another EEG, phases randomised", "label", True, of="surrogate", beside="L+I"),
+    "ridge I": Row("linear", "an 8 x 8 picture by ridge regression", None, True, of="ridge", beside="I"),
+    "ridge L": Row("linear", "the label caption's embedding by ridge regression", "label", of="ridge", beside="L"),
+    "ridge L+I": Row("linear", "embedding and 8 x 8 picture by ridge", "label", True, of="ridge", beside="L+I"),
     "Brain2Image": Row("baseline", "conditional GAN on EEG features (Kavasidis et al. 2017)", by="brain2image"),
     "Brain2Image-VAE": Row("baseline", "conditional VAE on EEG features (Kavasidis et al. 2017)", by="brain2image_vae"),
     "NeuroVision": Row("baseline", "conditional progressive GAN (Khare et al. 2022)", by="neurovision"),
@@ -57,11 +73,13 @@ PAPER = ("I", "L", "B", "B+I", "L+I")  # models 1 to 5 of the paper's Table 3
 FULL = "L+I"  # the paper's method
 BEST_FIRST = ("L+I", "B+I", "L", "B", "I", "none")  # the paper's model 5 is its best
 BASELINES = {row: f"trainers/{RUNS[about.by]}.py" for row, about in ROWS.items() if about.by in RUNS}  # of Table 1
-IN_TABLES = (*PAPER, *BASELINES, "retrieval", "oracle", "random class")  # the order of the tables, kind by kind
+VALIDITY = tuple(row for row, about in ROWS.items() if about.beside)  # drawn only when named: they take their time
+FLOOR, CEILING = "random class", "oracle"  # between which a row's accuracy lies
+IN_TABLES = (*PAPER, *BASELINES, "retrieval", *VALIDITY, CEILING, FLOOR)  # the order of the tables, within each kind
 
 
 def kind_of(row: str) -> str:
-    """paper | control | baseline; a row that is not known here counts as one of the paper's."""
+    """paper | control | linear | baseline; a row that is not known here counts as one of the paper's."""
     return ROWS[row].kind if row in ROWS else "paper"
 
 
@@ -75,7 +93,8 @@ def uses(row: str) -> tuple[bool, bool, bool]:
 
 
 def rows_to_draw(rows: Sequence[str] | None, runs: Mapping[str, str | None]) -> list[str]:
-    """`rows`, or for None every row but "none" that the given runs allow. ValueError for what no run can draw.
+    """`rows`, or for None what the given runs allow of those of the paper but "none", "oracle", "random class",
+    "retrieval" and the baselines. ValueError for what no run can draw.
 
     runs: {a name in RUNS: run directory, or None}
     """
@@ -84,7 +103,8 @@ def rows_to_draw(rows: Sequence[str] | None, runs: Mapping[str, str | None]) -> 
         if not given & set(STAGES):
             raise ValueError("rows=null draws what the given runs allow: give saliency= or semantics_label=RUN_DIR")
         some = {row for row, about in ROWS.items() if about.by == "retrieval" and given & set(about.needs)}
-        return [row for row in ROWS if row != "none" and (row in some or given >= set(ROWS[row].needs))]
+        left_out = ("none", *VALIDITY)
+        return [row for row in ROWS if row not in left_out and (row in some or given >= set(ROWS[row].needs))]
     if set(rows) - set(ROWS) or not rows or len(set(rows)) < len(rows):
         raise ValueError(f"rows={rows} must be different names out of {', '.join(ROWS)}")
     return list(rows)

@@ -4,7 +4,7 @@ Each row (neuroimagen/rows.py) is a choice of what the diffusion model is given,
 the diffusion model share a picture's noise. Work is cut in chunks of trials in the order of the shards and spread over
 all processes; pictures that are there are skipped, so the same command continues a stopped run or mends a finished one,
 and any number of processes writes the same bytes (reconstruction/picture_files.py lists the files). Test shards are
-opened here alone; train shards are too, for the row "retrieval".
+opened here alone; train and val are too, for rows that are made of them (reconstruction/given.py).
 """
 
 import dataclasses
@@ -16,13 +16,13 @@ from tqdm import tqdm
 from neuroimagen.batches.stream import Batcher
 from neuroimagen.config import option, path_option, run_trainer
 from neuroimagen.files import write_atomic
-from neuroimagen.reconstruction.controls import ClassCaptions, Gallery, train_split
 from neuroimagen.reconstruction.decoders import Decoders
-from neuroimagen.reconstruction.draw import decode, draw, find_chunk
+from neuroimagen.reconstruction.draw import draw, find_chunk
+from neuroimagen.reconstruction.given import Given
 from neuroimagen.reconstruction.picture_files import PictureFiles, chunk_before, describe, still_whole
 from neuroimagen.reconstruction.pipelines import Scheduler
 from neuroimagen.reconstruction.reconstructor import DRAWN_WITH, LOADED_WITH, Reconstructor, Settings, check_settings
-from neuroimagen.rows import PAPER, ROWS, SEMANTICS, rows_to_draw
+from neuroimagen.rows import PAPER, ROWS, SEMANTICS, VALIDITY, rows_to_draw
 from neuroimagen.run import processes, zero
 from neuroimagen.run.collectives import decided_by_main, gather_objects, on_every_rank, wait_for_files
 from neuroimagen.run.directory import check_inputs, claim_run_dir, inputs_of
@@ -42,7 +42,9 @@ class ReconstructConfig:
     brain2image_vae: str | None = path_option(None, "the same trainer's, the VAE; row Brain2Image-VAE")
     neurovision: str | None = path_option(None, "run directory of trainers/neurovision.py; for row NeuroVision")
     rows: list[str] | None = option(
-        list(PAPER), f"any of {', '.join(ROWS)} (docs/paper.md); null: all but none that the runs given here allow"
+        list(PAPER),
+        f"any of {', '.join(ROWS)} (docs/paper.md); null: what the runs given "
+        f"here allow, but for none, {', '.join(VALIDITY)}",
     )
     split: str = option("test", "split of the shards")
     samples: int = option(Settings.samples, "pictures a trial and row")
@@ -91,15 +93,13 @@ def main(config: ReconstructConfig) -> int:
     decoders = on_every_rank(lambda: Decoders(rows, vars(config), split, device))
     loading = {name: getattr(config, name) for name in LOADED_WITH}
     diffusion = on_every_rank(lambda: Reconstructor(config.pipeline, device, DTYPES[config.precision], **loading))
-    diffusion.check_steps(config.num_inference_steps, config.strength if decoders.g is not None else 1.0)
+    diffusion.check_steps(config.num_inference_steps, config.strength if any(ROWS[row].map for row in rows) else 1.0)
     on_every_rank(lambda: decoders.check(diffusion))
     size, _ = diffusion.picture_size(config.image_size, config.image_size)
     trials = dict(zip(split.keys[: config.limit], range(len(split)), strict=False))  # key -> position in the split
     if not trials:
         raise ValueError(f"{config.shards}: no {config.split} trials to reconstruct")
-    told = {"oracle", "random class"} & set(rows)
-    captions = ClassCaptions(diffusion, split.manifest.classes, config.seed) if told else None
-    train = on_every_rank(lambda: train_split(config.shards, config.samples)) if decoders.retrieval else None
+    given = on_every_rank(lambda: Given(rows, split, decoders, diffusion, config))
     if claim_run_dir(config, accelerator):
         return 0
     processes.watch_stop_signal()
@@ -112,9 +112,7 @@ def main(config: ReconstructConfig) -> int:
     in_force = dataclasses.replace(config, image_size=size, chunk=chunk)
     todo = decided_by_main(lambda: files.begin(infos, describe(in_force, decoders, split, diffusion)))  # chunk -> rows
     wait_for_files([files.folder(kind) for kind in files.kinds])
-    gallery = None
-    if train and decoders.retrieval and any("retrieval" in lacking for lacking in todo.values()):
-        gallery = Gallery(decoders.m_s[decoders.retrieval], train, size, device, rank, world)
+    given.prepare({row for lacking in todo.values() for row in lacking}, size, rank, world)
     batcher, stop = Batcher(split, image_size=size), False
     total, hide = len(trials) * len(rows) * config.samples, None if rank == 0 else True
     there = total - sum(files.pictures(todo, row) for row in rows)
@@ -125,14 +123,12 @@ def main(config: ReconstructConfig) -> int:
         if mine is not None:
             keys = files.chunks[mine]
             batch = batcher(np.array([trials[key] for key in keys]))
-            eeg = batch["eeg"].to(device)
-            decoded = decode(eeg, keys, decoders, config.seed, config.rescale_embeddings)
-            if captions:
-                decoded.embeddings.update(captions(batch["label"].tolist(), keys, config.samples))
+            decoded = given(batch, todo[mine])
             files.save("truth", mine, batch["image"].add(1).div(2))
-            if decoded.maps is not None:
-                files.save("maps", mine, decoded.maps)
-            drawn = draw(todo[mine], eeg, keys, decoded, diffusion, settings, decoders.baselines, gallery)
+            if (maps := decoded["trial"].maps) is not None:
+                files.save("maps", mine, maps)
+            eeg = batch["eeg"].to(device)
+            drawn = draw(todo[mine], eeg, keys, decoded, diffusion, settings, decoders.baselines, given.gallery)
         for row in rows:
             stop = stop or any(gather_objects(processes.stop_requested()))
             if stop:

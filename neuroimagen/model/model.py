@@ -271,7 +271,7 @@ class NeuroImagen(
                 some = keys[start : start + chunk]
                 standardised = part.sub(self.mean).div(self.std).to(self.device)
                 decoded = decode(standardised, some, self, asked["seed"], asked["rescale_embeddings"])
-                (drawn,) = draw([row], standardised, some, decoded, self.diffusion, drawn_with)
+                (drawn,) = draw([row], standardised, some, {"trial": decoded}, self.diffusion, drawn_with)
                 result.images += [[to_image(picture) for picture in pictures] for pictures in drawn]
                 result.maps += [to_image(picture) for picture in (() if decoded.maps is None else decoded.maps)]
                 embedded += [decoded.embeddings[semantics].cpu()] if semantics else []

@@ -199,7 +199,7 @@ def drawn(row: Row, config: Any, counts: Counts, map_size: int, here: Mapping[st
     there = [path.stat() for path in Path(config.run_dir, "images").glob("*/*.png")]
     if side:
         each = statistics.mean(known.st_size for known in there) if there else counts.png(side)
-        maps = counts.png(map_size) if any(ROWS[name].map for name in rows) else 0.0
+        maps = counts.png(map_size) if any("saliency" in ROWS[name].needs for name in rows) else 0.0
         row.disk = pictures * each + trials * (counts.png(side) + maps)
     if "bytes" in here:
         row.memory = f">= {size(here['bytes'])}"

@@ -49,6 +49,11 @@ class ClassCaptions:
         seen = self.embeddings[[self.place[label] for label in labels]]
         return {"oracle": seen, "random class": self.embeddings[torch.tensor(drawn)]}
 
+    def nearest(self, decoded: Tensor, mean: Tensor) -> Tensor:
+        """Of each decoded embedding (B, L, D_s) that of the nearest class, by cosine about `mean` (L, D_s)."""
+        asked, known = ((x.float().cpu() - mean.cpu()).flatten(1) for x in (decoded, self.embeddings))
+        return self.embeddings[(F.normalize(asked) @ F.normalize(known).T).argmax(1)]
+
 
 def train_split(shards: str, samples: int) -> ShardSplit:
     """The train split, for the row retrieval; ValueError if it has not as many pictures as a trial gets."""

@@ -57,14 +57,14 @@ class Decoders:
         self.retrieval: str | None = None  # the M_s in whose embeddings the nearest picture is looked for
         if "retrieval" in rows:
             self.retrieval = "label" if runs.get("semantics_label") or not runs.get("semantics_blip") else "blip"
-        if wanted := [row for row in rows if ROWS[row].map]:
+        if wanted := [row for row in rows if "saliency" in ROWS[row].needs]:
             run = stage_run("saliency", runs.get("saliency"), wanted)
             self.f_theta = load(FeatureExtractor, run / "model" / "features")
             self.g = load(Generator, run / "model" / "generator")
         for kind, letter in SEMANTICS.items():
-            retrieves = ["retrieval"] * (self.retrieval == kind)
-            if wanted := [row for row in rows if ROWS[row].semantics == kind] + retrieves:
-                field = f"semantics_{kind}"
+            field, retrieves = f"semantics_{kind}", ["retrieval"] * (self.retrieval == kind)
+            others = [row for row in rows if row != "retrieval" and field in ROWS[row].needs]
+            if wanted := others + retrieves:
                 run = stage_run(field, runs.get(field), wanted)
                 self.configs[kind] = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
                 captions = self.configs[kind]["captions"]

@@ -22,10 +22,18 @@ FITS_NOT = "use a smaller chunk, fewer samples, precision=bf16, attention=sdpa o
 
 
 class Decoded(NamedTuple):
-    """What stages 1 and 2 make of B trials."""
+    """What stages 1 and 2, or what stands in their place, make of B trials."""
 
     maps: Tensor | None  # (B, 3, h, w) in [0, 1], M_p(x); None: no row starts from one
     embeddings: dict[str, Tensor]  # (B, L, D_s) or (B, samples, L, D_s) of each `Row.semantics`
+
+
+@torch.inference_mode()
+def saliency_maps(eeg: Tensor, keys: Sequence[str], decoders: Any, seed: int) -> Tensor:
+    """EEG (B, C, T), standardised, through f_theta and g of `decoders`: M_p(x), (B, 3, h, w) in [0, 1]."""
+    noises = [torch.Generator().manual_seed(seed_from(seed, "map", key)) for key in keys]
+    z = torch.stack([torch.randn(decoders.g.z_dim, generator=noise) for noise in noises]).to(eeg.device)
+    return decoders.g(z, decoders.f_theta(eeg)).add(1).div(2)  # M_p(x) = G(z, f_θ(x))
 
 
 @torch.inference_mode()
@@ -35,11 +43,7 @@ def decode(eeg: Tensor, keys: Sequence[str], decoders: Any, seed: int, rescale_e
     (seed, key) fixes the noise z of a map. rescale_embeddings: as far from the captions' mean as a caption is
     (SampleEncoder.rescaled)
     """
-    maps = None
-    if decoders.g is not None:
-        noises = [torch.Generator().manual_seed(seed_from(seed, "map", key)) for key in keys]
-        z = torch.stack([torch.randn(decoders.g.z_dim, generator=noise) for noise in noises]).to(eeg.device)
-        maps = decoders.g(z, decoders.f_theta(eeg)).add(1).div(2)  # M_p(x) = G(z, f_θ(x))
+    maps = None if decoders.g is None else saliency_maps(eeg, keys, decoders, seed)
     embeddings = {kind: m_s(eeg) for kind, m_s in decoders.m_s.items()}
     if rescale_embeddings:
         embeddings = {kind: decoders.m_s[kind].rescaled(embedding) for kind, embedding in embeddings.items()}
@@ -50,7 +54,7 @@ def draw(
     rows: Sequence[str],
     eeg: Tensor,
     keys: Sequence[str],
-    decoded: Decoded,
+    decoded: Mapping[str, Decoded],
     diffusion: Reconstructor,
     settings: dict[str, Any],
     baselines: Mapping[str, Any] | None = None,
@@ -58,20 +62,21 @@ def draw(
 ) -> Iterator[Tensor]:
     """The pictures of each of `rows`, (B, samples, 3, H, W) in [0, 1], one row after the other.
 
-    eeg (B, C, T), standardised; decoded: what `decode` made of it
+    eeg (B, C, T), standardised; decoded: by `Row.of`, "trial" being what `decode` made of it
     settings: of Reconstructor.reconstruct, samples, seed, height and width among them
     baselines (by `Row.by`) and gallery: for the rows that no diffusion model draws
     """
-    encoded: EncodedMaps | None = None
+    encoded: dict[str, EncodedMaps] = {}
     samples, seed, size = settings["samples"], settings["seed"], settings["height"]
     for row in rows:
         about = ROWS[row]
         if about.by == "diffusion":
-            embedding = decoded.embeddings[about.semantics] if about.semantics else None
+            maps, embeddings = decoded[about.of]
+            embedding = embeddings[about.semantics] if about.semantics else None
             with saying_what_fits(len(keys)):  # F(M_p(x), M_s(x)), steps (1) to (4)
-                if about.map and encoded is None and decoded.maps is not None:  # once for all rows and samples
-                    encoded = diffusion.encode(decoded.maps, size, settings["width"])
-                drawn = diffusion.reconstruct(embedding, encoded if about.map else None, keys, **settings)
+                if about.map and about.of not in encoded and maps is not None:  # once for all rows and samples
+                    encoded[about.of] = diffusion.encode(maps, size, settings["width"])
+                drawn = diffusion.reconstruct(embedding, encoded[about.of] if about.map else None, keys, **settings)
         elif about.by == "retrieval" and gallery:
             drawn = gallery(eeg, samples)
         else:

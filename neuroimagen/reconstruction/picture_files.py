@@ -68,7 +68,7 @@ class PictureFiles:
         self.run_dir, self.rows, self.samples = run_dir, list(rows), samples
         self.size = None if size is None else (size, size)
         self.chunks = [list(keys[i : i + chunk]) for i in range(0, len(keys), chunk)]
-        self.kinds = ["truth", *["maps"] * any(row in ROWS and ROWS[row].map for row in rows), *rows]
+        self.kinds = ["truth", *["maps"] * any(row in ROWS and "saliency" in ROWS[row].needs for row in rows), *rows]
 
     @classmethod
     def of(cls, run_dir: Path) -> "PictureFiles":

@@ -14,7 +14,7 @@ from neuroimagen.files import write_atomic
 from neuroimagen.report import published
 from neuroimagen.report.formats import ABSENT, TICK, Cell, Column, Metric, Row, Table, shown
 from neuroimagen.report.notes import kind_of_eeg, notes, protocol, split_of, under_all
-from neuroimagen.rows import BASELINES, FULL, IN_TABLES, PAPER, kind_of, uses
+from neuroimagen.rows import BASELINES, FULL, IN_TABLES, PAPER, ROWS, kind_of, uses
 from neuroimagen.scores import evaluate as scoring
 from neuroimagen.scores.definitions import METRICS
 from neuroimagen.scores.evaluate import EvaluateConfig
@@ -22,12 +22,15 @@ from neuroimagen.scores.run_files import ReconstructRun
 
 NAMES = ("table1", "table2", "table3", "metrics", "published", "protocol")
 # Columns of Tables 1 to 3; balanced ACC where classes are uneven (scores["headline"]).
-MAIN = ("acc_balanced", "acc", "auc", "shuffled", "acc_label", "is", "is_inception", "ssim", "ssim_other", "ssim_gain")
+MAIN = (
+    "acc_balanced", "acc", "auc", "shuffled", "gap", "acc_label", "is", "is_inception",
+    "ssim", "ssim_other", "ssim_gain",
+)  # fmt: skip
 PLAIN = ("ssim_other",)  # without its interval in these: that of the gain counts
 
 
 def kind_of_row(run: ReconstructRun, row: str) -> str:
-    """paper | baseline | control"""
+    """paper | baseline | linear | control"""
     for about in run.about["rows"]:
         if about["name"] == row and "kind" in about:
             return about["kind"]
@@ -132,10 +135,12 @@ def _table1(book: _Book) -> Table:
         rows.append(book.row(columns, [name], book.found.get(name), published.TABLE_1.get(name), kind))
     ours, paper = f"NeuroImagen ({book.full})", published.TABLE_1.get(book.full)
     rows.append(book.row(columns, [ours], book.found[book.full], paper, "full"))
-    for i, name in enumerate(rows_of_kind(run, "control")):
-        rows.append(book.row(columns, [f"control: {name}"], book.found[name], kind="control", rule=i == 0))
+    for kind in ("linear", "control"):
+        for i, name in enumerate(rows_of_kind(run, kind)):
+            rows.append(book.row(columns, [f"{kind}: {name}"], book.found[name], kind="control", rule=i == 0))
     meanings = [row for row in run.about["rows"] if row.get("means") and kind_of_row(run, row["name"]) != "paper"]
-    said = notes("table1", missing=book.missing, meanings=meanings)
+    told = {"scores": book.scores, "metrics": book.metrics, "rows": ROWS, "shown": shown}
+    said = notes("table1", missing=book.missing, meanings=meanings, **told)
     title = f"Table 1. NeuroImagen, baselines and controls, {book.on}"
     return Table("table1", title, columns, rows + book.references(columns), said)
 
@@ -178,7 +183,7 @@ def _table3(book: _Book) -> Table:
 def _metrics_table(book: _Book) -> Table:
     """All metrics; a line each, so that it stays readable with many rows."""
     scores = book.scores
-    names = [name for kind in ("paper", "baseline", "control") for name in rows_of_kind(book.run, kind)]
+    names = [name for kind in ("paper", "baseline", "linear", "control") for name in rows_of_kind(book.run, kind)]
     columns = [Column("Metric"), Column("better")]
     columns += [Column(name, number=True) for name in (*names, "chance", "pictures seen")]
     rows: list[Row] = []

@@ -1,7 +1,7 @@
 """95 % intervals over units: ground-truth pictures, or trials where the picture shown is not known (docs/scores.md)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,17 +41,23 @@ def jackknife(value: float, without: np.ndarray) -> Estimate:
 
 
 def bootstrap_means(
-    values: np.ndarray, units: np.ndarray, shares: Sequence[bool] = (), resamples: int = 2000, seed: int = 0
+    values: np.ndarray,
+    units: np.ndarray,
+    shares: Sequence[bool] = (),
+    resamples: int = 2000,
+    seed: int = 0,
+    of: Callable[[np.ndarray], np.ndarray] = lambda means: means,
 ) -> list[Estimate]:
     """Means of the columns of values (n, m) and their 95 % percentile bootstrap intervals, resampling units (n,).
 
     Several samples of one trial, and several people's trials of one picture, stand or fall together: so ground-truth
     pictures are resampled, never single reconstructions. All columns see the same resamples, as one matrix product.
-    Fewer than FEWEST units have no interval. shares: (m,), for which columns `share` holds.
+    Fewer than FEWEST units have no interval. shares: (m,), for which columns `share` holds; of: what is estimated, from
+    means (some, m) to (some, k).
     """
     values, (names, unit) = np.asarray(values, dtype=np.float64), np.unique(units, return_inverse=True)
     assert values.ndim == 2 and len(values) == len(unit) > 0, values.shape
-    means, n = values.mean(0), len(names)
+    means, n = of(values.mean(0)[None])[0], len(names)
     if n < FEWEST:
         return [Estimate(float(mean), None, None, n) for mean in means]
     sums = np.stack([np.bincount(unit, column) for column in values.T], 1)
@@ -65,6 +71,6 @@ def bootstrap_means(
         found.append(weights @ sums / (weights @ counts)[:, None])
     # Resamples of few units spread too little; .025 for many (Hesterberg 2015, What Teachers Should Know ...)
     level = float(ndtr(-math.sqrt(n / (n - 1)) * stdtrit(n - 1, 0.975)))
-    low, high = np.quantile(np.concatenate(found), (level, 1 - level), axis=0)
+    low, high = np.quantile(of(np.concatenate(found)), (level, 1 - level), axis=0)
     estimates = [Estimate(float(mean), float(a), float(b), n) for mean, a, b in zip(means, low, high, strict=True)]
     return [share(e) if is_share else e for e, is_share in zip(estimates, shares or [False] * len(means), strict=True)]

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from scipy.special import softmax
 
+from neuroimagen.rows import CEILING, FLOOR, ROWS, VALIDITY
 from neuroimagen.run.collectives import spread
 from neuroimagen.scores import metrics as numbers
 from neuroimagen.scores.classifiers import Classifier
@@ -71,6 +72,10 @@ class ScoreBook:
             self.unavailable["auc"] = f"not available: AUC is of two classes, and these trials are of {len(found)}"
         elif len(found) == 2 and unknown:
             self.unavailable["auc"] = self.unavailable["acc_label"]
+        asked = "gap" in config.metrics or any(row in VALIDITY for row in run.rows)
+        self.told = asked and {FLOOR, CEILING} <= {*run.rows}
+        if "gap" in config.metrics and not self.told:
+            self.unavailable["gap"] = f"not available: it needs the rows {FLOOR} and {CEILING}; draw them"
         self.headline = "acc_balanced" if counts.max() > UNEVEN * counts.min() else "acc"
         with Image.open(run.truth(trials[0]["key"])) as picture:
             side = min(picture.size)
@@ -199,6 +204,8 @@ class ScoreBook:
         if self.wants("acc_balanced"):
             values = self.values[row]["acc"][mask].ravel()
             found["acc_balanced"] = numbers.balanced_estimate(values, labels, units)
+        if self.told and (fraction := self._attained(row, group)):
+            found["gap"] = fraction
         if self.wants("auc") and self.known is not None and len(self.known) == 2 and len(set(labels)) == 2:
             logs = np.log(np.maximum(probabilities[:, self.known].astype(np.float64), 1e-300))  # they may be 1e-40
             found["auc"] = numbers.auc_estimate(logs[:, 1] - logs[:, 0], labels == self.labels.max(), units)
@@ -214,6 +221,31 @@ class ScoreBook:
                 whose, better = self.deals[group][:, :samples], METRICS[name].better or ""
                 both = numbers.dealt_estimates(self.values[row][name][mask], dealt, whose, self.units[mask], better)
                 found[f"{name}_other"], found[f"{name}_gain"] = both
+        return found
+
+    def _attained(self, row: str, group: str) -> Estimate | None:
+        """Fraction of the attainable gap; None where that cannot be told."""
+
+        def fraction(means: np.ndarray) -> np.ndarray:
+            own, floor, ceiling = means.T
+            return np.stack([(own - floor) / np.maximum(ceiling - floor, 1e-12), ceiling - floor], 1)
+
+        mask = self.wide[group]
+        columns = np.stack([self.values[which]["acc"][mask].mean(1) for which in (row, FLOOR, CEILING)], 1)
+        found, gap = bootstrap_means(columns, self.units[mask], of=fraction)
+        return found if gap.low is not None and gap.low > 0 else None
+
+    def _beside(self) -> dict[str, dict[str, Any]]:
+        """Of each row that is to be set beside another (rows.py): by how much that one's metrics of single pictures are
+        above its own, picture by picture."""
+        found = {}
+        for row in self.run.rows:
+            other = ROWS[row].beside if row in ROWS else ""
+            if other in self.run.rows:
+                both = [(name, self.values[other][name] - own) for name, own in self.values[row].items()]
+                units = self.units.repeat(self.run.samples)
+                means = bootstrap_means(np.stack([gain.ravel() for _, gain in both], 1), units)
+                found[row] = {name: mean._asdict() for (name, _), mean in zip(both, means, strict=True)}
         return found
 
     def _kernel(self, place: tuple[str, str]) -> dict[str, Estimate]:
@@ -248,6 +280,9 @@ class ScoreBook:
                 ceilings |= {name: estimate.value for name, estimate in sets.items()}
             else:
                 found[row][group] |= {name: estimate._asdict() for name, estimate in sets.items()}
+        if self.told and not any("gap" in found[row]["all"] for row in rows):
+            what = f"of the accuracies of {CEILING} and {FLOOR} the interval of the difference is not above 0"
+            self.unavailable["gap"] = f"cannot be told: {what}, or there are fewer than {FEWEST} pictures"
         measured = [name for name in self.wanted if any(name in found[row]["all"] for row in rows)]
         seen = self.measured.of("probabilities", "truth").argmax(1)
         truth: dict[str, Any] = {"is": ceilings["is"]} if "is" in ceilings else {}
@@ -290,6 +325,7 @@ class ScoreBook:
             "unavailable": {name: self.unavailable[name] for name in self.wanted if name in self.unavailable},
             "rows": found,
             "best_of_n": best,
+            **({"beside": beside} if (beside := self._beside()) else {}),
             "confusion": {} if self.known is None else {row: self._confusion(row) for row in rows},
         }
 

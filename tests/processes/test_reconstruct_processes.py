@@ -15,7 +15,7 @@ from tiny_models import tiny_pipeline, tiny_shards, tiny_stage_runs
 
 from neuroimagen.baselines.brain2image import Brain2Image
 from neuroimagen.config import load_config
-from neuroimagen.rows import adds_rows
+from neuroimagen.rows import VALIDITY, adds_rows
 from neuroimagen.run import processes
 from neuroimagen.run.seeds import seed_from
 
@@ -151,6 +151,31 @@ def test_three_processes_killed_three_times_equal_one(made, start):
         drawn.setdefault((path.parent, keys.index(path.name[:-6]) // 2), []).append(path)
     finished = [path for files in drawn.values() if len(files) == 4 for path in files]
     assert len(finished) >= 8 and all(path.stat().st_mtime_ns == when[path] for path in finished), "drawn twice"
+
+
+def test_rows_of_other_trials_and_of_train_are_the_same_on_two_processes_and_after_a_kill(made, start, here):
+    """Of train, whose classes have several pictures each. Ridge regression and the mean map read all of it."""
+    root, arguments = made
+    arguments = [*arguments, f"rows=[{','.join(VALIDITY)}]", "split=train", "limit=6", "rescale_embeddings=true"]
+    assert here([*arguments, f"run_dir={root / 'rows-one'}"]) == 0
+    one, run = pictures(root / "rows-one"), root / "rows-two"
+    names = {Path(name).parent.name for name in one if name.startswith("images/")}
+    assert names == set(VALIDITY) and len(one) == 6 * 2 * len(VALIDITY) + 12
+    assert len(set(one.values())) > 6 * 2 * len(VALIDITY) - 12  # "class" may be drawn alike, the others differ
+    hold = "neuroimagen.reconstruction.picture_files:PictureFiles.save:5"
+    processes = start([str(TRAINER), *arguments, f"run_dir={run}"], 2, hold=hold)
+    deadline = time.monotonic() + 900
+    while not list((run / "images" / "mean map").glob("*.png")):
+        assert all(p.poll() is None for p in processes.all), processes.log.read_text()
+        assert time.monotonic() < deadline, processes.log.read_text()
+        time.sleep(0.02)
+    processes.signal(signal.SIGKILL)
+    processes.wait()
+    for row in ("ridge L+I", "surrogate"):
+        assert not list((run / "images" / row).glob("*.png"))
+    processes = start([str(TRAINER), *arguments, f"run_dir={run}"], 2)
+    assert processes.wait() == [0, 0], processes.log.read_text()
+    assert pictures(run) == one
 
 
 @pytest.mark.parametrize("world, seconds", [(4, None), (2, 0.5)])

@@ -2,7 +2,19 @@
 
 import pytest
 
-from neuroimagen.rows import BASELINES, BEST_FIRST, FULL, IN_TABLES, PAPER, ROWS, RUNS, kind_of, rows_to_draw, uses
+from neuroimagen.rows import (
+    BASELINES,
+    BEST_FIRST,
+    FULL,
+    IN_TABLES,
+    PAPER,
+    ROWS,
+    RUNS,
+    VALIDITY,
+    kind_of,
+    rows_to_draw,
+    uses,
+)
 
 
 def test_rows_say_what_they_need():
@@ -15,9 +27,17 @@ def test_rows_say_what_they_need():
         "none": [],
     }
     assert ROWS["oracle"].needs == ROWS["random class"].needs == [] and ROWS["NeuroVision"].needs == ["neurovision"]
-    assert all(
-        set(about.needs) <= set(RUNS) and about.kind in ("paper", "control", "baseline") for about in ROWS.values()
-    )
+    assert {row: ROWS[row].needs for row in VALIDITY} == {
+        "class": ["semantics_label"],
+        "mean map": ["saliency"],
+        "map of class": ["saliency"],
+        "surrogate": ["saliency", "semantics_label"],
+        "ridge I": [],
+        "ridge L": [],
+        "ridge L+I": [],
+    }
+    kinds = ("paper", "control", "linear", "baseline")
+    assert all(set(about.needs) <= set(RUNS) and about.kind in kinds for about in ROWS.values())
 
 
 def test_without_names_the_given_runs_decide():
@@ -28,6 +48,8 @@ def test_without_names_the_given_runs_decide():
         "none" not in rows_to_draw(None, dict.fromkeys(RUNS, "r"))
         and len(rows_to_draw(None, dict.fromkeys(RUNS, "r"))) == 11
     )
+    assert not set(VALIDITY) & set(rows_to_draw(None, dict.fromkeys(RUNS, "r")))  # only when they are named
+    assert rows_to_draw(VALIDITY, dict.fromkeys(RUNS)) == list(VALIDITY)
     with pytest.raises(ValueError, match="different names"):
         rows_to_draw(["L", "Brain"], runs)
 
@@ -41,5 +63,16 @@ def test_every_list_of_rows_is_of_the_same_rows():
 
 
 def test_a_row_uses_what_its_name_says():
-    for row in (*ROWS, "of a colleague", "B+L", "B+L+I", "B+mine", "L+mine", "mine+I"):
+    for row in ("ridge I", "ridge L", "ridge L+I"):
+        assert uses(row) == uses(row.removeprefix("ridge ")) == uses(ROWS[row].beside)
+    assert uses("surrogate") == uses("L+I") and uses("mean map") == uses("map of class") == uses("I")
+    for row in (
+        *(row for row in ROWS if row not in VALIDITY),
+        "of a colleague",
+        "B+L",
+        "B+L+I",
+        "B+mine",
+        "L+mine",
+        "mine+I",
+    ):
         assert uses(row) == tuple(letter in row.split("+") for letter in "BLI"), row

@@ -418,6 +418,14 @@ def test_a_run_is_its_own_config(tmp_path_factory, text, rate):
     assert load_config(Trained, [f"config={run / 'config.yaml'}"], "x") == config
 
 
+def test_a_field_that_is_null_is_no_section_of_that_stage(tmp_path):
+    """brain2image: null in the config.yaml of a reconstruct run, which names no baseline."""
+    (tmp_path / "config.yaml").write_text("shards: x\nrun_dir: y\nbrain2image: null\n")
+    assert set(stage_section(tmp_path / "config.yaml", "reconstruct")) == {"shards", "run_dir", "brain2image"}
+    (tmp_path / "config.yaml").write_text("shards:\nreport:\n")
+    assert stage_section(tmp_path / "config.yaml", "shards") == {}
+
+
 def test_a_run_of_before_is_met_by_the_same_command(tmp_path):
     """What the command line said was dumped with its types then as now."""
     before = dataclasses.asdict(Trained(run_dir="r", shards="s", rate=0.002, eeg_shift=1.0, seed=7, names=["x", "y"]))

@@ -68,7 +68,7 @@ def by_hand(run, **changes):
         "interval": "95 % percentile bootstrap over ground-truth pictures, 2000 resamples; n counts them",
         "captions_source": "drawn scene (simulator)",
         "truth": {"is": 3.5, "guessing": GUESSING},
-        "rows": {row: {group: found(ACC[row] + more) for group, more in groups.items()} for row in run.rows},
+        "rows": {row: {group: found(ACC.get(row, 0.5) + more) for group, more in groups.items()} for row in run.rows},
     } | changes
 
 
@@ -425,3 +425,38 @@ def test_files(run, tmp_path):
     tables.write(run, one, tmp_path / "tables")
     left = {path.stem for path in (tmp_path / "tables").iterdir()}
     assert left == {"table1", "table3", "metrics", "protocol"}
+
+
+@pytest.mark.parametrize(
+    "low, high, wins",
+    [(0.1, 0.2, "the GAN wins"), (-0.2, -0.1, "ridge regression wins"), (-0.1, 0.2, "which is better cannot be told")],
+)
+def test_controls_and_linear_rows(tmp_path, low, high, wins):
+    """In their order under their kind; which map wins is said from the interval of the difference."""
+    rows = ("oracle", "random class", "ridge L", "mean map", "class", "ridge I", "I", "L")
+    run = read_run(make_run(tmp_path / "run", rows={row: (None, False) for row in rows}))
+    scores = by_hand(run)
+    for groups in scores["rows"].values():
+        groups["all"]["gap"] = {"value": 0.25, "low": 0.2, "high": 0.3}
+    for row, value in (("I", 0.394), ("ridge I", 0.58)):
+        scores["rows"][row]["all"]["pixcorr"] = {"value": value, "low": None, "high": None}
+    gain = {"value": (low + high) / 2, "low": low, "high": high, "n": 6}
+    scores["beside"] = {"ridge I": {"pixcorr": gain, "ssim": gain}, "class": {"acc": gain}}
+    table = named(tables.build(run, scores))["table1"]
+    lines = {texts(row)[0]: texts(row) for row in table.rows}
+    others = [name for name in lines if name.startswith(("linear", "control"))]
+    assert others == [
+        *("linear: ridge I", "linear: ridge L"),
+        *("control: class", "control: mean map", "control: oracle", "control: random class"),
+    ]
+    assert lines["control: class"][table.head.index("of the gap (%)")] == "25.0 [20.0, 30.0]"
+    (said,) = [note for note in table.notes if note.startswith("Pixel correlation")]
+    assert "0.39 from the GAN's saliency map (row I), 0.58 from that of ridge regression (row ridge I): " in said
+    assert said.endswith(f"{wins}.")
+    assert (
+        f"L less class, picture by picture: ACC {100 * gain['value']:.1f} [{100 * low:.1f}, {100 * high:.1f}]."
+        in table.notes
+    )
+    assert any(note.startswith("I less ridge I, picture by picture: SSIM ") for note in table.notes)
+    names = named(tables.build(run, scores))["metrics"].head
+    assert names[2:10] == ["I", "L", "ridge I", "ridge L", "class", "mean map", "oracle", "random class"]

@@ -5,10 +5,12 @@ import dataclasses
 import io
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from reconstruct_run import ROWS, colours, make_run, score
+from scipy.special import ndtr, stdtrit
 
 from neuroimagen.report.tables import evaluate
 from neuroimagen.scores.classifiers import Classifier
@@ -209,3 +211,67 @@ def test_equal_pixels_are_one_picture(tmp_path):
     assert found == before and (found["gallery"], found["pictures"]) == (3, 3)
     row = found["rows"]["L"]["all"]
     assert row["retrieval_top1"]["value"] == row["two_way"]["value"] == 1 and row["acc"]["n"] == 3
+
+
+def scored(path, rows, like=None, metrics=("paper",), classes=4, pictures=3):
+    """Scores of rows of flat colours, of which `like` says the class shown for (row, label, place of the picture)."""
+
+    def draw(what, trial, sample):
+        label, i = trial["label"], int(trial["image"][-1])
+        label = label if what in ("truth", "map") else like(what, label, i)
+        return Image.new("RGB", (16, 16), (255 * (label % 2), 255 * (label // 2 % 2), 20 * i))
+
+    rows = {row: (None, False) for row in rows}
+    run = read_run(make_run(path, classes=classes, pictures=pictures, subjects=2, rows=rows, draw=draw))
+    return score(run, colours(), 4, 1, metrics=list(metrics))
+
+
+def by_row(row, label, picture):
+    """The oracle is right but for the third picture of class 0, a random class wrong but for the first of class 1; L is
+    right of the first two pictures, "class" of the first."""
+    right = {"oracle": (label, picture) != (0, 2), "random class": (label, picture) == (1, 0)}
+    right |= {"L": picture < 2, "class": picture < 1}
+    return label if right[row] else (label + 1) % 4
+
+
+def test_fraction_of_the_attainable_gap_by_hand(tmp_path):
+    """Of twelve pictures the oracle has 11, a random class 1, L 8 and "class" 4: 7/10 and 3/10 of the gap."""
+    found = scored(tmp_path / "run", ("L", "oracle", "random class", "class"), by_row)
+    gap = {row: groups["all"]["gap"] for row, groups in found["rows"].items()}
+    values = {row: estimate["value"] for row, estimate in gap.items()}
+    assert values == pytest.approx({"L": 0.7, "oracle": 1, "random class": 0, "class": 0.3})
+    assert found["rows"]["L"]["subject 1"]["gap"]["value"] == pytest.approx(0.7) and gap["L"]["n"] == 12
+    # The same bootstrap, resample by resample: pictures are drawn, and of each resample the ratio is taken.
+    right = np.array(
+        [[by_row(row, c, i) == c for row in ("L", "random class", "oracle")] for c in range(4) for i in range(3)], float
+    )
+    own, floor, ceiling = right[np.random.default_rng(5).integers(12, size=(20_000, 12))].mean(1).T
+    level = ndtr(-np.sqrt(12 / 11) * stdtrit(11, 0.975))
+    wanted = np.quantile((own - floor) / (ceiling - floor), (level, 1 - level))
+    assert (gap["L"]["low"], gap["L"]["high"]) == pytest.approx(tuple(wanted), abs=0.02)
+    assert found["metrics"]["gap"]["chance"] == 0 and "oracle" in found["metrics"]["gap"]["definition"]
+
+
+def test_a_gap_that_cannot_be_told_or_was_not_asked_for(tmp_path):
+    alike = scored(tmp_path / "alike", ("L", "oracle", "random class", "class"), lambda row, label, i: (label + i) % 4)
+    assert "gap" not in alike["metrics"] and "gap" not in alike["rows"]["L"]["all"]
+    assert alike["unavailable"]["gap"].startswith("cannot be told: of the accuracies of oracle and random class the")
+    rows = ("L", "oracle", "random class")
+    silent = scored(tmp_path / "silent", rows, by_row)
+    assert "gap" not in silent["metrics"] and "gap" not in silent["unavailable"] and "beside" not in silent
+    assert scored(tmp_path / "asked", rows, by_row, ["gap"])["rows"]["L"]["all"]["gap"]["value"] == pytest.approx(0.7)
+    lacking = scored(tmp_path / "lacking", ("L", "oracle"), by_row, ["gap"])
+    assert lacking["unavailable"]["gap"] == "not available: it needs the rows random class and oracle; draw them"
+
+
+def test_a_row_beside_the_one_that_differs_in_one_thing(tmp_path):
+    """L above "class": 8 pictures of 12 against 4, 4 pictures gained and none lost."""
+    found = scored(tmp_path / "run", ("L", "oracle", "random class", "class"), by_row, ["pixcorr"])
+    assert set(found["beside"]) == {"class"}
+    gain = found["beside"]["class"]["acc"]
+    assert gain["value"] == pytest.approx(4 / 12)
+    drawn = (np.arange(12) < 4)[np.random.default_rng(5).integers(12, size=(20_000, 12))].mean(1)
+    level = ndtr(-np.sqrt(12 / 11) * stdtrit(11, 0.975))
+    assert (gain["low"], gain["high"]) == pytest.approx(tuple(np.quantile(drawn, (level, 1 - level))), abs=0.02)
+    means = [found["rows"][row]["all"]["pixcorr"]["value"] for row in ("L", "class")]
+    assert found["beside"]["class"]["pixcorr"]["value"] == pytest.approx(means[0] - means[1])
