@@ -1,8 +1,8 @@
 """`neuroimagen plan OVERLAY...`: what launch/paper.sh will run, on what, for how long, before anything starts.
 
 launch/paper.sh itself says which commands it would give (DRY=1). Each one's config is read and checked as its stage
-does it, so a wrong field of the last stage is found before the first one starts. Nothing is written, but for a folder
-of random data, removed again, while measure=true makes steps.
+does it, so a wrong field of the last stage is found before the first one starts. What is written, shards of a few
+trials and the trainers' beginnings, is in a folder that is removed again.
 """
 
 import contextlib
@@ -15,7 +15,8 @@ import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,10 +24,10 @@ import yaml
 
 from neuroimagen.config import load_config, option, path_option
 from neuroimagen.errors import sentence
+from neuroimagen.pages import render
 from neuroimagen.pixel.losses import check_batch
-from neuroimagen.planning import rehearsal
 from neuroimagen.planning.counts import SOME, Counts, of_shards, of_study
-from neuroimagen.planning.networks import Networks, networks, numbers, of_pipeline
+from neuroimagen.planning.rehearsal import Rehearsed, of_pipeline, rehearse, whole
 from neuroimagen.planning.status import logged, span
 from neuroimagen.report.report import ReportConfig
 from neuroimagen.rows import ROWS, rows_to_draw
@@ -36,13 +37,7 @@ from neuroimagen.shards.tars import ShardsConfig
 
 PAPER = Path("launch/paper.sh")
 COMMANDS = {"shards": ShardsConfig, "captions": CaptionsConfig, "evaluate": EvaluateConfig, "report": ReportConfig}
-RULES = f"""\
-Disk and memory are estimates. shards: trials x what {SOME} of them take. A trainer: its two checkpoints (4 bytes for a
-number, 8 more for Adam's two if it is trained, 4 more if it is averaged) and its model. reconstruct: pictures x the
-mean of {SOME} of the study's as PNG, or of those in RUNS; drawn ones may be larger (the demo's are, by 40 %).
->=: weights, gradients and Adam alone, without what a step needs beside them. Memory without it is a process's peak.
-r: as the run in RUNS went. m: as steps went that were made just now, on random data, by one process with its share of
-the batch; several exchange gradients as well. Times are of steps alone: start and validation come on top."""
+HEADS = ["stage", "processes", "work", "parameters", "memory", "disk", "time"]
 
 
 @dataclasses.dataclass
@@ -53,7 +48,7 @@ class PlanConfig:
     runs: str = path_option("RUNS", "directory that launch/paper.sh fills; runs there tell how fast they went")
     mode: Literal["local", "slurm"] = option("local", "how launch/paper.sh runs it")
     shards: str = path_option("", "shards to count trials in; empty: RUNS/shards, or the study's own files")
-    measure: float = option(0.0, "make real steps of each trainer here, on random data, in so many s in all; 0: none")
+    measure: float = option(0.0, "make real steps of each trainer here, in so many s in all; 0: none")
 
 
 class Step(NamedTuple):
@@ -80,18 +75,11 @@ class Row:
     source: str = ""
 
     def cells(self) -> list[str]:
-        processes = "?" if self.processes is None else str(self.processes)
-        time = "?" if self.seconds is None else span(self.seconds)
+        time = "?" if self.seconds is None else f"{span(self.seconds)} {self.source}"
+        time = f"done ({time.removesuffix(' done')})" if self.source == "done" else time
         count = "" if self.numbers is None else f"{self.numbers / 1e6:.2f} M"
-        return [
-            self.name,
-            processes,
-            self.work,
-            count,
-            self.memory,
-            size(self.disk),
-            f"{time} {self.source}" if self.source != "done" else f"done ({time})",
-        ]
+        processes = "?" if self.processes is None else str(self.processes)
+        return [self.name, processes, self.work, count, self.memory, size(self.disk), time]
 
 
 def size(n_bytes: float | None) -> str:
@@ -159,33 +147,38 @@ def checked(step: Step) -> tuple[Any, Callable[[Any], int] | None]:
 
 def suits(config: Any, counts: Counts, processes: int | None) -> None:
     """ValueError if a trainer's config does not go with the trials or the processes; what its main asks first."""
+    study = counts.manifest
     if hasattr(config, "check_eeg"):
-        config.check_eeg(counts.shape["n_times"], counts.sfreq)
+        config.check_eeg(study.n_times, study.sfreq)
     if hasattr(config, "classes_per_batch"):
         balance = config.classes_per_batch, config.trials_per_class
-        check_batch(config.global_batch_size, counts.trials["train"], counts.shape["n_classes"], *balance)
+        check_batch(config.global_batch_size, counts.trials["train"], len(study.classes), *balance)
     if hasattr(config, "max_steps") and processes and config.global_batch_size % (processes * config.accumulate):
         raise ValueError(f"global_batch_size={config.global_batch_size} does not divide among {processes} processes")
 
 
-def trained(row: Row, config: Any, nets: Networks, run: Path, measured: rehearsal.Rehearsed | None) -> None:
-    """Fill in the row of a trainer."""
-    row.numbers, twice = numbers(nets.trained), min(2, -(-config.max_steps // (config.checkpoint_every or 1 << 60)))
-    saved = numbers(nets.trained, True) + numbers(nets.averaged, True) + 2 * row.numbers
-    row.disk = 4.0 * (twice * saved + numbers(nets.exported, True))
-    held = 4 * row.numbers + numbers(nets.averaged) + numbers(nets.frozen)
-    row.memory = f">= {size(4.0 * held)}"
-    lines = [line for line in logged(run) if "step_seconds" in line]
+def trained(row: Row, config: Any, found: Rehearsed) -> None:
+    """Fill in the row of a trainer: what was found when it was started, and how it went in RUNS, if it did."""
+    row.work, lines = f"{config.max_steps:,} steps of {config.global_batch_size}", steps_logged(config)
+    if not found.refused:
+        row.numbers, twice = found.trained, min(2, -(-config.max_steps // (config.checkpoint_every or 1 << 60)))
+        row.disk = float(twice * (found.saved + 8 * found.trained) + found.exported)
+        row.memory = f">= {size(16.0 * found.trained + found.averaged)}"
     if lines:
-        row.seconds = statistics.mean(line["step_seconds"] for line in lines) * config.max_steps
-        row.memory, row.source = f"{max(line['memory_gb'] for line in lines):.1f} GB", "r"
-    elif measured:
-        row.seconds = rehearsal.whole(config, measured.seconds)
-        row.memory, row.source = f"{measured.memory:.1f} GB", "m" * (row.seconds is not None)
+        row.seconds, row.source = statistics.mean(line["step_seconds"] for line in lines) * config.max_steps, "r"
+        row.memory = f"{max(line['memory_gb'] for line in lines):.1f} GB"
+    elif found.seconds:
+        row.seconds, row.memory = whole(config, found.seconds), f"{found.memory:.1f} GB"
+        row.source = "m" * (row.seconds is not None)
 
 
-def drawn(row: Row, config: Any, counts: Counts, map_size: int, here: Mapping[str, Any]) -> None:
-    """Fill in the row of reconstruct. here: of_pipeline's"""
+def steps_logged(config: Any) -> list[dict[str, Any]]:
+    return [line for line in logged(Path(config.run_dir)) if "step_seconds" in line]
+
+
+def drawn(row: Row, config: Any, counts: Counts, map_size: int) -> None:
+    """Fill in the row of reconstruct."""
+    here = of_pipeline(config.pipeline)
     rows, trials = rows_to_draw(config.rows, vars(config)), counts.trials[config.split]
     trials = min(trials, config.limit or trials)
     pictures, side = trials * len(rows) * config.samples, config.image_size or here.get("size")
@@ -203,30 +196,33 @@ def drawn(row: Row, config: Any, counts: Counts, map_size: int, here: Mapping[st
 
 
 def table(rows: list[Row]) -> str:
-    heads = ["stage", "processes", "work", "parameters", "memory", "disk", "time"]
-    cells = [heads, *(row.cells() for row in rows)]
+    cells = [HEADS, *(row.cells() for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells)
 
 
 class Plan:
-    """The steps of a study, what is wrong with them (one sentence each), and, if nothing is, what they take."""
+    """The steps of a study, what is wrong with them (one sentence each), and, if nothing is, what they take.
 
-    def __init__(self, config: PlanConfig) -> None:
-        self.config, self.steps = config, steps_of(config)
+    folder: one that is there, for shards and the trainers' run directories."""
+
+    def __init__(self, config: PlanConfig, folder: Path) -> None:
+        self.config, self.folder, self.steps = config, folder, steps_of(config)
         self.faults: list[str] = []
-        self.notes: list[str] = []
+        self.notes: dict[str, None] = {}
         self.configs: dict[str, Any] = {}
         self.mains: dict[str, Any] = {}  # of trainers
         for step in self.steps:
             if found := self._attempt(step.name, checked, step):
                 self.configs[step.name], self.mains[step.name] = found
-        made = config.shards or f"{config.runs}/shards"
+        made, steps = config.shards or f"{config.runs}/shards", config.measure > 0
+        self.trainers = {name: about for name, about in self.configs.items() if hasattr(about, "max_steps")}
         self.counts: Counts | None = None
         if config.shards or Path(made, "manifest.json").exists():
             self.counts = self._attempt("shards", of_shards, made)
         elif "shards" in self.configs:
-            self.counts = self._attempt("shards", of_study, self.configs["shards"])
+            most = max([SOME, *(steps * about.global_batch_size for about in self.trainers.values())])
+            self.counts = self._attempt("shards", of_study, self.configs["shards"], folder / "shards", most)
         names = [step.name for step in self.steps]
         for step in (step for step in self.steps if step.name in self.configs):
             about = self.configs[step.name]
@@ -245,52 +241,48 @@ class Plan:
             self.faults.append(f"{name}: {sentence(error)}")
 
     def rows(self) -> list[Row]:
-        """The table, which takes some seconds more if steps are to be measured."""
+        """The table, once the trainers were started."""
         assert self.counts and not self.faults
-        trainers = {name: about for name, about in self.configs.items() if hasattr(about, "max_steps")}
-        measured: dict[str, rehearsal.Rehearsed | None] = {}
-        if self.config.measure:
-            new = {name: (self.mains[name], each) for name, each in trainers.items() if not logged(Path(each.run_dir))}
-            processes = {step.name: step.processes or 1 for step in self.steps}
-            measured = dict(rehearsal.rehearse(new, self.counts, processes, self.config.measure))
-        rows = []
-        for step in self.steps:
-            about, row = self.configs[step.name], Row(step.name, processes=step.processes)
-            here = of_pipeline(about.pipeline) if hasattr(about, "pipeline") else {}
-            if step.name in trainers:
-                row.work = f"{about.max_steps:,} steps of {about.global_batch_size}"
-                if hasattr(about, "pipeline") and "text" not in here:
-                    self.notes.append(f"{about.pipeline} is not on this machine: embeddings of 77 x 768 are taken")
-                stage, f_theta = Path(step.words[0]).stem, self.configs.get("pixel_features")
-                nets = networks(stage, about, self.counts.shape, f_theta, here.get("text", (77, 768)))
-                trained(row, about, nets, Path(about.run_dir), measured.get(step.name))
-            elif step.name == "reconstruct":
-                drawn(row, about, self.counts, self.configs["pixel_saliency"].image_size, here)
-            elif step.name == "shards":
-                row.work, row.disk = f"{sum(self.counts.trials.values()):,} trials", self.counts.shards
+        processes = {step.name: step.processes for step in self.steps}
+        begin = {name: (self.mains[name], about, processes[name] or 1) for name, about in self.trainers.items()}
+        found = dict(rehearse(begin, self.counts.shards, self.folder, self.config.measure))
+        rows = [Row(name, processes=count) for name, count in processes.items()]
+        for row, about in ((row, self.configs[row.name]) for row in rows):
+            if row.name in self.trainers:
+                trained(row, about, found[row.name])
+                if hasattr(about, "pipeline") and "text" not in of_pipeline(about.pipeline):
+                    self.notes[f"{about.pipeline} is not on this machine: embeddings of 77 x 768 are taken"] = None
+                if refused := found[row.name].refused:
+                    self.notes[f"{row.name} cannot be started here: {refused}"] = None
+            elif row.name == "reconstruct":
+                drawn(row, about, self.counts, self.configs["pixel_saliency"].image_size)
+            elif row.name == "shards":
+                row.work, row.disk = f"{sum(self.counts.trials.values()):,} trials", self.counts.disk
                 row.seconds, row.source = self.counts.seconds, "m" if self.counts.seconds is not None else "done"
             if hasattr(about, "run_dir") and (Path(about.run_dir) / "DONE").exists():
                 row.source = "done"
-            rows.append(row)
         return rows
 
 
 def plan(config: PlanConfig) -> int:
     """The command. 2 if a stage would refuse what it is given, with all that is wrong."""
-    found = Plan(config)
-    if counts := found.counts:
-        eeg = f"{counts.shape['n_chans']} channels x {counts.shape['n_times']} samples at {counts.sfreq:g} Hz"
-        print(f"{counts.title}, {eeg}")
-        print(", ".join(f"{trials:,} {split}" for split, trials in counts.trials.items()) + " trials\n", flush=True)
-    if found.faults:
-        print("\n".join(f"error: {fault}" for fault in found.faults), file=sys.stderr)
-        return 2
-    rows = found.rows()
-    print(table(rows))
+    with tempfile.TemporaryDirectory(prefix="neuroimagen-plan-") as folder:
+        found = Plan(config, Path(folder))
+        if counts := found.counts:
+            study, simulated = counts.manifest, " (SIMULATED)" * counts.manifest.simulated
+            title = f"{study.dataset}{simulated}, {len(study.classes)} classes, {counts.subjects} subjects"
+            print(f"{title}, {study.n_chans} channels x {study.n_times} samples at {study.sfreq:g} Hz")
+            print(", ".join(f"{trials:,} {split}" for split, trials in counts.trials.items()) + " trials\n", flush=True)
+        if found.faults:
+            print("\n".join(f"error: {fault}" for fault in found.faults), file=sys.stderr)
+            return 2
+        rows = found.rows()
     known = [row.seconds for row in rows if row.seconds is not None and row.source != "done"]
-    left = f"{span(sum(known))}, one after the other, for the {len(known)} stages of which it is known"
-    print(f"\nin all: disk {size(sum(row.disk or 0.0 for row in rows))}; time {left}\n")
-    print("\n".join([*(f"note: {note}" for note in dict.fromkeys(found.notes)), RULES]))
-    print("\nnothing was started; launch/paper.sh would give:")
-    print("\n".join(step.line for step in found.steps))
+    said: dict[str, Any] = {
+        "table": table(rows),
+        "disk": size(sum(row.disk or 0.0 for row in rows)),
+        "time": span(sum(known)),
+    }
+    said |= {"known": len(known), "notes": found.notes, "some": SOME, "steps": found.steps}
+    print(render("planning/templates/plan.j2", **said), end="")
     return 0

@@ -147,7 +147,7 @@ def _pack(config: ShardsConfig, resolved: dict[str, Any], partial: Path) -> Mani
         for name, (size, changed, _) in inputs.items():
             if _stamp(Path(name)) != [size, changed]:
                 raise ValueError(f"{name} changed while it was packed: give the same command again")
-        manifest = _manifest(study, config, [(job, records[job.name]) for job in jobs], partial)
+        manifest = manifest_of(study, config, [(job, records[job.name]) for job in jobs], partial)
     except Died:
         raise
     except ValueError:  # this command cannot succeed: it leaves nothing
@@ -257,7 +257,7 @@ def _trials_in_a_tar(packer: Packer, config: ShardsConfig) -> tuple[int, float]:
     return config.shard_size or max(1, int(config.shard_mb * 1e6 * len(some) / max(1, size))), seconds
 
 
-def _manifest(study: Study, config: ShardsConfig, tars: list[tuple[Job, Record]], folder: Path) -> Manifest:
+def manifest_of(study: Study, config: ShardsConfig, tars: list[tuple[Job, Record]], folder: Path) -> Manifest:
     """The manifest, without inputs and config, and the index files; checks what concerns several tars."""
     keys: set[str] = set()
     side: dict[str, str] = {}  # image -> split
