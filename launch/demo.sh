@@ -9,7 +9,7 @@ runs=${1:-runs/demo}; shift || true
 export ACCELERATE_USE_CPU=${ACCELERATE_USE_CPU-yes} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} SIDE_BY_SIDE=1
 export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 export LAUNCH=python  # one process a branch: a launcher would only cost its start
-export RECONSTRUCT_LAUNCH="accelerate launch --config_file launch/one_node.yaml"  # two processes
+export RECONSTRUCT_LAUNCH="bash launch/processes.sh 2"
 mkdir -p "$runs"
 # What is imported for the first time is compiled: on the other core, while the study is made.
 for part in trainers/pixel_features.py trainers/reconstruct.py "-m neuroimagen.cli evaluate"; do

@@ -111,6 +111,20 @@ def claim(path: Path, advice: str) -> int:
     return file
 
 
+@contextlib.contextmanager
+def busy(path: Path) -> Iterator[None]:
+    """`claim` a file while it lasts, for `holder` alone to see; where that cannot be had, nothing is shown."""
+    lock = None
+    with contextlib.suppress(Taken, OSError):
+        lock = claim(path, "neuroimagen status will not see that it is used")
+    try:
+        yield
+    finally:
+        if lock is not None:
+            path.unlink(missing_ok=True)
+            os.close(lock)
+
+
 def holder(path: Path) -> tuple[bool | None, str]:
     """Whether a process has what `claim` locks, and who has it or had it last, "process 7 on node1", or "".
 

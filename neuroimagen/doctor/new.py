@@ -5,13 +5,13 @@ sections of the trainers, in templates/new_overlay.j2, fit the number of trials.
 """
 
 import dataclasses
-import json
 import os
-import re
 import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
+
+import yaml
 
 from neuroimagen.config import option, path_option
 from neuroimagen.doctor.check import plain
@@ -32,6 +32,7 @@ from neuroimagen.studies.study import Faults, some
 from neuroimagen.text_files import encode
 
 BESIDE = {"recording": ("recording", "_recordings.yaml"), "epochs": ("trials", "_trials.csv")}  # what is written, too
+USUAL = Path(__file__).with_name("new.yaml")
 FEW = 5000  # train trials: half of the paper's
 
 
@@ -132,28 +133,19 @@ def _source(lines: dict[str, Line]) -> SourceConfig:
 
 
 def _usual(dataset: str, eeg: Path, given: frozenset[str]) -> dict[str, Line]:
-    """What of a data set is not as by default, though it was not given."""
-    found: dict[str, Line] = {}
-    if dataset in ("perceivelab", "eeg_imagenet") and "splits_file" not in given:
-        found["splits"] = Line(
-            "by_image", "80/10/10 of the images of each class, as in the paper; official: as published"
-        )
+    """What of a data set is not as by default, though it was not given: new.yaml, and what its files show."""
+    bids = dataset == "epochs" and os.path.lexists(eeg / "dataset_description.json")
+    known = yaml.safe_load(USUAL.read_text(encoding="utf-8")).get("BIDS" if bids else dataset, {})
+    found = {name: Line(*line) for name, line in known.items() if not (name == "splits" and "splits_file" in given)}
     if dataset == "perceivelab" and "n_chans" not in given:
         trials = load_lists(eeg, "a PerceiveLab EEG", ("labels", "images"))["dataset"]
         shapes = Counter(t["eeg"].shape[0] for t in trials if isinstance(t, dict) and is_table(t.get("eeg")))
         if shapes and (n_chans := shapes.most_common(1)[0][0]) != 128:
             found["n_chans"] = Line(n_chans, "in most trials; the published files have 128")
-    if dataset == "eeg_imagenet":
-        found["eeg_dtype"] = Line("float32", "the numbers look like volts, too small for float16")
     if dataset == "things_eeg2":
         people = sorted(int(path.name[4:]) for path in eeg.glob("sub-*") if path.name[4:].isdecimal())
         why = f"the field scores each person alone; there are {some([*map(str, people)], 20)}; 0: all"
         found["subject"] = Line(people[0] if people else 1, why)
-        found["repetitions"] = Line("test", "the customary protocol: test on the mean of what a person saw of an image")
-    if dataset == "epochs" and os.path.lexists(eeg / "dataset_description.json"):
-        found["window"] = Line([-0.1, 0.8], "s from onset: what is cut out of the continuous EEG")
-        found["baseline"] = Line([-0.1, 0.0], "s from onset")
-        found["band"] = Line([0.5, 40.0], "Hz: continuous EEG drifts; where the files were filtered, it changes little")
     return found
 
 
@@ -206,15 +198,9 @@ def _look(lines: dict[str, Line], left: list[str], found: list[str]) -> dict[str
 def shown(value: Any) -> str:
     """A value as our YAML files hold it."""
     if isinstance(value, list) and value and isinstance(value[0], Marker):
-        kinds = [", ".join(f"{name}: {shown(text)}" for name, text in vars(marker).items() if text) for marker in value]
-        return "".join(f"\n  - {{{kind}}}" for kind in kinds)
-    if isinstance(value, list):
-        return f"[{', '.join(map(shown, value))}]"
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    text = f"{value:.15g}" if isinstance(value, float) else str(value)
-    plain = re.fullmatch(r"[A-Za-z0-9/._-][\w/.*+-]*", text) and text.lower() not in ("null", "-")
-    return text if plain else "'" + text.replace("'", "''") + "'" if text.isprintable() else json.dumps(text)
+        return "".join(f"\n  - {shown({k: v for k, v in vars(marker).items() if v})}" for marker in value)
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=1 << 30)
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def _fields(schema: Any, packing: list[str], lines: dict[str, Line]) -> dict[str, Any]:

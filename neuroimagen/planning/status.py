@@ -200,7 +200,7 @@ def place(runs: Path, name: str) -> Place:
         return Place(runs, runs / "captions.jsonl", none, runs / "captions.jsonl.inputs.json", _captioned)
     if name in ("evaluate", "report"):
         end = runs / "reconstruct" / ("scores.json" if name == "evaluate" else "report.html")
-        return Place(end, end, none, none, _made)
+        return Place(end, end, end.with_name(f"{name}.lock"), none, _made)
     return Place(run, run / "DONE", run / "lock", run / "config.yaml", _drawn if name == "reconstruct" else _trained)
 
 

@@ -12,7 +12,7 @@ import shlex
 from typing import Any
 
 from neuroimagen.config import option, path_option
-from neuroimagen.files import write_atomic
+from neuroimagen.files import busy, write_atomic
 from neuroimagen.pages import render
 from neuroimagen.report import figures, tables
 from neuroimagen.report.charts import by_group, confusions, guessing
@@ -124,8 +124,9 @@ def report(config: ReportConfig) -> None:
     if scores.get("version") != run_files.VERSION:
         raise ValueError(f"{path} is of another version; make it anew with: neuroimagen evaluate {run.path}")
     run_files.check_scores(run, scores)
-    html = page(run, scores, config)
-    tables.write(run, scores, run.path / "tables")
-    figures.write(run, run.path / "figures")
-    write_atomic(run.path / "report.html", html)
+    with busy(run.path / "report.lock"):
+        html = page(run, scores, config)
+        tables.write(run, scores, run.path / "tables")
+        figures.write(run, run.path / "figures")
+        write_atomic(run.path / "report.html", html)
     print(f"{run.path / 'report.html'}")

@@ -10,7 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from neuroimagen.files import write_atomic
+from neuroimagen.files import busy, write_atomic
 from neuroimagen.report import published
 from neuroimagen.report.formats import ABSENT, TICK, Cell, Column, Metric, Row, Table, shown
 from neuroimagen.report.notes import kind_of_eeg, notes, protocol, split_of, under_all
@@ -288,7 +288,8 @@ def summary(run: ReconstructRun, scores: dict[str, Any]) -> str:
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """The command `neuroimagen evaluate RUN`: score it, and print `summary`, or Tables 1 to 3."""
     said = format_tables if config.verbose else summary
-    return scoring.evaluate(config, lambda run, scores: print(said(run, scores)))
+    with busy(Path(config.run, "evaluate.lock")):
+        return scoring.evaluate(config, lambda run, scores: print(said(run, scores)))
 
 
 def write(run: ReconstructRun, scores: dict[str, Any], folder: Path) -> None:

@@ -168,7 +168,7 @@ def _caption(
             some = names[start : start + config.batch_size]
             images = [_open_rgb(pictures[name]) for name in some]
             pixels = processor(images=images, return_tensors="pt").to(model.device, model.dtype)
-            with torch.inference_mode():
+            with torch.inference_mode(), quiet_libraries():  # transformers says what length it takes by itself
                 tokens = model.generate(**pixels)
             texts = [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
             file.write(encode("".join(map(line_of, some, texts, [config.model] * len(some)))))

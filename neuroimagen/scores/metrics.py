@@ -8,7 +8,7 @@ import functools
 import math
 
 import numpy as np
-import scipy.stats
+import scipy  # whose parts are imported when first used
 import torch
 
 from neuroimagen.scores.intervals import FEWEST, Estimate, jackknife, share

@@ -3,7 +3,7 @@
 import dataclasses
 
 import numpy as np
-from scipy.ndimage import maximum_filter1d, median_filter, minimum_filter1d
+import scipy  # whose parts are imported when first used
 
 
 @dataclasses.dataclass
@@ -62,7 +62,8 @@ def fit_clock(time: np.ndarray, rate: float) -> Clock:
         if best.stray.std() < best.step / 2:
             break
     # Near an end, little is seen of the jitter.
-    jitter = np.median(maximum_filter1d(best.stray, width) - minimum_filter1d(best.stray, width))
+    strays = scipy.ndimage.maximum_filter1d(best.stray, width) - scipy.ndimage.minimum_filter1d(best.stray, width)
+    jitter = np.median(strays)
     inside = np.arange(len(time)).clip(width, len(time) - width) == np.arange(len(time))
     best.lost[~inside & ((np.abs(best.lost) - 0.5) * best.step <= jitter)] = 0
     return best
@@ -87,11 +88,11 @@ def _losses(late: np.ndarray, smooth: int, width: int, beside: int) -> np.ndarra
     samples of a median filter against jitter. beside: samples on either side whose middles give their number.
     """
     if smooth > 1:
-        late = median_filter(late, smooth, mode="nearest")
+        late = scipy.ndimage.median_filter(late, smooth, mode="nearest")
 
     def rises(late: np.ndarray) -> np.ndarray:
-        after = minimum_filter1d(late, width, origin=-(width // 2), mode="nearest")
-        before = maximum_filter1d(late, width, origin=(width - 1) // 2, mode="nearest")
+        after = scipy.ndimage.minimum_filter1d(late, width, origin=-(width // 2), mode="nearest")
+        before = scipy.ndimage.maximum_filter1d(late, width, origin=(width - 1) // 2, mode="nearest")
         return after[1:] - before[:-1] > 0.5
 
     def middle(late: np.ndarray) -> float:  # the mean of the half between quartiles; a median of packets is uneven

@@ -2,6 +2,7 @@
 
 As a script this is each of the three, by the name it is called with: it asks the test, through the socket QUICK_PYTHON,
 to fork the process (tests/forked.py), prints what that printed and ends with its code. `commands` is the test's side.
+Where the variable QUICK_OVERLAY names one, it is the last of the overlays that a command is given.
 """
 
 import contextlib
@@ -65,8 +66,10 @@ def main(name: str, *arguments: str) -> int:
         socket.socket(socket.AF_UNIX) as s,
     ):
         s.connect(os.environ["QUICK_PYTHON"])
-        arguments = arguments[arguments[:1] == ("-u",) :]  # torchrun's: unbuffered
-        asked = {"arguments": [*AS[name], *arguments], "environment": dict(os.environ), "log": log.name}
+        words = [*AS[name], *arguments[arguments[:1] == ("-u",) :]]  # torchrun's: unbuffered
+        if name != "accelerate" and any(word.startswith("config=") for word in words):
+            words += [f"config={file}" for file in [os.environ.get("QUICK_OVERLAY")] if file]
+        asked = {"arguments": words, "environment": dict(os.environ), "log": log.name}
         with s.makefile("rw") as channel:
             channel.write(json.dumps(asked | {"cwd": os.getcwd()}) + "\n")
             channel.flush()

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from neuroimagen.files import busy
+
 REPO = Path(__file__).parents[2]
 ADVANCE = "neuroimagen.run.run:Run.advance"
 
@@ -112,6 +114,16 @@ def test_a_job_that_came_to_no_run_is_told_by_what_it_printed(tmp_path):
     assert status(runs, code=1)["pixel_features"] == "failed error: Key 'marginn' not in 'Config'."
     waiting = f"8|PENDING|Priority|pixel_features:{runs}\n"
     assert status(runs, waiting)["pixel_features"] == "queued as job 8 (Priority)"
+
+
+def test_what_scores_and_what_writes_the_page_is_seen_while_it_runs(tmp_path):
+    runs = tmp_path / "runs"
+    (runs / "reconstruct").mkdir(parents=True)
+    (runs / "reconstruct" / "DONE").touch()
+    for name in ("evaluate", "report"):
+        with busy(runs / "reconstruct" / f"{name}.lock"):
+            assert status(runs)[name] == "running"
+        assert status(runs)[name] == "to do" and not list((runs / "reconstruct").glob("*.lock"))
 
 
 def test_what_is_no_study_is_refused(tmp_path):

@@ -1,9 +1,9 @@
 """Every command of every tutorial in docs/start is run, on small files of the format that the page is about.
 
-The commands are the page's, word for word. What the tests make smaller stands around them: data/ holds random files in
-the published formats; the numbers of configs/<stage>.yaml are those of `SMALL`; the hub's cache holds small random
-models under the names that the configs ask for; processes begin after their imports (quick_python.py); there is no
-GPU. How pages are read and held: tests/tutorials.py.
+The commands are the page's, word for word, and what `neuroimagen new` writes is left as it is. What the tests make
+smaller stands around them: data/ holds random files in the published formats; every command that is given overlays is
+given `QUICK` as the last one (quick_python.py); the hub's cache holds small random models under the names that the
+configs ask for; processes begin after their imports; there is no GPU. How pages are read and held: tests/tutorials.py.
 """
 
 import os
@@ -27,18 +27,19 @@ from tutorials import REPO, START, absent, blocks, look_at, promised, unlike
 
 from neuroimagen.studies.epochs_table import COLUMNS
 
-EEG = {"encoder": "conv", "encoder_width": 8, "n_features": 16}
+EEG = {"encoder_width": 8, "n_features": 16}
 STEPS = {"max_steps": 2, "validate_every": 2, "workers": 0, "log_every": 1}
 BATCH = {"global_batch_size": 8}
-SMALL = {  # in place of the full-size numbers of configs/<stage>.yaml
-    "pixel_features": {"n_features": 16} | STEPS | BATCH,  # the LSTM, as it is the one for short windows
+QUICK = {  # what a laptop's minute allows: an overlay
+    "simulate": {"classes": 4, "images_per_class": 10, "n_subjects": 2, "picture_size": 64},
+    "pixel_features": EEG | STEPS,
     "pixel_saliency": STEPS | BATCH | {"image_size": 16, "z_dim": 8, "generator_width": 4, "discriminator_width": 4},
     "sample_semantics": EEG | STEPS | BATCH,
     "brain2image": EEG | STEPS | BATCH | {"classifier_steps": 1, "image_size": 16, "width": 4, "norm": "group"},
     "neurovision": EEG | STEPS | BATCH | {"classifier_steps": 1, "phase_steps": 1, "image_size": 16, "width": 4},
     "reconstruct": {"samples": 1, "num_inference_steps": 2},
 }
-SMALL["neurovision"] |= {"max_width": 8, "max_steps": 6}
+QUICK["neurovision"] |= {"max_width": 8, "max_steps": 6}
 
 
 def perceivelab(data: Path) -> None:
@@ -49,8 +50,8 @@ def perceivelab(data: Path) -> None:
 
 
 def things_eeg2(data: Path) -> None:
-    """130 concepts, for a batch holds 128; 17 channels at 100 Hz, as published."""
-    concepts = {"training": [f"concept{i:03d}" for i in range(130)], "test": ["aircraft_carrier", "tick", "zebra"]}
+    """17 channels at 100 Hz, as published."""
+    concepts = {"training": [f"concept{i:03d}" for i in range(40)], "test": ["aircraft_carrier", "tick", "zebra"]}
     sizes = {"per_concept": 2, "repetitions": (4, 3), "n_chans": 17}
     things_files.write_study(data, subjects=(1, 2), concepts=concepts, **sizes)
     (data / "eeg").rename(data / "things_eeg2")
@@ -64,13 +65,17 @@ def eeg_imagenet(data: Path) -> None:
 
 
 def own_recordings(data: Path) -> None:
-    """The same 20 pictures as mne.Epochs of 1 s, as a BIDS data set, and (two of them) as tables."""
+    """The same 20 pictures as mne.Epochs of 1.2 s, as a BIDS data set, and as tables that tell two classes apart."""
     lab_files = pytest.importorskip("lab_files", reason="a lab's own files are read by mne (an extra)")
     lab_files.write_bids(data, rate=250.0)
     for seed, name in enumerate(("sub-01_run-1", "sub-01_run-2", "sub-02_run-1")):
         path = data / "epochs" / f"{name}-epo.fif"
         lab_files.write_epochs_file(path, seed, lab_files.shuffled_names(seed), tmin=-0.2, seconds=1.2)
     (data / "images").rename(data / "pictures")
+    for folder, name in {"0": "houses", "1": "faces"}.items():
+        (data / "pictures" / folder).rename(data / "pictures" / name)
+    table = (data / "trials.csv").read_text("utf-8")
+    (data / "trials.csv").write_text(table.replace(",0/", ",houses/").replace(",1/", ",faces/"), "utf-8")
     write_tables(data / "tables")
 
 
@@ -143,19 +148,6 @@ DOORS = {  # files -> the pages that one reader follows with them
 NOT_RUN = {"cluster": 2, "no_data": 1}  # blocks of these pages that are looked at only: each says why
 
 
-def small_configs(configs: Path) -> None:
-    for stage, numbers in SMALL.items():
-        path = configs / f"{stage}.yaml"
-        full = yaml.safe_load(path.read_text(encoding="utf-8"))
-        assert set(numbers) <= {*full, "encoder_width", "log_every"}, stage
-        path.write_text(yaml.safe_dump(full | numbers), encoding="utf-8")
-    path = configs / "demo.yaml"
-    demo = yaml.safe_load(path.read_text(encoding="utf-8"))
-    study = {"simulate": {"classes": 4, "images_per_class": 10, "n_subjects": 2, "picture_size": 64}}
-    small = {stage: fields | SMALL.get(stage, {}) for stage, fields in demo.items()}
-    path.write_text(yaml.safe_dump(small | study), encoding="utf-8")
-
-
 def hub(home: Path) -> None:
     """The hub's cache with small models under the names of the configs and of the defaults."""
     from transformers import ViTConfig, ViTForImageClassification
@@ -186,9 +178,11 @@ class Desk:
             shutil.copytree(REPO / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "site.sh"))
         for name in ("neuroimagen", "benchmarks", "Makefile", "setup.cfg", "constraints.txt"):
             (folder / name).symlink_to(REPO / name)
-        small_configs(folder / "configs")
         (folder / "data").mkdir()
         machine = {"ACCELERATE_USE_CPU": "yes", "OMP_NUM_THREADS": "1", "TORCH_HOME": str(folder / "none")}
+        quick = folder.parent / "quick.yaml"
+        quick.write_text(yaml.safe_dump(QUICK), encoding="utf-8")
+        machine["QUICK_OVERLAY"] = str(quick)
         path = f"{folder / '.venv' / 'bin'}:{variables['PATH']}"
         self.variables = {**os.environ, **machine, **variables, "PATH": path}
 

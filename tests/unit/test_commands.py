@@ -30,7 +30,7 @@ def test_fields_that_are_given_are_there(path):
                 continue
             known = {field.name for field in dataclasses.fields(found[0])} | {"config", "key"}  # key=value
             rest = re.split(r"#|->|;|\||\)", line[start.end() :])[0]
-            given = set(re.findall(r"(?<![\w/\-.])(\w+)=", rest))
+            given = set(re.findall(r"(?<![\w/\-.])([^\W\d]\w*)=", rest))
             assert given <= known, f"{start[0]} has no {given - known}: {line}"
 
 
