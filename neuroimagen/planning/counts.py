@@ -77,6 +77,6 @@ def of_study(config: ShardsConfig) -> Counts:
         sizes.append(sum(512 + -(-len(data) // 512) * 512 for data in members.values()))  # as tar pads
         pictures += [data for name, data in members.items() if name in ("jpg", "png")]
     seconds = float(np.median(times)) * len(every)
-    subjects = len({study.shown(i)[0] for i in every})
+    subjects = len({study.facts(i).subject for i in every})
     trials = {name: len(study.splits[name]) for name in SPLITS}
     return _of(study, trials, subjects, pictures=pictures, shards=float(np.mean(sizes) * len(every)), seconds=seconds)

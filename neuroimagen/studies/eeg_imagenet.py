@@ -24,7 +24,7 @@ from typing import Any, Literal
 from neuroimagen.config import option, path_option
 from neuroimagen.studies.config import StudyConfig
 from neuroimagen.studies.pth import Header, PthStudy, is_table, load_lists
-from neuroimagen.studies.study import SPLITS, Faults, Trial
+from neuroimagen.studies.study import SPLITS, Facts, Faults, Trial
 
 FILES = ("EEG-ImageNet_1.pth", "EEG-ImageNet_2.pth")
 LENGTHS = (440, 600)  # samples; the files hold about 500 a trial
@@ -91,6 +91,12 @@ class EegImageNet(PthStudy):
         key, eeg = f"s{header.subject:02d}_{granularity}_t{index:06d}", header.eeg[:, slice(*CUT)].float()
         return self.read_trial(index, key, eeg, slice(None), extra | {"trial_index": number})
 
+    def facts(self, index: int) -> Facts:
+        """Reads nothing. The block is that of a class; for the onset stands the place in the file."""
+        known, item = super().facts(index), self.trials[index][2]
+        block = f"{item['granularity']} {item['label']} {self.places[index] // BLOCK}"
+        return known._replace(block=block, onset=float(index))
+
     def _take(self, folder: Path) -> None:
         """Read both files; check their structure and every trial's header. No EEG sample is read yet."""
         if not folder.is_dir():
@@ -112,6 +118,11 @@ class EegImageNet(PthStudy):
         if self.n_chans != N_CHANS:
             self.notes.append(f"the trials have {self.n_chans} channels; the published ones have {N_CHANS}")
         self.read_headers()
+        met: Counter[Hashable] = Counter()
+        self.places = []  # of each trial among those of its subject and class
+        for block in map(self._block, range(len(self))):
+            self.places.append(met[block])
+            met[block] += 1
         self._refuse_copies()
         strange = {header.image for header in self.headers.values()} - listed - {f"{name}.JPEG" for name in listed}
         if strange:
@@ -151,16 +162,14 @@ class EegImageNet(PthStudy):
 
         Blocks of 50 are laid end to end where a person saw a class more than once. Broken trials keep their place.
         """
-        place: Counter[Hashable] = Counter()
         splits: dict[str, list[int]] = {name: [] for name in SPLITS}
-        for index in range(len(self)):
-            block = self._block(index)
-            at = place[block] % BLOCK
-            place[block] += 1
+        for index, at in enumerate(self.places):
+            at %= BLOCK
             if index in chosen:
                 splits["train" if at < TRAIN - VAL else "val" if at < TRAIN else "test"].append(index)
         blocks = {self._block(i) for i in chosen}
-        odd = [place[block] for block in blocks if place[block] != BLOCK]
+        count = Counter(map(self._block, range(len(self))))
+        odd = [count[block] for block in blocks if count[block] != BLOCK]
         if odd:
             self.notes.append(
                 f"{len(odd)} of {len(blocks)} blocks of a subject and class do not hold {BLOCK} trials (but {min(odd)} "

@@ -32,7 +32,7 @@ from neuroimagen.studies.epochs_files import (
 )
 from neuroimagen.studies.epochs_table import Row, TrialTable, plain, plain_subject
 from neuroimagen.studies.splits import BY_IMAGE, by_split, refuse_empty, split_images, split_runs
-from neuroimagen.studies.study import Faults, Study, Trial, absent, refuse_nonfinite, some
+from neuroimagen.studies.study import Facts, Faults, Study, Trial, absent, refuse_nonfinite, some
 
 VAL_TAIL = 0.1  # of each run that is not held out: the part that goes to val
 OPEN_FILES = 4  # kept open; of filtered recordings, which are in memory, one
@@ -89,10 +89,11 @@ class LabEpochs(Study):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_opened": {}}
 
-    def shown(self, index: int) -> tuple[int, str]:
-        run, _, row = self.trials[index]
+    def facts(self, index: int) -> Facts:
+        run, event, row = self.trials[index]
         assert row.picture
-        return self.subjects[run.subject], row.picture.stem
+        subject, label = self.subjects[run.subject], self.labels[row.class_name]
+        return Facts(subject, row.picture.stem, label, run.name, event.onset / run.sfreq)
 
     def trial(self, index: int) -> Trial:
         run, event, row = self.trials[index]
@@ -100,11 +101,11 @@ class LabEpochs(Study):
             eeg = self.files.eeg(self._open(run.path), run, event)
         refuse_nonfinite(eeg, run.channels, f"{run.path}: trial {event.number}")
         order = [run.channels.index(name) for name in self.channels or []]
-        subject, image = self.shown(index)
+        subject, image, label, *_ = self.facts(index)
         assert row.picture
         key, eeg = f"s{subject}_r{run.place}_t{event.number:05d}", (eeg[order] * 1e6).astype(np.float32)
         extra = {"run": run.name, "number": event.number, "onset_s": round(event.onset / run.sfreq, 4)}
-        return self.make_trial(key, eeg, row.picture, subject, self.labels[row.class_name], image, extra)
+        return self.make_trial(key, eeg, row.picture, subject, label, image, extra)
 
     def _open(self, path: Path) -> Any:
         """The file, opened by this very process: after a fork two must not share one place in it."""
@@ -270,7 +271,7 @@ class LabEpochs(Study):
                 f"first, -1 the last); val: the last {VAL_TAIL:.0%} of each other file; train: the rest"
             )
         elif config.splits == "by_image":
-            shown = [(self.labels[row.class_name], self.shown(i)[1]) for i, (_, _, row) in enumerate(self.trials)]
+            shown = [(self.labels[row.class_name], self.facts(i).image) for i, (_, _, row) in enumerate(self.trials)]
             sides = split_images(shown, list(self.labels), config.seed, where)
             self.protocol = BY_IMAGE.format(config.seed) + "its split"
         elif self.table.has_split:
@@ -289,11 +290,11 @@ class LabEpochs(Study):
         """What the table's split keeps apart, "image" or "run"; refuses one that keeps neither."""
         image: dict[str, str] = {}
         file: dict[str, str] = {}
-        mixed = [i for i, side in enumerate(sides) if image.setdefault(self.shown(i)[1], side) != side]
+        mixed = [i for i, side in enumerate(sides) if image.setdefault(self.facts(i).image, side) != side]
         if not mixed:
             return "image"
         if all(file.setdefault(self.trials[i][0].name, side) == side for i, side in enumerate(sides)):
             return "run"
-        row, name = self.trials[mixed[0]][2], self.shown(mixed[0])[1]
+        row, name = self.trials[mixed[0]][2], self.facts(mixed[0]).image
         both = f"image {name} is in both {image[name]} and {row.split}, and so are trials of one file"
         raise ValueError(f"{self.table.path}, line {row.line}: {both}: keep apart the images or the files")

@@ -2,6 +2,7 @@
 
 The files as published, and as `neuroimagen simulate` writes them:
   EEG file     dict: `dataset` list of {'eeg': tensor (128, L) at 1 kHz, 'image': int, 'label': int, 'subject': int},
+               and in a simulated file, in all of them, 'block': int and 'onset': s along the subject's recording;
                `labels` list of wnids, `images` list of names without extension; the raw file adds `means`, `stddevs`
   splits file  {'splits': [{'train': [int], 'val': [int], 'test': [int]}, ...]}, indices into `dataset`
   pictures     <images>/<wnid>/<name>.JPEG
@@ -10,6 +11,7 @@ The customary loader (perceivelab/eeg_visual_classification) keeps trials of 450
 """
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +25,7 @@ from neuroimagen.studies.study import SPLITS, Faults, Trial
 KEPT_LENGTHS = (450, 600)  # samples, both ends included: the customary filter
 CUT = (20, 460)  # samples: the customary cut
 LENGTHS = (300, 1 << 31)  # samples; the files hold about 500 a trial, so a shorter one is damage, not variation
+TIMING = ("block", "onset")  # keys of every trial of a file that has one of them; the published files have none
 MOST_DROPPED = 0.1  # the published file loses about 25 of 11,965 trials to the filter
 
 
@@ -48,7 +51,7 @@ class PerceiveLab(PthStudy):
     dataset = "perceivelab"
     n_times = CUT[1] - CUT[0]
     tmin = CUT[0] / PthStudy.sfreq
-    fields = ("eeg", "image", "label", "subject")
+    fields: tuple[str, ...] = ("eeg", "image", "label", "subject")
     lengths_taken = LENGTHS
     if_channels_differ = ", or give n_chans= if every trial has that many"
 
@@ -61,6 +64,8 @@ class PerceiveLab(PthStudy):
         self.trials = [(eeg, number, trial) for number, trial in enumerate(content["dataset"])]
         self.wnids, self.images = content["labels"], content["images"]
         self.classes = self.class_table(range(len(self.wnids)))
+        if any(not {*TIMING}.isdisjoint(trial) for _, _, trial in self.trials if isinstance(trial, dict)):
+            self.fields += TIMING
         self.read_headers()
         self.scale: tuple[torch.Tensor, torch.Tensor] | None = None
         if "means" in content or "stddevs" in content:
@@ -92,8 +97,9 @@ class PerceiveLab(PthStudy):
         eeg = header.eeg.float()
         if self.scale is not None:
             eeg = (eeg - self.scale[0]) / self.scale[1]
+        timing = {} if header.onset is None else {"block": item["block"], "onset_s": header.onset}
         key = f"s{header.subject}_i{item['image']:04d}_t{index:05d}"
-        return self.read_trial(index, key, eeg, slice(*CUT), {"trial_index": index})
+        return self.read_trial(index, key, eeg, slice(*CUT), {"trial_index": index} | timing)
 
     def header(self, where: str, trial: dict[str, Any]) -> Header:
         limits = {"image": len(self.images), "label": len(self.wnids), "subject": 1 << 31}
@@ -103,7 +109,13 @@ class PerceiveLab(PthStudy):
         subject, image = trial["subject"], self.images[trial["image"]]
         if subject == 0:
             raise ValueError(f"{where} has subject 0; subjects are numbered from 1")
-        return Header(subject, trial["label"], image, trial["eeg"], f"subject {subject}, image {image}")
+        made = Header(subject, trial["label"], image, trial["eeg"], f"subject {subject}, image {image}")
+        if "onset" not in self.fields:
+            return made
+        block, onset = (trial[key] for key in TIMING)
+        if type(block) is not int or type(onset) not in (int, float) or not math.isfinite(onset):
+            raise ValueError(f"{where} has block {block!r} and onset {onset!r}: a whole number and finite seconds")
+        return dataclasses.replace(made, block=str(block), onset=float(onset))
 
     def _scale(self, means: Any, stddevs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Means and standard deviations of the raw file as (n_chans, 1) or (1, 1)."""

@@ -12,7 +12,7 @@ import torch
 
 from neuroimagen.studies.classes import NAMES
 from neuroimagen.studies.splits import BY_IMAGE, refuse_empty, split_images
-from neuroimagen.studies.study import SPLITS, Study, Trial, absent, refuse_nonfinite
+from neuroimagen.studies.study import SPLITS, Facts, Study, Trial, absent, refuse_nonfinite
 
 EXTENSIONS = (".JPEG", ".jpeg", ".jpg", ".JPG", ".png", ".PNG", ".Jpeg", ".Jpg", ".Png")
 
@@ -86,6 +86,8 @@ class Header:
     image: str  # as the file calls it
     eeg: torch.Tensor
     said: str  # subject and image, for a sentence
+    block: str | None = None  # as in Facts
+    onset: float | None = None
 
 
 class PthStudy(Study):
@@ -114,9 +116,10 @@ class PthStudy(Study):
         """The image of a trial, as the file calls it."""
         return self.headers[index].image
 
-    def shown(self, index: int) -> tuple[int, str]:
-        """(subject, image) of a trial; reads nothing."""
-        return self.headers[index].subject, Path(self.image(index)).stem
+    def facts(self, index: int) -> Facts:
+        """Reads nothing."""
+        header = self.headers[index]
+        return Facts(header.subject, Path(header.image).stem, header.label, header.block, header.onset)
 
     def named(self, index: int) -> str:
         """A trial, for a sentence."""
@@ -165,7 +168,7 @@ class PthStudy(Study):
     def read_trial(self, index: int, key: str, eeg: torch.Tensor, cut: slice, extra: dict[str, Any]) -> Trial:
         """The trial, cut out of these samples; ValueError if NaN or infinity is among them."""
         refuse_nonfinite(eeg.numpy(), None, self.named(index))
-        (subject, image), label = self.shown(index), self.headers[index].label
+        subject, image, label, *_ = self.facts(index)
         return self.make_trial(key, eeg[:, cut].numpy(), self.pictures[self.image(index)], subject, label, image, extra)
 
     def split_by_image(self, indices: Iterable[int], seed: int) -> dict[str, list[int]]:

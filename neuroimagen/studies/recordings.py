@@ -32,7 +32,7 @@ from neuroimagen.studies.recordings_tables import (
     read_table,
 )
 from neuroimagen.studies.splits import split_runs
-from neuroimagen.studies.study import Faults, Study, Trial
+from neuroimagen.studies.study import Facts, Faults, Study, Trial
 from neuroimagen.text_files import read_table as read_any_table
 from neuroimagen.text_files import read_text
 
@@ -111,6 +111,11 @@ class Recordings(Study):
 
     def trial(self, index: int) -> Trial:
         return self.trials[index]
+
+    def facts(self, index: int) -> Facts:
+        trial = self.trials[index]
+        onset = None if trial.extra["averaged"] > 1 else trial.extra["onset_s"]
+        return Facts(trial.subject, trial.image, trial.label, trial.extra["run"], onset)
 
     def _below(self, pattern: str) -> str:
         """A pattern of the study file, from the study file's folder."""

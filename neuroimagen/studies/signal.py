@@ -18,7 +18,7 @@ import scipy  # whose parts are imported when first used
 from tqdm import tqdm
 
 from neuroimagen.studies.config import SignalOptions
-from neuroimagen.studies.study import Study, Trial, refuse_nonfinite
+from neuroimagen.studies.study import Facts, Study, Trial, refuse_nonfinite
 from neuroimagen.studies.whitening import learn_whiteners
 
 # Rows of the 10-05 system (Oostenveld & Praamstra 2001), front to back; a row between two lobes goes with the former.
@@ -122,8 +122,12 @@ class Prepared(Study):
             eeg = eeg / np.where(spread > 0, spread, 1)
         return dataclasses.replace(trial, eeg=np.ascontiguousarray(eeg, dtype=np.float32))
 
-    def shown(self, index: int) -> tuple[int, str]:
-        return self.study.shown(self.members[index][0] if self.members else index)
+    def facts(self, index: int) -> Facts:
+        """Of an average what is true of all its trials; it has no onset."""
+        first, *others = map(self.study.facts, self.members[index] if self.members else [index])
+        if not others:
+            return first
+        return first._replace(block=first.block if {f.block for f in others} == {first.block} else None, onset=None)
 
     def lengths(self) -> list[int]:
         return self.study.lengths()
@@ -230,7 +234,7 @@ class Prepared(Study):
         groups: dict[tuple[int, str], list[int]] = defaultdict(list)
         for index in tqdm(self.study.splits[split], unit="trial", desc=f"images of {split}", disable=None):
             try:
-                groups[self.study.shown(index)].append(index)
+                groups[self.study.facts(index)[:2]].append(index)
             except ValueError as error:
                 self._left_out(error)
         return list(groups.values())
@@ -265,7 +269,7 @@ class Prepared(Study):
             groups = self._by_image(split) if where in (split, "all") else [[index] for index in indices]
             if where in (split, "all") and k:
                 for members in (members for members in groups if len(members) < k):
-                    subject, image = self.study.shown(members[0])
+                    subject, image = self.study.facts(members[0])[:2]
                     few = f"image {image} has {len(members)} trials of subject {subject} in {split}"
                     raise ValueError(f"{few}, and repetition_groups={k} needs at least as many: give a smaller number")
                 rest += sum(len(members) % k for members in groups)

@@ -5,7 +5,7 @@ import functools
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -52,6 +52,16 @@ class Trial:
     class_name: str
     image: str
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Facts(NamedTuple):
+    """What is known of a trial without its EEG."""
+
+    subject: int
+    image: str
+    label: int
+    block: str | None = None  # the unbroken stretch of recording it is from: a run, or a class's block; None: not told
+    onset: float | None = None  # s from the start of the run or recording, or only the place in the order of trials
 
 
 class Faults:
@@ -121,10 +131,10 @@ class Study:
             raise ValueError(f"{where} holds no trial of subject={wanted}; it holds subjects {sorted(found)}")
         return [wanted] if wanted else sorted(found)
 
-    def shown(self, index: int) -> tuple[int, str]:
-        """(subject, image) of a trial; most readers know it without reading EEG, which spares a pass over the files."""
+    def facts(self, index: int) -> Facts:
+        """What is known of a trial; most readers know it without reading EEG, which spares a pass over the files."""
         trial = self.trial(index)
-        return trial.subject, trial.image
+        return Facts(trial.subject, trial.image, trial.label)
 
     def where(self, index: int, key: str) -> str:
         """What trial `index`, whose key this is, is called in a fault."""

@@ -24,7 +24,7 @@ from neuroimagen.config import option, path_option
 from neuroimagen.studies.config import StudyConfig
 from neuroimagen.studies.plain_pickle import StoredArray, load_pickle
 from neuroimagen.studies.splits import by_split
-from neuroimagen.studies.study import Faults, Study, Trial, absent, refuse_nonfinite, some
+from neuroimagen.studies.study import Facts, Faults, Study, Trial, absent, refuse_nonfinite, some
 
 FILES = {"training": "preprocessed_eeg_training.npy", "test": "preprocessed_eeg_test.npy"}
 FIELDS = ("preprocessed_eeg_data", "ch_names", "times")
@@ -118,10 +118,11 @@ class ThingsEeg2(Study):
         extra = {"condition": condition, "repetition": repetition}
         return self.make_trial(key, eeg, picture.path, part.subject, picture.label, picture.image, extra)
 
-    def shown(self, index: int) -> tuple[int, str]:
-        """(subject, image) of a trial; reads nothing."""
+    def facts(self, index: int) -> Facts:
+        """Reads nothing. The files are ordered by condition: they do not tell when a trial was."""
         part, condition, _ = self._place(index)
-        return part.subject, self.pictures[part.name][condition].image
+        picture = self.pictures[part.name][condition]
+        return Facts(part.subject, picture.image, picture.label)
 
     def _place(self, index: int) -> tuple[Part, int, int]:
         part = self.parts[bisect.bisect_right([p.first for p in self.parts], index) - 1]

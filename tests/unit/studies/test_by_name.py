@@ -132,7 +132,7 @@ def test_patterns_and_links_to_folders_keep_subject_and_session(lab, tmp_path):
         assert len(keys) == len(study) == 46 and study.notes == [
             "8 rows of trials.csv fit no event, the first in line 2"
         ]
-        assert {study.shown(i)[0] for i in range(46)} == {1, 2}
+        assert {study.facts(i).subject for i in range(46)} == {1, 2}
         return list(dict.fromkeys(study.trial(i).extra["run"] for i in range(46)))
 
     table = [TABLE[0].replace("event", "event,subject")] + [line.replace(",", ",,", 1) for line in TABLE[1:]]
@@ -142,7 +142,7 @@ def test_patterns_and_links_to_folders_keep_subject_and_session(lab, tmp_path):
     (lab / "eeg" / "sub-02").symlink_to(tmp_path / "elsewhere")
     assert found(lab / "eeg") == names
     alone = opened(lab, "splits=by_image", f"eeg={lab / 'eeg' / 'sub-02'}")  # more files than one, and whose is above
-    assert {alone.shown(i)[0] for i in range(23)} == {2}
+    assert {alone.facts(i).subject for i in range(23)} == {2}
 
 
 def test_other_fif_files_are_counted(lab):
@@ -208,12 +208,12 @@ def test_a_lone_header_or_a_strange_name_is_an_error(bids):
 
 def test_pictures_by_any_case_of_their_ending_and_windows_paths(lab):
     plain = opened(lab)
-    shown = [plain.shown(i) for i in range(60)]
+    shown = [plain.facts(i) for i in range(60)]
     for i, path in enumerate(sorted((lab / "images").rglob("*.jpg"))):
         path.rename(path.with_suffix([".JPG", ".Jpg", ".jpg"][i % 3]))
     write_table(lab / "trials.csv", [TABLE[0]] + [line.replace("/", "\\") for line in TABLE[1:]])
     study = opened(lab)
-    assert [study.shown(i) for i in range(60)] == shown and study.trial(0).jpeg.is_file()
+    assert [study.facts(i) for i in range(60)] == shown and study.trial(0).jpeg.is_file()
     write_table(lab / "trials.csv", [TABLE[0]] + [line.replace("/", "\\..\\", 1) for line in TABLE[1:]])
     with pytest.raises(ValueError, match=r"without '\.\.'"):
         opened(lab)

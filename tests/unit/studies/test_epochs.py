@@ -62,12 +62,12 @@ def test_every_epoch_comes_back(written):
         np.testing.assert_allclose(trial.eeg, volts[EEG] * 1e6, rtol=1e-6)
         assert trial.eeg.dtype == np.float32
         assert trial.jpeg == folder / "images" / picture_of(name)
-        assert (trial.subject, trial.image) == (int(trial.extra["run"][4:6]), trial.jpeg.stem) == study.shown(i)
+        assert (trial.subject, trial.image) == (int(trial.extra["run"][4:6]), trial.jpeg.stem) == study.facts(i)[:2]
         assert trial.class_name == CLASSES[0 if name[0] == "c" else 1]
         assert trial.extra["onset_s"] == trial.extra["number"] + 1
     # 10 images a class: 1 to val, 1 to test, all trials of an image on one side
     assert [len(study.splits[s]) for s in SPLITS] == [48, 6, 6]
-    assert len(set(map(study.shown, study.splits["test"]))) == 4  # 2 images of 2 subjects
+    assert len({study.facts(i)[:2] for i in study.splits["test"]}) == 4  # 2 images of 2 subjects
     assert study.classes[1] == {"label": 1, "wnid": "n0", "name": "cat"} and study.classes[0]["wnid"] == "n1"
 
 
@@ -102,7 +102,7 @@ def test_column_split(lab):
 
 
 def shown_name(study, i):
-    image = study.shown(i)[1]
+    image = study.facts(i).image
     return next(line.split(",")[0] for line in TABLE[1:] if Path(line.split(",")[1]).stem == image)
 
 
@@ -124,7 +124,7 @@ def test_rows_by_trial_and_a_split_by_file(lab):
     assert study.split_by == "run" and [len(study.splits[s]) for s in SPLITS] == [20, 20, 20]
     for i in range(60):
         assert study.trial(i).eeg.tobytes() == plain.trial(i).eeg.tobytes()
-        assert study.shown(i) == plain.shown(i)
+        assert study.facts(i) == plain.facts(i)
     by_trial(lab, lambda name, i: SPLITS[i % 3])
     with pytest.raises(ValueError, match=r"image .* is in both .*, and so are trials of one file"):
         opened(lab, "splits=official")
@@ -143,7 +143,7 @@ def test_epochs_dropped_when_they_were_saved_keep_their_numbers(lab):
     assert len(study) == 58 and "2 rows of trials.csv fit no event, the first in line 2" in study.notes
     kept = [i for i in range(60) if i not in (0, 7)]
     for i, old in enumerate(before[i] for i in kept):
-        assert study.trial(i).key == old.key and study.shown(i) == (old.subject, old.image)
+        assert study.trial(i).key == old.key and study.facts(i)[:2] == (old.subject, old.image)
         assert study.trial(i).eeg.tobytes() == old.eeg.tobytes()
 
 
@@ -189,7 +189,9 @@ def test_a_row_for_one_subject_goes_before_a_row_for_all(lab):
     rows = [line + "," for line in TABLE[1:]] + [f"{cat[0]},1/{NAMES[-1][0]}é9.jpg,{CLASSES[1]},n1,2"]
     write_table(lab / "trials.csv", [TABLE[0] + ",subject", *rows])
     study = opened(lab)
-    images = {subject: {study.shown(i)[1] for i in range(60) if study.shown(i)[0] == subject} for subject in (1, 2)}
+    images = {
+        subject: {study.facts(i).image for i in range(60) if study.facts(i).subject == subject} for subject in (1, 2)
+    }
     assert images[1] - images[2] == {"cé0"} and not images[2] - images[1]
 
 
@@ -353,9 +355,9 @@ def test_subjects_with_names_are_numbered_and_decomposed_unicode_is_found(lab):
     picture.rename(picture.with_name(unicodedata.normalize("NFD", picture.name)))
     study = opened(lab)
     assert study.notes == ["subjects: 1 is anna, 2 is bo"] and len(study) == 60
-    assert {study.shown(i)[0] for i in range(60)} == {1, 2}
+    assert {study.facts(i).subject for i in range(60)} == {1, 2}
     # one image under two Unicode forms is one image
-    assert len({study.shown(i)[1] for i in range(60)}) == 2 * IMAGES
+    assert len({study.facts(i).image for i in range(60)}) == 2 * IMAGES
 
 
 @given(

@@ -127,7 +127,7 @@ def test_trials_are_what_the_study_says(lab: Lab) -> None:
         trial = study.trial(index)
         assert trial.eeg.shape == (study.n_chans, study.n_times) and trial.eeg.dtype == np.float32
         assert np.isfinite(trial.eeg).all() and known[trial.label] == (trial.wnid, trial.class_name)
-        assert study.shown(index) == (trial.subject, trial.image) and trial.subject > 0
+        assert study.facts(index)[:3] == (trial.subject, trial.image, trial.label) and trial.subject > 0
         assert re.fullmatch(r"[\w-]+", trial.key) and trial.key not in keys and Path(str(trial.jpeg)).is_file()
         keys.add(trial.key)
         unit = trial.image if study.split_by == "image" else (trial.subject, trial.extra["run"])
@@ -144,7 +144,7 @@ def test_a_subject_alone_keeps_its_trials_and_their_sides(lab: Lab) -> None:
         return {trial.key: (split, trial.eeg.tobytes()) for split, trial in found if trial.subject == 2}
 
     assert trials(alone) == trials(every) and len(trials(alone)) > 10
-    assert {alone.shown(i)[0] for own in alone.splits.values() for i in own} == {2}
+    assert {alone.facts(i).subject for own in alone.splits.values() for i in own} == {2}
     with pytest.raises(ValueError, match="subject=?.?99") as refused:
         open_study(lab.config("subject=99"))
     assert "\n" not in str(refused.value)

@@ -157,7 +157,7 @@ def test_any_size_is_read_sample_by_sample(tmp_path_factory, n_times, n_chans, r
         place = trial.extra["condition"], trial.extra["repetition"]
         np.testing.assert_array_equal(trial.eeg, truth.eeg[7, name][place].astype("f4"))
         assert trial.jpeg == truth.pictures[name][trial.extra["condition"]]
-    assert [study.shown(i) for own in study.splits.values() for i in own] == [(7, trial.image) for trial in trials]
+    assert [study.facts(i)[:2] for own in study.splits.values() for i in own] == [(7, trial.image) for trial in trials]
 
 
 JUNK = st.sampled_from(
