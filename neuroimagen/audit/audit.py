@@ -1,4 +1,4 @@
-"""`neuroimagen audit`: is it real? Controls, curves and verdicts of a study by linear decoders, in minutes on one machine.
+"""`neuroimagen audit`: is it real? Controls, curves and verdicts of a study, by linear decoders on one machine.
 
 OUT/parts/<name>.json holds each part with a hash of the config and the inputs that it was made of: the same command
 goes on where it was stopped, and makes anew what is stale. OUT/audit.json has all of it, OUT/audit.html shows it.
@@ -37,7 +37,7 @@ def audit(config: AuditConfig) -> dict[str, Any]:
     study, trials = source.study, source.trials
     (out / "parts").mkdir(parents=True, exist_ok=True)
     parts = Parts(source, run)
-    made_of = {"version": VERSION, "config": {k: v for k, v in vars(config).items() if k not in FREE}}
+    made_of = {"version": VERSION, "config": {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE}}
     made_of |= {"inputs": hashes({str(path): path for path in study.inputs})}
     found: dict[str, Any] = {}
     table = parts.table(config.quick)
@@ -47,19 +47,17 @@ def audit(config: AuditConfig) -> dict[str, Any]:
             key = digest(made_of | ({"run": _marks(run)} if name == "floor" else {}))
             found[name] = kept(out / "parts" / f"{name.replace(' ', '_')}.json", key, compute)
             progress.update()
-    about = {
-        "people": int(trials.person.max() + 1), "trials": len(trials.label), "test": len(parts.test),
-        "classes": len(study.classes), "pictures_known": trials.known, "simulated": study.simulated,
-        "class_blocks": trials.class_blocks, "randomised": trials.randomised, "timed": trials.timed,
-        "same_order": trials.same_order(), "split_by": study.split_by, "zero_shot": parts.zero_shot,
-        "protocol": study.protocol, "control": getattr(study, "control", ""), "dataset": study.dataset,
-    }  # fmt: skip
+    same = ("class_blocks", "randomised", "timed", "split_by", "zero_shot", "known")
+    about = {name: getattr(trials, name) for name in same} | {"same_order": trials.same_order()}
+    about |= {name: getattr(study, name) for name in ("dataset", "simulated", "protocol", "control")}
+    about |= {"people": int(trials.person.max() + 1), "trials": len(trials.label), "test": len(trials.test)}
+    about |= {"classes": len(study.classes)}
     results = {name: part["result"] for name, part in found.items()}
     verdicts, called = judge(results, about), drift(results, about)
     seconds = {name: part["seconds"] for name, part in found.items()}
     report = {"version": VERSION, "neuroimagen": __version__, "limits": LIMITS, "study": about, "drift": called}
     report |= {"questions": [v._asdict() for v in verdicts], "parts": results, "seconds": seconds}
-    report |= {"config": {name: value for name, value in vars(config).items() if name in config.given}}
+    report |= {"config": {name: value for name, value in dataclasses.asdict(config).items() if name in config.given}}
     write_atomic(out / "audit.json", json.dumps(report, indent=1) + "\n")
     write_page(report, verdicts, run, out)
     print(render("audit/templates/summary.j2", report=report, verdicts=verdicts, page=out / "audit.html"), end="")
