@@ -141,25 +141,34 @@ class Parts:
         return values | {"value": float(difference.mean()), "p": paired(difference), "n": len(difference)}
 
     def clock(self) -> Result:
-        """When in its stretch was a trial? From every other contiguous piece of the stretches to those between."""
-        t, every = self.t, np.arange(len(self.t.label))
+        """When in its stretch was a trial? From every other contiguous piece of a stretch to those between.
+
+        Drift has another direction in each stretch, so each has a decoder of its own; a piece is one observation.
+        """
+        t = self.t
         if not t.timed:
             raise Untold("the files do not tell when trials were")
-        time, piece = np.zeros(len(every)), np.zeros(len(every), int)
-        for own in (np.flatnonzero(t.stretch == stretch) for stretch in range(t.stretch.max() + 1)):
-            order = np.argsort(np.argsort(t.onset[own]))
-            time[own], piece[own] = order / len(own), order * PIECES // len(own)
-        x, time = (centred(v, t.stretch, every) for v in (self.source.real.astype(np.float64), time[:, None]))
-        guess = np.zeros(len(every))
-        for side in (0, 1):
-            train, test = every[piece % 2 == side], every[piece % 2 != side]
-            fit = fit_ridge(x[train[::2]], time[train[::2]], x[train[1::2]], time[train[1::2]])
-            guess[test] = fit.predict(x[test]).ravel()
-            guess[test] -= guess[test].mean()
-        size = float(np.linalg.norm(guess) * np.linalg.norm(time)) or 1.0
-        # Drift of a stretch is one observation, whichever way it goes.
-        each = np.bincount(t.stretch, guess * time[:, 0] / size)
-        return {"value": float(each.sum()), "p": paired(each), "n": len(each), "unit": "stretch"}
+        each: list[float] = []
+        guesses, times = [], []
+        for own in (np.flatnonzero(t.clock == stretch) for stretch in range(t.clock.max() + 1)):
+            if len(own) < 4 * PIECES:
+                continue
+            own = own[np.argsort(t.onset[own], kind="stable")]
+            x, time = self.source.real[own], np.arange(len(own))[:, None] / len(own) - 0.5
+            piece = np.arange(len(own)) * PIECES // len(own)
+            guess = np.zeros(len(own))
+            for side in (0, 1):
+                train, test = np.flatnonzero(piece % 2 == side), np.flatnonzero(piece % 2 != side)
+                fit = fit_ridge(x[train[::2]], time[train[::2]], x[train[1::2]], time[train[1::2]])
+                guess[test] = fit.predict(x[test]).ravel()
+                guess[test] -= guess[test].mean()
+            each += np.bincount(piece, guess * time[:, 0]).tolist()
+            guesses.append(guess)
+            times.append(time[:, 0])
+        if not each:
+            raise Untold(f"no stretch has {4 * PIECES} trials, by which to tell the time in it")
+        size = float(np.linalg.norm(np.concatenate(guesses)) * np.linalg.norm(np.concatenate(times))) or 1.0
+        return {"value": sum(each) / size, "p": paired(np.array(each)), "n": len(each), "unit": "stretch"}
 
     # ---- the picture ----
     @functools.cached_property

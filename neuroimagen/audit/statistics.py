@@ -84,6 +84,7 @@ def accuracy(
 
     labels, units, people, strata: (n,). Units of one stratum that the same people saw are exchangeable. vote: a unit is
     right or wrong by its largest mean score; else its scores are shares of answers, and it is right by their share.
+    single: the accuracy of single trials, for comparison.
     """
     n_classes = scores.shape[1]
     seen_by: dict[int, set[int]] = {}
@@ -105,7 +106,9 @@ def accuracy(
     every = np.arange(len(labels))
     table, trial = gains(every)
     by_person = [float(each(np.flatnonzero(people == person)).mean()) for person in np.unique(people)]
-    return described(permuted(table, labels[trial], alike[trial]), each(every), by_person)
+    alone, _ = averaged((scores.argmax(1) == labels)[:, None] * 1.0, labels)
+    found = described(permuted(table, labels[trial], alike[trial]), each(every), by_person)
+    return found | {"single": float(alone.mean())}
 
 
 def by_stretches(scores: np.ndarray, labels: np.ndarray, people: np.ndarray) -> dict[str, Any]:

@@ -67,7 +67,11 @@ class Trials:
         self.stratum = self.stretch if split_by == "run" or not known else np.zeros(len(self.label), int)
         self.timed = None not in block and None not in onset
         classes = np.median([len(set(self.label[self.stretch == s])) for s in range(self.stretch.max() + 1)])
-        self.class_blocks, self.randomised = self.timed and classes == 1, self.timed and classes > 1
+        self.class_blocks, self.randomised = self.timed and bool(classes == 1), self.timed and bool(classes > 1)
+        # Stretches with one clock: all of a person's, unless time starts anew in each, or time may tell the class.
+        order = np.lexsort((self.onset, self.person))
+        anew = np.count_nonzero(np.diff(self.stretch[order])) > self.stretch.max()
+        self.clock = self.stretch if anew or self.class_blocks else self.person
         # As in THINGS-EEG2: no class of test was learnt, so pictures are told apart among all of them.
         self.zero_shot = not set(self.label[self.test]) & set(self.label[self.train])
 
