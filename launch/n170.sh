@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Real EEG of people looking at faces and houses, through all stages; single trials and averages of ten.
 #
-#   bash launch/n170.sh RUNS [SEED [key=value for the shards, e.g. shuffle_labels=true hold_out=[2]]]
+#   bash launch/n170.sh RUNS [SEED [key=value for the shards, e.g. control_labels=shuffled hold_out=[2]]]
 #
 # The diffusion model and the picture classifier learn from the stimuli alone and are shared by all seeds in RUNS.
 set -euo pipefail

@@ -43,15 +43,21 @@ STAGES = (
 
 
 def option(
-    default: Any = MISSING, help: str = "", path: bool = False, kinds: dict[str, type] | None = None, **limits: float
+    default: Any = MISSING,
+    help: str = "",
+    path: bool = False,
+    kinds: dict[str, type] | None = None,
+    newer: bool = False,
+    **limits: float,
 ) -> Any:
     """A config field with its meaning; without a default it must be given.
 
     kinds: what it may be, and the dataclass of those fields that it can be given with.
+    newer: than files that list a config and may not change a byte; those list it where it is not its default.
     limits: those of LIMITS that its value keeps, in a `Limited` config.
     """
     assert limits.keys() <= LIMITS.keys()
-    meaning = {"help": help, "path": path, "kinds": kinds, **limits}
+    meaning = {"help": help, "path": path, "kinds": kinds, "newer": newer, **limits}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=meaning)
     return dataclasses.field(default=default, metadata=meaning)

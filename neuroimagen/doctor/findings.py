@@ -91,7 +91,7 @@ def shared_pictures(found: Examination) -> Found:
     if not shared:
         yield say("images_apart" if by_image else "images_apart_by_run", n=n)
     elif not by_image:
-        yield say("images_shared_by_runs", n=len(shared), of=n)
+        yield say("images_shared_by_runs", n=len(shared), of=n, by=found.study.split_by)
     for image in shared if by_image else ():
         if not any(f"image {image} is in both" in text for text in found.study.fault.found):  # as readers say it
             yield say("images_in_two_splits", image=image, splits=" and ".join(sorted(shared[image])))

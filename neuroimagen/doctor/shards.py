@@ -31,6 +31,7 @@ class ShardStudy(Study):
         self.dataset, self.simulated, self.units, self.channels = m.dataset, m.simulated, m.units, m.channels
         self.n_chans, self.n_times, self.sfreq = m.n_chans, m.n_times, m.sfreq
         self.classes, self.split_by, self.protocol, self.notes = m.classes, m.split_by, m.protocol, m.notes
+        self.control = m.control
         self.before, self.recorded, self.inputs = m.before or {}, m.recorded, [Path(path) for path in m.inputs]
         self.tmin = m.tmin or None  # the manifest's 0 may mean that it is not known
         self.known = {c["label"]: c for c in m.classes}
@@ -106,12 +107,11 @@ class ShardStudy(Study):
         self.read[split] += 1
         self.subjects.add(info["subject"])
         self.images[split].add(info["image"])
-        by = "image" if m.split_by == "image" else "run"
-        unit = info["image"] if by == "image" else (info["subject"], info.get("session"), info.get("run"))
+        unit = (info["subject"], info.get("session"), info.get("run")) if m.split_by == "run" else info["image"]
         # A run's end may be val while the rest of it is train; test is apart.
         same = {self.side.setdefault(unit, split), split}
-        if len(same) > 1 and (by == "image" or "test" in same):
-            self.fault(f"{where}: its {by} {unit} is in both {self.side[unit]} and {split}: use another split")
+        if len(same) > 1 and (m.split_by == "image" or (m.split_by == "run" and "test" in same)):
+            self.fault(f"{where}: its {m.split_by} {unit} is in both {self.side[unit]} and {split}: use another split")
         digest = hashlib.sha256(parts["picture"]).digest()
         if (parts["picture"][:4] == b"\x89PNG") != bool(row["png"]):
             self.fault(f"{where}: the picture is not of the kind that its name says")

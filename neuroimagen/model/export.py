@@ -147,6 +147,7 @@ def _about(
     return {
         "name": name,
         "simulated": manifest.simulated,
+        **({"mark": manifest.mark} if manifest.mark else {}),
         "subjects": manifest.subjects,
         "classes": [str(c["name"]) for c in manifest.classes],
         "trials": {split: content["trials"] for split, content in manifest.splits.items()},

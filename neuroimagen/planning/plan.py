@@ -23,8 +23,10 @@ import yaml
 
 from neuroimagen.config import load_config, option, path_option
 from neuroimagen.errors import sentence
+from neuroimagen.files import write_atomic
 from neuroimagen.pixel.losses import check_batch
 from neuroimagen.planning import rehearsal
+from neuroimagen.planning.audit import allowed
 from neuroimagen.planning.counts import SOME, Counts, of_shards, of_study
 from neuroimagen.planning.networks import Networks, networks, numbers, of_pipeline
 from neuroimagen.planning.status import logged, span
@@ -35,6 +37,7 @@ from neuroimagen.scores.evaluate import EvaluateConfig
 from neuroimagen.shards.tars import ShardsConfig
 
 PAPER = Path("launch/paper.sh")
+STAGE_2 = ("trainers/sample_semantics.py", "config=configs/sample_semantics.yaml")
 COMMANDS = {"shards": ShardsConfig, "captions": CaptionsConfig, "evaluate": EvaluateConfig, "report": ReportConfig}
 RULES = f"""\
 Disk and memory are estimates. shards: trials x what {SOME} of them take. A trainer: its two checkpoints (4 bytes for a
@@ -54,6 +57,9 @@ class PlanConfig:
     mode: Literal["local", "slurm"] = option("local", "how launch/paper.sh runs it")
     shards: str = path_option("", "shards to count trials in; empty: RUNS/shards, or the study's own files")
     measure: float = option(0.0, "make real steps of each trainer here, on random data, in so many s in all; 0: none")
+    audit: str = path_option("", "plan launch/audit.sh instead, and write its variants to this file; empty: do not")
+    variants: list[str] = option([], "with audit: these variants alone; []: all that the study allows")
+    seeds: int = option(3, "with audit: runs of each variant")
 
 
 class Step(NamedTuple):
@@ -275,8 +281,45 @@ class Plan:
         return rows
 
 
+def plan_audit(config: PlanConfig) -> int:
+    """What launch/audit.sh will run: stage 2 on shards of each variant of the study, with so many seeds each."""
+    if not config.overlays or config.seeds < 1:
+        raise ValueError(
+            "name the overlays of the study and one seed or more: neuroimagen plan OVERLAY.yaml ... seeds=3"
+        )
+    folder, files = Path(config.runs, "audit"), [f"config={path}" for path in config.overlays]
+    shards = f"{folder}/honest/shards"
+    variants, refused = allowed([*files, f"out={shards}"], config.variants)
+    n, runs = len(variants), len(variants) * config.seeds
+    words = [*STAGE_2, *files, "captions=label", f"shards={shards}", f"run_dir={folder}/honest/seed-0"]
+    about, main = checked(Step("stage 2", "", words, None))
+    made = [path for path in (config.shards, shards) if path and Path(path, "manifest.json").exists()]
+    counts = of_shards(made[0]) if made else of_study(load_config(ShardsConfig, [*files, f"out={shards}"], "shards"))
+    suits(about, counts, None)
+    here = of_pipeline(about.pipeline)
+    ran = [path for path in [*folder.glob("*/seed-*"), Path(config.runs, "semantics_label")] if logged(path)]
+    work = {} if ran or not config.measure or not main else {"stage 2": (main, about)}
+    measured = dict(rehearsal.rehearse(work, counts, {"stage 2": 1}, config.measure)).get("stage 2")
+    packing = Row("shards", f"{n} x {sum(counts.trials.values()):,} trials", disk=counts.shards * n)
+    if counts.seconds is not None:
+        packing.seconds, packing.source = counts.seconds * n, "m"
+    training = Row("stage 2", f"{runs} x {about.max_steps:,} steps of {about.global_batch_size}", None)
+    nets = networks("sample_semantics", about, counts.shape, None, here.get("text", (77, 768)))
+    trained(training, about, nets, ran[0] if ran else Path(about.run_dir), measured)
+    training.disk = (training.disk or 0.0) * runs
+    training.seconds = training.seconds and training.seconds * runs
+    done = len(list(folder.glob("*/seed-*/DONE")))
+    print(f"{counts.title}\n{n} variants: {', '.join(variants)}\n\n{table([packing, training])}\n")
+    print(f"jobs: {n} that pack, {runs} that train ({done} are done), and the page")
+    print("\n".join(f"note: {why}" for why in refused))
+    write_atomic(Path(config.audit), "".join(" ".join([name, *given]) + "\n" for name, given in variants.items()))
+    return 0
+
+
 def plan(config: PlanConfig) -> int:
     """The command. 2 if a stage would refuse what it is given, with all that is wrong."""
+    if config.audit:
+        return plan_audit(config)
     found = Plan(config)
     if counts := found.counts:
         eeg = f"{counts.shape['n_chans']} channels x {counts.shape['n_times']} samples at {counts.sfreq:g} Hz"

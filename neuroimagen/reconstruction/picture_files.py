@@ -173,7 +173,9 @@ def describe(config: Any, decoders: Decoders, split: ShardSplit, diffusion: Reco
         "rows": rows,
         "samples": config.samples,
         "simulated": split.manifest.simulated,
-        "manifest": {name: getattr(split.manifest, name) for name in kept},
+        "manifest": {
+            name: getattr(split.manifest, name) for name in (*kept, *(["mark"] if split.manifest.mark else []))
+        },
         "pipeline": config.pipeline,
         "settings": dataclasses.asdict(config) | {"attention": diffusion.attention},
         "diffusion": diffusion.describe(),

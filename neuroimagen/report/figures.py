@@ -104,7 +104,8 @@ def _drawn(run: ReconstructRun, row: str, trial: dict[str, Any], sample: int) ->
 
 
 def _title(run: ReconstructRun, text: str) -> str:
-    return f"{text}, on {kind_of_eeg({'simulated': bool(run.about.get('simulated'))})}"
+    mark = run.about.get("manifest", {}).get("mark")
+    return f"{text}, on {kind_of_eeg({'simulated': bool(run.about.get('simulated')), 'mark': mark})}"
 
 
 def _first_of_each_class(run: ReconstructRun) -> tuple[list[dict[str, Any]], str]:

@@ -13,7 +13,9 @@ from neuroimagen.studies.classes import UNEVEN
 
 
 def kind_of_eeg(scores: dict[str, Any]) -> str:
-    return "simulated EEG" if scores["simulated"] else "recorded EEG"
+    """In a few words, and what it may not be used for (Manifest.mark), which stands in the title of every table."""
+    kind = "simulated EEG" if scores["simulated"] else "recorded EEG"
+    return kind + (f" ({scores['mark'].partition(':')[0]})" if scores.get("mark") else "")
 
 
 def split_of(run: ReconstructRun) -> tuple[str, str]:

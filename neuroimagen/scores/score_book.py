@@ -264,6 +264,7 @@ class ScoreBook:
             "format": "neuroimagen-scores",
             "version": VERSION,
             "simulated": bool(about.get("simulated")),
+            **{name: about["manifest"][name] for name in ["mark"] if name in about.get("manifest", {})},
             "dataset": about.get("manifest", {}).get("dataset"),
             "captions_source": about.get("captions_source"),
             "trials": len(run.trials),

@@ -25,7 +25,7 @@ import torch
 
 from neuroimagen.files import MAX_PICTURE_BYTES, allow_open, pass_on, write_atomic
 from neuroimagen.shards.remote import cached_folder, fetch_split, fetch_tar, is_remote
-from neuroimagen.studies.study import SPLITS
+from neuroimagen.studies.study import SPLITS, mark
 
 # More than any study needs, as MAX_PICTURE_BYTES is; what claims more is refused before it is read.
 MAX_JSON_BYTES = 1 << 20  # of a trial
@@ -75,6 +75,11 @@ class Manifest:
     # What the files state: highpass, lowpass, custom_ref_applied ..., and the files; None: nothing.
     recorded: list[dict[str, Any]] | None = None
     pictures: dict[str, str] | None = None  # file of each picture -> its SHA-256, as it was read
+    control: str = ""  # "CONTROL: ...", what is untrue on purpose; in the file only where something is
+
+    @property
+    def mark(self) -> str:
+        return mark(self.control, self.split_by)
 
 
 def local_folder(shards: str | Path) -> Path:

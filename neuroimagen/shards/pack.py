@@ -26,12 +26,14 @@ from neuroimagen.pictures import LAID, TOLD_TO_LIE, TURNED, described
 from neuroimagen.shards.format import INDEX, SPLITS, Manifest, ShardSplit, read_manifest, write_json
 from neuroimagen.shards.tars import Job, Packer, Record, ShardsConfig, bad_key, other_picture, people_apart, pooled
 from neuroimagen.shards.workers import Died, fingerprint, how_many, pack_in_processes
-from neuroimagen.studies.open import PATHS, SourceConfig, chosen, open_study
+from neuroimagen.studies.open import PATHS, SourceConfig, chosen, listed, open_study
 from neuroimagen.studies.study import Study
 
 FREE = ("out", "processes")  # fields that change no byte of the shards
 OURS = re.compile(r"unfinished|manifest\.json.*|(train|val|test)(-\d{6}\.tar.*|\.index\.npy)")  # in OUT.partial
-OF_THE_STUDY = ("dataset", "simulated", "n_chans", "n_times", "sfreq", "channels", "units", "classes", "split_by")
+OF_THE_STUDY = (
+    *("dataset", "simulated", "n_chans", "n_times", "sfreq", "channels", "units", "classes", "split_by", "control"),
+)
 
 
 def make_shards(config: ShardsConfig) -> None:
@@ -156,8 +158,13 @@ def _pack(config: ShardsConfig, resolved: dict[str, Any], partial: Path) -> Mani
     manifest.inputs = {name: digest for name, (_, _, digest) in inputs.items()}
     shown = [picture for job in jobs for picture in records[job.name].images.values()]
     manifest.pictures = {file: digest for digest, _, file, *_ in shown if file}
-    manifest.config = resolved
-    write_json(partial / "manifest.json", dataclasses.asdict(manifest))
+    own = chosen(config)
+    unlisted = dataclasses.asdict(own).keys() - listed(own)
+    manifest.config = {name: resolved[name] for name in [*listed(own), *resolved] if name not in unlisted}
+    content = dataclasses.asdict(manifest)
+    if not manifest.control:
+        del content["control"]  # as before there were any
+    write_json(partial / "manifest.json", content)
     (unfinished / "plan.json").unlink()  # from here on the manifest is what says that all is there
     shutil.rmtree(unfinished)
     return manifest
@@ -211,8 +218,9 @@ def _go_on(partial: Path, plan: dict[str, Any], jobs: list[Job]) -> dict[str, Re
     """The records of the tars that an earlier, stopped command left whole; none, and an empty `partial`, otherwise."""
     unfinished = partial / "unfinished"
     before = _read_json(unfinished / "plan.json")
-    if config := before.get("config"):  # an older plan names the fields of all data sets
-        before["config"] = {name: value for name, value in config.items() if name in plan["config"]}
+    if config := before.get("config"):  # an older plan names the fields of all data sets, and not the newer ones
+        usual = dataclasses.asdict(ShardsConfig())
+        before["config"] = {name: config.get(name, usual[name]) for name in plan["config"]}
 
     def without_stamps(plan: dict[str, Any]) -> dict[str, Any]:
         return plan | {"inputs": {name: digest for name, (_, _, digest) in plan["inputs"].items()}}

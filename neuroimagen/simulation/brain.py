@@ -13,6 +13,10 @@ snr = power of the sum over k / power of the noise, averaged over pictures, subj
 5-95 Hz, whose scale other bands keep: another filter loses what it would lose in a recording. At snr=0 the sum is left
 out: the EEG is a function of the seed and the sizes of the study alone.
 
+With drift or signature a person's electrodes (`Electrodes`) make of it, before standardisation,
+
+    gain[trial] * eeg + offset[trial](t)        offset in band=raw alone: no high-pass lets it through
+
 The numbers and where they come from: brain.yaml.
 """
 
@@ -34,6 +38,8 @@ BANDS: dict[str, list[int]] = _FILE["bands"]  # Hz
 REFERENCE = "5-95"  # the band in which powers are defined
 SHARES: dict[str, float] = _FILE["noise_shares"]  # of the noise power
 ERP_POWER: float = _FILE["erp_power"]  # of the noise power
+SHOWN: float = _FILE["seconds_shown"]  # from the onset of a picture to the next
+GAIN_SPREAD: float = _FILE["gain_spread"]
 BLINK_RATE = _FILE["blinks_a_minute"] / 60  # a second, which is the length of the window
 N_CLASS = 24
 GRID = 8  # the layout of a picture is GRID x GRID x 3
@@ -81,10 +87,13 @@ def scalp_map(sources: np.ndarray, width: float) -> np.ndarray:
 
 
 def band_pass(band: str) -> np.ndarray:
-    """Gain at 0, 1, ..., 500 Hz of a second-order Butterworth band-pass, run forwards and backwards (hence squared)."""
+    """Gain at 0, 1, ..., 500 Hz of a second-order Butterworth, run forwards and backwards (hence squared).
+
+    A band from 0 Hz is a low-pass, which keeps the mean.
+    """
     low, high = BANDS[band]
     f = np.arange(1, WINDOW // 2 + 1, dtype=float)
-    return np.concatenate([[0], 1 / (1 + ((f**2 - low * high) / (f * (high - low))) ** 4)])
+    return np.concatenate([[float(low == 0)], 1 / (1 + ((f**2 - low * high) / (f * (high - low))) ** 4)])
 
 
 def filtered(waves: np.ndarray, band: str) -> np.ndarray:
@@ -175,6 +184,11 @@ def draw_subjects(
 
 
 # ---- the noise ------------------------------------------------------------------------------------------------------
+def background_maps(rng: np.random.Generator) -> np.ndarray:
+    """Scalp maps (32, 128) of sources anywhere in the upper head."""
+    return scalp_map(rng.normal(0, 1, (32, 3)) + [0, 0, 0.5], 0.6)
+
+
 class Noise:
     """Band-passed noise of one subject, of power 1 in 5-95 Hz; drawn as a spectrum, mixed, and transformed to time."""
 
@@ -187,7 +201,7 @@ class Noise:
         blink = WINDOW * np.exp(-0.5 * (2 * np.pi * f / SFREQ * 60) ** 2)  # a bump of sigma 60 ms
         # Scalp maps of the sources and amplitude over frequency; a blink is one bump, the others random spectra.
         sources = {
-            "background": (scalp_map(rng.normal(0, 1, (32, 3)) + [0, 0, 0.5], 0.6), f ** (-exponent / 2)),
+            "background": (background_maps(rng), f ** (-exponent / 2)),
             "alpha": (scalp_map(posterior, 0.5), np.exp(-0.5 * (f - alpha) ** 2)),
             "line": (scalp_map(rng.normal(0, 1, (3, 3)), 0.8).sum(0, keepdims=True), 1.0 * (f == 50)),
             "blink": (scalp_map(np.array([[0.0, 1.0, -0.4]]), 0.5), blink * np.sqrt(BLINK_RATE / 2)),
@@ -218,3 +232,41 @@ class Noise:
         sensor = rng.standard_normal((n, len(CHANNELS), n_bins, 2), np.float32)
         mixed += np.multiply(sensor, self.sensor, out=sensor).reshape(mixed.shape)
         return scipy.fft.irfft(mixed.view(np.complex64), WINDOW)
+
+
+# ---- the electrodes -------------------------------------------------------------------------------------------------
+def walk(rng: np.random.Generator, seconds: np.ndarray) -> np.ndarray:
+    """A slow random walk of all channels, smooth over the scalp, at rising moments (n,) of one recording: (n, 128).
+
+    A step over t seconds has a variance proportional to t, the mean over the moments is 0 in each channel, and the mean
+    square over moments and channels is 1.
+    """
+    maps, time = background_maps(rng), np.diff(seconds, prepend=seconds[0])[:, None]
+    course = (rng.standard_normal((len(seconds), len(maps))) * np.sqrt(time)).cumsum(0) @ maps
+    course -= course.mean(0)
+    return course / np.sqrt((course**2).mean())
+
+
+class Electrodes:
+    """Drift and signature of one person: a gain of each trial and channel, and in band=raw an offset.
+
+    onsets: (trials,) s along the recording. drift, signature: powers of the offset that walks through the recording and
+    of the one that stays, of the noise power; the log-gain has a walk and a pattern of its own, with the standard
+    deviations gain_spread * sqrt(drift) and gain_spread * sqrt(signature).
+    """
+
+    def __init__(self, rng: np.random.Generator, onsets: np.ndarray, drift: float, signature: float, band: str):
+        moments = np.stack([onsets, onsets + SHOWN], 1).ravel()
+        course = []
+        for _ in range(2):
+            maps = background_maps(rng)
+            pattern = rng.standard_normal(len(maps)) @ maps
+            course.append(np.sqrt(signature / (pattern**2).mean()) * pattern + np.sqrt(drift) * walk(rng, moments))
+        self.gain = np.exp(GAIN_SPREAD * course[0][::2]).astype(np.float32)[:, :, None]
+        self.ends = course[1].astype(np.float32).reshape(-1, 2, len(CHANNELS), 1) * (band == "raw")
+
+    def __call__(self, eeg: np.ndarray, trials: slice) -> np.ndarray:
+        """EEG (n, 128, times) of these trials, from picture onset, as the electrodes give it."""
+        passed = np.arange(eeg.shape[2], dtype=np.float32) / (SFREQ * SHOWN)
+        first, last = self.ends[trials, 0], self.ends[trials, 1]
+        return self.gain[trials] * eeg + first + (last - first) * passed

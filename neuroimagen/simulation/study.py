@@ -15,12 +15,15 @@ Pictures: pictograms.py. EEG: the linear model of brain.py, where every number h
 reported for the published file: about 500 samples at 1 kHz, 0.2 % of them outside the customary 450..600. Unlike in the
 published study, classes come in random order and without drift: a class is to be read from the response to the picture
 or not at all.
+
+drift, order, blank, signature, repetitions and band=raw make studies that deceive: a class can be named, though nothing
+or not all of it comes from the picture. Their trials also have 'block', from 1 along the recording of a person, and
+'onset', s along it.
 """
 
 import dataclasses
 import difflib
 import functools
-import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,7 +56,24 @@ class SimulateConfig:
     classes: str = option("all", "all | how many, from the first | wnids or names, e.g. pizza,giant panda")
     picture_size: int = option(128, "width and height of the pictures in pixels")
     pictures_only: bool = option(False, "pictures and captions without EEG, to train a diffusion model on")
-    band: Literal["5-95", "14-70", "55-95"] = option("5-95", "band-pass in Hz, as in the published files' names")
+    band: Literal["5-95", "14-70", "55-95", "raw"] = option(
+        "5-95", "band-pass in Hz, as in the published files' names; raw: no high-pass, so drift stays in"
+    )
+    drift: float = option(0.0, "power of slow drift along a recording / power of noise; most of it shows in band=raw")
+    order: Literal["random", "blocks"] = option("random", "trials at random, or blocks of one class as published")
+    blank: float = option(10.0, "s of nothing between two blocks (as published)")
+    signature: float = option(
+        0.0,
+        "power of a fixed pattern of each person / power of noise; above 0 a person sees every other class alone, so "
+        "that who it is tells what it may be: of n classes about 2/n are named right without any signal",
+    )
+    repetitions: int = option(1, "times that a person sees each picture")
+
+
+# The options that came later, and need an order of presentation: their defaults, which mean none.
+DECEPTIONS = {name: getattr(SimulateConfig, name) for name in ("drift", "order", "blank", "signature", "repetitions")}
+LEAST = {"seed": 0, "snr": 0, "n_subjects": 1, "images_per_class": 1, "picture_size": 32}
+LEAST |= {"drift": 0, "blank": 0, "signature": 0, "repetitions": 1}
 
 
 def choose_classes(choice: str) -> list[ImageClass]:
@@ -132,27 +152,71 @@ def official_splits(picture_of_trial: np.ndarray) -> dict[str, list[dict[str, li
     return {"splits": [{n: np.flatnonzero(np.isin(f, p)).tolist() for n, p in parts.items()} for f in folds]}
 
 
-def _generate(config: SimulateConfig, codes: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Yields (subject from 0, picture number, EEG (128, LONGEST) float32 before standardisation)."""
+class Recording(NamedTuple):
+    """What one person sees: (trials,) each."""
+
+    shown: np.ndarray  # picture numbers
+    block: np.ndarray  # from 1
+    onset: np.ndarray  # s
+
+
+def timed(config: SimulateConfig) -> bool:
+    """Whether the study has an order of presentation: where none of the options that need one is given, it has not."""
+    return config.band == "raw" or any(getattr(config, name) != default for name, default in DECEPTIONS.items())
+
+
+def present(config: SimulateConfig, labels: np.ndarray, subject: int) -> Recording:
+    """The recording of a person (from 0); labels: (pictures,) their classes.
+
+    There are as many blocks as classes: of one class each, or of trials at random.
+    """
+    if not timed(config):
+        return Recording(np.arange(len(labels)), np.ones(len(labels)), np.zeros(len(labels)))
+    seen = (labels + subject) % 2 == 0 if config.signature else np.full(len(labels), True)
+    rng = _rng(config, "presentation", subject)
+    shown = rng.permutation(np.repeat(np.flatnonzero(seen), config.repetitions))
+    n_blocks = len(np.unique(labels[shown]))
+    block = np.arange(len(shown)) * n_blocks // len(shown)
+    if config.order == "blocks":
+        shown = shown[np.argsort(rng.permutation(labels.max() + 1)[labels[shown]], kind="stable")]
+        block = np.cumsum(np.diff(labels[shown], prepend=labels[shown[0]]) != 0)
+    return Recording(shown, block + 1, brain.SHOWN * np.arange(len(shown)) + config.blank * block)
+
+
+def _generate(config: SimulateConfig, codes: np.ndarray, people: list[Recording]) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields (trial, EEG (128, LONGEST) float32 before standardisation); trials count on from person to person."""
     rng = functools.partial(_rng, config)
     erp, patterns = brain.draw_subjects(rng, config.n_subjects, codes, config.snr, config.band)
-    for subject in range(config.n_subjects):
+    first = 0
+    for subject, (shown, _, onset) in enumerate(people):
         noise = brain.Noise(rng("noise", subject), config.band)
         flat = patterns[subject].reshape(codes.shape[1], -1)
-        for start in range(0, len(codes), BATCH):
-            chosen = range(start, min(start + BATCH, len(codes)))
+        given = (onset, config.drift, config.signature, config.band)
+        electrodes = brain.Electrodes(rng("electrodes", subject), *given) if any(given[1:3]) else None
+        for start in range(0, len(shown), BATCH):
+            chosen = shown[start : start + BATCH]
             eeg = noise.draw(rng("trials", subject, start), len(chosen))[:, :, : brain.LONGEST] + erp[subject]
             if config.snr > 0:  # at 0 not even the rounding of a sum with zeros may depend on the picture
                 eeg += (codes[chosen].astype(np.float32) @ flat).reshape(eeg.shape)
-            yield from zip(itertools.repeat(subject), chosen, eeg, strict=False)
+            if electrodes:
+                eeg = electrodes(eeg, slice(start, start + BATCH))
+            yield from enumerate(eeg, first + start)
+        first += len(shown)
 
 
-def _write_eeg(config: SimulateConfig, classes: list[ImageClass], pictures: list[Picture], folder: Path) -> None:
-    """eeg.pth and both splits files. Until saved, trials lie in a memory-mapped file: memory does not grow with n."""
-    n = len(pictures) * config.n_subjects
+def _write_eeg(config: SimulateConfig, classes: list[ImageClass], pictures: list[Picture], folder: Path) -> int:
+    """eeg.pth and both splits files; returns the number of trials.
+
+    Until saved, trials lie in a memory-mapped file: memory does not grow with n.
+    """
+    labels = np.array([picture.label for picture in pictures])
+    recordings = [present(config, labels, subject) for subject in range(config.n_subjects)]
+    subject = np.repeat(np.arange(config.n_subjects), [len(recording.shown) for recording in recordings])
+    shown, block, onset = (np.concatenate(column) for column in zip(*recordings, strict=True))
+    n = len(shown)
     rng = _rng(config, "order")
     image_number = rng.permutation(len(pictures))  # place in `images`, by picture number
-    place = rng.permutation(n).reshape(config.n_subjects, len(pictures))  # in `dataset`, by subject and picture number
+    place = rng.permutation(n)  # in `dataset`, by trial
     lengths = trial_lengths(rng, n)  # by place
     offsets = np.concatenate([[0], np.cumsum(lengths * len(brain.CHANNELS))])
     scratch = folder / "eeg.float32"
@@ -160,8 +224,8 @@ def _write_eeg(config: SimulateConfig, classes: list[ImageClass], pictures: list
     trials = [store[offsets[i] : offsets[i + 1]].reshape(len(brain.CHANNELS), -1) for i in range(n)]
     total = np.zeros((2, len(brain.CHANNELS)))
     with tqdm(total=n, desc="EEG trials", disable=None) as progress:
-        for subject, number, eeg in _generate(config, np.stack([picture.code for picture in pictures])):
-            i = place[subject, number]
+        for trial, eeg in _generate(config, np.stack([picture.code for picture in pictures]), recordings):
+            i = place[trial]
             trials[i][:] = eeg[:, : lengths[i]]
             total += trials[i].sum(1), (trials[i] ** 2).sum(1)
             progress.update()
@@ -169,16 +233,19 @@ def _write_eeg(config: SimulateConfig, classes: list[ImageClass], pictures: list
     deviation = np.sqrt(total[1] / lengths.sum() - mean**2)
     mean32, scale32 = mean[:, None].astype(np.float32), (1 / deviation)[:, None].astype(np.float32)
     dataset: list[dict[str, Any]] = [{}] * n
-    for (subject, number), i in np.ndenumerate(place):
+    for trial, i in enumerate(place):
         np.multiply(trials[i] - mean32, scale32, out=trials[i])
-        trial = {"eeg": torch.from_numpy(trials[i]), "image": int(image_number[number])}
-        dataset[i] = trial | {"label": pictures[number].label, "subject": subject + 1}
+        dataset[i] = {"eeg": torch.from_numpy(trials[i]), "image": int(image_number[shown[trial]])}
+        dataset[i] |= {"label": pictures[shown[trial]].label, "subject": int(subject[trial]) + 1}
+        if timed(config):
+            dataset[i] |= {"block": int(block[trial]), "onset": float(onset[trial])}
     images = [pictures[number].name for number in np.argsort(image_number)]
     torch.save({"dataset": dataset, "labels": [c.wnid for c in classes], "images": images}, folder / "eeg.pth")
-    picture_of_trial = np.argsort(place, axis=None) % len(pictures)
-    torch.save(official_splits(picture_of_trial), folder / "splits.pth")
-    torch.save(official_splits(np.argsort(place[0])), folder / "block_splits_by_image_single.pth")
+    torch.save(official_splits(shown[np.argsort(place)]), folder / "splits.pth")
+    first = slice(len(recordings[0].shown))
+    torch.save(official_splits(shown[first][np.argsort(place[first])]), folder / "block_splits_by_image_single.pth")
     scratch.unlink()
+    return n
 
 
 def simulate(config: SimulateConfig) -> None:
@@ -187,16 +254,23 @@ def simulate(config: SimulateConfig) -> None:
     Raises ValueError if a parameter makes no sense or `out` holds anything else.
     """
     classes = choose_classes(config.classes)
-    for name, least in {"seed": 0, "snr": 0, "n_subjects": 1, "images_per_class": 1, "picture_size": 32}.items():
+    for name, least in LEAST.items():
         if not least <= getattr(config, name) < 2**31:
             raise ValueError(f"{name}={getattr(config, name)}: give a number of at least {least}")
-    if len(classes) * config.images_per_class < N_FOLDS and not config.pictures_only:
+    if config.pictures_only and timed(config):
+        raise ValueError(f"{', '.join([*DECEPTIONS])} and band=raw are about EEG: leave them out of pictures_only=true")
+    if config.signature and min(config.n_subjects, len(classes)) < 2:
+        raise ValueError(f"signature={config.signature:g}: each person sees every other class, so give two of each")
+    least = (len(classes) // 2 if config.signature else len(classes)) * config.images_per_class  # that a person sees
+    if least < N_FOLDS and not config.pictures_only:
         raise ValueError(f"images_per_class={config.images_per_class}: a 4:1:1 split needs {N_FOLDS} pictures or more")
     parameters = {**dataclasses.asdict(config), "classes": [c.wnid for c in classes], "version": VERSION}
+    for name in [name for name, default in DECEPTIONS.items() if parameters[name] == default]:
+        parameters.pop(name)  # as before there were any
     out = Path(parameters.pop("out"))
     if (out / "simulation.json").is_file():
         before = json.loads((out / "simulation.json").read_text(encoding="utf-8"))["parameters"]
-        changed = sorted(key for key in parameters if parameters[key] != before.get(key))
+        changed = sorted(key for key in parameters | before if parameters.get(key) != before.get(key))
         if changed:
             raise ValueError(
                 f"{out} holds a simulated study with another {', '.join(changed)}: choose another out= or remove {out}"
@@ -210,9 +284,10 @@ def simulate(config: SimulateConfig) -> None:
         pictures = _draw_pictures(config, classes, partial)
         about: dict[str, Any] = {"simulated": True, "parameters": parameters}
         if not config.pictures_only:
-            _write_eeg(config, classes, pictures, partial)
+            n_trials = _write_eeg(config, classes, pictures, partial)
             about |= {"sfreq": brain.SFREQ, "channels": brain.CHANNELS, "noise_shares": brain.SHARES}
             about["stages"] = brain.STAGES
         (partial / "simulation.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    eeg = "no EEG" if config.pictures_only else f"{len(pictures) * config.n_subjects} trials at snr={config.snr:g}"
+    given = [f"{name}={parameters[name]}" for name in DECEPTIONS if name in parameters]
+    eeg = "no EEG" if config.pictures_only else ", ".join([f"{n_trials} trials at snr={config.snr:g}", *given])
     print(f"{out}: simulated study, {len(pictures)} pictures of {len(classes)} classes, {eeg}")

@@ -15,6 +15,7 @@ class SignalOptions:
         "channels to keep, in this order: names, numbers from 0, or regions (frontal, central, temporal, parietal, "
         "occipital); empty: all",
     )
+    detrend: bool = option(False, "take the least-squares line out of each channel of a trial", newer=True)
     notch: list[float] = option([], "Hz: frequencies to take out, e.g. [50] or [60,120]; zero-phase")
     band: list[float] = option([], "Hz: [low, high] of a zero-phase band-pass; 0 leaves that end open")
     resample: float = option(0.0, "Hz: new sampling rate; 0 keeps that of the files")
@@ -42,7 +43,31 @@ def signal_options(config: SignalOptions) -> SignalOptions:
 
 
 @dataclasses.dataclass
-class StudyConfig(SignalOptions):
+class ControlOptions:
+    """Who and what is held out, and what is made untrue on purpose; studies/controls.py says how."""
+
+    hold_out: list[int] = option(
+        [], "blocks of each subject in order of time whose test trials are the test split, -1 is the last", newer=True
+    )
+    hold_out_subject: int = option(0, "the subject whose test trials are the test split; 0: none", newer=True)
+    hold_out_classes: int = option(0, "so many classes, drawn by seed, are in test and nowhere else", newer=True)
+    audit: bool = option(False, "allow splits=trials, which no result may rest on", newer=True)
+    control_labels: Literal["none", "shuffled", "blocks", "nonsense"] = option(
+        "none",
+        "labels, with their pictures, dealt out anew within each subject and block (or run), permuted between the "
+        "blocks of a subject, or each class cut at random into two",
+        newer=True,
+    )
+    control_eeg: Literal["none", "surrogate", "amplitude", "other_trial"] = option(
+        "none",
+        "EEG of a train trial of the subject with random phases, of the trial itself with random phases, or of another "
+        "trial of the same block",
+        newer=True,
+    )
+
+
+@dataclasses.dataclass
+class StudyConfig(ControlOptions, SignalOptions):
     """Fields of every data set. Those of one: a subclass beside its reader, with what that reader uses and no more."""
 
     dataset: str = option("perceivelab", "which data set")

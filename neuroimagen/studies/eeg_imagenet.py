@@ -40,8 +40,9 @@ class EegImageNetConfig(StudyConfig):
 
     eeg: str = path_option(help="folder with EEG-ImageNet_1.pth, EEG-ImageNet_2.pth or one of them")
     images: str = path_option(help="folder with <wnid>/<image>.JPEG")
-    splits: Literal["official", "by_image"] = option(
-        "official", "by the order of the file, as published, or 80/10/10 of the images of each class"
+    splits: Literal["official", "by_image", "trials"] = option(
+        "official",
+        "by the order of the file, as published, or 80/10/10 of the images of each class; trials: wrong on purpose",
     )
     granularity: Literal["coarse", "fine", "all"] = option("all", "which trials")
 
@@ -70,8 +71,8 @@ class EegImageNet(PthStudy):
         }
         if not chosen:
             raise ValueError(f"eeg={eeg} holds no trial of granularity={granularity}")
-        if config.splits == "by_image":
-            own = self.split_by_image(chosen, config.seed)
+        if config.splits != "official":
+            own = self.split_at_random(config.splits, chosen, config.seed)
         else:
             own = self._official(chosen)
             self.protocol = (

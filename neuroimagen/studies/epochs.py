@@ -31,7 +31,7 @@ from neuroimagen.studies.epochs_files import (
     touched,
 )
 from neuroimagen.studies.epochs_table import Row, TrialTable, plain, plain_subject
-from neuroimagen.studies.splits import BY_IMAGE, by_split, refuse_empty, split_images, split_runs
+from neuroimagen.studies.splits import BY_IMAGE, BY_TRIAL, by_split, refuse_empty, split_images, split_runs
 from neuroimagen.studies.study import Facts, Faults, Study, Trial, absent, refuse_nonfinite, some
 
 VAL_TAIL = 0.1  # of each run that is not held out: the part that goes to val
@@ -49,6 +49,7 @@ class LabEpochs(Study):
 
     dataset = "epochs"
     units = "uV"
+    own_runs = True
 
     def __init__(self, config: EpochsConfig, fault: Faults | None = None) -> None:
         super().__init__(fault)
@@ -106,6 +107,11 @@ class LabEpochs(Study):
         key, eeg = f"s{subject}_r{run.place}_t{event.number:05d}", (eeg[order] * 1e6).astype(np.float32)
         extra = {"run": run.name, "number": event.number, "onset_s": round(event.onset / run.sfreq, 4)}
         return self.make_trial(key, eeg, row.picture, subject, label, image, extra)
+
+    def picture(self, index: int) -> Path:
+        picture = self.trials[index][2].picture
+        assert picture
+        return picture
 
     def _open(self, path: Path) -> Any:
         """The file, opened by this very process: after a fork two must not share one place in it."""
@@ -270,10 +276,12 @@ class LabEpochs(Study):
                 f"test: whole files of each subject, by name number {', '.join(map(str, config.hold_out))} (0 is the "
                 f"first, -1 the last); val: the last {VAL_TAIL:.0%} of each other file; train: the rest"
             )
-        elif config.splits == "by_image":
+        elif config.splits != "official":
             shown = [(self.labels[row.class_name], self.facts(i).image) for i, (_, _, row) in enumerate(self.trials)]
-            sides = split_images(shown, list(self.labels), config.seed, where)
+            sides = split_images(shown, list(self.labels), config.seed, where, config.splits)
             self.protocol = BY_IMAGE.format(config.seed) + "its split"
+            if config.splits == "trials":
+                self.split_by, self.protocol = "trial", BY_TRIAL.format(config.seed)
         elif self.table.has_split:
             sides = [row.split for _, _, row in self.trials]
             self.split_by = self._kept_apart(sides)

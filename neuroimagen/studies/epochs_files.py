@@ -42,8 +42,8 @@ class EpochsConfig(StudyConfig):
     trials: str = path_option(help="CSV table of which event shows which picture (docs/data.md)")
     task: str = option("", "of a BIDS data set, only recordings of this task (as in task-<label> of their names)")
     ignore_markers: list[str] = option([], "events that are no picture onsets, e.g. offset or response codes")
-    splits: Literal["official", "by_image"] = option(
-        "official", "the table's column `split`, or 80/10/10 of the images of each class"
+    splits: Literal["official", "by_image", "trials"] = option(
+        "official", "the table's column `split`, or 80/10/10 of the images of each class; trials: wrong on purpose"
     )
     hold_out: list[int] = option([], "test runs of each subject, -1 is the last; empty: as `splits` says")
 

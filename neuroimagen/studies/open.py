@@ -8,6 +8,7 @@ from neuroimagen.config import MISSING, option, path_option
 from neuroimagen.pictures import colour
 from neuroimagen.studies import eeg_imagenet, epochs, perceivelab, recordings, things_eeg2
 from neuroimagen.studies.config import Given, SignalOptions, StudyConfig, signal_options
+from neuroimagen.studies.controls import check_controls, with_controls
 from neuroimagen.studies.signal import Prepared
 from neuroimagen.studies.study import Faults, Study
 
@@ -33,6 +34,9 @@ class SourceConfig(
 
     kinds = {name: schema for name, (schema, _) in DATASETS.items()}
     dataset: Literal[tuple(DATASETS)] = option("perceivelab", "which data set", kinds=kinds)  # type: ignore[valid-type]
+    splits: Literal["official", "by_image", "trials"] = option(
+        "official", "as the data set comes; 80/10/10 of the images of each class; or, for an audit, of its trials"
+    )
     # What one of them must be given, "" where it is not.
     eeg: str = path_option("")
     images: str = path_option("")
@@ -67,6 +71,17 @@ def chosen(config: SourceConfig) -> StudyConfig:
     return schema(**fields)
 
 
+def listed(config: StudyConfig) -> dict[str, Any]:
+    """Its fields as a manifest lists them: the data set's own last, and those newer than manifests where they are set.
+
+    So what asks for nothing new is written byte for byte as it was.
+    """
+    own, fields = type(config).__annotations__, type(config).__dataclass_fields__
+    found, usual = dataclasses.asdict(config), dataclasses.asdict(type(config)())
+    names = [*(name for name in found if name not in own), *own]
+    return {name: found[name] for name in names if not fields[name].metadata["newer"] or found[name] != usual[name]}
+
+
 def _users(field: str) -> list[str]:
     """The data sets that have this field."""
     return sorted(name for name, (schema, _) in DATASETS.items() if field in schema.__dataclass_fields__)
@@ -79,7 +94,9 @@ def open_study(config: SourceConfig, fault: Faults | None = None) -> Study:
     """
     colour(config.background or "white")
     own = chosen(config)
+    check_controls(own)
     study, options = DATASETS[config.dataset][1](own, fault), signal_options(own)
     for name in study.applied:  # to whole recordings, before they were cut
         setattr(options, name, [])
+    study = with_controls(study, own)
     return study if options == SignalOptions() else Prepared(study, options)

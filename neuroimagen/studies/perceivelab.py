@@ -35,8 +35,9 @@ class PerceiveLabConfig(StudyConfig):
 
     eeg: str = path_option(help="the EEG .pth file")
     images: str = path_option(help="folder with <wnid>/<image>.JPEG")
-    splits: Literal["official", "by_image"] = option(
-        "official", "the published splits file as it is, or 80/10/10 of the images of each class"
+    splits: Literal["official", "by_image", "trials"] = option(
+        "official",
+        "the published splits file as it is, or 80/10/10 of the images of each class; trials: wrong on purpose",
     )
     splits_file: str = path_option(
         "", "block_splits_by_image_all.pth or ..._single.pth; for splits=official, which needs it"
@@ -75,10 +76,10 @@ class PerceiveLab(PthStudy):
         # Broken ones stay in here: a `_single` splits file counts them.
         chosen = [i for i, (_, _, trial) in enumerate(self.trials) if not subject or _subject(trial) == subject]
         kept = self._customary_filter(chosen)
-        if config.splits == "by_image":
+        if config.splits != "official":
             if config.splits_file or config.split_number:
                 raise ValueError("splits_file and split_number are for splits=official: leave them out")
-            splits = self.split_by_image(chosen, config.seed)
+            splits = self.split_at_random(config.splits, chosen, config.seed)
         elif not config.splits_file:
             raise ValueError("splits=official needs splits_file=..., e.g. block_splits_by_image_all.pth")
         else:

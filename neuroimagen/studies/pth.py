@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from neuroimagen.studies.classes import NAMES
-from neuroimagen.studies.splits import BY_IMAGE, refuse_empty, split_images
+from neuroimagen.studies.splits import BY_IMAGE, BY_TRIAL, refuse_empty, split_images
 from neuroimagen.studies.study import SPLITS, Facts, Study, Trial, absent, refuse_nonfinite
 
 EXTENSIONS = (".JPEG", ".jpeg", ".jpg", ".JPG", ".png", ".PNG", ".Jpeg", ".Jpg", ".Png")
@@ -169,13 +169,21 @@ class PthStudy(Study):
         """The trial, cut out of these samples; ValueError if NaN or infinity is among them."""
         refuse_nonfinite(eeg.numpy(), None, self.named(index))
         subject, image, label, *_ = self.facts(index)
-        return self.make_trial(key, eeg[:, cut].numpy(), self.pictures[self.image(index)], subject, label, image, extra)
+        return self.make_trial(key, eeg[:, cut].numpy(), self.picture(index), subject, label, image, extra)
 
-    def split_by_image(self, indices: Iterable[int], seed: int) -> dict[str, list[int]]:
-        """80/10/10 of the images of each class: a function of (names of all images in the files, seed) alone."""
+    def picture(self, index: int) -> Path:
+        return self.pictures[self.image(index)]
+
+    def split_at_random(self, by: str, indices: Iterable[int], seed: int) -> dict[str, list[int]]:
+        """80/10/10 of the images of each class: a function of (names of all images in the files, seed) alone.
+
+        by: "by_image", or "trials": of the trials of each class, for an audit.
+        """
         shown = [(header.label, header.image) for header in self.headers.values()]
-        sides = split_images(shown, self.wnids, seed, str(self.inputs[0]))
+        sides = split_images(shown, self.wnids, seed, str(self.inputs[0]), by)
         self.protocol, chosen = BY_IMAGE.format(seed) + "the image's split", set(indices)
+        if by == "trials":
+            self.split_by, self.protocol = "trial", BY_TRIAL.format(seed)
         side = {i: side for i, side in zip(self.headers, sides, strict=True) if i in chosen}
         return {name: [i for i in side if side[i] == name] for name in SPLITS}
 

@@ -16,6 +16,7 @@ import re
 import zlib
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -31,7 +32,7 @@ from neuroimagen.studies.recordings_tables import (
     plain_marker,
     read_table,
 )
-from neuroimagen.studies.splits import split_runs
+from neuroimagen.studies.splits import BY_TRIAL, split_images, split_runs
 from neuroimagen.studies.study import Facts, Faults, Study, Trial
 from neuroimagen.text_files import read_table as read_any_table
 from neuroimagen.text_files import read_text
@@ -46,9 +47,12 @@ class RecordingConfig(StudyConfig):
 
     recording: str = path_option("", "the study's YAML file; what is given below goes before what it says")
     ignore_markers: list[str] = option([], "marker values that are no picture onsets, e.g. offset or response codes")
+    splits: Literal["official", "by_image", "trials"] = option(
+        "official", "official: by run, as hold_out says; trials: wrong on purpose", newer=True
+    )
     hold_out: list[int] = option([], "test runs of each subject, -1 is the last; empty: as the file says")
     average: int = option(0, "test on averages of so many trials of one class; 0: as the file says")
-    shuffle_labels: bool = option(False, "control, shuffle the labels within each run")
+    shuffle_labels: bool = option(False, "the older name of control_labels=shuffled")
 
 
 @dataclasses.dataclass
@@ -69,17 +73,23 @@ class Recordings(Study):
     dataset = "recording"
     split_by = "run"
     units = "uV"
+    own_runs = True
 
     def __init__(self, config: RecordingConfig, fault: Faults | None = None) -> None:
         super().__init__(fault)
         if not config.recording:
             raise ValueError("dataset=recording needs recording=STUDY.yaml (see configs/n170_study.yaml)")
+        if config.splits == "by_image":
+            raise ValueError("dataset=recording splits by run: leave splits=official, and give hold_out=...")
         path = self.path = Path(config.recording)
         study = self.study = load_config(StudyFile, [f"config={path}"], "shards")
         self.seed = config.seed
         for name in ("ignore_markers", "hold_out", "average"):
             setattr(study, name, getattr(config, name) or getattr(study, name))
-        study.shuffle_labels |= config.shuffle_labels
+        study.shuffle_labels |= config.shuffle_labels or config.control_labels == "shuffled"
+        if study.shuffle_labels:
+            self.control = f"CONTROL: labels shuffled within each run (seed {config.seed})"
+        self.split_by = "trial" if config.splits == "trials" else "run"
         study.subjects = [config.subject] if config.subject else study.subjects
         self.inputs = [path]
         self.markers = self._markers()
@@ -215,9 +225,14 @@ class Recordings(Study):
         trials = [(run.subject, str(run.number), float(onset)) for run in runs for onset in run.onsets]
         length = study.window[1] - study.window[0]
         sides = iter(split_runs(trials, study.hold_out, study.val_tail, length, str(self.path)))
+        if self.split_by == "trial":
+            if study.average > 1:
+                raise ValueError(f"{self.path}: splits=trials is of single trials: give average=1")
+            shown = [(self.labels[self.markers[value].name], "") for run in runs for value in run.values]
+            sides = iter(split_images(shown, list(self.labels), self.seed, str(self.path), "trials"))
         for run in runs:
             own = list(itertools.islice(sides, len(run.onsets)))
-            if "test" in own:
+            if "test" in own and self.split_by == "run":
                 self._add_test(run)
                 continue
             for i, side in enumerate(own):
@@ -271,6 +286,8 @@ class Recordings(Study):
             f"test: {', '.join(held)}",
             f"val: the last {study.val_tail:.0%} of each other run; train: the rest of those runs",
         ]
+        if self.split_by == "trial":
+            parts = [BY_TRIAL.format(self.seed)]
         if study.average > 1:
             parts.append(
                 f"a test trial is the mean of {study.average} trials of one class and run, times {study.average}**0.5 "
@@ -281,5 +298,5 @@ class Recordings(Study):
                 "the exact picture of a trial was not recorded, only its class: one of that class stands for it"
             )
         if study.shuffle_labels:
-            parts.append(f"CONTROL: labels shuffled within each run (seed {self.seed})")
+            parts.append(self.control)
         self.protocol = "; ".join(parts)

@@ -1,6 +1,7 @@
 """Signal options that every data set has: what is done to a trial's EEG between its reader and the shards.
 
-Each only if asked for, in this order: picks, notch, band, resample, baseline, window, whiten, repetitions, standardise.
+Each only if asked for, in this order: picks, detrend, notch, band, resample, baseline, window, whiten, repetitions,
+standardise.
 All but `whiten` look at one trial alone; `whiten` learns one matrix a subject from train trials. Standardising by
 statistics of the train split needs no option: batches/stream.py does it with those in the manifest.
 
@@ -73,16 +74,13 @@ class Prepared(Study):
     def __init__(self, study: Study, options: SignalOptions) -> None:
         super().__init__(study.fault)
         self.study, self.options = study, options
-        for name in (
-            *("dataset", "simulated", "classes", "splits", "split_by", "inputs", "picture_folders", "channels"),
-            *("n_chans", "n_times", "sfreq", "units", "before", "recorded"),
-        ):
-            setattr(self, name, getattr(study, name))
-        self.notes, self.tmin = list(study.notes), study.tmin or 0.0
+        self.take_over(study)
+        self.tmin = study.tmin or 0.0
         self.done: list[str] = []  # what is done, for the protocol
         self.picks: list[int] = []
         if options.picks:
             self._set_picks()
+        self.done += ["a least-squares line taken from each channel of each trial"] if options.detrend else []
         self.lines: list[tuple[np.ndarray, np.ndarray]] = []  # waves (2, n_times), and what fits them (n_times, 2)
         self.filters = self._filters()
         self.ratio = Fraction(1)
@@ -149,6 +147,8 @@ class Prepared(Study):
         eeg = trial.eeg[self.picks] if self.picks else trial.eeg
         eeg = eeg.astype(np.float64)
         refuse_nonfinite(eeg, self.channels, f"trial {trial.key}")
+        if self.options.detrend:
+            eeg = scipy.signal.detrend(eeg, axis=1)
         for wave, fit in self.lines:
             eeg = eeg - (eeg @ fit) @ wave
         for sos in self.filters:

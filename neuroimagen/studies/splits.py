@@ -1,4 +1,4 @@
-"""Splits that a reader makes itself: by image, or by recording run."""
+"""Splits that a reader makes itself: by image, by recording run, or (for an audit alone) by trial."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,13 +9,20 @@ from neuroimagen.studies.study import SPLITS
 
 BY_IMAGE = "80/10/10 of the images of each class (seed {}), every trial of an image in "  # and which, for the protocol
 
+BY_TRIAL = "80/10/10 of the trials of each class at random (seed {}), so the SAME PICTURES are in train and test"
 
-def split_images(shown: Iterable[tuple[int, str]], classes: Sequence[str], seed: int, where: str) -> list[str]:
+
+def split_images(
+    shown: Iterable[tuple[int, str]], classes: Sequence[str], seed: int, where: str, by: str = "by_image"
+) -> list[str]:
     """The split of each trial, of its label and image: 80/10/10 of the images of each label, by (names, seed) alone.
 
+    by: or "trials", each of which is then taken as an image of its own, by (place, seed).
     ValueError, beginning with `where`, for a class (label -> its name) of fewer than three images.
     """
     shown, images = list(shown), defaultdict(set)
+    if by == "trials":
+        shown = [(label, f"{i:09d}") for i, (label, _) in enumerate(shown)]
     for label, image in shown:
         images[label].add(image)
     side: dict[str, str] = {}
@@ -23,7 +30,8 @@ def split_images(shown: Iterable[tuple[int, str]], classes: Sequence[str], seed:
         names = sorted(found)
         if len(names) < 3:
             raise ValueError(
-                f"{where}: class {classes[label]} has {len(names)} images; splits=by_image needs 3 or more"
+                f"{where}: class {classes[label]} has {len(names)} {by.removeprefix('by_').rstrip('s')}s; splits={by} "
+                "needs 3 or more"
             )
         order = [names[i] for i in np.random.default_rng([seed, label]).permutation(len(names))]
         n = max(1, round(0.1 * len(names)))

@@ -78,6 +78,12 @@ class Faults:
         self.found.append(sentence)
 
 
+def mark(control: str, split_by: str) -> str:
+    """What has to stand above every number of such a study; "" where there is nothing to warn of."""
+    trained_on = "TEST PICTURES WERE TRAINED ON: trials were split at random" if split_by == "trial" else ""
+    return "; ".join(filter(None, [control, trained_on]))
+
+
 class Study:
     """What every reader gives and the packer, the signal options and the doctor take: trials by number, in splits.
 
@@ -93,12 +99,15 @@ class Study:
     channels: list[str] | None = None  # their names, where the files have them
     classes: list[dict[str, Any]]  # label, wnid, name
     splits: dict[str, list[int]]
-    split_by = "image"  # "image": no image is in two splits; "run": no test run is in another split
+    split_by = "image"  # "image": no image is in two splits; "run": no test run is in another split; "trial": neither
+    control = ""  # "CONTROL: ...", what is untrue on purpose
     protocol: str  # one sentence: how the split was made
     inputs: list[Path]  # the files whose change means that the shards are stale
     tmin: float | None = None  # s from picture onset to the first sample of every trial; None: not known, 0 is taken
     applied: tuple[str, ...] = ()  # signal options that the reader applied itself, to recordings before they were cut
     recorded: list[dict[str, Any]] | None = None  # what the files say of pass band and reference (epochs_files.py)
+
+    own_runs = False  # whether the reader itself makes hold_out of runs
 
     def __init__(self, fault: Faults | None = None) -> None:
         self.fault = fault or Faults()  # a reader asked to collect faults has left out what they concern
@@ -115,7 +124,14 @@ class Study:
         raise NotImplementedError
 
     def make_trial(
-        self, key: str, eeg: np.ndarray, picture: Path, subject: int, label: int, image: str, extra: dict[str, Any]
+        self,
+        key: str,
+        eeg: np.ndarray,
+        picture: bytes | Path,
+        subject: int,
+        label: int,
+        image: str,
+        extra: dict[str, Any],
     ) -> Trial:
         """A trial with the names that `classes` has for its label."""
         wnid, name = self._names[label]
@@ -130,6 +146,23 @@ class Study:
         if wanted and wanted not in found:
             raise ValueError(f"{where} holds no trial of subject={wanted}; it holds subjects {sorted(found)}")
         return [wanted] if wanted else sorted(found)
+
+    @property
+    def mark(self) -> str:
+        return mark(self.control, self.split_by)
+
+    def take_over(self, study: "Study") -> None:
+        """Be what `study`, whose trials are changed here, says of itself."""
+        for name in (
+            *("dataset", "simulated", "n_chans", "n_times", "sfreq", "units", "channels", "classes", "splits"),
+            *("split_by", "control", "protocol", "inputs", "tmin", "recorded", "before", "picture_folders"),
+        ):
+            setattr(self, name, getattr(study, name))
+        self.notes = list(study.notes)
+
+    def picture(self, index: int) -> bytes | Path:
+        """The picture of a trial; most readers know it without reading EEG."""
+        return self.trial(index).jpeg
 
     def facts(self, index: int) -> Facts:
         """What is known of a trial; most readers know it without reading EEG, which spares a pass over the files."""

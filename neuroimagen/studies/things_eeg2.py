@@ -23,7 +23,7 @@ import numpy as np
 from neuroimagen.config import option, path_option
 from neuroimagen.studies.config import StudyConfig
 from neuroimagen.studies.plain_pickle import StoredArray, load_pickle
-from neuroimagen.studies.splits import by_split
+from neuroimagen.studies.splits import BY_TRIAL, by_split, split_images
 from neuroimagen.studies.study import Facts, Faults, Study, Trial, absent, refuse_nonfinite, some
 
 FILES = {"training": "preprocessed_eeg_training.npy", "test": "preprocessed_eeg_test.npy"}
@@ -37,7 +37,9 @@ class ThingsEeg2Config(StudyConfig):
 
     eeg: str = path_option(help="folder with sub-01, sub-02, ...")
     images: str = path_option(help="folder with training_images/ and test_images/")
-    splits: Literal["official", "by_image"] = option("official", "official only: the published test set")
+    splits: Literal["official", "by_image", "trials"] = option(
+        "official", "official: the published test set; trials: wrong on purpose"
+    )
 
 
 class Picture(NamedTuple):
@@ -78,7 +80,7 @@ class ThingsEeg2(Study):
 
     def __init__(self, config: ThingsEeg2Config, fault: Faults | None = None) -> None:
         super().__init__(fault)
-        if config.splits != "official":
+        if config.splits == "by_image":
             raise ValueError("dataset=things_eeg2 has its published test set and no other: leave splits=official")
         eeg, images, subject, seed = Path(config.eeg), Path(config.images), config.subject, config.seed
         self.simulated = (eeg / "simulation.json").is_file()
@@ -102,6 +104,10 @@ class ThingsEeg2(Study):
         self.notes.append(f"samples run from {first.times[0]:.3f} to {first.times[-1]:.3f} s after onset")
         self.splits = self._split(seed)
         self._say(seed)
+        if config.splits == "trials":
+            shown, names = [self.facts(i)[2:0:-1] for i in range(len(self))], [c["name"] for c in self.classes]
+            self.splits = by_split(split_images(shown, names, seed, f"eeg={eeg}", config.splits))
+            self.split_by, self.protocol = "trial", BY_TRIAL.format(seed)
 
     def __len__(self) -> int:
         return self.parts[-1].first + len(self.parts[-1]) if self.parts else 0
@@ -123,6 +129,10 @@ class ThingsEeg2(Study):
         part, condition, _ = self._place(index)
         picture = self.pictures[part.name][condition]
         return Facts(part.subject, picture.image, picture.label)
+
+    def picture(self, index: int) -> Path:
+        part, condition, _ = self._place(index)
+        return self.pictures[part.name][condition].path
 
     def _place(self, index: int) -> tuple[Part, int, int]:
         part = self.parts[bisect.bisect_right([p.first for p in self.parts], index) - 1]

@@ -196,8 +196,9 @@ def test_averages(lab: Path) -> None:
 
 
 def test_shuffled_labels(lab: Path) -> None:
-    true, shuffled = open_lab(lab), open_lab(lab, "shuffle_labels=true")
-    assert "CONTROL" in shuffled.protocol and "CONTROL" not in true.protocol
+    true, shuffled = open_lab(lab), open_lab(lab, "control_labels=shuffled")
+    assert shuffled.control == "CONTROL: labels shuffled within each run (seed 0)" and not true.control
+    assert shuffled.protocol.endswith(shuffled.control) and "CONTROL" not in true.protocol
     assert [t.key for t in true.trials] == [t.key for t in shuffled.trials]
     same = [a.label == b.label for a, b in zip(true.trials, shuffled.trials, strict=True)]
     assert 0.2 < np.mean(same) < 0.8
@@ -207,9 +208,9 @@ def test_shuffled_labels(lab: Path) -> None:
     for run in "abc":  # within a run: no run gains a label
         counts = [sum(t.label for t in s.trials if t.extra["run"] == run) for s in (true, shuffled)]
         assert counts[0] == counts[1]
-    again = open_lab(lab, "shuffle_labels=true")
+    again = open_lab(lab, "shuffle_labels=true")  # as the option was called
     assert [t.label for t in again.trials] == [t.label for t in shuffled.trials]
-    other = open_lab(lab, "shuffle_labels=true", "seed=1")
+    other = open_lab(lab, "control_labels=shuffled", "seed=1")
     assert [t.label for t in other.trials] != [t.label for t in shuffled.trials]
 
 

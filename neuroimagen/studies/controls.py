@@ -1,0 +1,294 @@
+"""Splits and controls that every data set has: who is held out, and what is made untrue on purpose.
+
+Between the reader and the signal options, so that whitening and averages see what is made here. A control moves labels
+only together with their pictures, and both only within a split: what the split keeps apart stays apart. What is drawn
+is drawn by (seed, what the files hold), EEG by (seed, trial key).
+"""
+
+import dataclasses
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Collection, Hashable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from neuroimagen.studies.config import StudyConfig
+from neuroimagen.studies.splits import refuse_empty
+from neuroimagen.studies.study import SPLITS, Facts, Study, Trial, some
+
+HALVES = " a", " b"  # of a class, for nonsense labels
+NO_BLOCKS = "needs to know the blocks of each recording, which these files do not tell"
+
+
+def check_controls(config: StudyConfig) -> None:
+    """Refuses, with ValueError and before a file is read, what cannot go together."""
+    held = [name for name in ("hold_out", "hold_out_subject", "hold_out_classes") if getattr(config, name)]
+    trials = getattr(config, "splits", "") == "trials"
+    if trials and not config.audit:
+        raise ValueError("splits=trials trains on the pictures of test: it is for an audit, which says audit=true")
+    if config.audit and not trials:
+        raise ValueError("audit=true only allows splits=trials: leave it out")
+    if trials and held:
+        raise ValueError(f"splits=trials holds nothing out: leave {held[0]} out")
+    if config.hold_out_subject and config.subject:
+        one = f"subject={config.subject} keeps one subject"
+        raise ValueError(f"hold_out_subject={config.hold_out_subject}: {one}, so nobody is left to train on")
+    if config.hold_out_classes < 0 or config.hold_out_subject < 0:
+        raise ValueError("hold_out_classes is a number of classes, hold_out_subject one subject, both from 1")
+
+
+def with_controls(study: Study, config: StudyConfig) -> Study:
+    """The study with what `config` asks for beyond its reader; the very same where that is nothing."""
+    labels = "" if study.control else config.control_labels.removeprefix("none")  # "": its reader has shuffled them
+    runs = [] if study.own_runs else config.hold_out
+    asked = runs or config.hold_out_subject or config.hold_out_classes or labels or config.control_eeg != "none"
+    return Controlled(study, config, runs, labels) if asked else study
+
+
+class Controlled(Study):
+    """A study with other splits, labels or EEG. ValueError, in one sentence, for what these files do not allow."""
+
+    def __init__(self, study: Study, config: StudyConfig, hold_out: list[int], labels: str) -> None:
+        super().__init__(study.fault)
+        self.take_over(study)
+        self.study, self.config = study, config
+        self.known = {i: study.facts(i) for own in study.splits.values() for i in own}
+        self.done: list[str] = []  # what is held out, for the protocol
+        if hold_out:
+            self._hold_out_blocks(hold_out)
+        if config.hold_out_subject:
+            self._hold_out_subject(config.hold_out_subject)
+        if config.hold_out_classes:
+            self._hold_out_classes(config.hold_out_classes)
+        self.shown = {i: i for i in self.known}  # trial -> the trial whose label and picture it is given
+        self.source = {i: i for i in self.known}  # trial -> the trial whose EEG it is given
+        self.donors: dict[int, list[int]] = defaultdict(list)  # subject -> trials whose EEG a surrogate may be made of
+        self.halves: dict[str, int] = {}  # image -> which half of its class
+        said = [study.control] if study.control else []
+        if labels == "shuffled":
+            said.append(self._shuffle())
+        elif labels == "blocks":
+            said.append(self._permute_blocks())
+        elif labels == "nonsense":
+            said.append(self._cut_classes())
+        if config.control_eeg == "other_trial":
+            said.append(self._exchange())
+        elif config.control_eeg == "surrogate":
+            said.append(self._find_donors())
+        elif config.control_eeg == "amplitude":
+            said.append("EEG with random phases, one at each frequency for all channels")
+        if said != [study.control] * len(said):
+            self.control = f"CONTROL: {'; '.join(said).removeprefix('CONTROL: ')} (seed {config.seed})"
+        before = study.protocol.removesuffix(f"; {study.control}") if study.control else study.protocol
+        self.protocol = "; ".join(filter(None, [before, *self.done, self.control]))
+        refuse_empty(self.splits, f"dataset={study.dataset}", self.protocol)
+
+    def __len__(self) -> int:
+        return len(self.study)
+
+    def where(self, index: int, key: str) -> str:
+        return self.study.where(index, key)
+
+    def lengths(self) -> list[int]:
+        return self.study.lengths()
+
+    def picture(self, index: int) -> bytes | Path:
+        return self.study.picture(self.shown[index])
+
+    def facts(self, index: int) -> Facts:
+        own, shown = self.known[index], self.known[self.shown[index]]
+        label = 2 * shown.label + self.halves[shown.image] if self.halves else shown.label
+        return own._replace(image=shown.image, label=label)
+
+    def trial(self, index: int) -> Trial:
+        trial, donor, kind = self.study.trial(index), self.source[index], self.config.control_eeg
+        if kind != "none":
+            rng = np.random.default_rng([self.config.seed, zlib.crc32(trial.key.encode())])
+            if kind == "surrogate":
+                donors = [i for i in self.donors[trial.subject] if i != index]
+                donor = donors[int(rng.integers(len(donors)))]
+            other = self.study.trial(donor) if donor != index else trial
+            eeg = other.eeg if kind == "other_trial" else random_phases(other.eeg, rng)
+            trial = dataclasses.replace(trial, eeg=eeg, extra=trial.extra | {"eeg_of": other.key})
+        if self.shown[index] == index and not self.halves:
+            return trial
+        facts, extra = self.facts(index), trial.extra | {"shown": trial.image}
+        return self.make_trial(
+            trial.key, trial.eeg, self.picture(index), facts.subject, facts.label, facts.image, extra
+        )
+
+    def _keep(self, held: Callable[[int], bool], what: str) -> None:
+        """The reader's own test trials that are held out are the test split, of the other trials train and val."""
+        self.splits = {name: [i for i in self.splits[name] if held(i) == (name == "test")] for name in SPLITS}
+        self.done.append(f"of these, held out for test alone: {what}")
+
+    def _hold_out_blocks(self, numbers: list[int]) -> None:
+        out, classes = set(), self._labels("train")
+        for subject, blocks in self._blocks(f"hold_out={numbers}", self.known).items():
+            for number in numbers:
+                if not -len(blocks) <= number < len(blocks):
+                    raise ValueError(f"hold_out={number}, but subject {subject} has {len(blocks)} blocks")
+                out.add((subject, list(blocks)[number]))
+        self._keep(
+            lambda i: (self.known[i].subject, self.known[i].block) in out, f"blocks {some([*map(str, numbers)])}"
+        )
+        if lost := sorted((self._labels("test") & classes) - self._labels("train")):
+            gone = f"class {self._named(lost[0])} was shown in held-out blocks alone, so it could not be trained on"
+            raise ValueError(f"hold_out={numbers}: {gone}: hold out other blocks, or give hold_out_classes=...")
+
+    def _hold_out_subject(self, subject: int) -> None:
+        found = {facts.subject for facts in self.known.values()}
+        if found == {subject}:
+            only = f"subject {subject} is the only one here, so nobody is left to train on"
+            raise ValueError(f"hold_out_subject={subject}: {only}: take the files of several subjects")
+        if subject not in found:
+            raise ValueError(f"hold_out_subject={subject} has no trial here; there are subjects {sorted(found)}")
+        self._keep(lambda i: self.known[i].subject == subject, f"subject {subject}")
+
+    def _hold_out_classes(self, count: int) -> None:
+        trained = self._labels("train")
+        both = sorted(trained & self._labels("test"))
+        if not both:
+            raise ValueError(f"hold_out_classes={count}: no class of test is trained on anyhow: leave it out")
+        if count > len(both) or len(trained) - count < 2:
+            most = min(len(both), len(trained) - 2)
+            less = f"leaves fewer than two classes to train on: give {most} or fewer" if most > 0 else "needs 3 classes"
+            raise ValueError(f"hold_out_classes={count} of {len(both)} {less}")
+        out = set(np.random.default_rng(self.config.seed).permutation(both)[:count].tolist())
+        what = f"{count} classes, drawn by seed {self.config.seed} ({some([self._named(i) for i in sorted(out)])})"
+        self._keep(lambda i: self.known[i].label in out, what)
+
+    def _labels(self, split: str) -> set[int]:
+        return {self.known[i].label for i in self.splits[split]}
+
+    def _named(self, label: int) -> str:
+        return repr(self.study._names[label][1])
+
+    def _blocks(self, who: str, trials: Iterable[int]) -> dict[int, dict[str, list[int]]]:
+        """Subject -> block -> its trials, both in order of time; ValueError where the files do not tell blocks."""
+        found: dict[int, dict[str, list[int]]] = defaultdict(dict)
+        for i in sorted(trials, key=lambda i: (self.known[i].onset or 0.0, i)):
+            if (block := self.known[i].block) is None:
+                raise ValueError(f"{who} {NO_BLOCKS}: give what needs none, such as hold_out_subject or surrogate")
+            found[self.known[i].subject].setdefault(block, []).append(i)
+        return dict(sorted(found.items()))
+
+    def _groups(self, of: Callable[[Facts], Hashable]) -> list[list[int]]:
+        """The trials of each split that have the same `of`."""
+        groups: dict[Hashable, list[int]] = defaultdict(list)
+        for name in SPLITS:
+            for i in self.splits[name]:
+                groups[name, of(self.known[i])].append(i)
+        return list(groups.values())
+
+    def _rng(self, members: Collection[int]) -> np.random.Generator:
+        """Of a group: by the seed and its first trial."""
+        first = self.known[min(members)]
+        return np.random.default_rng([self.config.seed, first.subject, zlib.crc32(f"{first.block}".encode())])
+
+    def _shuffle(self) -> str:
+        groups, where = self._groups(lambda facts: (facts.subject, facts.block)), "block of each subject"
+        if not any(self._mixed(members) for members in groups):
+            groups, where = self._groups(lambda facts: facts.subject), "subject, as each block holds one class,"
+        elif None in {facts.block for facts in self.known.values()}:
+            where = "subject"
+        if not any(self._mixed(members) for members in groups):
+            raise ValueError("control_labels=shuffled changes nothing: no subject has two classes in a split")
+        for members in groups:
+            self.shown |= dict(zip(members, self._rng(members).permutation(members).tolist(), strict=True))
+        return f"labels, with their pictures, shuffled within each {where} and split"
+
+    def _mixed(self, members: list[int]) -> bool:
+        return len({self.known[i].label for i in members}) > 1
+
+    def _permute_blocks(self) -> str:
+        """A block's trials get the labels and pictures of another block's, in order of time and again from the first.
+
+        Blocks that are trained on and blocks of test alone are permuted apart, for a picture stays in its split.
+        """
+        side = {i: name for name in SPLITS for i in self.splits[name]}
+        lost = set()
+        for subject, blocks in self._blocks("control_labels=blocks", side).items():
+            kinds: dict[bool, list[str]] = defaultdict(list)
+            for block, members in blocks.items():
+                kinds[any(side[i] != "test" for i in members)].append(block)
+            if len(kinds[True]) < 2:
+                few = f"subject {subject} has {len(kinds[True])} to train on"
+                raise ValueError(f"control_labels=blocks needs two or more blocks of each subject, and {few}")
+            for names in kinds.values():
+                order = [names[k] for k in self._rng([i for b in names for i in blocks[b]]).permutation(len(names))]
+                for block, other in zip(order, order[1:] + order[:1], strict=True):
+                    for name in SPLITS:
+                        members, donors = ([i for i in blocks[b] if side[i] == name] for b in (block, other))
+                        lost |= set(members if not donors else ())
+                        self.shown |= {i: donors[k % len(donors)] for k, i in enumerate(members) if donors}
+        self.splits = {name: [i for i in own if i not in lost] for name, own in self.splits.items()}
+        if lost:
+            self.notes.append(
+                f"{len(lost)} trials were left out: the block whose labels theirs gets has none in that split"
+            )
+        return "labels, with their pictures, permuted between the blocks of each subject"
+
+    def _cut_classes(self) -> str:
+        """Each class's pictures in two halves, as equal as can be in each split, by (seed, names)."""
+        where: dict[tuple[int, str], set[str]] = defaultdict(set)
+        for name in SPLITS:
+            for i in self.splits[name]:
+                where[self.known[i].label, self.known[i].image].add(name)
+        for known in self.classes:
+            own = {image: sorted(sides) for (label, image), sides in sorted(where.items()) if label == known["label"]}
+            if sum("train" in sides for sides in own.values()) == 1:
+                one = f"class {self._named(known['label'])} has one picture in train"
+                raise ValueError(f"control_labels=nonsense: {one}, which cannot be cut in two: use more pictures")
+            order = np.random.default_rng([self.config.seed, known["label"]]).permutation(list(own)).tolist()
+            order.sort(key=lambda image: own[image])
+            self.halves |= {image: k % 2 for k, image in enumerate(order)}
+        self.classes = [
+            {"label": 2 * known["label"] + half, "wnid": known["wnid"], "name": known["name"] + HALVES[half]}
+            for known in self.classes
+            for half in (0, 1)
+        ]
+        return "nonsense labels, each class being the halves a and b of its pictures, cut at random"
+
+    def _exchange(self) -> str:
+        """Each trial gets the EEG of the next, in a random order, of its block and split."""
+        lost = set()
+        for blocks in self._blocks("control_eeg=other_trial", self.known).values():
+            for block, members in blocks.items():
+                if len(members) < 2:
+                    one = f"block {block} of subject {self.known[members[0]].subject} has one trial"
+                    raise ValueError(f"control_eeg=other_trial: {one}, so there is no other: leave that block out")
+        for members in self._groups(lambda facts: (facts.subject, facts.block)):
+            order = self._rng(members).permutation(members).tolist()
+            self.source |= dict(zip(order, order[1:] + order[:1], strict=True))
+            lost |= set(members if len(members) == 1 else ())
+        self.splits = {name: [i for i in own if i not in lost] for name, own in self.splits.items()}
+        if lost:
+            self.notes.append(f"{len(lost)} trials were left out: no other trial of their block is in their split")
+        return "EEG of another trial of the same block and split"
+
+    def _find_donors(self) -> str:
+        """The train trials of each subject, of which any but itself may stand for a trial."""
+        for i in self.splits["train"]:
+            self.donors[self.known[i].subject].append(i)
+        for subject in sorted({self.known[i].subject for own in self.splits.values() for i in own}):
+            if (n := len(self.donors[subject])) < 2:
+                few = f"subject {subject} has {n} train trial{'s' * (n != 1)}, and two are needed"
+                raise ValueError(f"control_eeg=surrogate: {few}: give control_eeg=amplitude, which needs none")
+        return (
+            "EEG of another train trial of the same subject, with random phases, one at each frequency for all channels"
+        )
+
+
+def random_phases(eeg: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """EEG (n_chans, n_times) with a random phase added at each frequency, the same for all channels.
+
+    Amplitude spectra and cross-spectra stay as they are, and nothing else does (Prichard & Theiler 1994).
+    """
+    n = eeg.shape[1]
+    turn = np.exp(2j * np.pi * rng.random(n // 2 + 1))
+    real = [0, -1] if n % 2 == 0 else [0]  # frequencies whose coefficient is a real number, which can change its sign
+    turn[real] = np.where(rng.random(len(real)) < 0.5, -1, 1)
+    turned = np.fft.irfft(np.fft.rfft(eeg.astype(np.float64), axis=1) * turn, n, axis=1)
+    return turned.astype(np.float32)
