@@ -79,7 +79,8 @@ class Manifest:
 
     @property
     def mark(self) -> str:
-        return mark(self.control, self.split_by)
+        said = re.search(r"CONTROL: [^;]*", self.protocol)  # of shards older than `control`
+        return mark(self.control or (said[0] if said else ""), self.split_by)
 
 
 def local_folder(shards: str | Path) -> Path:

@@ -18,6 +18,7 @@ from neuroimagen.studies.splits import refuse_empty
 from neuroimagen.studies.study import SPLITS, Facts, Study, Trial, some
 
 HALVES = " a", " b"  # of a class, for nonsense labels
+ITS_OWN = "EEG with random phases, one at each frequency for all channels"
 NO_BLOCKS = "needs to know the blocks of each recording, which these files do not tell"
 
 
@@ -40,9 +41,10 @@ def check_controls(config: StudyConfig) -> None:
 
 def with_controls(study: Study, config: StudyConfig) -> Study:
     """The study with what `config` asks for beyond its reader; the very same where that is nothing."""
-    labels = "" if study.control else config.control_labels.removeprefix("none")  # "": its reader has shuffled them
-    runs = [] if study.own_runs else config.hold_out
-    asked = runs or config.hold_out_subject or config.hold_out_classes or labels or config.control_eeg != "none"
+    runs, labels = [] if study.own_runs else config.hold_out, config.control_labels
+    if study.control and labels == "shuffled":  # by its reader
+        labels = "none"
+    asked = runs or config.hold_out_subject or config.hold_out_classes or {labels, config.control_eeg} != {"none"}
     return Controlled(study, config, runs, labels) if asked else study
 
 
@@ -54,34 +56,22 @@ class Controlled(Study):
         self.take_over(study)
         self.study, self.config = study, config
         self.known = {i: study.facts(i) for own in study.splits.values() for i in own}
-        self.done: list[str] = []  # what is held out, for the protocol
+        self.done: list[str] = []  # for the protocol
         if hold_out:
             self._hold_out_blocks(hold_out)
         if config.hold_out_subject:
             self._hold_out_subject(config.hold_out_subject)
         if config.hold_out_classes:
             self._hold_out_classes(config.hold_out_classes)
-        self.shown = {i: i for i in self.known}  # trial -> the trial whose label and picture it is given
-        self.source = {i: i for i in self.known}  # trial -> the trial whose EEG it is given
-        self.donors: dict[int, list[int]] = defaultdict(list)  # subject -> trials whose EEG a surrogate may be made of
+        self.shown: dict[int, int] = {}  # trial -> another, whose label and picture it is given
+        self.donors: dict[int, list[int]] = {}  # trial -> those that may give it their EEG
         self.halves: dict[str, int] = {}  # image -> which half of its class
-        said = [study.control] if study.control else []
-        if labels == "shuffled":
-            said.append(self._shuffle())
-        elif labels == "blocks":
-            said.append(self._permute_blocks())
-        elif labels == "nonsense":
-            said.append(self._cut_classes())
-        if config.control_eeg == "other_trial":
-            said.append(self._exchange())
-        elif config.control_eeg == "surrogate":
-            said.append(self._find_donors())
-        elif config.control_eeg == "amplitude":
-            said.append("EEG with random phases, one at each frequency for all channels")
-        if said != [study.control] * len(said):
-            self.control = f"CONTROL: {'; '.join(said).removeprefix('CONTROL: ')} (seed {config.seed})"
-        before = study.protocol.removesuffix(f"; {study.control}") if study.control else study.protocol
-        self.protocol = "; ".join(filter(None, [before, *self.done, self.control]))
+        controls = {"shuffled": self._shuffle, "blocks": self._permute_blocks, "nonsense": self._cut_classes}
+        controls |= {"other_trial": self._exchange, "surrogate": self._find_donors, "amplitude": lambda: ITS_OWN}
+        if said := [controls[name]() for name in (labels, config.control_eeg) if name in controls]:
+            self.done.append(f"CONTROL: {'; '.join(said)} (seed {config.seed})")
+            self.control = "; ".join(filter(None, [study.control, self.done[-1]]))
+        self.protocol = "; ".join([study.protocol, *self.done])
         refuse_empty(self.splits, f"dataset={study.dataset}", self.protocol)
 
     def __len__(self) -> int:
@@ -94,29 +84,26 @@ class Controlled(Study):
         return self.study.lengths()
 
     def picture(self, index: int) -> bytes | Path:
-        return self.study.picture(self.shown[index])
+        return self.study.picture(self.shown.get(index, index))
 
     def facts(self, index: int) -> Facts:
-        own, shown = self.known[index], self.known[self.shown[index]]
+        own, shown = self.known[index], self.known[self.shown.get(index, index)]
         label = 2 * shown.label + self.halves[shown.image] if self.halves else shown.label
         return own._replace(image=shown.image, label=label)
 
     def trial(self, index: int) -> Trial:
-        trial, donor, kind = self.study.trial(index), self.source[index], self.config.control_eeg
+        trial, kind = self.study.trial(index), self.config.control_eeg
         if kind != "none":
             rng = np.random.default_rng([self.config.seed, zlib.crc32(trial.key.encode())])
-            if kind == "surrogate":
-                donors = [i for i in self.donors[trial.subject] if i != index]
-                donor = donors[int(rng.integers(len(donors)))]
-            other = self.study.trial(donor) if donor != index else trial
-            eeg = other.eeg if kind == "other_trial" else random_phases(other.eeg, rng)
-            trial = dataclasses.replace(trial, eeg=eeg, extra=trial.extra | {"eeg_of": other.key})
-        if self.shown[index] == index and not self.halves:
+            donors = [i for i in self.donors.get(index, ()) if i != index]
+            donor = self.study.trial(donors[int(rng.integers(len(donors)))]) if donors else trial
+            eeg = donor.eeg if kind == "other_trial" else random_phases(donor.eeg, rng)
+            trial = dataclasses.replace(trial, eeg=eeg, extra=trial.extra | {"eeg_of": donor.key})
+        if not self.shown and not self.halves:
             return trial
-        facts, extra = self.facts(index), trial.extra | {"shown": trial.image}
-        return self.make_trial(
-            trial.key, trial.eeg, self.picture(index), facts.subject, facts.label, facts.image, extra
-        )
+        _, image, label, *_ = self.facts(index)
+        extra = trial.extra | ({"shown": trial.image} if self.shown else {})
+        return self.make_trial(trial.key, trial.eeg, self.picture(index), trial.subject, label, image, extra)
 
     def _keep(self, held: Callable[[int], bool], what: str) -> None:
         """The reader's own test trials that are held out are the test split, of the other trials train and val."""
@@ -261,7 +248,7 @@ class Controlled(Study):
                     raise ValueError(f"control_eeg=other_trial: {one}, so there is no other: leave that block out")
         for members in self._groups(lambda facts: (facts.subject, facts.block)):
             order = self._rng(members).permutation(members).tolist()
-            self.source |= dict(zip(order, order[1:] + order[:1], strict=True))
+            self.donors |= {i: [k] for i, k in zip(order, order[1:] + order[:1], strict=True)}
             lost |= set(members if len(members) == 1 else ())
         self.splits = {name: [i for i in own if i not in lost] for name, own in self.splits.items()}
         if lost:
@@ -269,16 +256,16 @@ class Controlled(Study):
         return "EEG of another trial of the same block and split"
 
     def _find_donors(self) -> str:
-        """The train trials of each subject, of which any but itself may stand for a trial."""
-        for i in self.splits["train"]:
-            self.donors[self.known[i].subject].append(i)
-        for subject in sorted({self.known[i].subject for own in self.splits.values() for i in own}):
-            if (n := len(self.donors[subject])) < 2:
-                few = f"subject {subject} has {n} train trial{'s' * (n != 1)}, and two are needed"
-                raise ValueError(f"control_eeg=surrogate: {few}: give control_eeg=amplitude, which needs none")
-        return (
-            "EEG of another train trial of the same subject, with random phases, one at each frequency for all channels"
-        )
+        """Of each trial: the train trials of its subject, but not itself."""
+        for subject in sorted({facts.subject for facts in self.known.values()}):
+            own = {name: [i for i in self.splits[name] if self.known[i].subject == subject] for name in SPLITS}
+            if any(own.values()) and len(own["train"]) < 2:
+                few = f"subject {subject} has {len(own['train'])} in train, and two are needed"
+                raise ValueError(
+                    f"control_eeg=surrogate: {few}: give control_eeg=amplitude, which needs no other trial"
+                )
+            self.donors |= dict.fromkeys((i for members in own.values() for i in members), own["train"])
+        return f"{ITS_OWN}, of another train trial of the same subject"
 
 
 def random_phases(eeg: np.ndarray, rng: np.random.Generator) -> np.ndarray:

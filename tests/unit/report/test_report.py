@@ -15,6 +15,7 @@ from PIL import Image
 from reconstruct_run import ABOUT, EXTRA, ROWS, colours, make_run, score
 
 from neuroimagen.pages import ENVIRONMENT
+from neuroimagen.report import tables
 from neuroimagen.report.charts import bars, confusions
 from neuroimagen.report.figures import spaced
 from neuroimagen.report.formats import Metric
@@ -242,6 +243,24 @@ def test_recorded_eeg_and_a_run_without_maps(tmp_path):
     for dataset, blocks in (("eeg_imagenet", True), ("things_eeg2", False)):
         (run / "rows.json").write_text(about.replace('"perceivelab"', f'"{dataset}"'))
         assert ("Read with care" in page_of(run)[0]) == blocks
+
+
+def test_a_control_is_marked_in_every_table_on_the_page_and_in_the_terminal(tmp_path):
+    run = make_run(tmp_path / "run", classes=4, subjects=2, samples=1, simulated=False)
+    about = json.loads((run / "rows.json").read_text())
+    about["manifest"]["mark"] = "CONTROL: labels shuffled (seed 0); TEST PICTURES WERE TRAINED ON: at random"
+    (run / "rows.json").write_text(json.dumps(about))
+    scores = score(read_run(run), colours(), 2, 1)
+    (run / "scores.json").write_text(json.dumps(scores))
+    text, _ = page_of(run)
+    assert text.index("<strong>CONTROL</strong> labels shuffled (seed 0); TEST") < text.index("class=lead")
+    assert "recorded EEG (CONTROL)" in tables.summary(read_run(run), scores)
+    for table in tables.build(read_run(run), scores):
+        assert "EEG (CONTROL)" in table.title, table.name
+    said = (
+        "CONTROL: labels shuffled (seed 0); TEST PICTURES WERE TRAINED ON: at random. No result may rest on this run."
+    )
+    assert said in tables.format_tables(read_run(run), scores).replace("\n", " ")
 
 
 def test_what_is_not_there_is_left_out(bare):

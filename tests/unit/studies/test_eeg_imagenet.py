@@ -338,3 +338,12 @@ def test_the_table_of_fine_classes_completes_the_coarse_ones():
 
     assert len(NAMES) == len(BY_WNID) + 40 == 80
     assert NAMES["n02099601"] == "golden retriever" and NAMES["n02389026"] == "sorrel"
+
+
+def test_blocks_are_those_of_a_class_in_the_order_of_the_file(tmp_path):
+    write_study(tmp_path)
+    study = EegImageNet(EegImageNetConfig(eeg=str(tmp_path / "eeg"), images=str(tmp_path / "images")))
+    for i in range(0, 300, 7):
+        trial = study.trials[i][2]
+        assert study.facts(i)[3:] == (f"{trial['granularity']} {trial['label']} 0", float(i))
+    assert len({study.facts(i)[:4:3] for i in range(300)}) == 6  # two subjects, three classes

@@ -68,6 +68,27 @@ def test_filter_keeps_450_to_600_and_drops_the_others_from_the_splits(study):
     assert opened.notes == ["2 trials with fewer than 450 or more than 600 samples were dropped"]
 
 
+def test_block_and_onset_are_taken_where_every_trial_has_them(study):
+    folder, content = study
+    assert read(folder).facts(0)[3:] == (None, None) and read(folder).trial(0).extra == {"trial_index": 0}
+    for i, trial in enumerate(content["dataset"]):
+        trial |= {"block": i // 20, "onset": i * 1.5}
+    save(folder, content)
+    timed = read(folder)
+    assert timed.facts(25)[3:] == ("1", 37.5)
+    assert timed.trial(25).extra == {"trial_index": 25, "block": 1, "onset_s": 37.5}
+    for key, wrong in (("block", "one"), ("block", True), ("onset", float("nan")), ("onset", None)):
+        right, content["dataset"][7][key] = content["dataset"][7][key], wrong
+        save(folder, content)
+        with pytest.raises(ValueError, match=r"trial 7 has block .* and onset .*: a whole number and finite seconds"):
+            read(folder)
+        content["dataset"][7][key] = right
+    del content["dataset"][7]["onset"]
+    save(folder, content)
+    with pytest.raises(ValueError, match="trial 7 must hold eeg, image, label, subject, block, onset"):
+        read(folder)
+
+
 def test_raw_file_is_standardised_by_its_means_and_stddevs(study):
     folder, content = study
     content["means"], content["stddevs"] = (
