@@ -37,7 +37,7 @@ def audit(config: AuditConfig) -> dict[str, Any]:
     study, trials = source.study, source.trials
     (out / "parts").mkdir(parents=True, exist_ok=True)
     parts = Parts(source, run)
-    made_of = {"version": VERSION, "config": {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE}}
+    made_of = {"version": VERSION, "limits": LIMITS, "config": {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE}}
     made_of |= {"inputs": hashes({str(path): path for path in study.inputs})}
     found: dict[str, Any] = {}
     table = parts.table(config.quick)

@@ -49,8 +49,8 @@ def significant(part: Part | None) -> bool:
     return part is not None and not lacking(part) and part["p"] <= LIMITS["alpha"]
 
 
-def _chance(what: str, part: Part) -> str:
-    return f"{what} {100 * part['value']:.1f} % (chance {100 * part['null']:.1f} %)"
+def _chance(part: Part) -> str:
+    return f"{100 * part['value']:.1f} % (chance {100 * part['null']:.1f} %)"
 
 
 def drift(parts: dict[str, Part], about: dict[str, Any]) -> str:
@@ -76,7 +76,7 @@ def vision(parts: dict[str, Part], about: dict[str, Any]) -> Verdict:
     real = parts["within"] if about["zero_shot"] else parts["real"]
     if reason := lacking(real):
         return Verdict("vision", UNKNOWN, "", [reason, *why])
-    number = _chance("two-way" if about["zero_shot"] else "accuracy", real)
+    number = _chance(real)
     if called := drift(parts, about):
         why.insert(0, f"Drift: {called}")
     if not can:
@@ -93,12 +93,12 @@ def _ordered(about: dict[str, Any]) -> str:
     return "blocks of classes came in the same order for all, which drift could follow" if same else ""
 
 
-def tested(name: str, what: str, part: Part | None, reason: str = "") -> Verdict:
+def tested(name: str, part: Part | None, reason: str = "") -> Verdict:
     """A question that one part answers."""
     if why := lacking(part) or reason:
         return Verdict(name, UNKNOWN, "", [why])
     assert part is not None
-    return Verdict(name, "", _chance(what, part), [], part["p"])
+    return Verdict(name, "", _chance(part), [], part["p"])
 
 
 def linear(parts: dict[str, Part]) -> Verdict:
@@ -125,9 +125,9 @@ def judge(parts: dict[str, Part], about: dict[str, Any]) -> list[Verdict]:
     """The verdict of every question, in order. about: class_blocks, timed, same_order, split_by, zero_shot."""
     found = [
         vision(parts, about),
-        tested("picture", "two-way", parts["within"]),
-        tested("people", "accuracy", parts["people"], _ordered(about)),
-        tested("nearest", "two-way", parts["overlap"]),
+        tested("picture", parts["within"]),
+        tested("people", parts["people"], _ordered(about)),
+        tested("nearest", parts["overlap"]),
         linear(parts),
         unused(parts, about),
     ]

@@ -1,4 +1,4 @@
-"""The audit's tests and intervals: by hand, exactly where there are few orders, and against chance where there is none."""
+"""The audit's tests and intervals: by hand, exactly where there are few orders, at chance where there is nothing."""
 
 import itertools
 
@@ -95,7 +95,7 @@ def test_every_class_counts_the_same():
 
 
 def test_a_class_that_a_person_saw_alone_is_no_evidence():
-    """A person's static pattern names the person, and each saw other classes: right half of the time, by chance alone."""
+    """A static pattern names the person, and each saw other classes: right half of the time, by chance alone."""
     rng = np.random.default_rng(0)
     people = np.repeat([0, 1], 40)
     labels = 2 * rng.integers(2, size=80) + people
@@ -125,7 +125,9 @@ def test_two_intervals_answer_two_questions():
     people, units = np.repeat(np.arange(6), 30), np.tile(np.arange(30), 6)
     labels = units % 2
     guesses = np.where(people < 3, labels, 1 - labels)
-    alone = accuracy(one_hot(guesses, 2)[people < 3], labels[people < 3], units[people < 3], people[people < 3], zeros(90))
+    alone = accuracy(
+        one_hot(guesses, 2)[people < 3], labels[people < 3], units[people < 3], people[people < 3], zeros(90)
+    )
     assert alone["over_pictures"]["low"] > 0.85 and alone["over_people"]["low"] is None  # of three people there is none
     found = accuracy(one_hot(guesses, 2), labels, units, people, zeros(180))
     assert found["people"] == [1, 1, 1, 0, 0, 0]
