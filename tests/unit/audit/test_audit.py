@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from perceivelab_files import make_content, write_pictures
+from PIL import Image
 
 from neuroimagen.audit import audit as command
 from neuroimagen.audit.parts import Parts, centred, decode
@@ -258,3 +259,21 @@ def test_pictures_are_read_as_they_are(tmp_path, seeing):
     with pytest.raises(Untold, match="files hold"):
         source.study.before["band"] = [55, 95]
         source.varied("below")
+
+
+def test_the_maps_of_a_run_beside_ridge(tmp_path, seeing):
+    """Maps that are the pictures themselves win, those of others do not; without maps a sentence says so."""
+    source = Source(config(seeing, tmp_path))
+    folder = tmp_path / "maps"
+    folder.mkdir()
+    run = SimpleNamespace(path=tmp_path, map=lambda key: folder / f"{key}.png")
+    parts = Parts(source, run)  # type: ignore[arg-type]
+    assert "no map of these trials" in parts.floor()["maps_why"]
+    test = [source.study.trial(source.indices[i]) for i in source.trials.test]
+    for trial in test:
+        Image.open(trial.jpeg).save(run.map(trial.key))
+    told = parts.floor()
+    assert told["maps"] > 0.99 > told["ridge"] and told["p_maps"] < 0.001 and told["n_maps"] == 24
+    for trial, other in zip(test, test[1:] + test[:1], strict=True):
+        Image.open(other.jpeg).save(run.map(trial.key))
+    assert parts.floor()["p_maps"] > 0.01
