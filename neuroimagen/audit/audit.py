@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from neuroimagen import __version__
 from neuroimagen.audit.parts import Parts
+from neuroimagen.audit.statistics import PERMUTATIONS
 from neuroimagen.audit.trials import AuditConfig, Source, Untold
 from neuroimagen.audit.verdicts import LIMITS, Verdict, drift, judge
 from neuroimagen.files import write_atomic
@@ -37,7 +38,11 @@ def audit(config: AuditConfig) -> dict[str, Any]:
     study, trials = source.study, source.trials
     (out / "parts").mkdir(parents=True, exist_ok=True)
     parts = Parts(source, run)
-    made_of = {"version": VERSION, "limits": LIMITS, "config": {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE}}
+    made_of = {
+        "version": VERSION,
+        "limits": LIMITS,
+        "config": {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE},
+    }
     made_of |= {"inputs": hashes({str(path): path for path in study.inputs})}
     found: dict[str, Any] = {}
     table = parts.table(config.quick)
@@ -92,4 +97,7 @@ def write_page(report: dict[str, Any], verdicts: list[Verdict], run: Reconstruct
     """audit.html, which needs no other file; it links the run's page where there is one."""
     page = run.path / "report.html" if run else None
     link = Path(os.path.relpath(page, out)).as_posix() if page and page.is_file() else ""
-    write_atomic(out / "audit.html", render("audit/templates/page.j2", report=report, verdicts=verdicts, link=link))
+    write_atomic(
+        out / "audit.html",
+        render("audit/templates/page.j2", report=report, verdicts=verdicts, link=link, permutations=PERMUTATIONS),
+    )

@@ -77,12 +77,11 @@ def vision(parts: dict[str, Part], about: dict[str, Any]) -> Verdict:
     if reason := lacking(real):
         return Verdict("vision", UNKNOWN, "", [reason, *why])
     number = _chance(real)
-    if called := drift(parts, about):
-        why.insert(0, f"Drift: {called}")
+    called = [f"Drift: {said}"] if (said := drift(parts, about)) else []
     if not can:
-        return Verdict("vision", UNKNOWN, number, ["no control that drift cannot pass is possible here", *why])
+        return Verdict("vision", UNKNOWN, number, [*called, "no control that drift cannot pass is possible here", *why])
     best = min(can, key=lambda name: can[name])
-    why.insert(0, f"of the controls that drift cannot pass the best is: {best}, p = {can[best]:.4f}")
+    why = [*called, f"of the controls that drift cannot pass the best is: {best}, p = {can[best]:.4f}", *why]
     if not about["timed"] and best == names["people"]:
         why.append("the files do not tell the order of trials: if it was the same for all, drift could do this too")
     return Verdict("vision", "", number, why, max(real["p"], min(1.0, len(can) * can[best])))
