@@ -43,7 +43,8 @@ def audit(config: AuditConfig) -> dict[str, Any]:
         "limits": LIMITS,
         "config": {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE},
     }
-    made_of |= {"inputs": hashes({str(path): path for path in study.inputs})}
+    files = [*study.inputs, *(picture for picture in source.shown if isinstance(picture, Path))]
+    made_of |= {"inputs": hashes({str(path): path for path in files})}
     found: dict[str, Any] = {}
     table = parts.table(config.quick)
     with tqdm(total=len(table), desc="audit", unit="part", disable=None) as progress:

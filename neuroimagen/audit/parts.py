@@ -214,9 +214,10 @@ class Parts:
     def floor(self) -> Result:
         """Pixel correlation of the 8 x 8 picture by ridge, mean over the trials of a picture; and of the run's maps."""
         t, y = self.t, self._colours[self.t.test]
-        likeness, first = averaged(correlations(self._guesses, y), t.unit[t.test])
-        columns, n, person = likeness[:, first], np.arange(len(first)), t.person[t.test]
-        each = np.diag(correlations(self._guesses, y))
+        unit = np.unique(t.unit[t.test], return_inverse=True)[1]
+        first = np.unique(unit, return_index=True)[1]
+        likeness, n, person = correlations(self._guesses, y[first]), np.arange(len(first)), t.person[t.test]
+        columns, each = averaged(likeness, unit)[0], likeness[np.arange(len(unit)), unit]
         people = [float(each[person == p].mean()) for p in np.unique(person)]
         result = described(permuted(columns / len(n), n, t.stratum[t.test][first]), np.diag(columns), people)
         if self.run is None:

@@ -146,15 +146,17 @@ class Source:
         return {"window": [start, start + latest - first]}
 
     @functools.cached_property
+    def shown(self) -> list[bytes | Path]:
+        """The picture of each image, by its number: its bytes, or its file."""
+        return [self.study.picture(self.indices[row]) for row in np.unique(self.trials.image, return_index=True)[1]]
+
+    @functools.cached_property
     def pictures(self) -> tuple[np.ndarray, np.ndarray]:
         """Of each image by its number: (n, 8 * 8 * 3) colours in 0..1, and (n, 32, 32) grey."""
         coarse, grey = [], []
-        for row in tqdm(
-            np.unique(self.trials.image, return_index=True)[1], unit="picture", desc="pictures", disable=None
-        ):
-            trial = self.study.trial(self.indices[row])
-            data = trial.jpeg if isinstance(trial.jpeg, bytes) else read_picture(Path(trial.jpeg))[0]
-            seen = open_picture(data, trial.image, self.config.background, self.config.orientation).image
+        for shown in tqdm(self.shown, unit="picture", desc="pictures", disable=None):
+            data, where = (shown, "in the files") if isinstance(shown, bytes) else (read_picture(shown)[0], str(shown))
+            seen = open_picture(data, where, self.config.background, self.config.orientation).image
             coarse.append(coarse_picture(seen))
             grey.append(grey_copy(seen))
         return np.stack(coarse), np.stack(grey)

@@ -21,6 +21,7 @@ from neuroimagen.studies.study import Facts
 def write(folder, signal=0.0, drift=0.0, timed=True, subjects=2, images=80, seed=0):
     """3 classes in blocks. signal: a pattern of the class from 150 ms on; drift: an offset of the block."""
     rng = np.random.default_rng(seed)
+    folder.mkdir(exist_ok=True)
     content = make_content(rng, n_chans=8, subjects=subjects, images_per_class=images)
     write_pictures(folder / "images", content, rng)
     patterns = rng.standard_normal((3, 8))
@@ -117,8 +118,24 @@ def test_killed_and_continued(tmp_path, seeing, monkeypatch):
     after = {path.name: path.stat().st_mtime_ns for path in files.iterdir()}
     assert {name for name in before if before[name] != after[name]} == {"real.json"}
     assert report["parts"] == whole["parts"] and report["questions"] == whole["questions"]
-    command.audit(config(seeing, tmp_path / "audit", quick=True, seed=1))
-    assert not {name for name in after if after[name] == (files / name).stat().st_mtime_ns}
+    kept = command.kept(files / "real.json", "another hash", lambda: {"value": 7})
+    assert kept["result"] == {"value": 7}
+
+
+def test_a_picture_or_option_that_changed_makes_every_part_anew(tmp_path, monkeypatch):
+    given = write(tmp_path / "study", timed=False, subjects=1, images=10)
+    made = []
+    monkeypatch.setattr(Parts, "table", lambda self, quick: {"real": lambda: made.append(1) or {"why": "a test"}})
+    monkeypatch.setattr(command, "judge", lambda *_: [])
+    monkeypatch.setattr(command, "drift", lambda *_: "")
+    monkeypatch.setattr(command, "write_page", lambda *_: None)
+    for n, change in [(1, {}), (1, {}), (2, {"seed": 1}), (3, {}), (3, {"quick": True})]:
+        command.audit(config(given, tmp_path / "audit", **change))
+        assert len(made) == n
+    picture = sorted((tmp_path / "study" / "images").rglob("*.JPEG"))[0]
+    Image.new("RGB", (40, 30)).save(picture)
+    command.audit(config(given, tmp_path / "audit"))
+    assert len(made) == 4
 
 
 @pytest.mark.parametrize(
