@@ -226,17 +226,35 @@ def test_within_a_class_neither_class_nor_block_helps():
     assert told["p"] < 0.001 and told["value"] > 0.7
 
 
-def test_blocks_of_random_order_are_held_out_whole():
-    """Each block has an offset, drift, that a decoder which saw it could use; the class is told by another feature."""
-    rng, labels, people, split, x = arrays(n=600)
+def test_blocks_of_random_order_are_held_out_whole(monkeypatch):
+    """No block and no picture is on both sides; with runs as the split, every trial is tested once."""
+    _, labels, people, split, x = arrays(n=600)
     blocks, onsets = [str(i // 60) for i in range(600)], list(range(600))
     t = trials(labels, people, split, blocks, onsets)
     assert t.randomised and not t.class_blocks
     assert parts_of(x, t).blocks()["p"] > 0.01
     x[:, :3] += 2 * np.eye(3)[labels]
+    seen = []
+    monkeypatch.setattr("neuroimagen.audit.parts.decode", lambda *given: seen.append(given[2:]) or decode(*given))
     assert parts_of(x, t).blocks()["p"] < 0.001
+    by_run = trials(labels, people, split, blocks, onsets, split_by="run")
+    assert parts_of(x, by_run).blocks()["p"] < 0.001
+    for train, test in seen:
+        assert not set(t.stretch[train]) & set(t.stretch[test]) and not set(train) & set(test)
+    assert len(seen) == 10 and set(t.test) == {i for _, test in seen[:5] for i in test}
+    assert sorted(i for _, test in seen[5:] for i in test) == list(range(600))
     with pytest.raises(Untold, match="do not tell blocks"):
         parts_of(x, trials(labels, people, split)).blocks()
+
+
+def test_nobody_is_trained_on_and_tested(monkeypatch):
+    _, labels, people, split, x = arrays()
+    t, seen = trials(labels, people, split), []
+    monkeypatch.setattr("neuroimagen.audit.parts.decode", lambda *given: seen.append(given[2:]) or decode(*given))
+    parts_of(x, t).people()
+    assert len(seen) == 3 and {i for _, test in seen for i in test} == set(t.test)
+    for train, test in seen:
+        assert not set(t.person[train]) & set(t.person[test]) and set(train) <= set(t.train)
 
 
 def test_the_clock_hears_drift_and_nothing_else():
