@@ -222,6 +222,11 @@ def test_within_a_class_neither_class_nor_block_helps():
     colours = rng.random((600, 192)) + np.eye(192)[labels]
     t = trials(labels, people, split)
     assert parts_of(x + 9 * rng.standard_normal((3, 3, 20))[people, labels], t, colours).within()["p"] > 0.01
+    offsets = rng.standard_normal((3, 3, 20))[people, labels]
+    assert parts_of(offsets, t, colours).within()["value"] == pytest.approx(0.5)  # nothing of them is left
+    _, truths, kinds = parts_of(x, t, colours)._residuals
+    mean = colours[t.train[labels[t.train] == 1]].mean(0)
+    np.testing.assert_allclose(truths[kinds == 1], colours[t.test[labels[t.test] == 1]] - mean)
     told = parts_of(x + 3 * (colours @ rng.standard_normal((192, 20))), t, colours).within()
     assert told["p"] < 0.001 and told["value"] > 0.7
 
