@@ -310,8 +310,13 @@ def plan_audit(config: PlanConfig) -> int:
     training.seconds = training.seconds and training.seconds * runs
     done = len(list(folder.glob("*/seed-*/DONE")))
     print(f"{counts.title}\n{n} variants: {', '.join(variants)}\n\n{table([packing, training])}\n")
+    known = [row.seconds for row in (packing, training) if row.seconds is not None]
     print(f"jobs: {n} that pack, {runs} that train ({done} are done), and the page")
-    print("\n".join(f"note: {why}" for why in refused))
+    print(
+        f"time: {span(sum(known))} one after the other, by one process each" if len(known) == 2 else "time: not known"
+    )
+    for why in refused:
+        print(f"note: {why}")
     write_atomic(Path(config.audit), "".join(" ".join([name, *given]) + "\n" for name, given in variants.items()))
     return 0
 
