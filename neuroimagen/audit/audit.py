@@ -17,6 +17,7 @@ from tqdm import tqdm
 from neuroimagen import __version__
 from neuroimagen.audit.parts import Parts
 from neuroimagen.audit.statistics import PERMUTATIONS
+from neuroimagen.audit.trained import trained
 from neuroimagen.audit.trials import AuditConfig, Source, Untold
 from neuroimagen.audit.verdicts import LIMITS, Verdict, drift, judge
 from neuroimagen.files import write_atomic
@@ -62,6 +63,7 @@ def audit(config: AuditConfig) -> dict[str, Any]:
     verdicts, called = judge(results, about), drift(results, about)
     seconds = {name: part["seconds"] for name, part in found.items()}
     report = {"version": VERSION, "neuroimagen": __version__, "limits": LIMITS, "study": about, "drift": called}
+    report |= {"networks": trained(out)}
     report |= {"questions": [v._asdict() for v in verdicts], "parts": results, "seconds": seconds}
     report |= {"config": {name: value for name, value in dataclasses.asdict(config).items() if name in config.given}}
     write_atomic(out / "audit.json", json.dumps(report, indent=1) + "\n")

@@ -49,12 +49,14 @@ def drifting(tmp_path_factory):
     return write(tmp_path_factory.mktemp("drifting"), drift=0.5)
 
 
-def test_command_to_the_page(tmp_path, capsys, drifting):
+def test_command_to_the_page(tmp_path, capsys, drifting, monkeypatch):
     """Blocks of one class, drift and no response: a high accuracy that is called out, on terminal, page and in JSON."""
     overlay = tmp_path / "study.yaml"
     overlay.write_text(
         f"shards: {json.dumps(drifting | {'dataset': 'perceivelab', 'processes': 2})}\n", encoding="utf-8"
     )
+    network = {"seeds": [0, 1], "values": [0.41, 0.43], "value": 0.42, "spread": 0.01, "chance": 0.33, "n": 48}
+    monkeypatch.setattr(command, "trained", lambda out: {"shuffled": network})
     assert main(["audit", f"config={overlay}", f"out={tmp_path / 'audit'}", "quick=true"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) <= 15 and printed[-1] == str(tmp_path / "audit" / "audit.html")
@@ -67,6 +69,7 @@ def test_command_to_the_page(tmp_path, capsys, drifting):
     assert report["study"]["class_blocks"] and not report["study"]["simulated"]
     page = html.unescape((tmp_path / "audit" / "audit.html").read_text(encoding="utf-8"))
     assert all(about["title"] in page and about["rule"][:60] in page for about in QUESTIONS.values())
+    assert "0: 41.0\xa0%, 1: 43.0\xa0%" in page and report["networks"] == {"shuffled": network}
     assert "no measure of vision" in page and "SIMULATED" not in page and "http" not in page
 
 
