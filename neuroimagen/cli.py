@@ -21,6 +21,7 @@ class Command(NamedTuple):
     summary: str
     positional: str = ""  # the field that may be given without its name
     several: bool = False  # it is a list, of all that come first
+    section: str = ""  # of a config file; empty: that of its own name
 
 
 COMMANDS = {
@@ -31,6 +32,9 @@ COMMANDS = {
     "shards": Command("shards.pack", "ShardsConfig", "make_shards", "pack a study into WebDataset shards"),
     "check": Command(
         "doctor.check", "CheckConfig", "check", "say what is in a study or its shards, and what is wrong", "source"
+    ),
+    "audit": Command(
+        "audit.audit", "AuditConfig", "audit", "is it real? controls and verdicts of a study", section="shards"
     ),
     "plan": Command("planning.plan", "PlanConfig", "plan", "say what a study will run and take", "overlays", True),
     "status": Command("planning.status", "StatusConfig", "status", "where each stage of a study stands", "runs"),
@@ -73,7 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
     def work() -> int:
         module = importlib.import_module(f"neuroimagen.{command.module}")
         shown = f"neuroimagen {name}: {command.summary}\n\nusage: neuroimagen {name} key=value ..."
-        return run_command(getattr(module, command.function), getattr(module, command.schema), rest, name, shown)
+        main, schema = getattr(module, command.function), getattr(module, command.schema)
+        return run_command(main, schema, rest, command.section or name, shown)
 
     try:
         code = exit_code(work)

@@ -308,10 +308,13 @@ def plan_audit(config: PlanConfig) -> int:
     trained(training, about, nets, ran[0] if ran else Path(about.run_dir), measured)
     training.disk = (training.disk or 0.0) * runs
     training.seconds = training.seconds and training.seconds * runs
-    done = len(list(folder.glob("*/seed-*/DONE")))
+    done = sum((folder / name / f"seed-{k}" / "DONE").exists() for name in variants for k in range(config.seeds))
     print(f"{counts.title}\n{n} variants: {', '.join(variants)}\n\n{table([packing, training])}\n")
+    known = [row.seconds for row in (packing, training) if row.seconds is not None]
     print(f"jobs: {n} that pack, {runs} that train ({done} are done), and the page")
-    print("\n".join(f"note: {why}" for why in refused))
+    print(f"time: {span(sum(known)) if known else '?'}, one after the other, for the lines of which it is known")
+    for why in refused:
+        print(f"note: {why}")
     write_atomic(Path(config.audit), "".join(" ".join([name, *given]) + "\n" for name, given in variants.items()))
     return 0
 

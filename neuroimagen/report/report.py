@@ -83,6 +83,7 @@ def page(run: ReconstructRun, scores: dict[str, Any], config: ReportConfig) -> s
         environment = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
     values = {
         "script": "report/page.js",
+        "audit": "../audit/audit.html" if (run.path.parent / "audit" / "audit.html").is_file() else "",
         "run": run,
         "scores": scores,
         "full": full,

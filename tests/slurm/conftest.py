@@ -145,7 +145,7 @@ class Cluster:
     def __call__(self, *command: str, check: bool = True, **environment: str) -> str:
         """Run a command (a SLURM client, or launch/paper.sh) from the repository; its output."""
         shared = {**self.environment, **environment}
-        done = subprocess.run(command, cwd=REPO, env=shared, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, cwd=REPO, env=shared, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0 or not check, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
 

@@ -190,3 +190,42 @@ def test_the_paper_as_a_chain_stops_at_a_failure_and_continues(cluster, study, t
     assert {text.split()[0] for text in told(cluster, runs).values()} == {"done"}
     assert (runs / "reconstruct" / "report.html").stat().st_size > 10_000
     assert before == {path: path.stat().st_mtime_ns for path in (runs / "semantics_label").rglob("*")}
+
+
+@pytest.mark.timeout(600)
+def test_an_audit_as_arrays_goes_on_beside_a_variant_that_fails(cluster, study, tmp_path):
+    """Task k of each seed's array waits for task k of the one that packs; the page, here a stub, for whatever ended."""
+    runs, overlay, site, page = (tmp_path / name for name in ("runs", "overlay.yaml", "site.sh", "neuroimagen"))
+    overlay.write_text(OVERLAY.format(study=study.folder, typo=""))
+    page.write_text(
+        f'#!/bin/sh\n[ "$1" != audit ] || exec touch {tmp_path}/page\nexec python -m neuroimagen.cli "$@"\n'
+    )
+    page.chmod(0o755)
+    site.write_text((cluster.folder / "site.sh").read_text() + f"export PATH={tmp_path}:$PATH\n")
+    settings = {"VARIANTS": "honest subject-2", "SEEDS": "1", "MEASURE": "0", "SITE": str(site)}
+
+    def submit() -> dict[str, str]:
+        printed = cluster("bash", "launch/audit.sh", "slurm", str(runs), str(overlay), **settings)
+        told = printed[printed.index("== shards") :].splitlines()
+        return {step.split()[1]: job.split()[1] for step, job in zip(told[::2], told[1::2], strict=True)}
+
+    audit = runs / "audit"
+    (audit / "subject-2").mkdir(parents=True)
+    (audit / "subject-2" / "shards").touch()  # where a folder should be
+    jobs = submit()
+    assert list(jobs) == ["shards", "seed-0", "page"]
+    cluster.wait(f"{jobs['shards']}_2", "FAILED")
+    cluster.wait(f"{jobs['seed-0']}_1")
+    cluster.wait(f"{jobs['seed-0']}_2", "CANCELLED")
+    cluster.wait(jobs["page"])
+    assert (audit / "honest/seed-0/DONE").exists() and not (audit / "subject-2/seed-0").exists()
+    assert (tmp_path / "page").exists()
+    before = {path: path.stat().st_mtime_ns for path in (audit / "honest/seed-0").rglob("*")}
+
+    (audit / "subject-2" / "shards").unlink()
+    jobs = submit()
+    for job in (f"{jobs['seed-0']}_1", f"{jobs['seed-0']}_2", jobs["page"]):
+        cluster.wait(job)
+    assert (audit / "subject-2/seed-0/DONE").exists()
+    assert json.loads((audit / "subject-2/shards/manifest.json").read_text())["config"]["hold_out_subject"] == 2
+    assert before == {path: path.stat().st_mtime_ns for path in (audit / "honest/seed-0").rglob("*")}

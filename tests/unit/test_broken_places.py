@@ -79,6 +79,11 @@ WORK: dict[str, tuple[list[str], list[str]]] = {
         + ["out={out}", "processes=1"],
         ["study", "study/eeg.pth", "study/splits.pth"],
     ),
+    "audit": (
+        ["eeg={root}/study/eeg.pth", "images={root}/study/images", "splits_file={root}/study/splits.pth", "n_chans=4"]
+        + ["out={out}", "quick=true", "run={root}/run"],
+        ["study", "study/eeg.pth", "run"],
+    ),
     "new": (
         ["dataset=perceivelab", "eeg={root}/study/eeg.pth", "images={root}/study/images", "out={out}"],
         ["study", "study/eeg.pth"],

@@ -460,3 +460,13 @@ def test_mistakes(fresh):
     (fresh / "DONE").unlink()
     refused("is not finished")
     assert not (fresh / "report.html").exists()
+
+
+def test_the_audit_of_the_study_is_linked_where_there_is_one(tmp_path):
+    run = scored(tmp_path / "runs" / "reconstruct")
+    report(ReportConfig(run=str(run)))
+    assert "audit.html" not in (run / "report.html").read_text(encoding="utf-8")
+    (tmp_path / "runs" / "audit").mkdir()
+    (tmp_path / "runs" / "audit" / "audit.html").touch()
+    report(ReportConfig(run=str(run)))
+    assert 'href="../audit/audit.html"' in (run / "report.html").read_text(encoding="utf-8")

@@ -1,0 +1,289 @@
+"""What the audit computes, part by part: each takes the study and gives what JSON can hold.
+
+Decoders are linear and in closed form (neuroimagen/linear.py) and learn from train alone; ridge's penalty is chosen on
+val. A part raises Untold with a sentence where the files do not allow it.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from neuroimagen.audit.statistics import (
+    accuracy,
+    averaged,
+    beaten,
+    best_of,
+    by_stretches,
+    correlations,
+    described,
+    identified,
+    paired,
+    permuted,
+)
+from neuroimagen.audit.trials import EEG, LABELS, Source, Trials, Untold, coarse_picture
+from neuroimagen.doctor.picture_hash import near_pairs
+from neuroimagen.linear import fit_lda, fit_ridge
+from neuroimagen.pictures import see
+from neuroimagen.scores.run_files import ReconstructRun
+
+Result = dict[str, Any]
+FOLDS = 5  # in which blocks or runs are held out in turn
+PIECES = 10  # contiguous, of a stretch: every other one teaches the clock
+DRAWS = 20  # of trials to average, in the curve of repetitions
+UNKNOWN = "the files do not say which picture was shown, only its class"
+QUICK = ("shuffled", "surrogate", "before")  # variants
+
+
+def decode(x: np.ndarray, t: Trials, train: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Decision scores (len(test), n_classes) of an LDA; -inf for a class that train does not have."""
+    if t.zero_shot:
+        raise Untold("no class of test is in train, so no decoder can name one (zero-shot)")
+    if len(np.unique(t.label[train])) < 2:
+        raise Untold("there are fewer than two classes to train on")
+    lda = fit_lda(x[train], t.label[train])
+    found, scores = lda.decision_function(x[test]), np.full((len(test), t.n_classes), -np.inf)
+    scores[:, lda.classes_] = found if found.ndim == 2 else np.stack([-found, found], 1)
+    return scores
+
+
+def judged(scores: np.ndarray, t: Trials, test: np.ndarray, stratum: np.ndarray | None = None) -> Result:
+    strata = t.stratum if stratum is None else stratum
+    return accuracy(scores, t.label[test], t.unit[test], t.person[test], strata[test])
+
+
+def centred(values: np.ndarray, groups: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """Rows (n, d) less the mean of the train rows of their group; of all, where a group has none."""
+    means = np.tile(values[train].mean(0), (groups.max() + 1, 1))
+    own, names = averaged(values[train], groups[train])[0], np.unique(groups[train])
+    means[names] = own
+    return np.asarray(values - means[groups])
+
+
+class Parts:
+    """The parts of one study's audit. Features, pictures and ridge's answers are made when a part first asks."""
+
+    def __init__(self, source: Source, run: ReconstructRun | None = None) -> None:
+        self.source, self.run, self.t = source, run, source.trials
+
+    def table(self, quick: bool) -> dict[str, Callable[[], Result]]:
+        """Name -> what computes it, in the order in which they are shown."""
+        names = [name for name in ("before", *LABELS, *EEG) if name in QUICK or not quick]
+        found: dict[str, Callable[[], Result]] = {"real": self.real}
+        found |= {name: functools.partial(self.variant, name) for name in names}
+        found |= {"people": self.people, "within": self.within, "floor": self.floor, "overlap": self.overlap}
+        if not quick:
+            found |= {"blocks held out": self.blocks, "response": self.response, "clock": self.clock}
+            found |= {"training": self.training, "gallery": self.gallery}
+        return found | {"repetitions": self.repetitions}
+
+    # ---- the class ----
+    @functools.cached_property
+    def _scores(self) -> np.ndarray:
+        return decode(self.source.real, self.t, self.t.train, self.t.test)
+
+    def real(self) -> Result:
+        """Accuracy of the class on the study's own split."""
+        return judged(self._scores, self.t, self.t.test)
+
+    def variant(self, name: str) -> Result:
+        """The same of other EEG, labels or splits."""
+        x, t = self.source.varied(name)
+        # Which half of its class a picture was put in: among the pictures of that class.
+        return judged(decode(x, t, t.train, t.test), t, t.test, t.label // 2 if name == "nonsense" else None)
+
+    def people(self) -> Result:
+        """Each person in turn left out of training; features standardised within each person, without labels."""
+        t, x = self.t, self.source.real.astype(np.float64)
+        if t.person.max() == 0:
+            raise Untold("there is one person, so nobody can be held out")
+        for own in (t.person == person for person in range(t.person.max() + 1)):
+            spread = x[own].std(0)
+            x[own] = (x[own] - x[own].mean(0)) / np.where(spread > 0, spread, 1)
+        scores, test = self._in_turn(x, t.person, t.train, t.test)
+        if t.randomised:
+            return judged(scores, t, test)
+        return by_stretches(scores, t.label[test], t.person[test])
+
+    def _in_turn(self, x: np.ndarray, fold: np.ndarray, train: np.ndarray, test: np.ndarray) -> tuple[Any, np.ndarray]:
+        """Scores of the test trials of each fold by a decoder of the train trials of the others; and which trials."""
+        tests = [test[fold[test] == number] for number in np.unique(fold[test])]
+        scores = [decode(x, self.t, train[fold[train] != fold[own[0]]], own) for own in tests]
+        return np.concatenate(scores), np.concatenate(tests)
+
+    def blocks(self) -> Result:
+        """Whole blocks or runs of random order held out in turn; their pictures too, where the split is by image."""
+        t, every = self.t, np.arange(len(self.t.label))
+        if not t.randomised:
+            why = "every block holds one class" if t.timed else "the files do not tell blocks"
+            raise Untold(f"{why}, so no block of several classes can be held out")
+        fold = np.zeros_like(every)
+        for own in (t.person == person for person in range(t.person.max() + 1)):
+            place = np.unique(t.stretch[own], return_inverse=True)[1]  # neighbouring blocks go together
+            fold[own] = place * FOLDS // max(FOLDS, place.max() + 1)
+        if fold.max() == 0:
+            raise Untold("there is one block of each person, so none can be held out")
+        train, test = (every, every) if t.split_by == "run" else (t.train, t.test)
+        scores, test = self._in_turn(self.source.real, fold, train, test)
+        return judged(scores, t, test)
+
+    def response(self) -> Result:
+        """As long a window when there is a response, against the one before there can be: which tells more?"""
+        found = {}
+        for name in ("before", "response"):
+            x, t = self.source.varied(name)
+            means, first = averaged(decode(x, t, t.train, t.test), t.unit[t.test])
+            label = t.label[t.test][first]
+            found[name] = (means.argmax(1) == label) / np.bincount(label)[label] / len(set(label)) * len(label)
+        difference = found["response"] - found["before"]
+        values = {name: float(right.mean()) for name, right in found.items()}
+        return values | {"value": float(difference.mean()), "p": paired(difference), "n": len(difference)}
+
+    def clock(self) -> Result:
+        """When in its stretch was a trial? From every other contiguous piece of a stretch to those between.
+
+        Drift has another direction in each stretch, so each has a decoder of its own; a piece is one observation.
+        """
+        t = self.t
+        if not t.timed:
+            raise Untold("the files do not tell when trials were")
+        each: list[float] = []
+        guesses, times = [], []
+        for own in (np.flatnonzero(t.clock == stretch) for stretch in range(t.clock.max() + 1)):
+            if len(own) < 4 * PIECES:
+                continue
+            own = own[np.argsort(t.onset[own], kind="stable")]
+            x, time = self.source.real[own], np.arange(len(own))[:, None] / len(own) - 0.5
+            piece = np.arange(len(own)) * PIECES // len(own)
+            guess = np.zeros(len(own))
+            for side in (0, 1):
+                train, test = np.flatnonzero(piece % 2 == side), np.flatnonzero(piece % 2 != side)
+                fit = fit_ridge(x[train[::2]], time[train[::2]], x[train[1::2]], time[train[1::2]])
+                guess[test] = fit.predict(x[test]).ravel()
+                guess[test] -= guess[test].mean()
+            each += np.bincount(piece, guess * time[:, 0]).tolist()
+            guesses.append(guess)
+            times.append(time[:, 0])
+        if not each:
+            raise Untold(f"no stretch has {4 * PIECES} trials, by which to tell the time in it")
+        size = float(np.linalg.norm(np.concatenate(guesses)) * np.linalg.norm(np.concatenate(times))) or 1.0
+        return {"value": sum(each) / size, "p": paired(np.array(each)), "n": len(each), "unit": "stretch"}
+
+    # ---- the picture ----
+    @functools.cached_property
+    def _colours(self) -> np.ndarray:
+        """(n, 192) the coarse picture of each trial."""
+        if not self.t.known:
+            raise Untold(UNKNOWN)
+        return self.source.pictures[0][self.t.image]
+
+    def _ridge(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        t = self.t
+        return np.asarray(fit_ridge(x[t.train], y[t.train], x[t.val], y[t.val]).predict(x[t.test]))
+
+    @functools.cached_property
+    def _guesses(self) -> np.ndarray:
+        """(n_test, 192) the coarse picture by ridge, of each test trial."""
+        return self._ridge(self.source.real, self._colours)
+
+    @functools.cached_property
+    def _residuals(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each test trial the picture by ridge (n_test, 192), the picture, and the class to tell it apart within.
+
+        What tells class, person or block apart is taken out first: each person's mean of each class from the EEG, each
+        class's mean from the pictures.
+        """
+        t, y = self.t, self._colours
+        if t.split_by != "image":
+            raise Untold("the split is not by image: pictures of test are in train too")
+        kind = np.zeros(len(t.label), int) if t.zero_shot else t.label
+        x, y = centred(self.source.real, t.person * t.n_classes + kind, t.train), centred(y, kind, t.train)
+        return self._ridge(x, y), y[t.test], kind[t.test]
+
+    def _identified(self, own: np.ndarray) -> tuple[Result, np.ndarray, np.ndarray]:
+        guesses, truths, kinds = (values[own] for values in self._residuals)
+        test = self.t.test[own]
+        result, shares, trial = identified(guesses, truths, self.t.unit[test], self.t.person[test], kinds)
+        return result, shares, test[trial]
+
+    def within(self) -> Result:
+        """Which of two test pictures of one class was it?"""
+        return self._identified(np.arange(len(self.t.test)))[0]
+
+    def floor(self) -> Result:
+        """Pixel correlation of the 8 x 8 picture by ridge, mean over the trials of a picture; and of the run's maps."""
+        t, y = self.t, self._colours[self.t.test]
+        unit = np.unique(t.unit[t.test], return_inverse=True)[1]
+        first = np.unique(unit, return_index=True)[1]
+        likeness, n, person = correlations(self._guesses, y[first]), np.arange(len(first)), t.person[t.test]
+        columns, each = averaged(likeness, unit)[0], likeness[np.arange(len(unit)), unit]
+        people = [float(each[person == p].mean()) for p in np.unique(person)]
+        result = described(permuted(columns / len(n), n, t.stratum[t.test][first]), np.diag(columns), people)
+        if self.run is None:
+            return result
+        keys = [self.source.study.trial(self.source.indices[i]).key for i in t.test]
+        own = np.array([i for i, key in enumerate(keys) if self.run.map(key).is_file()], int)
+        if not len(own):
+            return result | {"maps_why": f"{self.run.path} has no map of these trials"}
+        maps = np.stack([coarse_picture(see(self.run.map(keys[i]).read_bytes()).image) for i in own])
+        both, _ = averaged(np.stack([np.diag(correlations(maps, y[own])), each[own]], 1), t.unit[t.test][own])
+        values = {"maps": float(both[:, 0].mean()), "ridge": float(both[:, 1].mean()), "n_maps": len(both)}
+        return result | values | {"p_maps": paired(both @ [1, -1]), "p_ridge": paired(both @ [-1, 1])}
+
+    def overlap(self) -> Result:
+        """Each test picture's nearest training picture; identification of those that have none so near."""
+        t, test = self.t, self.t.test
+        if not t.known:
+            raise Untold(UNKNOWN)
+        colours, grey = self.source.pictures
+        ours, theirs = np.unique(t.image[test]), np.unique(t.image[t.train])
+        nearest = np.zeros(t.image.max() + 1)
+        nearest[ours] = correlations(colours[ours], colours[theirs]).max(1)
+        twins = len({i for i, *_ in near_pairs(list(grey[ours]), list(grey[theirs]))})
+        shared = len(set(ours.tolist()) & set(theirs.tolist()))
+        known: Result = {"shared": shared, "twins": twins, "n_pictures": len(ours), "nearest": nearest[ours].mean()}
+        try:
+            _, shares, trial = self._identified(np.arange(len(test)))
+        except Untold as error:
+            return known | {"why": str(error)}
+        quarters = np.array_split(np.argsort(nearest[t.image[trial]]), 4)
+        curve = [[nearest[t.image[trial]][q].mean(), shares[q].mean()] for q in quarters if len(q)]
+        far = np.flatnonzero(nearest[t.image[test]] <= np.median(nearest[ours]))
+        return known | self._identified(far)[0] | {"curve": curve}
+
+    # ---- curves ----
+    def repetitions(self) -> Result:
+        """Accuracy against the number of trials of a picture that are averaged, of the pictures that have so many."""
+        rng, unit, label = np.random.default_rng(0), self.t.unit[self.t.test], self.t.label[self.t.test]
+        scores, members = self._scores, [np.flatnonzero(unit == u) for u in np.unique(unit)]
+        sizes, most, curve = [1], max(map(len, members)), []
+        while sizes[-1] < most:
+            sizes.append(min(2 * sizes[-1], most))
+        for size in sizes:
+            enough = [own for own in members if len(own) >= size]
+            drawn = [rng.permuted(np.tile(own, (DRAWS, 1)), axis=1)[:, :size] for own in enough]
+            right = [np.mean(scores[d].mean(1).argmax(1) == label[d[0, 0]]) for d in drawn]
+            by_class, _ = averaged(np.array(right)[:, None], label[[own[0] for own in enough]])
+            curve.append([size, float(by_class.mean()), len(enough)])
+        return {"curve": curve}
+
+    def training(self) -> Result:
+        """Accuracy against the number of train trials of each person, each half of the next."""
+        t, curve = self.t, []
+        order = np.random.default_rng(0).permutation(t.train)
+        own = [order[t.person[order] == person] for person in np.unique(t.person)]
+        most = max(map(len, own))
+        while most >= 2 * len(np.unique(t.label[t.train])):
+            scores = decode(self.source.real, t, np.concatenate([o[:most] for o in own]), t.test)
+            curve.append([most, judged(scores, t, t.test)["value"]])
+            most //= 2
+        return {"curve": curve[::-1]}
+
+    def gallery(self) -> Result:
+        """How often the picture shown is the likeliest of so many test pictures, itself and others at random."""
+        guesses, first = averaged(self._guesses, self.t.unit[self.t.test])
+        truth, n = self._colours[self.t.test][first], len(first)
+        worse = np.floor(np.diag(beaten(guesses, truth, np.zeros(n, int))) * (n - 1) + 1e-9)
+        sizes = [size for size in (2, 5, 10, 20, 50, 100, 200, 500, 1000) if size < n] + [n]
+        return {"curve": [[size, float(best_of(worse, n - 1, size - 1).mean()), 1 / size] for size in sizes]}

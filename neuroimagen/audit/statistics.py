@@ -1,0 +1,174 @@
+"""Tests and intervals of the audit. Their unit is a picture, a stretch of one class, or a person: never a trial.
+
+Trials of one picture are one observation: what is decoded from them is averaged first. A test permutes the right
+answers of units that could have been exchanged, within `strata`. Two intervals stand beside each value and answer two
+questions: other pictures for these people, and other people for these pictures (scores/intervals.py).
+"""
+
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.special import gammaln
+from scipy.stats import permutation_test, rankdata
+
+from neuroimagen.scores.intervals import bootstrap_means
+
+PERMUTATIONS = 4999
+
+
+class Tested(NamedTuple):
+    """A value, and the mean and 95 % quantile of what it is over permutations of the right answers.
+
+    p counts the given order as a permutation. ways: how many orders there are; few of them cannot give a small p.
+    """
+
+    value: float
+    null: float
+    null_high: float
+    p: float
+    n: int  # units
+    ways: float
+
+
+def numbered(things: Sequence[Hashable]) -> np.ndarray:
+    """(n,) numbers from 0, in the order of first appearance, that are equal where things are."""
+    known: dict[Hashable, int] = {}
+    return np.array([known.setdefault(thing, len(known)) for thing in things], int)
+
+
+def permuted(gains: np.ndarray, answers: np.ndarray, strata: np.ndarray, seed: int = 0) -> Tested:
+    """Is the sum of gains[i, answers[i]] larger than for answers that change places within strata?
+
+    gains (n, k): what unit i adds if k is its answer. answers, strata: (n,) int.
+    """
+    rng, n = np.random.default_rng(seed), len(answers)
+    value, total, log_ways = float(gains[np.arange(n), answers].sum()), np.zeros(PERMUTATIONS), 0.0
+    for stratum in np.unique(strata):
+        own = np.flatnonzero(strata == stratum)
+        log_ways += gammaln(len(own) + 1) - gammaln(np.unique(answers[own], return_counts=True)[1] + 1).sum()
+        for start in range(0, PERMUTATIONS, 500):  # the table of all would not be bounded
+            orders = rng.permuted(np.tile(answers[own], (min(500, PERMUTATIONS - start), 1)), axis=1)
+            total[start : start + len(orders)] += gains[own, orders].sum(1)
+    p = (1 + int((total >= value - 1e-9).sum())) / (1 + PERMUTATIONS)
+    ways = float(np.exp(min(log_ways, 600.0)))
+    return Tested(value, float(total.mean()), float(np.quantile(total, 0.95)), p, n, ways)
+
+
+def paired(differences: np.ndarray) -> float:
+    """p of a mean above 0, where each unit's difference (n,) may as well have had the other sign."""
+    if not np.any(differences):
+        return 1.0
+    resamples: Any = {"permutation_type": "samples", "alternative": "greater", "n_resamples": PERMUTATIONS, "rng": 0}
+    return float(permutation_test((differences,), np.mean, **resamples).pvalue)
+
+
+def averaged(values: np.ndarray, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means of values (n, k) over the rows of each unit, in the order of units; and the first row of each."""
+    _, first, of = np.unique(units, return_index=True, return_inverse=True)
+    means = np.zeros((len(first), values.shape[1]))
+    np.add.at(means, of, values)
+    return means / np.bincount(of)[:, None], first
+
+
+def described(tested: Tested, each: np.ndarray, people: list[float]) -> dict[str, Any]:
+    """A test with its two intervals, for JSON: of units, whose mean is the value, and of people."""
+    units, persons = (bootstrap_means(np.array(v)[:, None], np.arange(len(v)), [True])[0] for v in (each, people))
+    return tested._asdict() | {"over_pictures": units._asdict(), "over_people": persons._asdict(), "people": people}
+
+
+def accuracy(
+    scores: np.ndarray, labels: np.ndarray, units: np.ndarray, people: np.ndarray, strata: np.ndarray, vote: bool = True
+) -> dict[str, Any]:
+    """Balanced accuracy of scores (n, k), averaged over the trials of a unit; its test and its intervals.
+
+    labels, units, people, strata: (n,). Units of one stratum that the same people saw are exchangeable. vote: a unit is
+    right or wrong by its largest mean score; else its scores are shares of answers, and it is right by their share.
+    single: the accuracy of single trials, for comparison.
+    """
+    n_classes = scores.shape[1]
+    seen_by: dict[int, set[int]] = {}
+    for unit, person in zip(units.tolist(), people.tolist(), strict=True):
+        seen_by.setdefault(unit, set()).add(person)
+    alike = numbered([(s, *sorted(seen_by[u])) for s, u in zip(strata.tolist(), units.tolist(), strict=True)])
+
+    def gains(own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What each unit of these trials adds to the accuracy, by answer; and its first trial. Classes count alike."""
+        means, first = averaged(scores[own], units[own])
+        counts = np.bincount(labels[own[first]], minlength=n_classes)
+        right = np.eye(n_classes)[means.argmax(1)] if vote else means
+        return right / np.maximum(counts, 1) / (counts > 0).sum(), own[first]
+
+    def each(own: np.ndarray) -> np.ndarray:
+        table, trial = gains(own)
+        return table[np.arange(len(trial)), labels[trial]] * len(trial)
+
+    every = np.arange(len(labels))
+    table, trial = gains(every)
+    by_person = [float(each(np.flatnonzero(people == person)).mean()) for person in np.unique(people)]
+    alone, _ = averaged((scores.argmax(1) == labels)[:, None] * 1.0, labels)
+    found = described(permuted(table, labels[trial], alike[trial]), each(every), by_person)
+    return found | {"single": float(alone.mean())}
+
+
+def by_stretches(scores: np.ndarray, labels: np.ndarray, people: np.ndarray) -> dict[str, Any]:
+    """As `accuracy`, where the trials of one class of one person may be one stretch of recording: that is the unit.
+
+    Labels are permuted between the stretches of a person: drift is the same for all trials of a stretch, so they are
+    one observation, however many pictures it had.
+    """
+    answers = np.eye(scores.shape[1])[scores.argmax(1)]
+    stretch = numbered(list(zip(people.tolist(), labels.tolist(), strict=True)))
+    return accuracy(answers, labels, stretch, people, people, vote=False) | {"unit": "stretch"}
+
+
+def correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(n, m) Pearson's r of rows (n, d) with rows (m, d); 0 with a constant one."""
+
+    def unit(rows: np.ndarray) -> np.ndarray:
+        rows = rows - rows.mean(1, keepdims=True)
+        norm = np.linalg.norm(rows, axis=1, keepdims=True)
+        return np.asarray(rows / np.where(norm > 0, norm, 1))
+
+    return np.asarray(unit(a) @ unit(b).T)
+
+
+def beaten(guesses: np.ndarray, truths: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """(n, n) share of the others of its group that truth j beats in its correlation with guess i; 0 outside of it.
+
+    guesses, truths: (n, d). Entry (i, i) is the two-way identification of i among its group.
+    """
+    likeness, found = correlations(guesses, truths), np.zeros((len(guesses), len(guesses)))
+    for group in np.unique(groups):
+        own = np.flatnonzero(groups == group)
+        found[np.ix_(own, own)] = (rankdata(likeness[np.ix_(own, own)], axis=1) - 1) / max(1, len(own) - 1)
+    return found
+
+
+def identified(
+    guesses: np.ndarray, truths: np.ndarray, units: np.ndarray, people: np.ndarray, groups: np.ndarray
+) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    """Two-way identification among pictures of one group, from guesses (n, d) averaged over the trials of a unit.
+
+    Also the share (units,) of each unit, and a trial of it. Groups of one unit are left out; no unit may be left.
+    """
+
+    def table(own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        means, first = averaged(guesses[own], units[own])
+        trial = own[first]
+        several = np.bincount(groups[trial])[groups[trial]] > 1
+        return beaten(means[several], truths[trial[several]], groups[trial[several]]), trial[several]
+
+    shares, trial = table(np.arange(len(units)))
+    n, by_person = np.arange(len(trial)), [table(np.flatnonzero(people == person))[0] for person in np.unique(people)]
+    if not len(n):
+        return {"why": "no class has two pictures in test"}, n, n
+    means = [float(np.diag(own).mean()) for own in by_person if len(own)]
+    tested = permuted(shares / len(n), n, groups[trial])
+    return described(tested, np.diag(shares), means or [tested.value]), np.diag(shares), trial
+
+
+def best_of(worse: np.ndarray, others: int, drawn: int) -> np.ndarray:
+    """Probability that `drawn` of the `others`, without putting back, are all among the `worse` (n,) ones."""
+    ways = [gammaln(np.asarray(of) + 1.0) - gammaln(np.maximum(of - drawn, 0) + 1.0) for of in (worse, others)]
+    return np.where(worse >= drawn, np.exp(ways[0] - ways[1]), 0.0)

@@ -1,0 +1,78 @@
+"""The networks that launch/audit.sh trained, on the test split of their own variant: beside the linear decoders.
+
+OUT/<variant>/shards holds a variant, OUT/<variant>/seed-<k> a finished run of stage 2 on its train split, with the
+names of the classes as captions.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import yaml
+
+from neuroimagen.errors import load_trained
+from neuroimagen.run.directory import open_run
+from neuroimagen.sample.captions import embed_captions
+from neuroimagen.sample.encoder import SampleEncoder
+from neuroimagen.shards.format import ShardSplit
+from neuroimagen.studies.captions import label_caption
+
+BATCH = 64  # trials decoded at once
+
+
+class Named(NamedTuple):
+    """Of test trials. scores: (n, n_classes), minus the distance of h_clip to each class's caption; the rest: (n,)"""
+
+    scores: np.ndarray
+    label: np.ndarray
+    image: np.ndarray
+    subject: np.ndarray
+
+
+@torch.no_grad()
+def named(run: Path, shards: Path) -> Named:
+    """What a finished run decodes from the test split of its shards. ValueError if either cannot be read."""
+    split = ShardSplit(shards, "test")
+    about = split.manifest
+    config = yaml.safe_load((open_run(run, "semantics_label") / "config.yaml").read_text(encoding="utf-8"))
+    names = {c["label"]: c["name"] for c in about.classes}
+    captions = embed_captions(config["pipeline"], [label_caption(names[label]) for label in sorted(names)]).flatten(1)
+    model = load_trained(SampleEncoder, run / "model").eval()
+    mean, std = (np.array(x)[:, None] for x in (about.channel_mean, about.channel_std))
+    scores = np.full((len(split), max(names) + 1), -np.inf)
+    for rows in np.split(np.arange(len(split)), range(BATCH, len(split), BATCH)):
+        eeg = np.stack([(split.eeg(int(i)) - mean) / std for i in rows]).astype(np.float32)
+        h_clip = model(torch.from_numpy(eeg)).flatten(1)
+        scores[np.ix_(rows, sorted(names))] = -torch.cdist(h_clip, captions).numpy()
+    infos = [split.info(i) for i in range(len(split))]
+    return Named(scores, *(np.array([info[key] for info in infos]) for key in Named._fields[1:]))
+
+
+def balanced(found: Named) -> float:
+    """Mean over the classes of test of the share of a class's trials whose largest score is its own."""
+    right = found.scores.argmax(1) == found.label
+    return float(np.mean([right[found.label == label].mean() for label in np.unique(found.label)]))
+
+
+def trained(out: Path) -> dict[str, dict[str, Any]]:
+    """Variant -> balanced accuracy of its finished runs, by seed, their mean, spread and chance; {}: there are none."""
+    found: dict[str, dict[str, Any]] = {}
+    for folder in sorted(path.parent for path in out.glob("*/shards")):
+        runs = sorted((run for run in folder.glob("seed-*") if (run / "DONE").exists()), key=_seed)
+        each = [named(run, folder / "shards") for run in runs]
+        if each:
+            found[folder.name] = _summary([_seed(run) for run in runs], each)
+    return found
+
+
+def _seed(run: Path) -> int:
+    return int(run.name.removeprefix("seed-"))
+
+
+def _summary(seeds: Sequence[int], each: Sequence[Named]) -> dict[str, Any]:
+    values = [balanced(one) for one in each]
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    about = {"seeds": list(seeds), "values": values, "value": float(np.mean(values)), "spread": spread}
+    return about | {"chance": 1 / len(np.unique(each[0].label)), "n": len(each[0].label)}

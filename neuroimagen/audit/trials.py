@@ -1,0 +1,167 @@
+"""A study as the audit reads it: facts of its trials, window means of their EEG in each variant, coarse pictures.
+
+A variant is the study opened with other options, so that a control here is what `neuroimagen shards` would pack.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from scipy.stats import spearmanr
+from tqdm import tqdm
+
+from neuroimagen.audit.statistics import numbered
+from neuroimagen.audit.verdicts import LIMITS
+from neuroimagen.config import option, path_option
+from neuroimagen.doctor.picture_hash import grey_copy
+from neuroimagen.linear import window_means
+from neuroimagen.shards.tars import ShardsConfig, open_picture, read_picture
+from neuroimagen.studies.open import open_study
+from neuroimagen.studies.study import Facts, Study
+
+GRID = 8  # a picture is described by GRID x GRID colours
+LABELS: dict[str, dict[str, Any]] = {  # variants that leave the EEG as it is
+    "trials": {"splits": "trials", "audit": True},
+    **{name: {"control_labels": name} for name in ("shuffled", "blocks", "nonsense")},
+}
+EEG: dict[str, dict[str, Any]] = {
+    **{name: {"control_eeg": name} for name in ("surrogate", "amplitude", "other_trial")},
+    "below": {"band": [0.0, LIMITS["slow"]]},
+    "detrended": {"detrend": True, "standardise": "channel"},
+    **{f"band {low}-{high} Hz": {"band": [float(low), float(high)]} for low, high in ((5, 95), (14, 70), (55, 95))},
+}
+
+
+class Untold(ValueError):
+    """These files do not allow a part of the audit; the others go on."""
+
+
+@dataclasses.dataclass
+class AuditConfig(ShardsConfig):
+    """`neuroimagen audit`: the fields of `neuroimagen shards`, so that it reads that section of an overlay."""
+
+    out: str = path_option(help="folder for audit.html, audit.json and parts/, which the same command goes on with")
+    run: str = path_option("", "a finished reconstruct run, to set beside the linear decoders; empty: none")
+    quick: bool = option(False, "the main controls alone: a minute for some thousand trials")
+
+
+class Trials:
+    """Facts of the trials in a split, (n,) each: subject, label, image, split; numbers from 0 of person and stretch.
+
+    known: the picture of a trial is; else its class alone, and each trial is a unit of its own. stretch: the block or
+    run of a person, or all of the recording.
+    """
+
+    def __init__(self, facts: Sequence[Facts], split: Sequence[str], split_by: str = "image", known: bool = True):
+        subject, image, label, block, onset = zip(*facts, strict=True)
+        self.split, self.split_by, self.known = np.array(split), split_by, known
+        self.label, self.image, self.person = np.array(label), numbered(image), numbered(subject)
+        self.onset, self.stretch = np.array(onset, float), numbered(list(zip(subject, block, strict=True)))
+        self.train, self.val, self.test = (np.flatnonzero(self.split == name) for name in ("train", "val", "test"))
+        self.n_classes = int(self.label.max()) + 1
+        self.unit = self.image if known else np.arange(len(self.label))
+        self.stratum = self.stretch if split_by == "run" or not known else np.zeros(len(self.label), int)
+        self.timed = None not in block and None not in onset
+        classes = np.median([len(set(self.label[self.stretch == s])) for s in range(self.stretch.max() + 1)])
+        self.class_blocks, self.randomised = self.timed and bool(classes == 1), self.timed and bool(classes > 1)
+        # Stretches with one clock: all of a person's, unless time starts anew in each, or time may tell the class.
+        order = np.lexsort((self.onset, self.person))
+        anew = np.count_nonzero(np.diff(self.stretch[order])) > self.stretch.max()
+        self.clock = self.stretch if anew or self.class_blocks else self.person
+        # As in THINGS-EEG2: no class of test was learnt, so pictures are told apart among all of them.
+        self.zero_shot = not set(self.label[self.test]) & set(self.label[self.train])
+
+    def same_order(self) -> float | None:
+        """Of blocks of one class: Spearman's correlation of their order, mean over pairs of people; None: not told."""
+        first = np.full((self.person.max() + 1, self.n_classes), np.nan)
+        for person, label in {*zip(self.person.tolist(), self.label.tolist(), strict=True)}:
+            first[person, label] = self.onset[(self.person == person) & (self.label == label)].min()
+        pairs = [first[[i, j]][:, np.isfinite(first[i] + first[j])] for j in range(len(first)) for i in range(j)]
+        found = [float(spearmanr(*pair).statistic) for pair in pairs if pair.shape[1] > 2]
+        return float(np.mean(found)) if found and self.class_blocks else None
+
+
+class Source:
+    """The study that a config names, opened as often as a variant asks for it."""
+
+    def __init__(self, config: AuditConfig) -> None:
+        # The audit averages what it decodes from single trials.
+        single: dict[str, Any] = {"repetitions": "none", "repetition_groups": 0}
+        single |= {"average": 1} if config.dataset == "recording" else {}
+        self.config = dataclasses.replace(config, **single)
+        self.study = open_study(self.config)
+        self.indices = [int(i) for own in self.study.splits.values() for i in own]
+        self.row = {index: row for row, index in enumerate(self.indices)}
+        told = self.study.trial(self.indices[0]).extra.get("picture", "as recorded")
+        self.known = told == "as recorded"
+        self.trials = self._trials(self.study)
+
+    def _trials(self, study: Study) -> Trials:
+        facts = [study.facts(int(i)) for own in study.splits.values() for i in own]
+        split = [name for name, own in study.splits.items() for _ in own]
+        return Trials(facts, split, study.split_by, self.known)
+
+    @functools.cached_property
+    def real(self) -> np.ndarray:
+        """(n, d) float32 window means of the EEG as it is."""
+        return self._read(self.study, "as it is")
+
+    def varied(self, variant: str) -> tuple[np.ndarray, Trials]:
+        """Features and facts of a variant; Untold where the files do not allow it."""
+        options = LABELS.get(variant) or EEG.get(variant) or self._window(variant)
+        low, high = (*self.study.before.get("band", []), 0.0, 0.0)[:2]
+        wanted = options.get("band", [])
+        if wanted and high and not (wanted[0] < high and low < wanted[1]):
+            raise Untold(f"the files hold {low:g} to {high:g} Hz")
+        try:
+            study = open_study(dataclasses.replace(self.config, **options))
+        except ValueError as error:
+            raise Untold(str(error)) from None
+        if variant in LABELS and self.config.dataset != "recording":  # whose numbers depend on the split
+            return self.real[[self.row[int(i)] for own in study.splits.values() for i in own]], self._trials(study)
+        return self._read(study, variant), self._trials(study)
+
+    def _read(self, study: Study, variant: str) -> np.ndarray:
+        indices = [int(i) for own in study.splits.values() for i in own]
+        rows = np.empty((len(indices), 0), np.float32)
+        for row, index in enumerate(tqdm(indices, unit="trial", desc=f"EEG, {variant}", disable=None)):
+            means = window_means(study.trial(index).eeg, study.sfreq)
+            rows = rows if row else np.empty((len(indices), len(means)), np.float32)
+            rows[row] = means
+        return rows
+
+    def _window(self, variant: str) -> dict[str, Any]:
+        """`before`: from the first sample to where a response can begin. `response`: as long, when there is one."""
+        config, latest, whole = self.config, LIMITS["before"], self.study
+        if config.window and "window" not in self.study.applied:
+            whole = open_study(dataclasses.replace(config, window=[]))
+        first = latest if whole.tmin is None else whole.tmin
+        if round((latest - first) * whole.sfreq) < 2 or latest - first < LIMITS["shortest"]:
+            raise Untold(f"the trials have nothing from before {1000 * latest:g} ms after picture onset")
+        start = first if variant == "before" else LIMITS["response"]
+        return {"window": [start, start + latest - first]}
+
+    @functools.cached_property
+    def shown(self) -> list[bytes | Path]:
+        """The picture of each image, by its number: its bytes, or its file."""
+        return [self.study.picture(self.indices[row]) for row in np.unique(self.trials.image, return_index=True)[1]]
+
+    @functools.cached_property
+    def pictures(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of each image by its number: (n, 8 * 8 * 3) colours in 0..1, and (n, 32, 32) grey."""
+        coarse, grey = [], []
+        for shown in tqdm(self.shown, unit="picture", desc="pictures", disable=None):
+            data, where = (shown, "in the files") if isinstance(shown, bytes) else (read_picture(shown)[0], str(shown))
+            seen = open_picture(data, where, self.config.background, self.config.orientation).image
+            coarse.append(coarse_picture(seen))
+            grey.append(grey_copy(seen))
+        return np.stack(coarse), np.stack(grey)
+
+
+def coarse_picture(image: Image.Image) -> np.ndarray:
+    """A picture as GRID x GRID colours in 0..1, (192,)."""
+    return np.asarray(image.convert("RGB").resize((GRID, GRID), Image.Resampling.BOX), np.float64).ravel() / 255
