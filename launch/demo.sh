@@ -20,5 +20,5 @@ cat > "$runs"/study.yaml <<YAML
 shards: {dataset: perceivelab, eeg: '$runs/study/eeg.pth', images: '$runs/study/images', splits: by_image}
 YAML
 overlays=(configs/demo.yaml "$runs"/study.yaml)
-if [ "${WHOLE:-}" ]; then overlays+=(configs/demo_whole.yaml); else export BASELINES=; fi
+if [ "${WHOLE:-}" ]; then overlays+=(configs/demo_whole.yaml); export AUDIT=whole; else export BASELINES=; fi
 CAPTIONS="$runs"/study/captions.jsonl bash launch/paper.sh "$runs" "${overlays[@]}"

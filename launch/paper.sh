@@ -14,6 +14,7 @@
 #                       "none": no B rows
 #              BASELINES which of the paper's baselines to train and draw beside it (default: all three, "brain2image
 #                       brain2image_vae neurovision"); "": none
+#              AUDIT    "quick" (the default) or "whole": `neuroimagen audit` before the page; "": none
 #              DRY=1    print the commands, of local or slurm, and start nothing (`neuroimagen plan OVERLAY.yaml`: what they take)
 # and with local:
 #              LAUNCH   how to start a trainer (default: accelerate launch --quiet --config_file launch/one_process.yaml)
@@ -26,7 +27,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 mode=local
 case ${1:-} in local | slurm) mode=$1; shift ;; esac
-[ $# -ge 2 ] || { sed -n '2,24p' "$0" | cut -c3-; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,25p' "$0" | cut -c3-; exit 2; }
 
 runs=$1; shift
 overlays=(); for file in "$@"; do overlays+=("config=$file"); done
@@ -39,6 +40,10 @@ for name in $baselines; do
         *) echo "error: BASELINES names $name; it may name brain2image, brain2image_vae, neurovision" >&2; exit 2 ;;
     esac
 done
+audit=${AUDIT-quick}
+case $audit in quick) quick=true ;; whole) quick=false ;; "") ;;
+    *) echo "error: AUDIT=$audit; it may be quick or whole, or empty for none" >&2; exit 2 ;;
+esac
 declare -A job # step -> its job, if this call submitted one
 
 dry() { printf '%q ' "$@"; echo; }
@@ -110,5 +115,18 @@ trained=(); for name in $baselines; do trained+=("$name=$runs/$name"); done
 launch=${RECONSTRUCT_LAUNCH:-$launch}
 train reconstruct "pixel_saliency semantics_label semantics_blip $baselines" reconstruct \
     saliency="$runs"/pixel_saliency semantics_label="$runs"/semantics_label "${trained[@]}"
-step evaluate reconstruct -m neuroimagen.cli evaluate "${overlays[@]}" run="$runs"/reconstruct
-step report evaluate neuroimagen report "${overlays[@]}" run="$runs"/reconstruct
+scored() {
+    step evaluate reconstruct -m neuroimagen.cli evaluate "${overlays[@]}" run="$runs"/reconstruct
+}
+audited() { # is it real?
+    [ -z "$audit" ] || step audit reconstruct neuroimagen audit "${overlays[@]}" run="$runs"/reconstruct \
+        quick=$quick out="$runs"/audit
+}
+if [ $mode = local ] && [ "${SIDE_BY_SIDE:-}" ] && [ -z "${DRY:-}" ]; then
+    TQDM_POSITION=0 scored & scores=$!
+    TQDM_POSITION=1 audited & others=$!
+    wait $scores; wait $others
+else
+    scored; audited
+fi
+step report "evaluate audit" neuroimagen report "${overlays[@]}" run="$runs"/reconstruct

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
@@ -123,6 +124,15 @@ def busy(path: Path) -> Iterator[None]:
         if lock is not None:
             path.unlink(missing_ok=True)
             os.close(lock)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; nothing if it is not there, or not whole."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def holder(path: Path) -> tuple[bool | None, str]:

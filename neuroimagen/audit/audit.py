@@ -64,7 +64,7 @@ def audit(config: AuditConfig) -> dict[str, Any]:
     seconds = {name: part["seconds"] for name, part in found.items()}
     report = {"version": VERSION, "neuroimagen": __version__, "limits": LIMITS, "study": about, "drift": called}
     report |= {"networks": trained(out)}
-    report |= {"questions": [v._asdict() for v in verdicts], "parts": results, "seconds": seconds}
+    report |= {"questions": [{"title": v.title, **v._asdict()} for v in verdicts], "parts": results, "seconds": seconds}
     report |= {"config": {name: value for name, value in dataclasses.asdict(config).items() if name in config.given}}
     write_atomic(out / "audit.json", json.dumps(report, indent=1) + "\n")
     write_page(report, verdicts, run, out)

@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
+from neuroimagen.audit.trials import AuditConfig
 from neuroimagen.config import load_config, option, path_option
 from neuroimagen.errors import sentence
 from neuroimagen.files import write_atomic
@@ -38,7 +39,8 @@ from neuroimagen.shards.tars import ShardsConfig
 
 PAPER = Path("launch/paper.sh")
 STAGE_2 = ("trainers/sample_semantics.py", "config=configs/sample_semantics.yaml")
-COMMANDS = {"shards": ShardsConfig, "captions": CaptionsConfig, "evaluate": EvaluateConfig, "report": ReportConfig}
+COMMANDS = {"shards": ShardsConfig, "captions": CaptionsConfig, "audit": AuditConfig}
+COMMANDS |= {"evaluate": EvaluateConfig, "report": ReportConfig}
 RULES = f"""\
 Disk and memory are estimates. shards: trials x what {SOME} of them take. A trainer: its two checkpoints (4 bytes for a
 number, 8 more for Adam's two if it is trained, 4 more if it is averaged) and its model. reconstruct: pictures x the

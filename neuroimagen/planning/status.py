@@ -30,7 +30,7 @@ TRAINED = (
     *("pixel_features", "pixel_saliency", "semantics_label", "semantics_blip"),
     *("brain2image", "brain2image_vae", "neurovision"),
 )
-STAGES = ("shards", "captions", *TRAINED, "reconstruct", "evaluate", "report")  # as paper.sh calls them
+STAGES = ("shards", "captions", *TRAINED, "reconstruct", "evaluate", "audit", "report")  # as paper.sh calls them
 VALIDATED = ("val/knn_accuracy", "val/class_accuracy", "val/accuracy", "val/pixel_correlation", "val/loss")
 LOSSES = ("loss", "loss_g", "classification")
 TAIL = 1 << 18  # bytes of a log that are read: its end
@@ -198,6 +198,8 @@ def place(runs: Path, name: str) -> Place:
         return Place(runs, run / "manifest.json", runs / "shards.partial.lock", runs / "shards.partial", _packed)
     if name == "captions":
         return Place(runs, runs / "captions.jsonl", none, runs / "captions.jsonl.inputs.json", _captioned)
+    if name == "audit":
+        return Place(run, run / "audit.json", run / "audit.lock", run / "parts", _made)
     if name in ("evaluate", "report"):
         end = runs / "reconstruct" / ("scores.json" if name == "evaluate" else "report.html")
         return Place(end, end, end.with_name(f"{name}.lock"), none, _made)

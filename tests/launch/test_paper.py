@@ -33,6 +33,7 @@ def test_each_stage_gets_its_launcher_in_order(tmp_path):
         ["gan", "trainers/neurovision.py"],
         ["draw", "trainers/reconstruct.py"],
         ["draw", "-m"],  # neuroimagen.cli evaluate
+        ["neuroimagen", "audit"],
         ["neuroimagen", "report"],
     ]
 
@@ -60,6 +61,16 @@ def test_what_was_trained_is_what_reconstruct_is_given(tmp_path):
 def test_a_misspelt_baseline_is_refused_before_anything_starts(tmp_path):
     done = paper(tmp_path, str(tmp_path / "runs"), "configs/demo.yaml", LAUNCH="echo", BASELINES="brain2image vae")
     assert done.returncode == 2 and "BASELINES names vae" in done.stderr and done.stdout == ""
+
+
+def test_the_audit_is_quick_whole_or_none(tmp_path):
+    asked = {
+        audit: paper(tmp_path, str(tmp_path / "runs"), "configs/demo.yaml", LAUNCH="echo", DRY="1", AUDIT=audit)
+        for audit in ("quick", "whole", "", "all")
+    }
+    assert "quick=true" in asked["quick"].stdout and "quick=false" in asked["whole"].stdout
+    assert "audit" not in asked[""].stdout and asked[""].returncode == 0
+    assert asked["all"].returncode == 2 and "AUDIT=all" in asked["all"].stderr and not asked["all"].stdout
 
 
 def test_branches_side_by_side_are_the_same_commands_and_a_failing_one_stops_it(tmp_path):
@@ -99,7 +110,8 @@ def test_jobs_wait_for_the_runs_they_need(tmp_path):
         "neurovision": "afterok:101,singleton",
         "reconstruct": "afterok:103,afterok:104,afterok:105,afterok:106,afterok:107,singleton",
         "evaluate": "afterok:108,singleton",
-        "report": "afterok:109,singleton",
+        "audit": "afterok:108,singleton",
+        "report": "afterok:109,afterok:110,singleton",
     }
 
 
@@ -109,7 +121,7 @@ def test_a_dry_run_says_what_would_be_given_and_gives_nothing(tmp_path):
     done = paper(tmp_path, runs, "configs/demo.yaml", LAUNCH="touch it", DRY="1", SIDE_BY_SIDE="1")
     assert done.returncode == 0, done.stderr
     lines = [shlex.split(line) for line in done.stdout.splitlines() if not line.startswith("==")]
-    assert {line[-1] for line in lines[:1]} == {f"out={runs}/shards"} and len(lines) == 10
+    assert {line[-1] for line in lines[:1]} == {f"out={runs}/shards"} and len(lines) == 11
     dry = [line[2:] for line in lines if line[:2] == ["touch", "it"] and line[2].startswith("trainers/")]
     assert dry == list(given.values())
 

@@ -167,9 +167,8 @@ def test_the_paper_as_a_chain_stops_at_a_failure_and_continues(cluster, study, t
         return {step[1]: job[1] for step, job in zip(lines[::2], lines[1::2], strict=True)}
 
     jobs = submit("marginn: 1, ")
-    chain = (
-        "shards pixel_features pixel_saliency semantics_label semantics_blip brain2image reconstruct evaluate report"
-    )
+    chain = "shards pixel_features pixel_saliency semantics_label semantics_blip brain2image"
+    chain += " reconstruct evaluate audit report"
     assert " ".join(jobs) == chain
     assert told(cluster, runs)["report"] == f"queued as job {jobs['report']} (Dependency)"
     failed = cluster.wait(jobs["pixel_features"], "FAILED")

@@ -467,6 +467,14 @@ def test_the_audit_of_the_study_is_linked_where_there_is_one(tmp_path):
     report(ReportConfig(run=str(run)))
     assert "audit.html" not in (run / "report.html").read_text(encoding="utf-8")
     (tmp_path / "runs" / "audit").mkdir()
-    (tmp_path / "runs" / "audit" / "audit.html").touch()
+    asked = [
+        {"title": "Is it <vision>?", "answer": "not supported", "number": "16.7 % (chance 16.7 %)", "why": []},
+        {"title": "New people?", "answer": "cannot be told", "number": "", "why": ["one person"]},
+    ]
+    audit = {"questions": asked, "drift": "drift names the class"}
+    (tmp_path / "runs" / "audit" / "audit.json").write_text(json.dumps(audit), encoding="utf-8")
     report(ReportConfig(run=str(run)))
-    assert 'href="../audit/audit.html"' in (run / "report.html").read_text(encoding="utf-8")
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert 'href="../audit/audit.html"' in page and "Drift names the class" in page
+    for said in ("Is it &lt;vision&gt;?", "not supported", "16.7 % (chance 16.7 %)", "cannot be told", "one person"):
+        assert said in page
