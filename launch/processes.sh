@@ -4,7 +4,7 @@
 # One that fails takes the others along, and its exit code is this one's.
 set -uo pipefail
 n=$1; shift
-MASTER_PORT=$(python -c "import socket; s = socket.socket(); s.bind(('127.0.0.1', 0)); print(s.getsockname()[1])")
+while MASTER_PORT=$((20000 + RANDOM % 12000)); (: < /dev/tcp/127.0.0.1/$MASTER_PORT) 2> /dev/null; do :; done  # a free one
 export MASTER_PORT MASTER_ADDR=127.0.0.1 WORLD_SIZE=$n LOCAL_WORLD_SIZE=$n
 trap 'kill $(jobs -p) 2> /dev/null' EXIT
 trap 'exit 130' INT
