@@ -116,7 +116,7 @@ class Parts:
         """Whole blocks or runs of random order held out in turn; their pictures too, where the split is by image."""
         t, every = self.t, np.arange(len(self.t.label))
         if not t.randomised:
-            why = "every block holds one class" if t.timed else "the files do not tell blocks"
+            why = "classes came in blocks" if t.timed else "the files do not tell blocks"
             raise Untold(f"{why}, so no block of several classes can be held out")
         fold = np.zeros_like(every)
         for own in (t.person == person for person in range(t.person.max() + 1)):

@@ -63,7 +63,7 @@ def drift(parts: dict[str, Part], about: dict[str, Any]) -> str:
         named = f"EEG of before {1000 * LIMITS['before']:g} ms names {100 * before['value']:.1f} % of classes"
         return f"{named}, when no response can exist: the accuracy is no measure of vision"
     if lacking(before) and about["class_blocks"] and significant(parts.get("clock")):
-        return "the EEG tells when in its block a trial was, and each block has one class: drift can name the class"
+        return "the EEG tells when in its block a trial was, and classes came in blocks: drift can name the class"
     return ""
 
 

@@ -291,6 +291,34 @@ def test_order_of_blocks_between_people():
 def test_centred_by_hand():
     values = np.array([[1.0], [3.0], [10.0], [5.0]])
     found = centred(values, np.array([0, 0, 0, 1]), np.array([0, 1]))  # group 1 has no train row: the mean of all, 2
+@pytest.mark.parametrize("each,blocks", [(1, False), (4, True)])
+def test_classes_in_turn_within_a_run_are_blocks(each, blocks):
+    """Runs that hold every class, `each` trials of one after another: drift along a run could name the class."""
+    rng = np.random.default_rng(0)
+    labels = np.concatenate([np.repeat(rng.permutation(np.repeat(np.arange(3), 20 // each)), each) for _ in range(4)])
+    n = len(labels)
+    t = trials(labels, np.zeros(n, int), ["train"] * n, [str(i * 4 // n) for i in range(n)], list(range(n)))
+    assert t.class_blocks == blocks and t.randomised != blocks
+    if blocks:
+        with pytest.raises(Untold, match="classes came in blocks"):
+            parts_of(rng.standard_normal((n, 5)), t).blocks()
+
+
+def test_the_same_eeg_on_both_sides_or_in_two_people_is_said():
+    _, labels, people, split, x = arrays()
+    colours = np.random.default_rng(1).random((300, 192))
+    t = trials(labels, people, split)
+    assert parts_of(x, t, colours).overlap()["copies"] == 0 and "why" not in parts_of(x, t).people()
+    one, two = t.train[people[t.train] == 0][:2]
+    x[t.test[people[t.test] == 0][:2]] = x[[one, two]]
+    assert parts_of(x, t, colours).overlap()["copies"] == 2 and "why" not in parts_of(x, t).people()
+    unknown = trials(labels, people, split, known=False)
+    assert parts_of(x, unknown).overlap()["copies"] == 2
+    x[t.val[people[t.val] == 1][0]] = x[one]
+    with pytest.raises(Untold, match="1 trials hold the very EEG of another person"):
+        parts_of(x, t).people()
+
+
     assert found.ravel().tolist() == [-1, 1, 8, 3]
 
 
