@@ -154,8 +154,13 @@ class Source:
         first = latest if whole.tmin is None else whole.tmin
         if round((latest - first) * whole.sfreq) < 2 or latest - first < LIMITS["shortest"]:
             raise Untold(f"the trials have nothing from before {1000 * latest:g} ms after picture onset")
+        # Of a trial that is set to 0 before the picture drift shows later alone, as a response does.
+        if variant == "response" and "baseline" in self.study.before:
+            raise Untold(
+                "a baseline was subtracted when the trials were cut, after which drift grows as a response does"
+            )
         start = first if variant == "before" else LIMITS["response"]
-        return {"window": [start, start + latest - first]}
+        return {"window": [start, start + latest - first], "baseline": []}
 
     @functools.cached_property
     def shown(self) -> list[bytes | Path]:

@@ -333,6 +333,11 @@ def test_pictures_are_read_as_they_are(tmp_path, seeing):
 
 
 def test_the_maps_of_a_run_beside_ridge(tmp_path, seeing):
+    source = Source(config(seeing, tmp_path, baseline=[0.02, 0.05]))
+    assert source._window("before")["baseline"] == source._window("response")["baseline"] == []
+    source.study.before["baseline"] = [0.02, 0.05]
+    with pytest.raises(Untold, match="drift grows as a response does"):
+        source.varied("response")
     """Maps that are the pictures themselves win, those of others do not; without maps a sentence says so."""
     source = Source(config(seeing, tmp_path))
     folder = tmp_path / "maps"
