@@ -1,5 +1,6 @@
 """Parts of an audit -> its verdicts, by the rules of questions.yaml."""
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,8 +89,10 @@ def vision(parts: dict[str, Part], about: dict[str, Any]) -> Verdict:
 
 
 def _ordered(about: dict[str, Any]) -> str:
-    same = (about["same_order"] or 0) > LIMITS["same_order"]
-    return "blocks of classes came in the same order for all, which drift could follow" if same else ""
+    pairs = about["people"] * (about["people"] - 1) / 2
+    random = 3 / math.sqrt(max(1, (about["classes"] - 1) * pairs))  # standard deviations of it in random orders
+    same = (about["same_order"] or 0) > min(LIMITS["same_order"], random)
+    return "blocks of classes came in much the same order for all, which drift could follow" if same else ""
 
 
 def tested(name: str, part: Part | None, reason: str = "") -> Verdict:
@@ -121,7 +124,7 @@ def unused(parts: dict[str, Part], about: dict[str, Any]) -> Verdict:
 
 
 def judge(parts: dict[str, Part], about: dict[str, Any]) -> list[Verdict]:
-    """The verdict of every question, in order. about: class_blocks, timed, same_order, split_by, zero_shot."""
+    """The verdict of every question, in order. about: as in audit.json, `study`."""
     found = [
         vision(parts, about),
         tested("picture", parts["within"]),

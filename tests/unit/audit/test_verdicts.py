@@ -13,6 +13,8 @@ ABOUT = {
     "same_order": None,
     "split_by": "image",
     "zero_shot": False,
+    "people": 4,
+    "classes": 6,
 }
 
 
@@ -101,6 +103,8 @@ def test_the_same_order_for_all_leaves_people_open():
     about = ABOUT | {"class_blocks": True, "same_order": 0.9}
     assert answers(about)["people"] == UNKNOWN
     assert answers(about, within=part(0.5, 0.5, null=0.5))["vision"] == NO
+    alike = {"class_blocks": True, "same_order": 0.3}  # which random orders of 6 classes may have, not those of 40
+    assert answers(ABOUT | alike)["people"] == YES and answers(ABOUT | alike | {"classes": 40})["people"] == UNKNOWN
     nothing = answers(about, within={"why": "the files do not say which picture was shown, only its class"})
     assert nothing["vision"] == nothing["picture"] == UNKNOWN
 
