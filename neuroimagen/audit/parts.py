@@ -43,6 +43,8 @@ def decode(x: np.ndarray, t: Trials, train: np.ndarray, test: np.ndarray) -> np.
     if len(np.unique(t.label[train])) < 2:
         raise Untold("there are fewer than two classes to train on")
     lda = fit_lda(x[train], t.label[train])
+    if len(train) <= len(np.unique(t.label[train])):
+        raise Untold(f"there are {len(train)} trials to train on, no more than classes")
     found, scores = lda.decision_function(x[test]), np.full((len(test), t.n_classes), -np.inf)
     scores[:, lda.classes_] = found if found.ndim == 2 else np.stack([-found, found], 1)
     return scores

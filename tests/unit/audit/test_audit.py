@@ -208,6 +208,9 @@ def test_a_class_that_train_lacks_is_never_the_answer():
     assert (decode(x, t, t.train, t.test)[:, 2] == -np.inf).all()
     with pytest.raises(Untold, match="fewer than two classes"):
         decode(x, t, t.train[labels[t.train] == 0], t.test)
+    few = [int(t.train[labels[t.train] == label][0]) for label in (0, 1)]
+    with pytest.raises(Untold, match="2 trials to train on, no more than classes"):
+        decode(x, t, np.array(few), t.test)
     apart = trials(labels, people, ["test" if label == 2 else "train" for label in labels])
     with pytest.raises(Untold, match="zero-shot"):
         decode(x, apart, apart.train, apart.test)
