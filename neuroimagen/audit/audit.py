@@ -25,7 +25,7 @@ from neuroimagen.pages import render
 from neuroimagen.run.inputs import digest, hashes
 from neuroimagen.scores.run_files import ReconstructRun, read_run
 
-VERSION = 1  # raise it when the same inputs begin to give other parts
+VERSION = 2  # raise it when the same inputs begin to give other parts
 FREE = ("out", "run", "quick", "processes", "eeg_dtype", "shard_mb", "shard_size")  # change no part, or `floor` alone
 
 

@@ -114,6 +114,8 @@ def linear(parts: dict[str, Part]) -> Verdict:
 
 def unused(parts: dict[str, Part], about: dict[str, Any]) -> Verdict:
     overlap = parts["overlap"]
+    if copies := overlap.get("copies"):
+        return Verdict("unused", NO, f"{copies} test trials hold the very EEG of a train trial", [])
     if about["split_by"] == "run":
         return Verdict("unused", YES, "test runs are held out whole", [])
     if "shared" not in overlap:

@@ -291,9 +291,6 @@ def test_order_of_blocks_between_people():
     assert trials(labels, people, split).same_order() is None
 
 
-def test_centred_by_hand():
-    values = np.array([[1.0], [3.0], [10.0], [5.0]])
-    found = centred(values, np.array([0, 0, 0, 1]), np.array([0, 1]))  # group 1 has no train row: the mean of all, 2
 @pytest.mark.parametrize("each,blocks", [(1, False), (4, True)])
 def test_classes_in_turn_within_a_run_are_blocks(each, blocks):
     """Runs that hold every class, `each` trials of one after another: drift along a run could name the class."""
@@ -322,6 +319,9 @@ def test_the_same_eeg_on_both_sides_or_in_two_people_is_said():
         parts_of(x, t).people()
 
 
+def test_centred_by_hand():
+    values = np.array([[1.0], [3.0], [10.0], [5.0]])
+    found = centred(values, np.array([0, 0, 0, 1]), np.array([0, 1]))  # group 1 has no train row: the mean of all, 2
     assert found.ravel().tolist() == [-1, 1, 8, 3]
 
 
@@ -333,14 +333,14 @@ def test_pictures_are_read_as_they_are(tmp_path, seeing):
     with pytest.raises(Untold, match="files hold"):
         source.study.before["band"] = [55, 95]
         source.varied("below")
-
-
-def test_the_maps_of_a_run_beside_ridge(tmp_path, seeing):
     source = Source(config(seeing, tmp_path, baseline=[0.02, 0.05]))
     assert source._window("before")["baseline"] == source._window("response")["baseline"] == []
     source.study.before["baseline"] = [0.02, 0.05]
     with pytest.raises(Untold, match="drift grows as a response does"):
         source.varied("response")
+
+
+def test_the_maps_of_a_run_beside_ridge(tmp_path, seeing):
     """Maps that are the pictures themselves win, those of others do not; without maps a sentence says so."""
     source = Source(config(seeing, tmp_path))
     folder = tmp_path / "maps"

@@ -138,7 +138,7 @@ def test_ridge_that_wins_is_said():
     assert answers(floor=part(0.6, 0.0002))["linear"] == UNKNOWN
 
 
-@pytest.mark.parametrize("change", [{"shared": 1}, {"twins": 1}])
+@pytest.mark.parametrize("change", [{"shared": 1}, {"twins": 1}, {"copies": 1}])
 def test_test_pictures_in_train_are_no_unused_data(change):
     overlap = part(0.8, 0.0002, null=0.5, shared=0, twins=0, n_pictures=40) | change
     assert answers(overlap=overlap)["unused"] == NO
