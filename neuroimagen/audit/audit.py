@@ -56,7 +56,7 @@ def audit(config: AuditConfig) -> dict[str, Any]:
             progress.update()
     same = ("class_blocks", "randomised", "timed", "split_by", "zero_shot", "known")
     about = {name: getattr(trials, name) for name in same} | {"same_order": trials.same_order()}
-    about |= {name: getattr(study, name) for name in ("dataset", "simulated", "protocol", "control")}
+    about |= {name: getattr(study, name) for name in ("dataset", "simulated", "protocol", "mark")}
     about |= {"people": int(trials.person.max() + 1), "trials": len(trials.label), "test": len(trials.test)}
     about |= {"classes": len(study.classes)}
     results = {name: part["result"] for name, part in found.items()}

@@ -356,3 +356,12 @@ def test_the_maps_of_a_run_beside_ridge(tmp_path, seeing):
     for trial, other in zip(test, test[1:] + test[:1], strict=True):
         Image.open(other.jpeg).save(run.map(trial.key))
     assert parts.floor()["p_maps"] > 0.01
+    run.trials = [trial | {"image": "another"} for trial in listed]
+    assert "no map of these trials" in parts.floor()["maps_why"]
+
+
+def test_what_is_untrue_on_purpose_stands_on_terminal_and_page(tmp_path, capsys):
+    given = write(tmp_path / "study", timed=False, images=10)
+    command.audit(config(given | {"splits": "trials", "audit": True}, tmp_path / "audit", quick=True))
+    assert "TEST PICTURES WERE TRAINED ON" in capsys.readouterr().out
+    assert "TEST PICTURES WERE TRAINED ON" in (tmp_path / "audit" / "audit.html").read_text(encoding="utf-8")
