@@ -234,8 +234,13 @@ class Parts:
         result = described(permuted(columns / len(n), n, t.stratum[t.test][first]), np.diag(columns), people)
         if self.run is None:
             return result
-        keys = [self.source.study.trial(self.source.indices[i]).key for i in t.test]
-        own = np.array([i for i, key in enumerate(keys) if self.run.map(key).is_file()], int)
+        shown = {
+            trial["key"]: trial["image"] for trial in self.run.trials
+        }  # a control has other pictures by these keys
+        trials = [self.source.study.trial(self.source.indices[i]) for i in t.test]
+        keys = [trial.key for trial in trials]
+        found = [shown.get(trial.key) == trial.image and self.run.map(trial.key).is_file() for trial in trials]
+        own = np.flatnonzero(found)
         if not len(own):
             return result | {"maps_why": f"{self.run.path} has no map of these trials"}
         maps = np.stack([coarse_picture(see(self.run.map(keys[i]).read_bytes()).image) for i in own])

@@ -345,10 +345,11 @@ def test_the_maps_of_a_run_beside_ridge(tmp_path, seeing):
     source = Source(config(seeing, tmp_path))
     folder = tmp_path / "maps"
     folder.mkdir()
-    run = SimpleNamespace(path=tmp_path, map=lambda key: folder / f"{key}.png")
+    test = [source.study.trial(source.indices[i]) for i in source.trials.test]
+    listed = [{"key": trial.key, "image": trial.image} for trial in test]
+    run = SimpleNamespace(path=tmp_path, trials=listed, map=lambda key: folder / f"{key}.png")
     parts = Parts(source, run)  # type: ignore[arg-type]
     assert "no map of these trials" in parts.floor()["maps_why"]
-    test = [source.study.trial(source.indices[i]) for i in source.trials.test]
     for trial in test:
         Image.open(trial.jpeg).save(run.map(trial.key))
     told = parts.floor()
