@@ -25,7 +25,7 @@ from neuroimagen.pages import render
 from neuroimagen.run.inputs import digest, hashes
 from neuroimagen.scores.run_files import ReconstructRun, read_run
 
-VERSION = 1  # raise it when the same inputs begin to give other parts
+VERSION = 2  # raise it when the same inputs begin to give other parts
 FREE = ("out", "run", "quick", "processes", "eeg_dtype", "shard_mb", "shard_size")  # change no part, or `floor` alone
 
 
@@ -56,7 +56,7 @@ def audit(config: AuditConfig) -> dict[str, Any]:
             progress.update()
     same = ("class_blocks", "randomised", "timed", "split_by", "zero_shot", "known")
     about = {name: getattr(trials, name) for name in same} | {"same_order": trials.same_order()}
-    about |= {name: getattr(study, name) for name in ("dataset", "simulated", "protocol", "control")}
+    about |= {name: getattr(study, name) for name in ("dataset", "simulated", "protocol", "mark")}
     about |= {"people": int(trials.person.max() + 1), "trials": len(trials.label), "test": len(trials.test)}
     about |= {"classes": len(study.classes)}
     results = {name: part["result"] for name, part in found.items()}

@@ -19,6 +19,7 @@ from neuroimagen.audit.statistics import (
     correlations,
     described,
     identified,
+    numbered,
     paired,
     permuted,
 )
@@ -42,6 +43,8 @@ def decode(x: np.ndarray, t: Trials, train: np.ndarray, test: np.ndarray) -> np.
         raise Untold("no class of test is in train, so no decoder can name one (zero-shot)")
     if len(np.unique(t.label[train])) < 2:
         raise Untold("there are fewer than two classes to train on")
+    if len(train) <= len(np.unique(t.label[train])):
+        raise Untold(f"there are {len(train)} trials to train on, no more than classes")
     lda = fit_lda(x[train], t.label[train])
     found, scores = lda.decision_function(x[test]), np.full((len(test), t.n_classes), -np.inf)
     scores[:, lda.classes_] = found if found.ndim == 2 else np.stack([-found, found], 1)
@@ -83,6 +86,11 @@ class Parts:
     def _scores(self) -> np.ndarray:
         return decode(self.source.real, self.t, self.t.train, self.t.test)
 
+    @functools.cached_property
+    def _copies(self) -> np.ndarray:
+        """(n,) numbers that are equal where the EEG is, value for value."""
+        return numbered([hash(row.tobytes()) for row in self.source.real])
+
     def real(self) -> Result:
         """Accuracy of the class on the study's own split."""
         return judged(self._scores, self.t, self.t.test)
@@ -98,6 +106,10 @@ class Parts:
         t, x = self.t, self.source.real.astype(np.float64)
         if t.person.max() == 0:
             raise Untold("there is one person, so nobody can be held out")
+        if twice := len({*zip(self._copies.tolist(), t.person.tolist(), strict=True)}) - len(
+            set(self._copies.tolist())
+        ):
+            raise Untold(f"{twice} trials hold the very EEG of another person: is it one, under two numbers?")
         for own in (t.person == person for person in range(t.person.max() + 1)):
             spread = x[own].std(0)
             x[own] = (x[own] - x[own].mean(0)) / np.where(spread > 0, spread, 1)
@@ -116,7 +128,7 @@ class Parts:
         """Whole blocks or runs of random order held out in turn; their pictures too, where the split is by image."""
         t, every = self.t, np.arange(len(self.t.label))
         if not t.randomised:
-            why = "every block holds one class" if t.timed else "the files do not tell blocks"
+            why = "classes came in blocks" if t.timed else "the files do not tell blocks"
             raise Untold(f"{why}, so no block of several classes can be held out")
         fold = np.zeros_like(every)
         for own in (t.person == person for person in range(t.person.max() + 1)):
@@ -222,8 +234,13 @@ class Parts:
         result = described(permuted(columns / len(n), n, t.stratum[t.test][first]), np.diag(columns), people)
         if self.run is None:
             return result
-        keys = [self.source.study.trial(self.source.indices[i]).key for i in t.test]
-        own = np.array([i for i, key in enumerate(keys) if self.run.map(key).is_file()], int)
+        shown = {
+            trial["key"]: trial["image"] for trial in self.run.trials
+        }  # a control has other pictures by these keys
+        trials = [self.source.study.trial(self.source.indices[i]) for i in t.test]
+        keys = [trial.key for trial in trials]
+        found = [shown.get(trial.key) == trial.image and self.run.map(trial.key).is_file() for trial in trials]
+        own = np.flatnonzero(found)
         if not len(own):
             return result | {"maps_why": f"{self.run.path} has no map of these trials"}
         maps = np.stack([coarse_picture(see(self.run.map(keys[i]).read_bytes()).image) for i in own])
@@ -234,15 +251,17 @@ class Parts:
     def overlap(self) -> Result:
         """Each test picture's nearest training picture; identification of those that have none so near."""
         t, test = self.t, self.t.test
+        copies = int(np.isin(self._copies[test], self._copies[t.train]).sum())
         if not t.known:
-            raise Untold(UNKNOWN)
+            return {"why": UNKNOWN, "copies": copies}
         colours, grey = self.source.pictures
         ours, theirs = np.unique(t.image[test]), np.unique(t.image[t.train])
         nearest = np.zeros(t.image.max() + 1)
         nearest[ours] = correlations(colours[ours], colours[theirs]).max(1)
         twins = len({i for i, *_ in near_pairs(list(grey[ours]), list(grey[theirs]))})
         shared = len(set(ours.tolist()) & set(theirs.tolist()))
-        known: Result = {"shared": shared, "twins": twins, "n_pictures": len(ours), "nearest": nearest[ours].mean()}
+        known: Result = {"shared": shared, "twins": twins, "n_pictures": len(ours), "copies": copies}
+        known["nearest"] = nearest[ours].mean()
         try:
             _, shares, trial = self._identified(np.arange(len(test)))
         except Untold as error:

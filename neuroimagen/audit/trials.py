@@ -66,14 +66,26 @@ class Trials:
         self.unit = self.image if known else np.arange(len(self.label))
         self.stratum = self.stretch if split_by == "run" or not known else np.zeros(len(self.label), int)
         self.timed = None not in block and None not in onset
-        classes = np.median([len(set(self.label[self.stretch == s])) for s in range(self.stretch.max() + 1)])
-        self.class_blocks, self.randomised = self.timed and bool(classes == 1), self.timed and bool(classes > 1)
+        self.class_blocks = self.timed and self._in_blocks()
+        self.randomised = self.timed and not self.class_blocks
         # Stretches with one clock: all of a person's, unless time starts anew in each, or time may tell the class.
         order = np.lexsort((self.onset, self.person))
         anew = np.count_nonzero(np.diff(self.stretch[order])) > self.stretch.max()
         self.clock = self.stretch if anew or self.class_blocks else self.person
         # As in THINGS-EEG2: no class of test was learnt, so pictures are told apart among all of them.
         self.zero_shot = not set(self.label[self.test]) & set(self.label[self.train])
+
+    def _in_blocks(self) -> bool:
+        """Do most stretches hold one class, or do trials follow one of their class more often than by chance?"""
+        classes, again, chance = [], [], []
+        for own in (np.flatnonzero(self.stretch == s) for s in range(self.stretch.max() + 1)):
+            label, counts = self.label[own[np.argsort(self.onset[own])]], np.bincount(self.label[own])
+            classes.append(len(set(label.tolist())))
+            again += (label[1:] == label[:-1]).tolist()
+            chance.append((counts * (counts - 1)).sum() / len(own))  # times that one follows, in random order
+        expected = sum(chance) / max(1, len(again))
+        in_turn = bool(again) and np.mean(again) - expected > LIMITS["in_turn"] * (1 - expected)
+        return bool(np.median(classes) == 1 or in_turn)
 
     def same_order(self) -> float | None:
         """Of blocks of one class: Spearman's correlation of their order, mean over pairs of people; None: not told."""
@@ -142,8 +154,13 @@ class Source:
         first = latest if whole.tmin is None else whole.tmin
         if round((latest - first) * whole.sfreq) < 2 or latest - first < LIMITS["shortest"]:
             raise Untold(f"the trials have nothing from before {1000 * latest:g} ms after picture onset")
+        # Of a trial that is set to 0 before the picture drift shows later alone, as a response does.
+        if variant == "response" and "baseline" in self.study.before:
+            raise Untold(
+                "a baseline was subtracted when the trials were cut, after which drift grows as a response does"
+            )
         start = first if variant == "before" else LIMITS["response"]
-        return {"window": [start, start + latest - first]}
+        return {"window": [start, start + latest - first], "baseline": []}
 
     @functools.cached_property
     def shown(self) -> list[bytes | Path]:

@@ -1,5 +1,6 @@
 """Parts of an audit -> its verdicts, by the rules of questions.yaml."""
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,7 +64,7 @@ def drift(parts: dict[str, Part], about: dict[str, Any]) -> str:
         named = f"EEG of before {1000 * LIMITS['before']:g} ms names {100 * before['value']:.1f} % of classes"
         return f"{named}, when no response can exist: the accuracy is no measure of vision"
     if lacking(before) and about["class_blocks"] and significant(parts.get("clock")):
-        return "the EEG tells when in its block a trial was, and each block has one class: drift can name the class"
+        return "the EEG tells when in its block a trial was, and classes came in blocks: drift can name the class"
     return ""
 
 
@@ -88,8 +89,10 @@ def vision(parts: dict[str, Part], about: dict[str, Any]) -> Verdict:
 
 
 def _ordered(about: dict[str, Any]) -> str:
-    same = (about["same_order"] or 0) > LIMITS["same_order"]
-    return "blocks of classes came in the same order for all, which drift could follow" if same else ""
+    pairs = about["people"] * (about["people"] - 1) / 2
+    random = 3 / math.sqrt(max(1, (about["classes"] - 1) * pairs))  # standard deviations of it in random orders
+    same = (about["same_order"] or 0) > min(LIMITS["same_order"], random)
+    return "blocks of classes came in much the same order for all, which drift could follow" if same else ""
 
 
 def tested(name: str, part: Part | None, reason: str = "") -> Verdict:
@@ -111,6 +114,8 @@ def linear(parts: dict[str, Part]) -> Verdict:
 
 def unused(parts: dict[str, Part], about: dict[str, Any]) -> Verdict:
     overlap = parts["overlap"]
+    if copies := overlap.get("copies"):
+        return Verdict("unused", NO, f"{copies} test trials hold the very EEG of a train trial", [])
     if about["split_by"] == "run":
         return Verdict("unused", YES, "test runs are held out whole", [])
     if "shared" not in overlap:
@@ -121,7 +126,7 @@ def unused(parts: dict[str, Part], about: dict[str, Any]) -> Verdict:
 
 
 def judge(parts: dict[str, Part], about: dict[str, Any]) -> list[Verdict]:
-    """The verdict of every question, in order. about: class_blocks, timed, same_order, split_by, zero_shot."""
+    """The verdict of every question, in order. about: as in audit.json, `study`."""
     found = [
         vision(parts, about),
         tested("picture", parts["within"]),

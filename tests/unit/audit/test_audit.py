@@ -208,6 +208,9 @@ def test_a_class_that_train_lacks_is_never_the_answer():
     assert (decode(x, t, t.train, t.test)[:, 2] == -np.inf).all()
     with pytest.raises(Untold, match="fewer than two classes"):
         decode(x, t, t.train[labels[t.train] == 0], t.test)
+    few = [int(t.train[labels[t.train] == label][0]) for label in (0, 1)]
+    with pytest.raises(Untold, match="2 trials to train on, no more than classes"):
+        decode(x, t, np.array(few), t.test)
     apart = trials(labels, people, ["test" if label == 2 else "train" for label in labels])
     with pytest.raises(Untold, match="zero-shot"):
         decode(x, apart, apart.train, apart.test)
@@ -288,6 +291,34 @@ def test_order_of_blocks_between_people():
     assert trials(labels, people, split).same_order() is None
 
 
+@pytest.mark.parametrize("each,blocks", [(1, False), (4, True)])
+def test_classes_in_turn_within_a_run_are_blocks(each, blocks):
+    """Runs that hold every class, `each` trials of one after another: drift along a run could name the class."""
+    rng = np.random.default_rng(0)
+    labels = np.concatenate([np.repeat(rng.permutation(np.repeat(np.arange(3), 20 // each)), each) for _ in range(4)])
+    n = len(labels)
+    t = trials(labels, np.zeros(n, int), ["train"] * n, [str(i * 4 // n) for i in range(n)], list(range(n)))
+    assert t.class_blocks == blocks and t.randomised != blocks
+    if blocks:
+        with pytest.raises(Untold, match="classes came in blocks"):
+            parts_of(rng.standard_normal((n, 5)), t).blocks()
+
+
+def test_the_same_eeg_on_both_sides_or_in_two_people_is_said():
+    _, labels, people, split, x = arrays()
+    colours = np.random.default_rng(1).random((300, 192))
+    t = trials(labels, people, split)
+    assert parts_of(x, t, colours).overlap()["copies"] == 0 and "why" not in parts_of(x, t).people()
+    one, two = t.train[people[t.train] == 0][:2]
+    x[t.test[people[t.test] == 0][:2]] = x[[one, two]]
+    assert parts_of(x, t, colours).overlap()["copies"] == 2 and "why" not in parts_of(x, t).people()
+    unknown = trials(labels, people, split, known=False)
+    assert parts_of(x, unknown).overlap()["copies"] == 2
+    x[t.val[people[t.val] == 1][0]] = x[one]
+    with pytest.raises(Untold, match="1 trials hold the very EEG of another person"):
+        parts_of(x, t).people()
+
+
 def test_centred_by_hand():
     values = np.array([[1.0], [3.0], [10.0], [5.0]])
     found = centred(values, np.array([0, 0, 0, 1]), np.array([0, 1]))  # group 1 has no train row: the mean of all, 2
@@ -302,6 +333,11 @@ def test_pictures_are_read_as_they_are(tmp_path, seeing):
     with pytest.raises(Untold, match="files hold"):
         source.study.before["band"] = [55, 95]
         source.varied("below")
+    source = Source(config(seeing, tmp_path, baseline=[0.02, 0.05]))
+    assert source._window("before")["baseline"] == source._window("response")["baseline"] == []
+    source.study.before["baseline"] = [0.02, 0.05]
+    with pytest.raises(Untold, match="drift grows as a response does"):
+        source.varied("response")
 
 
 def test_the_maps_of_a_run_beside_ridge(tmp_path, seeing):
@@ -309,10 +345,11 @@ def test_the_maps_of_a_run_beside_ridge(tmp_path, seeing):
     source = Source(config(seeing, tmp_path))
     folder = tmp_path / "maps"
     folder.mkdir()
-    run = SimpleNamespace(path=tmp_path, map=lambda key: folder / f"{key}.png")
+    test = [source.study.trial(source.indices[i]) for i in source.trials.test]
+    listed = [{"key": trial.key, "image": trial.image} for trial in test]
+    run = SimpleNamespace(path=tmp_path, trials=listed, map=lambda key: folder / f"{key}.png")
     parts = Parts(source, run)  # type: ignore[arg-type]
     assert "no map of these trials" in parts.floor()["maps_why"]
-    test = [source.study.trial(source.indices[i]) for i in source.trials.test]
     for trial in test:
         Image.open(trial.jpeg).save(run.map(trial.key))
     told = parts.floor()
@@ -320,3 +357,12 @@ def test_the_maps_of_a_run_beside_ridge(tmp_path, seeing):
     for trial, other in zip(test, test[1:] + test[:1], strict=True):
         Image.open(other.jpeg).save(run.map(trial.key))
     assert parts.floor()["p_maps"] > 0.01
+    run.trials = [trial | {"image": "another"} for trial in listed]
+    assert "no map of these trials" in parts.floor()["maps_why"]
+
+
+def test_what_is_untrue_on_purpose_stands_on_terminal_and_page(tmp_path, capsys):
+    given = write(tmp_path / "study", timed=False, images=10)
+    command.audit(config(given | {"splits": "trials", "audit": True}, tmp_path / "audit", quick=True))
+    assert "TEST PICTURES WERE TRAINED ON" in capsys.readouterr().out
+    assert "TEST PICTURES WERE TRAINED ON" in (tmp_path / "audit" / "audit.html").read_text(encoding="utf-8")

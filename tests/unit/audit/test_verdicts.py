@@ -13,6 +13,8 @@ ABOUT = {
     "same_order": None,
     "split_by": "image",
     "zero_shot": False,
+    "people": 4,
+    "classes": 6,
 }
 
 
@@ -101,6 +103,8 @@ def test_the_same_order_for_all_leaves_people_open():
     about = ABOUT | {"class_blocks": True, "same_order": 0.9}
     assert answers(about)["people"] == UNKNOWN
     assert answers(about, within=part(0.5, 0.5, null=0.5))["vision"] == NO
+    alike = {"class_blocks": True, "same_order": 0.3}  # which random orders of 6 classes may have, not those of 40
+    assert answers(ABOUT | alike)["people"] == YES and answers(ABOUT | alike | {"classes": 40})["people"] == UNKNOWN
     nothing = answers(about, within={"why": "the files do not say which picture was shown, only its class"})
     assert nothing["vision"] == nothing["picture"] == UNKNOWN
 
@@ -134,7 +138,7 @@ def test_ridge_that_wins_is_said():
     assert answers(floor=part(0.6, 0.0002))["linear"] == UNKNOWN
 
 
-@pytest.mark.parametrize("change", [{"shared": 1}, {"twins": 1}])
+@pytest.mark.parametrize("change", [{"shared": 1}, {"twins": 1}, {"copies": 1}])
 def test_test_pictures_in_train_are_no_unused_data(change):
     overlap = part(0.8, 0.0002, null=0.5, shared=0, twins=0, n_pictures=40) | change
     assert answers(overlap=overlap)["unused"] == NO
