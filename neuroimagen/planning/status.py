@@ -25,6 +25,7 @@ import yaml
 
 from neuroimagen.config import option, path_option
 from neuroimagen.files import holder
+from neuroimagen.pages import render
 
 TRAINED = (
     *("pixel_features", "pixel_saliency", "semantics_label", "semantics_blip"),
@@ -36,7 +37,6 @@ LOSSES = ("loss", "loss_g", "classification")
 TAIL = 1 << 18  # bytes of a log that are read: its end
 ERROR = re.compile(r"error(?: \(rank \d+\))?: |(?:slurmstepd|srun): error: ")
 START = re.compile(r"== job \S+, start \d+")  # slurm_job.sh: an output may tell of several starts
-WIDTH, NAMES = 80, 26  # columns: of all, of a stage's name and state
 QUIET = 120.0  # s without a word after which it is said
 # Of a stage: how far it is; its speed and what is left; the file that it writes as it goes; s between two such writings
 Told = tuple[list[str], list[str], Path, float]
@@ -66,7 +66,7 @@ class Stage:
     name: str
     state: str = "to do"
     told: list[str] = dataclasses.field(default_factory=list)
-    reason: str = ""
+    reason: list[str] = dataclasses.field(default_factory=list)  # lines
 
 
 def span(seconds: float) -> str:
@@ -108,6 +108,11 @@ def content(path: Path) -> dict[str, Any]:
 def logged(run: Path) -> list[dict[str, Any]]:
     """The last lines of a trainer's log."""
     return [json.loads(line) for line in lines_of(run / "stats.jsonl") if line[:1] == "{" and line[-1:] == "}"]
+
+
+def steps_logged(run: Path) -> list[dict[str, Any]]:
+    """Those of them that tell how long steps took, and what memory."""
+    return [line for line in logged(run) if "step_seconds" in line]
 
 
 def jobs_of(runs: Path) -> list[Job] | None:
@@ -218,7 +223,7 @@ def look(runs: Path, name: str, jobs: list[Job] | None) -> Stage:
     elif job:
         stage.state, as_job = "queued", [f"as job {job.number} ({job.reason})"]
     elif failed or (error and age(output) <= age(run / "environment.json")):
-        stage.state, stage.reason = "failed", (failed or [error])[-1]
+        stage.state, stage.reason = "failed", textwrap.wrap((failed or [error])[-1], width=54, max_lines=4)
     elif begun.exists():
         untold = held is None or lock.name == "none"  # on another machine, or without a lock
         over = jobs is not None and (number or lock.name == "none")  # but SLURM says that it is no job any more
@@ -252,35 +257,13 @@ def stages_of(runs: Path) -> list[Stage]:
     return [stage for stage in stages if stage.name in begun or stage.name not in left_out]
 
 
-def advice(runs: Path, stages: list[Stage]) -> str:
-    """What to type next."""
-    states = {stage.state for stage in stages}
-    if states == {"done"}:
-        return f"next: neuroimagen export runs={runs} out=MODEL    (the page: {runs}/reconstruct/report.html)"
-    if "failed" in states:
-        return "next: mend what failed, then the command of the study again: it continues"
-    if states & {"running", "queued"}:
-        return f"next: wait, or look again: neuroimagen status {runs} watch=60"
-    return "next: the command of the study again (bash launch/paper.sh ...): it continues"
-
-
-def page(runs: Path, stages: list[Stage]) -> str:
-    done = sum(stage.state == "done" for stage in stages)
-    lines = [f"{runs}: {done} of {len(stages)} stages done, {datetime.datetime.now():%Y-%m-%d %H:%M:%S}"]
-    for stage in stages:
-        head, indent = f"{stage.name:<16} {stage.state:<8} ", " " * NAMES
-        told = textwrap.wrap(", ".join(stage.told), WIDTH, initial_indent=head, subsequent_indent=indent)
-        lines += told or [head.rstrip()]
-        lines += textwrap.wrap(stage.reason, WIDTH, initial_indent=indent, subsequent_indent=indent, max_lines=4)
-    return "\n".join([*lines, advice(runs, stages)])
-
-
 def status(config: StatusConfig) -> int:
     """The command. 1 if a stage failed; ValueError if there is no study."""
     runs = Path(config.runs)
     while True:
-        stages = stages_of(runs)
-        print(("\x1b[2J\x1b[H" if config.watch and sys.stdout.isatty() else "") + page(runs, stages), flush=True)
+        stages, now = stages_of(runs), f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}"
+        page = render("planning/templates/status.j2", runs=runs, stages=stages, now=now)
+        print("\x1b[2J\x1b[H" * (config.watch > 0 and sys.stdout.isatty()) + page, end="", flush=True)
         if not config.watch:
             return int(any(stage.state == "failed" for stage in stages))
         time.sleep(config.watch)

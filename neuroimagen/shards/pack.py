@@ -29,6 +29,7 @@ from neuroimagen.shards.workers import Died, fingerprint, how_many, pack_in_proc
 from neuroimagen.studies.open import PATHS, SourceConfig, chosen, listed, open_study
 from neuroimagen.studies.study import Study
 
+SOME = 32  # trials that tell of all
 FREE = ("out", "processes")  # fields that change no byte of the shards
 OURS = re.compile(r"unfinished|manifest\.json.*|(train|val|test)(-\d{6}\.tar.*|\.index\.npy)")  # in OUT.partial
 OF_THE_STUDY = (
@@ -149,7 +150,7 @@ def _pack(config: ShardsConfig, resolved: dict[str, Any], partial: Path) -> Mani
         for name, (size, changed, _) in inputs.items():
             if _stamp(Path(name)) != [size, changed]:
                 raise ValueError(f"{name} changed while it was packed: give the same command again")
-        manifest = _manifest(study, config, [(job, records[job.name]) for job in jobs], partial)
+        manifest = manifest_of(study, config, [(job, records[job.name]) for job in jobs], partial)
     except Died:
         raise
     except ValueError:  # this command cannot succeed: it leaves nothing
@@ -253,19 +254,28 @@ def _true_record(partial: Path, job: Job) -> Record | None:
         return None
 
 
+def sampled(packer: Packer) -> tuple[list[int], list[float], list[bytes]]:
+    """Bytes in a tar and seconds of each of SOME trials that are spread over the study, and the pictures stored."""
+    every = [int(i) for split in SPLITS for i in packer.study.splits[split]]
+    sizes, seconds, pictures = [], [], []
+    for place in sorted({*np.linspace(0, len(every) - 1, SOME).astype(int).tolist()}) if every else []:
+        start = time.monotonic()
+        members = packer.sample(packer.study.trial(every[place]), Record(""))
+        seconds.append(time.monotonic() - start)
+        del members["__key__"]
+        sizes.append(sum(512 + -(-len(data) // 512) * 512 for data in members.values()))  # as tar pads
+        pictures += [data for name, data in members.items() if name not in ("eeg", "json")]
+    return sizes, seconds, pictures
+
+
 def _trials_in_a_tar(packer: Packer, config: ShardsConfig) -> tuple[int, float]:
-    """How many trials a tar gets, by the size of some that are spread over the study; and the seconds one takes."""
-    every = [i for split in SPLITS for i in packer.study.splits[split]]
-    some = [every[i] for i in sorted({*np.linspace(0, len(every) - 1, 32).astype(int).tolist()})] if every else []
-    start, size = time.monotonic(), 0
-    for i in some:
-        members = packer.sample(packer.study.trial(int(i)), Record(""))
-        size += sum(512 + -(-len(data) // 512) * 512 for name, data in members.items() if name != "__key__")
-    seconds = (time.monotonic() - start) / max(1, len(some))
-    return config.shard_size or max(1, int(config.shard_mb * 1e6 * len(some) / max(1, size))), seconds
+    """How many trials a tar gets, and the seconds one takes."""
+    sizes, seconds, _ = sampled(packer)
+    n = max(1, len(sizes))
+    return config.shard_size or max(1, int(config.shard_mb * 1e6 * len(sizes) / max(1, sum(sizes)))), sum(seconds) / n
 
 
-def _manifest(study: Study, config: ShardsConfig, tars: list[tuple[Job, Record]], folder: Path) -> Manifest:
+def manifest_of(study: Study, config: ShardsConfig, tars: list[tuple[Job, Record]], folder: Path) -> Manifest:
     """The manifest, without inputs and config, and the index files; checks what concerns several tars."""
     keys: set[str] = set()
     side: dict[str, str] = {}  # image -> split
