@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
@@ -13,6 +14,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 try:
     import fcntl
@@ -145,6 +148,16 @@ def holder(path: Path) -> tuple[bool | None, str]:
         return None, ""
     here = who.endswith(f" on {platform.node()}")
     return (True if found != fcntl.F_UNLCK else False if here else None), who
+
+
+def content_of(path: Path) -> dict[str, Any]:
+    """Of a YAML or JSON file of ours; {} if it is not there, or not whole."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def allow_open(wanted: int) -> int:

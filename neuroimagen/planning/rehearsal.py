@@ -21,7 +21,7 @@ from neuroimagen.planning.status import steps_logged
 from neuroimagen.shards.format import write_json
 from neuroimagen.shards.pack import manifest_of
 from neuroimagen.shards.tars import Job, Packer, ShardsConfig
-from neuroimagen.studies.study import Study, Trial
+from neuroimagen.studies.study import Facts, Study, Trial
 
 QUIET = {"trackers": "none", "workers": 0, "log_every": 1, "checkpoint_every": 0, "validate_every": 0}
 SHORT = {"warmup": 0, "classes_per_batch": 0, "trials_per_class": 0, "captions": "label"}  # the same work
@@ -53,7 +53,7 @@ class Noise(Study):
 
     def trial(self, index: int) -> Trial:
         eeg = self.rng.standard_normal((self.n_chans, self.n_times), dtype=np.float32)
-        return self.make_trial(f"{index}", eeg, self.jpeg, 1, index % len(self.classes), f"{index}", {})
+        return self.make_trial(f"{index}", eeg, Facts(1, f"{index}", index % len(self.classes), picture=self.jpeg), {})
 
 
 def random_shards(folder: Path, counts: Counts, trials: dict[str, int]) -> None:

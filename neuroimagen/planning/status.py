@@ -21,10 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from neuroimagen.config import option, path_option
-from neuroimagen.files import holder
+from neuroimagen.files import content_of, holder
 from neuroimagen.pages import render
 
 TRAINED = (
@@ -95,16 +93,6 @@ def lines_of(path: Path, size: int = TAIL) -> list[str]:
         return []
 
 
-def content(path: Path) -> dict[str, Any]:
-    """Of a YAML or JSON file of ours; {} if it is not there, or not whole."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def logged(run: Path) -> list[dict[str, Any]]:
     """The last lines of a trainer's log."""
     return [json.loads(line) for line in lines_of(run / "stats.jsonl") if line[:1] == "{" and line[-1:] == "}"]
@@ -141,7 +129,7 @@ def printed(runs: Path, stage: str) -> tuple[Path, str]:
 
 
 def _trained(run: Path, done: bool) -> Told:
-    config, lines = content(run / "config.yaml"), logged(run)
+    config, lines = content_of(run / "config.yaml"), logged(run)
     step, steps = (lines[-1].get("step", 0) if lines else 0), config.get("max_steps", 0)
     values = dict(itertools.chain.from_iterable(line.items() for line in lines))  # the last of each
     number = next((name for name in (VALIDATED if done else LOSSES + VALIDATED) if values.get(name) is not None), None)
@@ -154,7 +142,7 @@ def _trained(run: Path, done: bool) -> Told:
 
 
 def _drawn(run: Path, done: bool) -> Told:
-    about, trials = content(run / "rows.json"), len(lines_of(run / "trials.jsonl", 1 << 40))
+    about, trials = content_of(run / "rows.json"), len(lines_of(run / "trials.jsonl", 1 << 40))
     rows = [str(row["name"]) for row in about.get("rows", [])]
     total, start = trials * len(rows) * about.get("samples", 0), age(run / "environment.json")
     ages = sorted((age(path), path) for row in rows for path in (run / "images" / row).glob("*.png"))
@@ -167,7 +155,7 @@ def _drawn(run: Path, done: bool) -> Told:
 
 def _packed(runs: Path, done: bool) -> Told:
     manifest, partial = runs / "shards" / "manifest.json", runs / "shards.partial"
-    tars = [tar for split in content(manifest).get("splits", {}).values() for tar in split["shards"]]
+    tars = [tar for split in content_of(manifest).get("splits", {}).values() for tar in split["shards"]]
     if done:
         trials, size = (sum(tar[what] for tar in tars) for what in ("trials", "bytes"))
         return [f"{trials:,} trials", f"{size / 1e6:,.0f} MB"], [], manifest, 0.0
@@ -179,7 +167,7 @@ def _captioned(runs: Path, done: bool) -> Told:
     out = runs / "captions.jsonl"
     files = [*sorted(runs.glob("captions.jsonl.part-*"), key=age), out]
     captions = sum(len(lines_of(path, 1 << 40)) for path in files)
-    pictures = len(content(runs / "captions.jsonl.inputs.json").get("images", {}).get("content", {}))
+    pictures = len(content_of(runs / "captions.jsonl.inputs.json").get("images", {}).get("content", {}))
     return [f"{captions:,}" + (f" of {pictures:,}" if pictures else "") + " captions"], [], files[0], 0.0
 
 
@@ -213,7 +201,7 @@ def look(runs: Path, name: str, jobs: list[Job] | None) -> Stage:
     """Where one stage stands."""
     run, end, lock, begun, tell = place(runs, name)
     (output, error), (held, who), failed = printed(runs, name), holder(lock), lines_of(run / "failed.txt")
-    number = content(run / "environment.json").get("slurm_job_id")  # of its last start
+    number = content_of(run / "environment.json").get("slurm_job_id")  # of its last start
     job = next((job for job in jobs or () if job.name.startswith(f"{name}:") or job.number == number), None)
     stage, as_job = Stage(name), [f"job {job.number}"] if job else []
     if end.exists():

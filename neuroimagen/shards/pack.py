@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from neuroimagen.files import FULL, Taken, claim, sha256, versions
+from neuroimagen.files import FULL, Taken, claim, content_of, sha256, versions
 from neuroimagen.pages import render
 from neuroimagen.pictures import LAID, TOLD_TO_LIE, TURNED, described
 from neuroimagen.shards.format import INDEX, SPLITS, Manifest, ShardSplit, read_manifest, write_json
@@ -162,10 +162,10 @@ def _pack(config: ShardsConfig, resolved: dict[str, Any], partial: Path) -> Mani
     own = chosen(config)
     unlisted = dataclasses.asdict(own).keys() - listed(own)
     manifest.config = {name: resolved[name] for name in [*listed(own), *resolved] if name not in unlisted}
-    content = dataclasses.asdict(manifest)
+    listing = dataclasses.asdict(manifest)
     if not manifest.control:
-        del content["control"]  # as before there were any
-    write_json(partial / "manifest.json", content)
+        del listing["control"]  # as before there were any
+    write_json(partial / "manifest.json", listing)
     (unfinished / "plan.json").unlink()  # from here on the manifest is what says that all is there
     shutil.rmtree(unfinished)
     return manifest
@@ -198,7 +198,7 @@ def _hash_with_progress(path: Path) -> str:
 
 def _inputs(study: Study, plan: Path) -> dict[str, list[Any]]:
     """Path -> [size, time of change, SHA-256] of each input; one that looks as it did for `plan` is not read again."""
-    before = _read_json(plan).get("inputs", {})
+    before = content_of(plan).get("inputs", {})
     found = {}
     for path in study.inputs:
         name, stamp = str(path.absolute()), _stamp(path)
@@ -207,18 +207,10 @@ def _inputs(study: Study, plan: Path) -> dict[str, list[Any]]:
     return found
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def _go_on(partial: Path, plan: dict[str, Any], jobs: list[Job]) -> dict[str, Record]:
     """The records of the tars that an earlier, stopped command left whole; none, and an empty `partial`, otherwise."""
     unfinished = partial / "unfinished"
-    before = _read_json(unfinished / "plan.json")
+    before = content_of(unfinished / "plan.json")
     if config := before.get("config"):  # an older plan names the fields of all data sets, and not the newer ones
         usual = dataclasses.asdict(ShardsConfig())
         before["config"] = {name: config.get(name, usual[name]) for name in plan["config"]}
@@ -245,7 +237,7 @@ def _go_on(partial: Path, plan: dict[str, Any], jobs: list[Job]) -> dict[str, Re
 def _true_record(partial: Path, job: Job) -> Record | None:
     """The record of a tar, if the tar is there and the picture files in it are those of today."""
     try:
-        record = Record(**_read_json(job.record(partial)))
+        record = Record(**content_of(job.record(partial)))
         if (partial / job.name).stat().st_size != record.bytes:
             return None
         pictures = [(file, stamp) for _, _, file, *stamp in record.images.values() if file]
