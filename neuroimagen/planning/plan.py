@@ -161,9 +161,12 @@ def suits(config: Any, counts: Counts, processes: int | None) -> None:
 
 
 def training(
-    name: str, about: Any, stage: str, counts: Counts, f_theta: Any, measured: rehearsal.Rehearsed | None, run: Path
+    name: str, about: Any, stage: str, counts: Counts, f_theta: Any, measured: list[dict[str, Any]], run: Path
 ) -> tuple[Row, list[str]]:
-    """The row of a trainer, and notes. stage: its file; f_theta: the config of stage 1a; run: one that may have gone"""
+    """The row of a trainer, and notes. stage: its file; f_theta: the config of stage 1a; run: one that may have gone
+
+    measured: rehearse's, of steps that count where that run has none.
+    """
     row, notes = Row(name, f"{about.max_steps:,} steps of {about.global_batch_size}"), []
     here = of_pipeline(about.pipeline) if hasattr(about, "pipeline") else {"text": (0, 0)}
     if "text" not in here:
@@ -173,12 +176,11 @@ def training(
     saved = numbers(nets.trained, True) + numbers(nets.averaged, True) + 2 * row.numbers
     row.disk = 4.0 * (twice * saved + numbers(nets.exported, True))
     row.memory = f">= {size(4.0 * (4 * row.numbers + numbers(nets.averaged) + numbers(nets.frozen)))}"
-    if lines := steps_logged(run):
-        row.seconds = statistics.mean(line["step_seconds"] for line in lines) * about.max_steps
-        row.memory, row.source = f"{max(line['memory_gb'] for line in lines):.1f} GB", "r"
-    elif measured:
-        row.seconds = rehearsal.whole(about, measured.seconds)
-        row.memory, row.source = f"{measured.memory:.1f} GB", "m" * (row.seconds is not None)
+    if lines := (ran := steps_logged(run)) or measured:
+        row.memory = f"{max(line['memory_gb'] for line in lines):.1f} GB"
+        seconds = [line["step_seconds"] for line in lines]
+        row.seconds = statistics.mean(seconds) * about.max_steps if ran else rehearsal.whole(about, seconds)
+        row.source = "r" if ran else "m" * (row.seconds is not None)
     return row, notes
 
 
@@ -232,20 +234,18 @@ class Plan:
         """The table, which takes some seconds more if steps are to be measured."""
         assert self.counts and not self.faults
         trainers = {step.name: step for step in self.steps if hasattr(self.configs[step.name], "max_steps")}
-        measured: dict[str, rehearsal.Rehearsed | None] = {}
-        if self.config.measure:
-            new = {
-                name: (_trainer(step.words[0]), self.configs[name], step.processes or 1)
-                for name, step in trainers.items()
-                if not logged(Path(self.configs[name].run_dir))
-            }
-            measured = dict(rehearsal.rehearse(new, self.counts, self.config.measure))
+        new = {
+            name: (_trainer(step.words[0]), self.configs[name], step.processes or 1)
+            for name, step in trainers.items()
+            if self.config.measure and not logged(Path(self.config.runs, name))
+        }
+        measured = dict(rehearsal.rehearse(new, self.counts, self.config.measure))
         rows = []
         for step in self.steps:
             about, row, run = self.configs[step.name], Row(step.name), Path(self.config.runs, step.name)
             if step.name in trainers:
                 given = Path(step.words[0]).stem, self.counts, self.configs.get("pixel_features")
-                row, notes = training(step.name, about, *given, measured.get(step.name), run)
+                row, notes = training(step.name, about, *given, measured.get(step.name, []), run)
                 self.notes += notes
             elif step.name == "reconstruct":
                 drawn(row, about, self.counts, self.configs["pixel_saliency"].image_size)
@@ -276,7 +276,7 @@ def plan_audit(config: PlanConfig) -> int:
     suits(about, counts, None)
     ran = [path for path in [*folder.glob("*/seed-*"), Path(config.runs, "semantics_label")] if logged(path)]
     work = {} if ran or not config.measure else {"stage 2": (_trainer(STAGE_2[0]), about, 1)}
-    measured = dict(rehearsal.rehearse(work, counts, config.measure)).get("stage 2")
+    measured = dict(rehearsal.rehearse(work, counts, config.measure)).get("stage 2", [])
     first = Row("shards", f"{sum(counts.trials.values()):,} trials", disk=counts.shards, seconds=counts.seconds)
     first.source = "m" * (counts.seconds is not None)
     second, _ = training("stage 2", about, "sample_semantics", counts, None, measured, [*ran, Path(about.run_dir)][0])

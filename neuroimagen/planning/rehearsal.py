@@ -27,14 +27,6 @@ QUIET = {"trackers": "none", "workers": 0, "log_every": 1, "checkpoint_every": 0
 SHORT = {"warmup": 0, "classes_per_batch": 0, "trials_per_class": 0, "captions": "label"}  # the same work
 
 
-@dataclasses.dataclass
-class Rehearsed:
-    """seconds: of each step that was made; memory: GB, the peak of the process"""
-
-    seconds: list[float]
-    memory: float
-
-
 class Noise(Study):
     """Random EEG of a study's shape, with a picture of 256 px."""
 
@@ -94,14 +86,16 @@ def _quietly(main: Callable[[Any], int], config: Any) -> None:
 
 def rehearse(
     runs: Mapping[str, tuple[Callable[[Any], int], Any, int]], counts: Counts, budget: float
-) -> Iterator[tuple[str, Rehearsed | None]]:
-    """Name -> what was measured of it, None if there was no time for two steps, or it does not run here.
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Name -> what it logged of each step, nothing if there was no time for two, or it does not run here.
 
     runs: name -> a trainer's main, config and processes; each gets its share of what is left of `budget` seconds.
     """
     deadline = time.monotonic() + budget
+    if not runs:
+        return
     with tempfile.TemporaryDirectory(prefix="neuroimagen-plan-") as where:
-        folder, most = Path(where), max((config.global_batch_size for _, config, _ in runs.values()), default=1)
+        folder, most = Path(where), max(config.global_batch_size for _, config, _ in runs.values())
         random_shards(folder / "shards", counts, {"train": max(most, counts.shape["n_classes"]), "val": 8, "test": 8})
         if "pixel_features" in runs:  # as stage 1a would leave it for 1b, which does not wait for that here
             f_theta = networks("pixel_features", runs["pixel_features"][1], counts.shape, device="cpu").trained[0]
@@ -115,10 +109,8 @@ def rehearse(
             process.join(max(0.0, deadline - time.monotonic()) / (len(runs) - number))
             process.kill()
             process.join()
-            seconds, memory = (
-                [line[key] for line in steps_logged(folder / name)] for key in ("step_seconds", "memory_gb")
-            )
-            yield name, Rehearsed(seconds, max(memory)) if len(seconds) > 1 else None
+            lines = steps_logged(folder / name)
+            yield name, lines if len(lines) > 1 else []
 
 
 def whole(config: Any, seconds: list[float]) -> float | None:
