@@ -34,6 +34,7 @@ FREE = ("out", "processes")  # fields that change no byte of the shards
 OURS = re.compile(r"unfinished|manifest\.json.*|(train|val|test)(-\d{6}\.tar.*|\.index\.npy)")  # in OUT.partial
 OF_THE_STUDY = (
     *("dataset", "simulated", "n_chans", "n_times", "sfreq", "channels", "units", "classes", "split_by", "control"),
+    *("protocol", "before", "recorded"),
 )
 
 
@@ -329,12 +330,9 @@ def manifest_of(study: Study, config: ShardsConfig, tars: list[tuple[Job, Record
         channel_mean=mean.tolist(),
         channel_std=np.sqrt(m2 / count).tolist(),
         splits=splits,
-        protocol=study.protocol,
         notes=notes,
         inputs={},
         config={},
         eeg_error=(error / power) ** 0.5 if power else 0.0,
         tmin=study.tmin or 0.0,
-        before=study.before,
-        recorded=study.recorded,
     )
