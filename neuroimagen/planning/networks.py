@@ -22,15 +22,11 @@ from neuroimagen.sample.encoder import SampleEncoder
 @dataclass
 class Networks:
     """trained: by an optimizer of the Adam kind; averaged: of which a second copy is kept (EMA), and which is exported,
-    or else what is trained is; frozen: used alone."""
+    or, without any, what is trained; frozen: used alone."""
 
     trained: list[Any]
     averaged: list[Any] = field(default_factory=list)
     frozen: list[Any] = field(default_factory=list)
-
-    @property
-    def exported(self) -> list[Any]:
-        return self.averaged or self.trained
 
 
 def numbers(modules: list[nn.Module], buffers: bool = False) -> int:

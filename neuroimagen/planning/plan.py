@@ -174,7 +174,7 @@ def training(
     nets = networks(stage, about, counts.shape, f_theta, here.get("text", (77, 768)))
     row.numbers, twice = numbers(nets.trained), min(2, -(-about.max_steps // (about.checkpoint_every or 1 << 60)))
     saved = numbers(nets.trained, True) + numbers(nets.averaged, True) + 2 * row.numbers
-    row.disk = 4.0 * (twice * saved + numbers(nets.exported, True))
+    row.disk = 4.0 * (twice * saved + numbers(nets.averaged or nets.trained, True))
     row.memory = f">= {size(4.0 * (4 * row.numbers + numbers(nets.averaged) + numbers(nets.frozen)))}"
     if lines := (ran := steps_logged(run)) or measured:
         row.memory = f"{max(line['memory_gb'] for line in lines):.1f} GB"

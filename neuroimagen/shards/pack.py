@@ -136,7 +136,8 @@ def _pack(config: ShardsConfig, resolved: dict[str, Any], partial: Path) -> Mani
     opening = time.monotonic() - start
     inputs = _inputs(study, unfinished / "plan.json")
     packer = Packer(study, config, partial)
-    trials, trial_seconds = _trials_in_a_tar(packer, config)
+    sizes, seconds, _ = sampled(packer)
+    trials = config.shard_size or max(1, int(config.shard_mb * 1e6 * len(sizes) / max(1, sum(sizes))))  # in a tar
     jobs = []
     for split in SPLITS:
         indices = [int(i) for i in study.splits[split]]
@@ -147,7 +148,7 @@ def _pack(config: ShardsConfig, resolved: dict[str, Any], partial: Path) -> Mani
     plan["versions"] = versions("neuroimagen", "numpy", "scipy", "mne", "pillow", "torch")
     records = _go_on(partial, plan, jobs)
     try:
-        _write_tars(packer, jobs, records, opening, trial_seconds)
+        _write_tars(packer, jobs, records, opening, sum(seconds) / max(1, len(seconds)))
         for name, (size, changed, _) in inputs.items():
             if _stamp(Path(name)) != [size, changed]:
                 raise ValueError(f"{name} changed while it was packed: give the same command again")
@@ -259,13 +260,6 @@ def sampled(packer: Packer) -> tuple[list[int], list[float], list[bytes]]:
         sizes.append(sum(512 + -(-len(data) // 512) * 512 for data in members.values()))  # as tar pads
         pictures += [data for name, data in members.items() if name not in ("eeg", "json")]
     return sizes, seconds, pictures
-
-
-def _trials_in_a_tar(packer: Packer, config: ShardsConfig) -> tuple[int, float]:
-    """How many trials a tar gets, and the seconds one takes."""
-    sizes, seconds, _ = sampled(packer)
-    n = max(1, len(sizes))
-    return config.shard_size or max(1, int(config.shard_mb * 1e6 * len(sizes) / max(1, sum(sizes)))), sum(seconds) / n
 
 
 def manifest_of(study: Study, config: ShardsConfig, tars: list[tuple[Job, Record]], folder: Path) -> Manifest:

@@ -90,21 +90,19 @@ class Controlled(Changed):
         extra = trial.extra | ({"shown": trial.image} if self.shown else {})
         return self.make_trial(trial.key, trial.eeg, self.facts(index), extra)
 
-    def _keep(self, held: Callable[[int], bool], what: str) -> None:
+    def _keep(self, held: set[int], what: str) -> None:
         """The reader's own test trials that are held out are the test split, of the other trials train and val."""
-        self.splits = {name: [i for i in self.splits[name] if held(i) == (name == "test")] for name in SPLITS}
+        self.splits = {name: [i for i in self.splits[name] if (i in held) == (name == "test")] for name in SPLITS}
         self.done.append(f"of these, held out for test alone: {what}")
 
     def _hold_out_blocks(self, numbers: list[int]) -> None:
-        out, classes = set(), self._labels("train")
+        held, classes = set[int](), self._labels("train")
         for subject, blocks in self._blocks(f"hold_out={numbers}", self.known).items():
             for number in numbers:
                 if not -len(blocks) <= number < len(blocks):
                     raise ValueError(f"hold_out={number}, but subject {subject} has {len(blocks)} blocks")
-                out.add((subject, list(blocks)[number]))
-        self._keep(
-            lambda i: (self.known[i].subject, self.known[i].block) in out, f"blocks {some([*map(str, numbers)])}"
-        )
+                held |= {*list(blocks.values())[number]}
+        self._keep(held, f"blocks {some([*map(str, numbers)])}")
         if lost := sorted((self._labels("test") & classes) - self._labels("train")):
             gone = f"class {self._named(lost[0])} was shown in held-out blocks alone, so it could not be trained on"
             raise ValueError(f"hold_out={numbers}: {gone}: hold out other blocks, or give hold_out_classes=...")
@@ -116,7 +114,7 @@ class Controlled(Changed):
             raise ValueError(f"hold_out_subject={subject}: {only}: take the files of several subjects")
         if subject not in found:
             raise ValueError(f"hold_out_subject={subject} has no trial here; there are subjects {sorted(found)}")
-        self._keep(lambda i: self.known[i].subject == subject, f"subject {subject}")
+        self._keep({i for i, facts in self.known.items() if facts.subject == subject}, f"subject {subject}")
 
     def _hold_out_classes(self, count: int) -> None:
         trained = self._labels("train")
@@ -129,7 +127,7 @@ class Controlled(Changed):
             raise ValueError(f"hold_out_classes={count} of {len(both)} {less}")
         out = set(np.random.default_rng(self.config.seed).permutation(both)[:count].tolist())
         what = f"{count} classes, drawn by seed {self.config.seed} ({some([self._named(i) for i in sorted(out)])})"
-        self._keep(lambda i: self.known[i].label in out, what)
+        self._keep({i for i, facts in self.known.items() if facts.label in out}, what)
 
     def _labels(self, split: str) -> set[int]:
         return {self.known[i].label for i in self.splits[split]}

@@ -151,6 +151,7 @@ class Study:
         return Facts(trial.subject, trial.image, trial.label, picture=trial.jpeg)
 
     def picture(self, index: int) -> bytes | Path:
+        """The picture of a trial: its bytes, or its file."""
         return self.facts(index).picture
 
     def where(self, index: int, key: str) -> str:
