@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 try:
     import fcntl
     import resource
@@ -126,15 +128,6 @@ def busy(path: Path) -> Iterator[None]:
             os.close(lock)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; nothing if it is not there, or not whole."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def holder(path: Path) -> tuple[bool | None, str]:
     """Whether a process has what `claim` locks, and who has it or had it last, "process 7 on node1", or "".
 
@@ -155,6 +148,16 @@ def holder(path: Path) -> tuple[bool | None, str]:
         return None, ""
     here = who.endswith(f" on {platform.node()}")
     return (True if found != fcntl.F_UNLCK else False if here else None), who
+
+
+def content_of(path: Path) -> dict[str, Any]:
+    """Of a YAML or JSON file of ours; {} if it is not there, or not whole."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def allow_open(wanted: int) -> int:

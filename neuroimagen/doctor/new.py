@@ -33,7 +33,6 @@ from neuroimagen.text_files import encode
 
 BESIDE = {"recording": ("recording", "_recordings.yaml"), "epochs": ("trials", "_trials.csv")}  # what is written, too
 USUAL = Path(__file__).with_name("new.yaml")
-FEW = 5000  # train trials: half of the paper's
 
 
 @dataclasses.dataclass
@@ -179,17 +178,11 @@ def _look(lines: dict[str, Line], left: list[str], found: list[str]) -> dict[str
     left += [f"{len(faults):,} faults, of which neuroimagen check lists all: {'; '.join(faults[:3])}"] if faults else []
     names = {known["label"]: known["name"] for known in study.classes}
     train = Counter(trial.label for trial in seen.trials if trial.split == "train")
-    few, uneven = train.total() < FEW, bool(train) and max(train.values()) > UNEVEN * min(train.values())
-    batch = 64 if few else 512
-    most = next((p for p in (128, 64, 32, 16, 8, 4, 2) if p <= min(len(train), batch // 4)), 0)
     shows = (study.trial(i).extra.get("picture") for i in study.splits["train"][:200])
     return {
-        **{"study": study, "examined": seen, "train": train.total(), "few": few, "uneven": uneven, "batch": batch},
+        **{"study": study, "examined": seen, "train": train, "unknown": UNKNOWN_PICTURE in shows},
+        **{"uneven": bool(train) and max(train.values()) > UNEVEN * min(train.values())},
         **{"classes": Counter(names[label] for label in sorted(trial.label for trial in seen.trials))},
-        # at random, hardly two trials of a class in a batch, or one class mostly: stage 1a takes so many classes
-        **{"balance": most if uneven or len(train) > batch else 0},
-        **{"steps": max(150, 10 * round(1.2 * train.total() / batch))},
-        **{"encoder": "conv" if study.n_times >= 64 else "lstm", "unknown": UNKNOWN_PICTURE in shows},
         **{"runs": len({t.recording for t in seen.trials if not t.recording.startswith("subject ")})},
         **{"folder": os.path.commonpath(study.picture_folders) if study.picture_folders else ""},
     }

@@ -30,6 +30,13 @@ def data_address(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
+def aligned(text: str) -> str:
+    """Lines of cells with | between them as columns, two spaces apart."""
+    cells = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells)
+
+
 def render(template: str, **values: Any) -> str:
     """render("doctor/templates/page.j2", title="..."): the page, with "\\n" at its end."""
     return ENVIRONMENT.get_template(template).render(values)
@@ -44,4 +51,4 @@ ENVIRONMENT = jinja2.Environment(
     keep_trailing_newline=True,
 )
 ENVIRONMENT.globals |= {"inlined": inlined}
-ENVIRONMENT.filters |= {"sha256_source": sha256_source, "data_address": data_address}
+ENVIRONMENT.filters |= {"aligned": aligned, "sha256_source": sha256_source, "data_address": data_address}

@@ -1,7 +1,6 @@
 """What a study holds, told by its shards, or by its reader and a few of its trials: for `neuroimagen plan`."""
 
 import io
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,10 @@ from PIL import Image
 
 from neuroimagen.batches.decode import load_picture
 from neuroimagen.shards.format import ShardSplit, read_manifest
-from neuroimagen.shards.tars import Packer, Record, ShardsConfig
+from neuroimagen.shards.pack import SOME, sampled
+from neuroimagen.shards.tars import Packer, ShardsConfig
 from neuroimagen.studies.open import open_study
 from neuroimagen.studies.study import SPLITS
-
-SOME = 32  # trials that are read to tell of all
 
 
 @dataclass
@@ -67,16 +65,8 @@ def of_shards(shards: str | Path) -> Counts:
 def of_study(config: ShardsConfig) -> Counts:
     """Reads SOME trials, spread over the study. ValueError or OSError as the reader's."""
     study = open_study(config)
-    packer, every = Packer(study, config, Path()), [int(i) for name in SPLITS for i in study.splits[name]]
-    times, sizes, pictures = [], [], []
-    for i in {*np.linspace(0, len(every) - 1, SOME).astype(int).tolist()}:
-        start = time.monotonic()
-        members = packer.sample(study.trial(every[i]), Record(""))
-        times.append(time.monotonic() - start)
-        del members["__key__"]
-        sizes.append(sum(512 + -(-len(data) // 512) * 512 for data in members.values()))  # as tar pads
-        pictures += [data for name, data in members.items() if name in ("jpg", "png")]
-    seconds = float(np.median(times)) * len(every)
-    subjects = len({study.facts(i).subject for i in every})
+    sizes, times, pictures = sampled(Packer(study, config, Path()))
     trials = {name: len(study.splits[name]) for name in SPLITS}
-    return _of(study, trials, subjects, pictures=pictures, shards=float(np.mean(sizes) * len(every)), seconds=seconds)
+    n, subjects = sum(trials.values()), len({study.facts(int(i)).subject for own in study.splits.values() for i in own})
+    shards, seconds = float(np.mean(sizes) * n), float(np.median(times)) * n
+    return _of(study, trials, subjects, pictures=pictures, shards=shards, seconds=seconds)

@@ -15,7 +15,7 @@ import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -25,29 +25,24 @@ from neuroimagen.audit.trials import AuditConfig
 from neuroimagen.config import load_config, option, path_option
 from neuroimagen.errors import sentence
 from neuroimagen.files import write_atomic
+from neuroimagen.pages import render
 from neuroimagen.pixel.losses import check_batch
 from neuroimagen.planning import rehearsal
 from neuroimagen.planning.audit import allowed
-from neuroimagen.planning.counts import SOME, Counts, of_shards, of_study
-from neuroimagen.planning.networks import Networks, networks, numbers, of_pipeline
-from neuroimagen.planning.status import logged, span
+from neuroimagen.planning.counts import Counts, of_shards, of_study
+from neuroimagen.planning.networks import networks, numbers, of_pipeline
+from neuroimagen.planning.status import logged, span, steps_logged
 from neuroimagen.report.report import ReportConfig
 from neuroimagen.rows import ROWS, rows_to_draw
 from neuroimagen.sample.captions import CaptionsConfig
 from neuroimagen.scores.evaluate import EvaluateConfig
+from neuroimagen.shards.pack import SOME
 from neuroimagen.shards.tars import ShardsConfig
 
 PAPER = Path("launch/paper.sh")
 STAGE_2 = ("trainers/sample_semantics.py", "config=configs/sample_semantics.yaml")
 COMMANDS = {"shards": ShardsConfig, "captions": CaptionsConfig, "audit": AuditConfig}
 COMMANDS |= {"evaluate": EvaluateConfig, "report": ReportConfig}
-RULES = f"""\
-Disk and memory are estimates. shards: trials x what {SOME} of them take. A trainer: its two checkpoints (4 bytes for a
-number, 8 more for Adam's two if it is trained, 4 more if it is averaged) and its model. reconstruct: pictures x the
-mean of {SOME} of the study's as PNG, or of those in RUNS; drawn ones may be larger (the demo's are, by 40 %).
->=: weights, gradients and Adam alone, without what a step needs beside them. Memory without it is a process's peak.
-r: as the run in RUNS went. m: as steps went that were made just now, on random data, by one process with its share of
-the batch; several exchange gradients as well. Times are of steps alone: start and validation come on top."""
 
 
 @dataclasses.dataclass
@@ -76,7 +71,7 @@ class Step(NamedTuple):
 
 @dataclasses.dataclass
 class Row:
-    """A line of the table, as far as it is known. numbers: of what is trained; disk: bytes; source: r, m, of RULES"""
+    """A line of the table, as far as it is known. numbers: of what is trained; disk: bytes; source: r, m, done"""
 
     name: str
     work: str = ""
@@ -86,20 +81,6 @@ class Row:
     disk: float | None = None
     seconds: float | None = None
     source: str = ""
-
-    def cells(self) -> list[str]:
-        processes = "?" if self.processes is None else str(self.processes)
-        time = "?" if self.seconds is None else span(self.seconds)
-        count = "" if self.numbers is None else f"{self.numbers / 1e6:.2f} M"
-        return [
-            self.name,
-            processes,
-            self.work,
-            count,
-            self.memory,
-            size(self.disk),
-            f"{time} {self.source}" if self.source != "done" else f"done ({time})",
-        ]
 
 
 def size(n_bytes: float | None) -> str:
@@ -146,23 +127,28 @@ def _processes(launcher: list[str]) -> int | None:
 
 
 @functools.cache
-def _trainer(path: str) -> dict[str, Any]:
-    """What a trainer's file holds, without running it."""
-    return runpy.run_path(path, run_name="planned")
+def _trainer(path: str) -> Callable[[Any], int]:
+    """A trainer's `main`, which names its config, without running it."""
+    return runpy.run_path(path, run_name="planned")["main"]
 
 
-def checked(step: Step) -> tuple[Any, Callable[[Any], int] | None]:
-    """The config of a step, checked as the step itself does it, and a trainer's `main`. ValueError if it is wrong."""
-    if step.words[0].endswith(".py"):
-        held, stage, arguments = _trainer(step.words[0]), Path(step.words[0]).stem, step.words[1:]
-        declared = (each for name, each in held.items() if name.endswith("Config") and each.__module__ == "planned")
-        main, kind = held["main"], next(declared)
+def checked(words: list[str]) -> Any:
+    """The config of a step, checked as the step itself does it. ValueError if it is wrong."""
+    if words[0].endswith(".py"):
+        kind, stage, arguments = _trainer(words[0]).__annotations__["config"], Path(words[0]).stem, words[1:]
     else:
-        main, kind, stage, arguments = None, COMMANDS[step.words[1]], step.words[1], step.words[2:]
+        kind, stage, arguments = COMMANDS[words[1]], words[1], words[2:]
     config = load_config(kind, arguments, stage)
     if hasattr(config, "check"):
         config.check()
-    return config, main
+    return config
+
+
+def counts_of(config: PlanConfig, made: str, packing: ShardsConfig | None) -> Counts | None:
+    """Of the shards that are given, or made already, or else of what `packing` would read, if that is known."""
+    if config.shards or Path(made, "manifest.json").exists():
+        return of_shards(config.shards or made)
+    return of_study(packing) if packing else None
 
 
 def suits(config: Any, counts: Counts, processes: int | None) -> None:
@@ -176,24 +162,33 @@ def suits(config: Any, counts: Counts, processes: int | None) -> None:
         raise ValueError(f"global_batch_size={config.global_batch_size} does not divide among {processes} processes")
 
 
-def trained(row: Row, config: Any, nets: Networks, run: Path, measured: rehearsal.Rehearsed | None) -> None:
-    """Fill in the row of a trainer."""
-    row.numbers, twice = numbers(nets.trained), min(2, -(-config.max_steps // (config.checkpoint_every or 1 << 60)))
+def training(
+    name: str, about: Any, stage: str, counts: Counts, f_theta: Any, measured: list[dict[str, Any]], run: Path
+) -> tuple[Row, list[str]]:
+    """The row of a trainer, and notes. stage: its file; f_theta: the config of stage 1a; run: one that may have gone
+
+    measured: rehearse's, of steps that count where that run has none.
+    """
+    row, notes = Row(name, f"{about.max_steps:,} steps of {about.global_batch_size}"), []
+    here = of_pipeline(about.pipeline) if hasattr(about, "pipeline") else {"text": (0, 0)}
+    if "text" not in here:
+        notes = [f"{about.pipeline} is not on this machine: embeddings of 77 x 768 are taken"]
+    nets = networks(stage, about, counts.shape, f_theta, here.get("text", (77, 768)))
+    row.numbers, twice = numbers(nets.trained), min(2, -(-about.max_steps // (about.checkpoint_every or 1 << 60)))
     saved = numbers(nets.trained, True) + numbers(nets.averaged, True) + 2 * row.numbers
-    row.disk = 4.0 * (twice * saved + numbers(nets.exported, True))
-    held = 4 * row.numbers + numbers(nets.averaged) + numbers(nets.frozen)
-    row.memory = f">= {size(4.0 * held)}"
-    lines = [line for line in logged(run) if "step_seconds" in line]
-    if lines:
-        row.seconds = statistics.mean(line["step_seconds"] for line in lines) * config.max_steps
-        row.memory, row.source = f"{max(line['memory_gb'] for line in lines):.1f} GB", "r"
-    elif measured:
-        row.seconds = rehearsal.whole(config, measured.seconds)
-        row.memory, row.source = f"{measured.memory:.1f} GB", "m" * (row.seconds is not None)
+    row.disk = 4.0 * (twice * saved + numbers(nets.averaged or nets.trained, True))
+    row.memory = f">= {size(4.0 * (4 * row.numbers + numbers(nets.averaged) + numbers(nets.frozen)))}"
+    if lines := (ran := steps_logged(run)) or measured:
+        row.memory = f"{max(line['memory_gb'] for line in lines):.1f} GB"
+        seconds = [line["step_seconds"] for line in lines]
+        row.seconds = statistics.mean(seconds) * about.max_steps if ran else rehearsal.whole(about, seconds)
+        row.source = "r" if ran else "m" * (row.seconds is not None)
+    return row, notes
 
 
-def drawn(row: Row, config: Any, counts: Counts, map_size: int, here: Mapping[str, Any]) -> None:
-    """Fill in the row of reconstruct. here: of_pipeline's"""
+def drawn(row: Row, config: Any, counts: Counts, map_size: int) -> None:
+    """Fill in the row of reconstruct."""
+    here = of_pipeline(config.pipeline)
     rows, trials = rows_to_draw(config.rows, vars(config)), counts.trials[config.split]
     trials = min(trials, config.limit or trials)
     pictures, side = trials * len(rows) * config.samples, config.image_size or here.get("size")
@@ -210,13 +205,6 @@ def drawn(row: Row, config: Any, counts: Counts, map_size: int, here: Mapping[st
         row.seconds, row.source = (max(times) - min(times)) / (len(times) - 1) * pictures, "r"
 
 
-def table(rows: list[Row]) -> str:
-    heads = ["stage", "processes", "work", "parameters", "memory", "disk", "time"]
-    cells = [heads, *(row.cells() for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells)
-
-
 class Plan:
     """The steps of a study, what is wrong with them (one sentence each), and, if nothing is, what they take."""
 
@@ -224,27 +212,19 @@ class Plan:
         self.config, self.steps = config, steps_of(config)
         self.faults: list[str] = []
         self.notes: list[str] = []
-        self.configs: dict[str, Any] = {}
-        self.mains: dict[str, Any] = {}  # of trainers
-        for step in self.steps:
-            if found := self._attempt(step.name, checked, step):
-                self.configs[step.name], self.mains[step.name] = found
-        made = config.shards or f"{config.runs}/shards"
-        self.counts: Counts | None = None
-        if config.shards or Path(made, "manifest.json").exists():
-            self.counts = self._attempt("shards", of_shards, made)
-        elif "shards" in self.configs:
-            self.counts = self._attempt("shards", of_study, self.configs["shards"])
-        names = [step.name for step in self.steps]
+        found = {step.name: self._attempt(step.name, checked, step.words) for step in self.steps}
+        self.configs = {name: about for name, about in found.items() if about}
+        self.counts: Counts | None = self._attempt(
+            "shards", counts_of, config, f"{config.runs}/shards", self.configs.get("shards")
+        )
         for step in (step for step in self.steps if step.name in self.configs):
             about = self.configs[step.name]
             if self.counts:
                 self._attempt(step.name, suits, about, self.counts, step.processes)
             captions = getattr(about, "captions", "label")
-            if captions != "label" and "captions" not in names and not Path(captions).is_file():
-                self.faults.append(
-                    f"{step.name}: captions={captions} is not there: put it there, or leave CAPTIONS out"
-                )
+            if captions != "label" and "captions" not in found and not Path(captions).is_file():
+                missing = f"captions={captions} is not there: put it there, or leave CAPTIONS out"
+                self.faults.append(f"{step.name}: {missing}")
 
     def _attempt(self, name: str, work: Callable[..., Any], *given: Any) -> Any:
         try:
@@ -255,30 +235,28 @@ class Plan:
     def rows(self) -> list[Row]:
         """The table, which takes some seconds more if steps are to be measured."""
         assert self.counts and not self.faults
-        trainers = {name: about for name, about in self.configs.items() if hasattr(about, "max_steps")}
-        measured: dict[str, rehearsal.Rehearsed | None] = {}
-        if self.config.measure:
-            new = {name: (self.mains[name], each) for name, each in trainers.items() if not logged(Path(each.run_dir))}
-            processes = {step.name: step.processes or 1 for step in self.steps}
-            measured = dict(rehearsal.rehearse(new, self.counts, processes, self.config.measure))
+        trainers = {step.name: step for step in self.steps if hasattr(self.configs[step.name], "max_steps")}
+        new = {
+            name: (_trainer(step.words[0]), self.configs[name], step.processes or 1)
+            for name, step in trainers.items()
+            if self.config.measure and not logged(Path(self.config.runs, name))
+        }
+        measured = dict(rehearsal.rehearse(new, self.counts, self.config.measure))
         rows = []
         for step in self.steps:
-            about, row = self.configs[step.name], Row(step.name, processes=step.processes)
-            here = of_pipeline(about.pipeline) if hasattr(about, "pipeline") else {}
+            about, row, run = self.configs[step.name], Row(step.name), Path(self.config.runs, step.name)
             if step.name in trainers:
-                row.work = f"{about.max_steps:,} steps of {about.global_batch_size}"
-                if hasattr(about, "pipeline") and "text" not in here:
-                    self.notes.append(f"{about.pipeline} is not on this machine: embeddings of 77 x 768 are taken")
-                stage, f_theta = Path(step.words[0]).stem, self.configs.get("pixel_features")
-                nets = networks(stage, about, self.counts.shape, f_theta, here.get("text", (77, 768)))
-                trained(row, about, nets, Path(about.run_dir), measured.get(step.name))
+                given = Path(step.words[0]).stem, self.counts, self.configs.get("pixel_features")
+                row, notes = training(step.name, about, *given, measured.get(step.name, []), run)
+                self.notes += notes
             elif step.name == "reconstruct":
-                drawn(row, about, self.counts, self.configs["pixel_saliency"].image_size, here)
+                drawn(row, about, self.counts, self.configs["pixel_saliency"].image_size)
             elif step.name == "shards":
                 row.work, row.disk = f"{sum(self.counts.trials.values()):,} trials", self.counts.shards
                 row.seconds, row.source = self.counts.seconds, "m" if self.counts.seconds is not None else "done"
-            if hasattr(about, "run_dir") and (Path(about.run_dir) / "DONE").exists():
+            if hasattr(about, "run_dir") and (run / "DONE").exists():
                 row.source = "done"
+            row.processes = step.processes
             rows.append(row)
         return rows
 
@@ -291,34 +269,32 @@ def plan_audit(config: PlanConfig) -> int:
         )
     folder, files = Path(config.runs, "audit"), [f"config={path}" for path in config.overlays]
     shards = f"{folder}/honest/shards"
-    variants, refused = allowed([*files, f"out={shards}"], config.variants)
+    packing = [*files, f"out={shards}"]
+    variants, notes = allowed(packing, config.variants)
     n, runs = len(variants), len(variants) * config.seeds
-    words = [*STAGE_2, *files, "captions=label", f"shards={shards}", f"run_dir={folder}/honest/seed-0"]
-    about, main = checked(Step("stage 2", "", words, None))
-    made = [path for path in (config.shards, shards) if path and Path(path, "manifest.json").exists()]
-    counts = of_shards(made[0]) if made else of_study(load_config(ShardsConfig, [*files, f"out={shards}"], "shards"))
+    about = checked([*STAGE_2, *files, "captions=label", f"shards={shards}", f"run_dir={folder}/honest/seed-0"])
+    counts = counts_of(config, shards, load_config(ShardsConfig, packing, "shards"))
+    assert counts
     suits(about, counts, None)
-    here = of_pipeline(about.pipeline)
     ran = [path for path in [*folder.glob("*/seed-*"), Path(config.runs, "semantics_label")] if logged(path)]
-    work = {} if ran or not config.measure or not main else {"stage 2": (main, about)}
-    measured = dict(rehearsal.rehearse(work, counts, {"stage 2": 1}, config.measure)).get("stage 2")
-    packing = Row("shards", f"{n} x {sum(counts.trials.values()):,} trials", disk=counts.shards * n)
-    if counts.seconds is not None:
-        packing.seconds, packing.source = counts.seconds * n, "m"
-    training = Row("stage 2", f"{runs} x {about.max_steps:,} steps of {about.global_batch_size}", None)
-    nets = networks("sample_semantics", about, counts.shape, None, here.get("text", (77, 768)))
-    trained(training, about, nets, ran[0] if ran else Path(about.run_dir), measured)
-    training.disk = (training.disk or 0.0) * runs
-    training.seconds = training.seconds and training.seconds * runs
+    work = {} if ran or not config.measure else {"stage 2": (_trainer(STAGE_2[0]), about, 1)}
+    measured = dict(rehearsal.rehearse(work, counts, config.measure)).get("stage 2", [])
+    first = Row("shards", f"{sum(counts.trials.values()):,} trials", disk=counts.shards, seconds=counts.seconds)
+    first.source = "m" * (counts.seconds is not None)
+    second, _ = training("stage 2", about, "sample_semantics", counts, None, measured, [*ran, Path(about.run_dir)][0])
+    second.processes = None
+    for row, times in ((first, n), (second, runs)):
+        row.work, row.disk = f"{times} x {row.work}", (row.disk or 0.0) * times
+        row.seconds = row.seconds and row.seconds * times
     done = sum((folder / name / f"seed-{k}" / "DONE").exists() for name in variants for k in range(config.seeds))
-    print(f"{counts.title}\n{n} variants: {', '.join(variants)}\n\n{table([packing, training])}\n")
-    known = [row.seconds for row in (packing, training) if row.seconds is not None]
-    print(f"jobs: {n} that pack, {runs} that train ({done} are done), and the page")
-    print(f"time: {span(sum(known)) if known else '?'}, one after the other, for the lines of which it is known")
-    for why in refused:
-        print(f"note: {why}")
+    print(f"{counts.title}\n{n} variants: {', '.join(variants)}\n")
+    print(_text([first, second], notes, variants=variants, runs=runs, done=done), end="")
     write_atomic(Path(config.audit), "".join(" ".join([name, *given]) + "\n" for name, given in variants.items()))
     return 0
+
+
+def _text(rows: list[Row], notes: list[str], **more: Any) -> str:
+    return render("planning/templates/plan.j2", rows=rows, notes=notes, size=size, span=span, **more)
 
 
 def plan(config: PlanConfig) -> int:
@@ -333,12 +309,5 @@ def plan(config: PlanConfig) -> int:
     if found.faults:
         print("\n".join(f"error: {fault}" for fault in found.faults), file=sys.stderr)
         return 2
-    rows = found.rows()
-    print(table(rows))
-    known = [row.seconds for row in rows if row.seconds is not None and row.source != "done"]
-    left = f"{span(sum(known))}, one after the other, for the {len(known)} stages of which it is known"
-    print(f"\nin all: disk {size(sum(row.disk or 0.0 for row in rows))}; time {left}\n")
-    print("\n".join([*(f"note: {note}" for note in dict.fromkeys(found.notes)), RULES]))
-    print("\nnothing was started; launch/paper.sh would give:")
-    print("\n".join(step.line for step in found.steps))
+    print(_text(found.rows(), found.notes, some=SOME, steps=found.steps), end="")
     return 0

@@ -2,10 +2,9 @@
 
 import dataclasses
 import io
-import json
+import itertools
 import multiprocessing
 import os
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,69 +17,43 @@ from PIL import Image
 from neuroimagen.pixel.saliency import doublings
 from neuroimagen.planning.counts import Counts
 from neuroimagen.planning.networks import networks
-from neuroimagen.planning.status import logged
-from neuroimagen.shards.format import Manifest, write_json
-from neuroimagen.studies.study import SPLITS
+from neuroimagen.planning.status import steps_logged
+from neuroimagen.shards.format import write_json
+from neuroimagen.shards.pack import manifest_of
+from neuroimagen.shards.tars import Job, Packer, ShardsConfig
+from neuroimagen.studies.study import Facts, Study, Trial
 
 QUIET = {"trackers": "none", "workers": 0, "log_every": 1, "checkpoint_every": 0, "validate_every": 0}
 SHORT = {"warmup": 0, "classes_per_batch": 0, "trials_per_class": 0, "captions": "label"}  # the same work
 
 
-@dataclasses.dataclass
-class Rehearsed:
-    """seconds: of each step that was made; memory: GB, the peak of the process"""
+class Noise(Study):
+    """Random EEG of a study's shape, with a picture of 256 px."""
 
-    seconds: list[float]
-    memory: float
+    dataset, simulated, units, protocol = "noise", True, "", ""
+
+    def __init__(self, counts: Counts, trials: dict[str, int]) -> None:
+        super().__init__()
+        self.n_chans, self.n_times, n_classes = counts.shape.values()
+        self.sfreq, self.inputs, self.rng = counts.sfreq, [], np.random.default_rng(0)
+        self.classes = [{"label": label, "wnid": "n0", "name": "noise"} for label in range(n_classes)]
+        places = iter(range(sum(trials.values())))
+        self.splits = {name: list(itertools.islice(places, n)) for name, n in trials.items()}
+        picture = io.BytesIO()
+        Image.fromarray(self.rng.integers(0, 256, (256, 256, 3), dtype=np.uint8)).save(picture, format="JPEG")
+        self.jpeg = picture.getvalue()
+
+    def trial(self, index: int) -> Trial:
+        eeg = self.rng.standard_normal((self.n_chans, self.n_times), dtype=np.float32)
+        return self.make_trial(f"{index}", eeg, Facts(1, f"{index}", index % len(self.classes), picture=self.jpeg), {})
 
 
-def random_shards(folder: Path, counts: Counts, trials: Mapping[str, int]) -> None:
-    """Shards of noise, with pictures of 256 px."""
-    rng, labels = np.random.default_rng(0), counts.shape["n_classes"]
-    n_chans, n_times = counts.shape["n_chans"], counts.shape["n_times"]
-    picture = io.BytesIO()
-    Image.fromarray(rng.integers(0, 256, (256, 256, 3), dtype=np.uint8)).save(picture, format="JPEG")
-    folder.mkdir()
-    splits = {}
-    for split in SPLITS:
-        path = folder / f"{split}-000000.tar"
-        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for i in range(trials[split]):
-                info = {"subject": 1, "label": i % labels, "wnid": "n0", "class_name": "noise", "image": f"{split}{i}"}
-                members = {
-                    "eeg": rng.standard_normal((n_chans, n_times), dtype=np.float32).astype("<f2").tobytes(),
-                    "jpg": picture.getvalue(),
-                    "json": json.dumps(info | {"trial": f"{split}{i}"}).encode(),
-                }
-                for name, data in members.items():
-                    head = tarfile.TarInfo(f"{split}{i}.{name}")
-                    head.size = len(data)
-                    tar.addfile(head, io.BytesIO(data))
-        listed = [{"name": path.name, "trials": trials[split], "bytes": path.stat().st_size, "sha256": ""}]
-        splits[split] = {"trials": trials[split], "images": trials[split], "shards": listed}
-    about = [{"label": label, "wnid": "n0", "name": "noise"} for label in range(labels)]
-    manifest = Manifest(
-        format="neuroimagen-shards",
-        version=1,
-        dataset="noise",
-        simulated=True,
-        n_chans=n_chans,
-        n_times=n_times,
-        sfreq=counts.sfreq,
-        eeg_dtype="float16",
-        channels=None,
-        units="",
-        classes=about,
-        subjects=[1],
-        channel_mean=[0.0] * n_chans,
-        channel_std=[1.0] * n_chans,
-        splits=splits,
-        split_by="image",
-        protocol="",
-        notes=[],
-        inputs={},
-        config={},
-    )
+def random_shards(folder: Path, counts: Counts, trials: dict[str, int]) -> None:
+    """Shards of Noise."""
+    study, config = Noise(counts, trials), ShardsConfig()
+    packer, jobs = Packer(study, config, folder), [Job(split, 0, own) for split, own in study.splits.items()]
+    jobs[0].record(folder).parent.mkdir(parents=True)
+    manifest = manifest_of(study, config, [(job, packer.pack(job, lambda: None)) for job in jobs], folder)
     write_json(folder / "manifest.json", dataclasses.asdict(manifest))
 
 
@@ -112,15 +85,17 @@ def _quietly(main: Callable[[Any], int], config: Any) -> None:
 
 
 def rehearse(
-    runs: Mapping[str, tuple[Callable[[Any], int], Any]], counts: Counts, processes: Mapping[str, int], budget: float
-) -> Iterator[tuple[str, Rehearsed | None]]:
-    """Name -> what was measured of it, None if there was no time for two steps, or it does not run here.
+    runs: Mapping[str, tuple[Callable[[Any], int], Any, int]], counts: Counts, budget: float
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Name -> what it logged of each step, nothing if there was no time for two, or it does not run here.
 
-    runs: name -> a trainer's main and config; each gets its share of what is left of `budget` seconds.
+    runs: name -> a trainer's main, config and processes; each gets its share of what is left of `budget` seconds.
     """
     deadline = time.monotonic() + budget
+    if not runs:
+        return
     with tempfile.TemporaryDirectory(prefix="neuroimagen-plan-") as where:
-        folder, most = Path(where), max((config.global_batch_size for _, config in runs.values()), default=1)
+        folder, most = Path(where), max(config.global_batch_size for _, config, _ in runs.values())
         random_shards(folder / "shards", counts, {"train": max(most, counts.shape["n_classes"]), "val": 8, "test": 8})
         if "pixel_features" in runs:  # as stage 1a would leave it for 1b, which does not wait for that here
             f_theta = networks("pixel_features", runs["pixel_features"][1], counts.shape, device="cpu").trained[0]
@@ -128,17 +103,14 @@ def rehearse(
             for name in ("config.yaml", "DONE"):
                 (folder / "features" / name).touch()
         context = multiprocessing.get_context("fork")  # what was imported is not imported again
-        for number, (name, (main, config)) in enumerate(runs.items()):
-            process = context.Process(target=_quietly, args=(main, _short(config, folder, name, processes[name])))
+        for number, (name, (main, config, processes)) in enumerate(runs.items()):
+            process = context.Process(target=_quietly, args=(main, _short(config, folder, name, processes)))
             process.start()
             process.join(max(0.0, deadline - time.monotonic()) / (len(runs) - number))
             process.kill()
             process.join()
-            lines = [line for line in logged(folder / name) if "step_seconds" in line]
-            found = Rehearsed(
-                [line["step_seconds"] for line in lines], max([line["memory_gb"] for line in lines] or [0])
-            )
-            yield name, found if len(lines) > 1 else None
+            lines = steps_logged(folder / name)
+            yield name, lines if len(lines) > 1 else []
 
 
 def whole(config: Any, seconds: list[float]) -> float | None:

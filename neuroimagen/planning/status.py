@@ -21,10 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from neuroimagen.config import option, path_option
-from neuroimagen.files import holder
+from neuroimagen.files import content_of, holder
+from neuroimagen.pages import render
 
 TRAINED = (
     *("pixel_features", "pixel_saliency", "semantics_label", "semantics_blip"),
@@ -36,7 +35,6 @@ LOSSES = ("loss", "loss_g", "classification")
 TAIL = 1 << 18  # bytes of a log that are read: its end
 ERROR = re.compile(r"error(?: \(rank \d+\))?: |(?:slurmstepd|srun): error: ")
 START = re.compile(r"== job \S+, start \d+")  # slurm_job.sh: an output may tell of several starts
-WIDTH, NAMES = 80, 26  # columns: of all, of a stage's name and state
 QUIET = 120.0  # s without a word after which it is said
 # Of a stage: how far it is; its speed and what is left; the file that it writes as it goes; s between two such writings
 Told = tuple[list[str], list[str], Path, float]
@@ -66,7 +64,7 @@ class Stage:
     name: str
     state: str = "to do"
     told: list[str] = dataclasses.field(default_factory=list)
-    reason: str = ""
+    reason: list[str] = dataclasses.field(default_factory=list)  # lines
 
 
 def span(seconds: float) -> str:
@@ -95,19 +93,14 @@ def lines_of(path: Path, size: int = TAIL) -> list[str]:
         return []
 
 
-def content(path: Path) -> dict[str, Any]:
-    """Of a YAML or JSON file of ours; {} if it is not there, or not whole."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def logged(run: Path) -> list[dict[str, Any]]:
     """The last lines of a trainer's log."""
     return [json.loads(line) for line in lines_of(run / "stats.jsonl") if line[:1] == "{" and line[-1:] == "}"]
+
+
+def steps_logged(run: Path) -> list[dict[str, Any]]:
+    """Those of them that tell how long steps took, and what memory."""
+    return [line for line in logged(run) if "step_seconds" in line]
 
 
 def jobs_of(runs: Path) -> list[Job] | None:
@@ -136,7 +129,7 @@ def printed(runs: Path, stage: str) -> tuple[Path, str]:
 
 
 def _trained(run: Path, done: bool) -> Told:
-    config, lines = content(run / "config.yaml"), logged(run)
+    config, lines = content_of(run / "config.yaml"), logged(run)
     step, steps = (lines[-1].get("step", 0) if lines else 0), config.get("max_steps", 0)
     values = dict(itertools.chain.from_iterable(line.items() for line in lines))  # the last of each
     number = next((name for name in (VALIDATED if done else LOSSES + VALIDATED) if values.get(name) is not None), None)
@@ -149,7 +142,7 @@ def _trained(run: Path, done: bool) -> Told:
 
 
 def _drawn(run: Path, done: bool) -> Told:
-    about, trials = content(run / "rows.json"), len(lines_of(run / "trials.jsonl", 1 << 40))
+    about, trials = content_of(run / "rows.json"), len(lines_of(run / "trials.jsonl", 1 << 40))
     rows = [str(row["name"]) for row in about.get("rows", [])]
     total, start = trials * len(rows) * about.get("samples", 0), age(run / "environment.json")
     ages = sorted((age(path), path) for row in rows for path in (run / "images" / row).glob("*.png"))
@@ -162,7 +155,7 @@ def _drawn(run: Path, done: bool) -> Told:
 
 def _packed(runs: Path, done: bool) -> Told:
     manifest, partial = runs / "shards" / "manifest.json", runs / "shards.partial"
-    tars = [tar for split in content(manifest).get("splits", {}).values() for tar in split["shards"]]
+    tars = [tar for split in content_of(manifest).get("splits", {}).values() for tar in split["shards"]]
     if done:
         trials, size = (sum(tar[what] for tar in tars) for what in ("trials", "bytes"))
         return [f"{trials:,} trials", f"{size / 1e6:,.0f} MB"], [], manifest, 0.0
@@ -174,7 +167,7 @@ def _captioned(runs: Path, done: bool) -> Told:
     out = runs / "captions.jsonl"
     files = [*sorted(runs.glob("captions.jsonl.part-*"), key=age), out]
     captions = sum(len(lines_of(path, 1 << 40)) for path in files)
-    pictures = len(content(runs / "captions.jsonl.inputs.json").get("images", {}).get("content", {}))
+    pictures = len(content_of(runs / "captions.jsonl.inputs.json").get("images", {}).get("content", {}))
     return [f"{captions:,}" + (f" of {pictures:,}" if pictures else "") + " captions"], [], files[0], 0.0
 
 
@@ -210,7 +203,7 @@ def look(runs: Path, name: str, jobs: list[Job] | None) -> Stage:
     """Where one stage stands."""
     run, end, lock, begun, tell = place(runs, name)
     (output, error), (held, who), failed = printed(runs, name), holder(lock), lines_of(run / "failed.txt")
-    number = content(run / "environment.json").get("slurm_job_id")  # of its last start
+    number = content_of(run / "environment.json").get("slurm_job_id")  # of its last start
     job = next((job for job in jobs or () if job.name.startswith(f"{name}:") or job.number == number), None)
     stage, as_job = Stage(name), [f"job {job.number}"] if job else []
     if end.exists():
@@ -220,7 +213,7 @@ def look(runs: Path, name: str, jobs: list[Job] | None) -> Stage:
     elif job:
         stage.state, as_job = "queued", [f"as job {job.number} ({job.reason})"]
     elif failed or (error and age(output) <= age(run / "environment.json")):
-        stage.state, stage.reason = "failed", (failed or [error])[-1]
+        stage.state, stage.reason = "failed", textwrap.wrap((failed or [error])[-1], width=54, max_lines=4)
     elif begun.exists():
         untold = held is None or lock.name == "none"  # on another machine, or without a lock
         over = jobs is not None and (number or lock.name == "none")  # but SLURM says that it is no job any more
@@ -254,35 +247,13 @@ def stages_of(runs: Path) -> list[Stage]:
     return [stage for stage in stages if stage.name in begun or stage.name not in left_out]
 
 
-def advice(runs: Path, stages: list[Stage]) -> str:
-    """What to type next."""
-    states = {stage.state for stage in stages}
-    if states == {"done"}:
-        return f"next: neuroimagen export runs={runs} out=MODEL    (the page: {runs}/reconstruct/report.html)"
-    if "failed" in states:
-        return "next: mend what failed, then the command of the study again: it continues"
-    if states & {"running", "queued"}:
-        return f"next: wait, or look again: neuroimagen status {runs} watch=60"
-    return "next: the command of the study again (bash launch/paper.sh ...): it continues"
-
-
-def page(runs: Path, stages: list[Stage]) -> str:
-    done = sum(stage.state == "done" for stage in stages)
-    lines = [f"{runs}: {done} of {len(stages)} stages done, {datetime.datetime.now():%Y-%m-%d %H:%M:%S}"]
-    for stage in stages:
-        head, indent = f"{stage.name:<16} {stage.state:<8} ", " " * NAMES
-        told = textwrap.wrap(", ".join(stage.told), WIDTH, initial_indent=head, subsequent_indent=indent)
-        lines += told or [head.rstrip()]
-        lines += textwrap.wrap(stage.reason, WIDTH, initial_indent=indent, subsequent_indent=indent, max_lines=4)
-    return "\n".join([*lines, advice(runs, stages)])
-
-
 def status(config: StatusConfig) -> int:
     """The command. 1 if a stage failed; ValueError if there is no study."""
     runs = Path(config.runs)
     while True:
-        stages = stages_of(runs)
-        print(("\x1b[2J\x1b[H" if config.watch and sys.stdout.isatty() else "") + page(runs, stages), flush=True)
+        stages, now = stages_of(runs), f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}"
+        page = render("planning/templates/status.j2", runs=runs, stages=stages, now=now)
+        print("\x1b[2J\x1b[H" * (config.watch > 0 and sys.stdout.isatty()) + page, end="", flush=True)
         if not config.watch:
             return int(any(stage.state == "failed" for stage in stages))
         time.sleep(config.watch)

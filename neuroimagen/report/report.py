@@ -12,7 +12,7 @@ import shlex
 from typing import Any
 
 from neuroimagen.config import option, path_option
-from neuroimagen.files import busy, read_json, write_atomic
+from neuroimagen.files import busy, content_of, write_atomic
 from neuroimagen.pages import render
 from neuroimagen.report import figures, tables
 from neuroimagen.report.charts import by_group, confusions, guessing
@@ -83,7 +83,7 @@ def page(run: ReconstructRun, scores: dict[str, Any], config: ReportConfig) -> s
         environment = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
     values = {
         "script": "report/page.js",
-        "audit": read_json(run.path.parent / "audit" / "audit.json"),
+        "audit": content_of(run.path.parent / "audit" / "audit.json"),
         "run": run,
         "scores": scores,
         "full": full,

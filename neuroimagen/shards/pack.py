@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from neuroimagen.files import FULL, Taken, claim, read_json, sha256, versions
+from neuroimagen.files import FULL, Taken, claim, content_of, sha256, versions
 from neuroimagen.pages import render
 from neuroimagen.pictures import LAID, TOLD_TO_LIE, TURNED, described
 from neuroimagen.shards.format import INDEX, SPLITS, Manifest, ShardSplit, read_manifest, write_json
@@ -29,10 +29,12 @@ from neuroimagen.shards.workers import Died, fingerprint, how_many, pack_in_proc
 from neuroimagen.studies.open import PATHS, SourceConfig, chosen, listed, open_study
 from neuroimagen.studies.study import Study
 
+SOME = 32  # trials that tell of all
 FREE = ("out", "processes")  # fields that change no byte of the shards
 OURS = re.compile(r"unfinished|manifest\.json.*|(train|val|test)(-\d{6}\.tar.*|\.index\.npy)")  # in OUT.partial
 OF_THE_STUDY = (
     *("dataset", "simulated", "n_chans", "n_times", "sfreq", "channels", "units", "classes", "split_by", "control"),
+    *("protocol", "before", "recorded"),
 )
 
 
@@ -134,7 +136,8 @@ def _pack(config: ShardsConfig, resolved: dict[str, Any], partial: Path) -> Mani
     opening = time.monotonic() - start
     inputs = _inputs(study, unfinished / "plan.json")
     packer = Packer(study, config, partial)
-    trials, trial_seconds = _trials_in_a_tar(packer, config)
+    sizes, seconds, _ = sampled(packer)
+    trials = config.shard_size or max(1, int(config.shard_mb * 1e6 * len(sizes) / max(1, sum(sizes))))  # in a tar
     jobs = []
     for split in SPLITS:
         indices = [int(i) for i in study.splits[split]]
@@ -145,11 +148,11 @@ def _pack(config: ShardsConfig, resolved: dict[str, Any], partial: Path) -> Mani
     plan["versions"] = versions("neuroimagen", "numpy", "scipy", "mne", "pillow", "torch")
     records = _go_on(partial, plan, jobs)
     try:
-        _write_tars(packer, jobs, records, opening, trial_seconds)
+        _write_tars(packer, jobs, records, opening, sum(seconds) / max(1, len(seconds)))
         for name, (size, changed, _) in inputs.items():
             if _stamp(Path(name)) != [size, changed]:
                 raise ValueError(f"{name} changed while it was packed: give the same command again")
-        manifest = _manifest(study, config, [(job, records[job.name]) for job in jobs], partial)
+        manifest = manifest_of(study, config, [(job, records[job.name]) for job in jobs], partial)
     except Died:
         raise
     except ValueError:  # this command cannot succeed: it leaves nothing
@@ -161,10 +164,10 @@ def _pack(config: ShardsConfig, resolved: dict[str, Any], partial: Path) -> Mani
     own = chosen(config)
     unlisted = dataclasses.asdict(own).keys() - listed(own)
     manifest.config = {name: resolved[name] for name in [*listed(own), *resolved] if name not in unlisted}
-    content = dataclasses.asdict(manifest)
+    listing = dataclasses.asdict(manifest)
     if not manifest.control:
-        del content["control"]  # as before there were any
-    write_json(partial / "manifest.json", content)
+        del listing["control"]  # as before there were any
+    write_json(partial / "manifest.json", listing)
     (unfinished / "plan.json").unlink()  # from here on the manifest is what says that all is there
     shutil.rmtree(unfinished)
     return manifest
@@ -197,7 +200,7 @@ def _hash_with_progress(path: Path) -> str:
 
 def _inputs(study: Study, plan: Path) -> dict[str, list[Any]]:
     """Path -> [size, time of change, SHA-256] of each input; one that looks as it did for `plan` is not read again."""
-    before = read_json(plan).get("inputs", {})
+    before = content_of(plan).get("inputs", {})
     found = {}
     for path in study.inputs:
         name, stamp = str(path.absolute()), _stamp(path)
@@ -209,7 +212,7 @@ def _inputs(study: Study, plan: Path) -> dict[str, list[Any]]:
 def _go_on(partial: Path, plan: dict[str, Any], jobs: list[Job]) -> dict[str, Record]:
     """The records of the tars that an earlier, stopped command left whole; none, and an empty `partial`, otherwise."""
     unfinished = partial / "unfinished"
-    before = read_json(unfinished / "plan.json")
+    before = content_of(unfinished / "plan.json")
     if config := before.get("config"):  # an older plan names the fields of all data sets, and not the newer ones
         usual = dataclasses.asdict(ShardsConfig())
         before["config"] = {name: config.get(name, usual[name]) for name in plan["config"]}
@@ -236,7 +239,7 @@ def _go_on(partial: Path, plan: dict[str, Any], jobs: list[Job]) -> dict[str, Re
 def _true_record(partial: Path, job: Job) -> Record | None:
     """The record of a tar, if the tar is there and the picture files in it are those of today."""
     try:
-        record = Record(**read_json(job.record(partial)))
+        record = Record(**content_of(job.record(partial)))
         if (partial / job.name).stat().st_size != record.bytes:
             return None
         pictures = [(file, stamp) for _, _, file, *stamp in record.images.values() if file]
@@ -245,19 +248,21 @@ def _true_record(partial: Path, job: Job) -> Record | None:
         return None
 
 
-def _trials_in_a_tar(packer: Packer, config: ShardsConfig) -> tuple[int, float]:
-    """How many trials a tar gets, by the size of some that are spread over the study; and the seconds one takes."""
-    every = [i for split in SPLITS for i in packer.study.splits[split]]
-    some = [every[i] for i in sorted({*np.linspace(0, len(every) - 1, 32).astype(int).tolist()})] if every else []
-    start, size = time.monotonic(), 0
-    for i in some:
-        members = packer.sample(packer.study.trial(int(i)), Record(""))
-        size += sum(512 + -(-len(data) // 512) * 512 for name, data in members.items() if name != "__key__")
-    seconds = (time.monotonic() - start) / max(1, len(some))
-    return config.shard_size or max(1, int(config.shard_mb * 1e6 * len(some) / max(1, size))), seconds
+def sampled(packer: Packer) -> tuple[list[int], list[float], list[bytes]]:
+    """Bytes in a tar and seconds of each of SOME trials that are spread over the study, and the pictures stored."""
+    every = [int(i) for split in SPLITS for i in packer.study.splits[split]]
+    sizes, seconds, pictures = [], [], []
+    for place in sorted({*np.linspace(0, len(every) - 1, SOME).astype(int).tolist()}) if every else []:
+        start = time.monotonic()
+        members = packer.sample(packer.study.trial(every[place]), Record(""))
+        seconds.append(time.monotonic() - start)
+        del members["__key__"]
+        sizes.append(sum(512 + -(-len(data) // 512) * 512 for data in members.values()))  # as tar pads
+        pictures += [data for name, data in members.items() if name not in ("eeg", "json")]
+    return sizes, seconds, pictures
 
 
-def _manifest(study: Study, config: ShardsConfig, tars: list[tuple[Job, Record]], folder: Path) -> Manifest:
+def manifest_of(study: Study, config: ShardsConfig, tars: list[tuple[Job, Record]], folder: Path) -> Manifest:
     """The manifest, without inputs and config, and the index files; checks what concerns several tars."""
     keys: set[str] = set()
     side: dict[str, str] = {}  # image -> split
@@ -319,12 +324,9 @@ def _manifest(study: Study, config: ShardsConfig, tars: list[tuple[Job, Record]]
         channel_mean=mean.tolist(),
         channel_std=np.sqrt(m2 / count).tolist(),
         splits=splits,
-        protocol=study.protocol,
         notes=notes,
         inputs={},
         config={},
         eeg_error=(error / power) ** 0.5 if power else 0.0,
         tmin=study.tmin or 0.0,
-        before=study.before,
-        recorded=study.recorded,
     )

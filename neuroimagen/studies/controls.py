@@ -9,13 +9,12 @@ import dataclasses
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable
-from pathlib import Path
 
 import numpy as np
 
 from neuroimagen.studies.config import StudyConfig
 from neuroimagen.studies.splits import refuse_empty
-from neuroimagen.studies.study import SPLITS, Facts, Study, Trial, some
+from neuroimagen.studies.study import SPLITS, Changed, Facts, Study, Trial, some
 
 HALVES = " a", " b"  # of a class, for nonsense labels
 ITS_OWN = "EEG with random phases, one at each frequency for all channels"
@@ -48,13 +47,12 @@ def with_controls(study: Study, config: StudyConfig) -> Study:
     return Controlled(study, config, runs, labels) if asked else study
 
 
-class Controlled(Study):
+class Controlled(Changed):
     """A study with other splits, labels or EEG. ValueError, in one sentence, for what these files do not allow."""
 
     def __init__(self, study: Study, config: StudyConfig, hold_out: list[int], labels: str) -> None:
-        super().__init__(study.fault)
-        self.take_over(study)
-        self.study, self.config = study, config
+        super().__init__(study)
+        self.config = config
         self.known = {i: study.facts(i) for own in study.splits.values() for i in own}
         self.done: list[str] = []  # for the protocol
         if hold_out:
@@ -74,22 +72,10 @@ class Controlled(Study):
         self.protocol = "; ".join([study.protocol, *self.done])
         refuse_empty(self.splits, f"dataset={study.dataset}", self.protocol)
 
-    def __len__(self) -> int:
-        return len(self.study)
-
-    def where(self, index: int, key: str) -> str:
-        return self.study.where(index, key)
-
-    def lengths(self) -> list[int]:
-        return self.study.lengths()
-
-    def picture(self, index: int) -> bytes | Path:
-        return self.study.picture(self.shown.get(index, index))
-
     def facts(self, index: int) -> Facts:
         own, shown = self.known[index], self.known[self.shown.get(index, index)]
         label = 2 * shown.label + self.halves[shown.image] if self.halves else shown.label
-        return own._replace(image=shown.image, label=label)
+        return own._replace(image=shown.image, label=label, picture=shown.picture)
 
     def trial(self, index: int) -> Trial:
         trial, kind = self.study.trial(index), self.config.control_eeg
@@ -101,25 +87,22 @@ class Controlled(Study):
             trial = dataclasses.replace(trial, eeg=eeg, extra=trial.extra | {"eeg_of": donor.key})
         if not self.shown and not self.halves:
             return trial
-        _, image, label, *_ = self.facts(index)
         extra = trial.extra | ({"shown": trial.image} if self.shown else {})
-        return self.make_trial(trial.key, trial.eeg, self.picture(index), trial.subject, label, image, extra)
+        return self.make_trial(trial.key, trial.eeg, self.facts(index), extra)
 
-    def _keep(self, held: Callable[[int], bool], what: str) -> None:
+    def _keep(self, held: set[int], what: str) -> None:
         """The reader's own test trials that are held out are the test split, of the other trials train and val."""
-        self.splits = {name: [i for i in self.splits[name] if held(i) == (name == "test")] for name in SPLITS}
+        self.splits = {name: [i for i in self.splits[name] if (i in held) == (name == "test")] for name in SPLITS}
         self.done.append(f"of these, held out for test alone: {what}")
 
     def _hold_out_blocks(self, numbers: list[int]) -> None:
-        out, classes = set(), self._labels("train")
+        held, classes = set[int](), self._labels("train")
         for subject, blocks in self._blocks(f"hold_out={numbers}", self.known).items():
             for number in numbers:
                 if not -len(blocks) <= number < len(blocks):
                     raise ValueError(f"hold_out={number}, but subject {subject} has {len(blocks)} blocks")
-                out.add((subject, list(blocks)[number]))
-        self._keep(
-            lambda i: (self.known[i].subject, self.known[i].block) in out, f"blocks {some([*map(str, numbers)])}"
-        )
+                held |= {*list(blocks.values())[number]}
+        self._keep(held, f"blocks {some([*map(str, numbers)])}")
         if lost := sorted((self._labels("test") & classes) - self._labels("train")):
             gone = f"class {self._named(lost[0])} was shown in held-out blocks alone, so it could not be trained on"
             raise ValueError(f"hold_out={numbers}: {gone}: hold out other blocks, or give hold_out_classes=...")
@@ -131,7 +114,7 @@ class Controlled(Study):
             raise ValueError(f"hold_out_subject={subject}: {only}: take the files of several subjects")
         if subject not in found:
             raise ValueError(f"hold_out_subject={subject} has no trial here; there are subjects {sorted(found)}")
-        self._keep(lambda i: self.known[i].subject == subject, f"subject {subject}")
+        self._keep({i for i, facts in self.known.items() if facts.subject == subject}, f"subject {subject}")
 
     def _hold_out_classes(self, count: int) -> None:
         trained = self._labels("train")
@@ -144,7 +127,7 @@ class Controlled(Study):
             raise ValueError(f"hold_out_classes={count} of {len(both)} {less}")
         out = set(np.random.default_rng(self.config.seed).permutation(both)[:count].tolist())
         what = f"{count} classes, drawn by seed {self.config.seed} ({some([self._named(i) for i in sorted(out)])})"
-        self._keep(lambda i: self.known[i].label in out, what)
+        self._keep({i for i, facts in self.known.items() if facts.label in out}, what)
 
     def _labels(self, split: str) -> set[int]:
         return {self.known[i].label for i in self.splits[split]}
@@ -168,6 +151,10 @@ class Controlled(Study):
             for i in self.splits[name]:
                 groups[name, of(self.known[i])].append(i)
         return list(groups.values())
+
+    def _leave_out(self, lost: set[int], why: str) -> None:
+        self.splits = {name: [i for i in own if i not in lost] for name, own in self.splits.items()}
+        self.notes += [f"{len(lost)} trials were left out: {why}"] if lost else []
 
     def _rng(self, members: Collection[int]) -> np.random.Generator:
         """Of a group: by the seed and its first trial."""
@@ -210,11 +197,7 @@ class Controlled(Study):
                         members, donors = ([i for i in blocks[b] if side[i] == name] for b in (block, other))
                         lost |= set(members if not donors else ())
                         self.shown |= {i: donors[k % len(donors)] for k, i in enumerate(members) if donors}
-        self.splits = {name: [i for i in own if i not in lost] for name, own in self.splits.items()}
-        if lost:
-            self.notes.append(
-                f"{len(lost)} trials were left out: the block whose labels theirs gets has none in that split"
-            )
+        self._leave_out(lost, "the block whose labels theirs gets has none in that split")
         return "labels, with their pictures, permuted between the blocks of each subject"
 
     def _cut_classes(self) -> str:
@@ -250,9 +233,7 @@ class Controlled(Study):
             order = self._rng(members).permutation(members).tolist()
             self.donors |= {i: [k] for i, k in zip(order, order[1:] + order[:1], strict=True)}
             lost |= set(members if len(members) == 1 else ())
-        self.splits = {name: [i for i in own if i not in lost] for name, own in self.splits.items()}
-        if lost:
-            self.notes.append(f"{len(lost)} trials were left out: no other trial of their block is in their split")
+        self._leave_out(lost, "no other trial of their block is in their split")
         return "EEG of another trial of the same block and split"
 
     def _find_donors(self) -> str:

@@ -94,24 +94,17 @@ class LabEpochs(Study):
         run, event, row = self.trials[index]
         assert row.picture
         subject, label = self.subjects[run.subject], self.labels[row.class_name]
-        return Facts(subject, row.picture.stem, label, run.name, event.onset / run.sfreq)
+        return Facts(subject, row.picture.stem, label, run.name, event.onset / run.sfreq, row.picture)
 
     def trial(self, index: int) -> Trial:
-        run, event, row = self.trials[index]
+        (run, event, _), facts = self.trials[index], self.facts(index)
         with import_mne().use_log_level("ERROR"):
             eeg = self.files.eeg(self._open(run.path), run, event)
         refuse_nonfinite(eeg, run.channels, f"{run.path}: trial {event.number}")
         order = [run.channels.index(name) for name in self.channels or []]
-        subject, image, label, *_ = self.facts(index)
-        assert row.picture
-        key, eeg = f"s{subject}_r{run.place}_t{event.number:05d}", (eeg[order] * 1e6).astype(np.float32)
+        key, eeg = f"s{facts.subject}_r{run.place}_t{event.number:05d}", (eeg[order] * 1e6).astype(np.float32)
         extra = {"run": run.name, "number": event.number, "onset_s": round(event.onset / run.sfreq, 4)}
-        return self.make_trial(key, eeg, row.picture, subject, label, image, extra)
-
-    def picture(self, index: int) -> Path:
-        picture = self.trials[index][2].picture
-        assert picture
-        return picture
+        return self.make_trial(key, eeg, facts, extra)
 
     def _open(self, path: Path) -> Any:
         """The file, opened by this very process: after a fork two must not share one place in it."""

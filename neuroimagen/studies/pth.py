@@ -119,7 +119,8 @@ class PthStudy(Study):
     def facts(self, index: int) -> Facts:
         """Reads nothing."""
         header = self.headers[index]
-        return Facts(header.subject, Path(header.image).stem, header.label, header.block, header.onset)
+        image, picture = Path(header.image).stem, self.pictures[header.image]
+        return Facts(header.subject, image, header.label, header.block, header.onset, picture)
 
     def named(self, index: int) -> str:
         """A trial, for a sentence."""
@@ -168,11 +169,7 @@ class PthStudy(Study):
     def read_trial(self, index: int, key: str, eeg: torch.Tensor, cut: slice, extra: dict[str, Any]) -> Trial:
         """The trial, cut out of these samples; ValueError if NaN or infinity is among them."""
         refuse_nonfinite(eeg.numpy(), None, self.named(index))
-        subject, image, label, *_ = self.facts(index)
-        return self.make_trial(key, eeg[:, cut].numpy(), self.picture(index), subject, label, image, extra)
-
-    def picture(self, index: int) -> Path:
-        return self.pictures[self.image(index)]
+        return self.make_trial(key, eeg[:, cut].numpy(), self.facts(index), extra)
 
     def split_at_random(self, by: str, indices: Iterable[int], seed: int) -> dict[str, list[int]]:
         """80/10/10 of the images of each class: a function of (names of all images in the files, seed) alone.

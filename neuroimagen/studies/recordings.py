@@ -125,7 +125,7 @@ class Recordings(Study):
     def facts(self, index: int) -> Facts:
         trial = self.trials[index]
         onset = None if trial.extra["averaged"] > 1 else trial.extra["onset_s"]
-        return Facts(trial.subject, trial.image, trial.label, trial.extra["run"], onset)
+        return Facts(trial.subject, trial.image, trial.label, trial.extra["run"], onset, trial.jpeg)
 
     def _below(self, pattern: str) -> str:
         """A pattern of the study file, from the study file's folder."""
@@ -266,8 +266,8 @@ class Recordings(Study):
         self.splits[split].append(len(self.trials))
         extra = {"run": run.name, "onset_s": round(float(run.onsets[i]), 3), "averaged": k}
         extra["picture"] = UNKNOWN_PICTURE if len(pictures) > 1 else MEANT_PICTURE if k > 1 else "as recorded"
-        label = self.labels[marker.name]
-        self.trials.append(self.make_trial(key, eeg, picture, run.subject, label, picture.stem, extra))
+        facts = Facts(run.subject, picture.stem, self.labels[marker.name], picture=picture)
+        self.trials.append(self.make_trial(key, eeg, facts, extra))
 
     def _say(self, runs: list[Run]) -> None:
         """The protocol in one sentence, and a check that every split has every class."""

@@ -19,7 +19,7 @@ import scipy  # whose parts are imported when first used
 from tqdm import tqdm
 
 from neuroimagen.studies.config import SignalOptions
-from neuroimagen.studies.study import Facts, Study, Trial, refuse_nonfinite
+from neuroimagen.studies.study import Changed, Facts, Study, Trial, refuse_nonfinite
 from neuroimagen.studies.whitening import learn_whiteners
 
 # Rows of the 10-05 system (Oostenveld & Praamstra 2001), front to back; a row between two lobes goes with the former.
@@ -66,15 +66,14 @@ def pick_channels(picks: list[str], channels: list[str] | None, n_chans: int) ->
     return list(dict.fromkeys(found))
 
 
-class Prepared(Study):
+class Prepared(Changed):
     """A study whose trials have the options applied; with none given, its trials are those of `study`, bit for bit."""
 
     tmin: float
 
     def __init__(self, study: Study, options: SignalOptions) -> None:
-        super().__init__(study.fault)
-        self.study, self.options = study, options
-        self.take_over(study)
+        super().__init__(study)
+        self.options = options
         self.tmin = study.tmin or 0.0
         self.done: list[str] = []  # what is done, for the protocol
         self.picks: list[int] = []
@@ -126,9 +125,6 @@ class Prepared(Study):
         if not others:
             return first
         return first._replace(block=first.block if {f.block for f in others} == {first.block} else None, onset=None)
-
-    def lengths(self) -> list[int]:
-        return self.study.lengths()
 
     def _mean(self, members: list[int]) -> Trial:
         """The mean of some trials of one image and subject, with what is true of all of them."""

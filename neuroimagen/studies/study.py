@@ -62,6 +62,7 @@ class Facts(NamedTuple):
     label: int
     block: str | None = None  # the unbroken stretch of recording it is from: a run, or a class's block; None: not told
     onset: float | None = None  # s from the start of the run or recording, or only the place in the order of trials
+    picture: bytes | Path = b""
 
 
 class Faults:
@@ -91,7 +92,7 @@ class Study:
     """
 
     dataset: str
-    simulated = False
+    simulated: bool = False
     n_chans: int
     n_times: int
     sfreq: float
@@ -99,8 +100,10 @@ class Study:
     channels: list[str] | None = None  # their names, where the files have them
     classes: list[dict[str, Any]]  # label, wnid, name
     splits: dict[str, list[int]]
-    split_by = "image"  # "image": no image is in two splits; "run": no test run is in another split; "trial": neither
-    control = ""  # "CONTROL: ...", what is untrue on purpose
+    split_by: str = (
+        "image"  # "image": no image is in two splits; "run": no test run is in another split; "trial": neither
+    )
+    control: str = ""  # "CONTROL: ...", what is untrue on purpose
     protocol: str  # one sentence: how the split was made
     inputs: list[Path]  # the files whose change means that the shards are stale
     tmin: float | None = None  # s from picture onset to the first sample of every trial; None: not known, 0 is taken
@@ -123,19 +126,10 @@ class Study:
         """Read one trial; ValueError, in one sentence, if it cannot be used."""
         raise NotImplementedError
 
-    def make_trial(
-        self,
-        key: str,
-        eeg: np.ndarray,
-        picture: bytes | Path,
-        subject: int,
-        label: int,
-        image: str,
-        extra: dict[str, Any],
-    ) -> Trial:
+    def make_trial(self, key: str, eeg: np.ndarray, facts: Facts, extra: dict[str, Any]) -> Trial:
         """A trial with the names that `classes` has for its label."""
-        wnid, name = self._names[label]
-        return Trial(key, eeg, picture, subject, label, wnid, name, image, extra)
+        wnid, name = self._names[facts.label]
+        return Trial(key, eeg, facts.picture, facts.subject, facts.label, wnid, name, facts.image, extra)
 
     @functools.cached_property
     def _names(self) -> dict[int, tuple[str, str]]:
@@ -151,23 +145,14 @@ class Study:
     def mark(self) -> str:
         return mark(self.control, self.split_by)
 
-    def take_over(self, study: "Study") -> None:
-        """Be what `study`, whose trials are changed here, says of itself."""
-        for name in (
-            *("dataset", "simulated", "n_chans", "n_times", "sfreq", "units", "channels", "classes", "splits"),
-            *("split_by", "control", "protocol", "inputs", "tmin", "recorded", "before", "picture_folders"),
-        ):
-            setattr(self, name, getattr(study, name))
-        self.notes = list(study.notes)
-
-    def picture(self, index: int) -> bytes | Path:
-        """The picture of a trial; most readers know it without reading EEG."""
-        return self.trial(index).jpeg
-
     def facts(self, index: int) -> Facts:
         """What is known of a trial; most readers know it without reading EEG, which spares a pass over the files."""
         trial = self.trial(index)
-        return Facts(trial.subject, trial.image, trial.label)
+        return Facts(trial.subject, trial.image, trial.label, picture=trial.jpeg)
+
+    def picture(self, index: int) -> bytes | Path:
+        """The picture of a trial: its bytes, or its file."""
+        return self.facts(index).picture
 
     def where(self, index: int, key: str) -> str:
         """What trial `index`, whose key this is, is called in a fault."""
@@ -179,3 +164,20 @@ class Study:
 
     def finish(self) -> None:
         """Called when every trial was read once, to look at them together; faults go to `fault`."""
+
+
+class Changed(Study):
+    """A study whose splits or trials are others than those of `study`, and which says of itself what that one says."""
+
+    def __init__(self, study: Study) -> None:
+        super().__init__(study.fault)
+        self.study = study
+        for name in (*Study.__annotations__, "before", "picture_folders"):
+            setattr(self, name, getattr(study, name))
+        self.notes = list(study.notes)
+
+    def __len__(self) -> int:
+        return len(self.study)
+
+    def lengths(self) -> list[int]:
+        return self.study.lengths()

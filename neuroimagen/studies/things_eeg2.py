@@ -114,25 +114,20 @@ class ThingsEeg2(Study):
 
     def trial(self, index: int) -> Trial:
         """Trial `index`, (n_chans, n_times): the only one that is read."""
-        part, condition, repetition = self._place(index)
+        (part, condition, repetition), facts = self._place(index), self.facts(index)
         with np.errstate(over="ignore"):  # a number too large for float32 becomes infinity
             eeg = np.asarray(part.eeg[condition, repetition], dtype=np.float32)
-        picture = self.pictures[part.name][condition]
-        where = f"{part.path}: condition {condition} (image {picture.image}), repetition {repetition}"
+        where = f"{part.path}: condition {condition} (image {facts.image}), repetition {repetition}"
         refuse_nonfinite(eeg, part.channels, where)
         key = f"s{part.subject:02d}_{part.name}_c{condition:05d}_r{repetition:02d}"
         extra = {"condition": condition, "repetition": repetition}
-        return self.make_trial(key, eeg, picture.path, part.subject, picture.label, picture.image, extra)
+        return self.make_trial(key, eeg, facts, extra)
 
     def facts(self, index: int) -> Facts:
         """Reads nothing. The files are ordered by condition: they do not tell when a trial was."""
         part, condition, _ = self._place(index)
         picture = self.pictures[part.name][condition]
-        return Facts(part.subject, picture.image, picture.label)
-
-    def picture(self, index: int) -> Path:
-        part, condition, _ = self._place(index)
-        return self.pictures[part.name][condition].path
+        return Facts(part.subject, picture.image, picture.label, picture=picture.path)
 
     def _place(self, index: int) -> tuple[Part, int, int]:
         part = self.parts[bisect.bisect_right([p.first for p in self.parts], index) - 1]

@@ -28,15 +28,11 @@ class Known(Study):
         return len(self.trials)
 
     def facts(self, index: int) -> Facts:
-        return self.trials[index]
-
-    def picture(self, index: int) -> bytes:
-        return self.trials[index].image.encode()
+        return self.trials[index]._replace(picture=self.trials[index].image.encode())
 
     def trial(self, index: int) -> Trial:
         eeg = np.random.default_rng(index).normal(index, 1, (2, 16)).astype(np.float32)
-        subject, image, label, *_ = self.trials[index]
-        return self.make_trial(f"t{index:02}", eeg, image.encode(), subject, label, image, {"n": index})
+        return self.make_trial(f"t{index:02}", eeg, self.facts(index), {"n": index})
 
 
 def by_blocks() -> Known:

@@ -345,5 +345,5 @@ def test_blocks_are_those_of_a_class_in_the_order_of_the_file(tmp_path):
     study = EegImageNet(EegImageNetConfig(eeg=str(tmp_path / "eeg"), images=str(tmp_path / "images")))
     for i in range(0, 300, 7):
         trial = study.trials[i][2]
-        assert study.facts(i)[3:] == (f"{trial['granularity']} {trial['label']} 0", float(i))
+        assert study.facts(i)[3:5] == (f"{trial['granularity']} {trial['label']} 0", float(i))
     assert len({study.facts(i)[:4:3] for i in range(300)}) == 6  # two subjects, three classes

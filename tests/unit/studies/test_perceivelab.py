@@ -70,12 +70,12 @@ def test_filter_keeps_450_to_600_and_drops_the_others_from_the_splits(study):
 
 def test_block_and_onset_are_taken_where_every_trial_has_them(study):
     folder, content = study
-    assert read(folder).facts(0)[3:] == (None, None) and read(folder).trial(0).extra == {"trial_index": 0}
+    assert read(folder).facts(0)[3:5] == (None, None) and read(folder).trial(0).extra == {"trial_index": 0}
     for i, trial in enumerate(content["dataset"]):
         trial |= {"block": i // 20, "onset": i * 1.5}
     save(folder, content)
     timed = read(folder)
-    assert timed.facts(25)[3:] == ("1", 37.5)
+    assert timed.facts(25)[3:5] == ("1", 37.5)
     assert timed.trial(25).extra == {"trial_index": 25, "block": 1, "onset_s": 37.5}
     for key, wrong in (("block", "one"), ("block", True), ("onset", float("nan")), ("onset", None)):
         right, content["dataset"][7][key] = content["dataset"][7][key], wrong
