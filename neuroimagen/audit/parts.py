@@ -143,8 +143,8 @@ class Parts:
             time, piece = place / len(own) - 0.5, place * PIECES // len(own)
             for train, test in itertools.permutations(stats.members(piece % 2)):
                 fit, val = train[::2], train[1::2]
-                told = fit_ridge(x[fit], time[fit, None], x[val], time[val, None]).predict(x[test]).ravel()
-                guess[test] = told - told.mean()
+                guess[test] = fit_ridge(x[fit], time[fit, None], x[val], time[val, None]).predict(x[test]).ravel()
+                guess[test] -= guess[test].mean()
             found.append((guess, time, np.bincount(piece, guess * time)))
         guesses, times, each = map(np.concatenate, zip(*found, strict=True))
         size = float(np.linalg.norm(guesses) * np.linalg.norm(times)) or 1.0

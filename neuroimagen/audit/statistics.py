@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import gammaln
-from scipy.stats import hypergeom, permutation_test, rankdata
+from scipy.stats import permutation_test, rankdata
 
 from neuroimagen.scores.intervals import bootstrap_means
 
@@ -127,7 +127,8 @@ def by_stretches(scores: np.ndarray, labels: np.ndarray, people: np.ndarray) -> 
 def correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(n, m) Pearson's r of rows (n, d) with rows (m, d); 0 with a constant one."""
     a, b = (rows - rows.mean(1, keepdims=True) for rows in (a, b))
-    a, b = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(float).tiny) for rows in (a, b))
+    norms = (np.linalg.norm(rows, axis=1, keepdims=True) for rows in (a, b))
+    a, b = (rows / np.where(norm > 0, norm, 1) for rows, norm in zip((a, b), norms, strict=True))
     return np.asarray(a @ b.T)
 
 
@@ -168,4 +169,5 @@ def identified(
 
 def best_of(worse: np.ndarray, others: int, drawn: int) -> np.ndarray:
     """Probability that `drawn` of the `others`, without putting back, are all among the `worse` (n,) ones."""
-    return np.asarray(hypergeom.pmf(drawn, others, worse, drawn))
+    ways = [gammaln(np.asarray(of) + 1.0) - gammaln(np.maximum(of - drawn, 0) + 1.0) for of in (worse, others)]
+    return np.where(worse >= drawn, np.exp(ways[0] - ways[1]), 0.0)

@@ -52,7 +52,7 @@ def drift(parts: dict[str, Part], about: dict[str, Any]) -> str:
         return ""
     excess = LIMITS["explained"] * (real["value"] - real["null"])
     if before and significant(before) and before["value"] - before["null"] >= excess:
-        return str(SAID["drift"].format(ms=1000 * LIMITS["before"], value=before["value"]))
+        return str(SAID["drift"].format(ms=1000 * LIMITS["before"], percent=100 * before["value"]))
     untold = lacking(before) and about["class_blocks"] and significant(parts.get("clock"))
     return str(SAID["clock"]) if untold else ""
 
