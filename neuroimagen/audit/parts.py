@@ -90,9 +90,7 @@ class Parts:
             spread = x[own].std(0)
             x[own] = (x[own] - x[own].mean(0)) / np.where(spread > 0, spread, 1)
         scores, test = self._in_turn(x, t.person, t.train, t.test)
-        if t.randomised:
-            return judged(scores, t, test)
-        return stats.by_stretches(scores, t.label[test], t.person[test])
+        return judged(scores, t, test) if t.randomised else stats.by_stretches(scores, t.label[test], t.person[test])
 
     def _in_turn(self, x: np.ndarray, fold: np.ndarray, train: np.ndarray, test: np.ndarray) -> tuple[Any, np.ndarray]:
         """Scores of the test trials of each fold by a decoder of the train trials of the others; and which trials."""

@@ -103,11 +103,10 @@ def accuracy(
     right or wrong by its largest mean score; else its scores are shares of answers, and it is right by their share.
     single: the accuracy of single trials, for comparison.
     """
-    seen_by: dict[int, set[int]] = {}
-    for unit, person in zip(units.tolist(), people.tolist(), strict=True):
-        seen_by.setdefault(unit, set()).add(person)
+    seen = np.zeros((units.max() + 1, people.max() + 1), bool)  # which unit by whom
+    seen[units, people] = True
     table, each, first = gained(scores, labels, units, vote)
-    alike = numbered((s, *sorted(seen_by[u])) for s, u in zip(strata.tolist(), units.tolist(), strict=True))[first]
+    alike = numbered(zip(strata.tolist(), map(bytes, seen[units]), strict=True))[first]
     by_person = [float(gained(scores[own], labels[own], units[own], vote)[1].mean()) for own in members(people)]
     alone, _ = averaged(scores.argmax(1) == labels, labels)
     return described(permuted(table, labels[first], alike), each, by_person) | {"single": float(alone.mean())}

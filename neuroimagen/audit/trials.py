@@ -69,8 +69,7 @@ class Trials:
     def same_order(self) -> float | None:
         """Of blocks of one class: Spearman's correlation of their order, mean over pairs of people; None: not told."""
         first = np.full((self.person.max() + 1, self.n_classes), np.nan)
-        for person, label in {*zip(self.person.tolist(), self.label.tolist(), strict=True)}:
-            first[person, label] = self.onset[(self.person == person) & (self.label == label)].min()
+        np.fmin.at(first, (self.person, self.label), self.onset)
         pairs = [first[[i, j]][:, np.isfinite(first[i] + first[j])] for j in range(len(first)) for i in range(j)]
         found = [float(spearmanr(*pair).statistic) for pair in pairs if pair.shape[1] > 2]
         return float(np.mean(found)) if found and self.class_blocks else None

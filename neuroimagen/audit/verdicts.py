@@ -77,11 +77,10 @@ def vision(parts: dict[str, Part], about: dict[str, Any]) -> Verdict:
     return Verdict("vision", "", _chance(real), why, max(real["p"], min(1.0, len(can) * can[best])))
 
 
-def tested(name: str, part: Part | None, reason: str = "") -> Verdict:
+def tested(name: str, part: Part, reason: str = "") -> Verdict:
     """A question that one part answers."""
     if why := lacking(part) or reason:
         return Verdict(name, UNKNOWN, "", [why])
-    assert part is not None
     return Verdict(name, "", _chance(part), [], part["p"])
 
 
