@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Is it real? The caption encoder (stage 2) on every variant of a study that its files allow: the honest split, the wrong one
-# (random trials), each person held out in turn, labels shuffled, surrogate EEG, ... (neuroimagen/planning/audit.py), with
+# (random trials), each person held out in turn, labels shuffled, surrogate EEG, ... (neuroimagen/audit/questions.yaml), with
 # several seeds each; then `neuroimagen audit`, which reads these runs. What is done is skipped, what was cut off goes on.
 #
 #   bash launch/audit.sh [local | slurm] RUNS OVERLAY.yaml [OVERLAY.yaml ...]

@@ -37,4 +37,8 @@ def fit_lda(features: np.ndarray, labels: np.ndarray) -> Any:
 def fit_ridge(features: np.ndarray, targets: np.ndarray, val_features: np.ndarray, val_targets: np.ndarray) -> Any:
     """Ridge regression from features (n, d) to targets (n, k), with the penalty that has the least error on val."""
     fits = [make_pipeline(StandardScaler(), Ridge(penalty)).fit(features, targets) for penalty in PENALTIES]
-    return min(fits, key=lambda fit: float(((fit.predict(val_features) - val_targets) ** 2).mean()))
+    return min(fits, key=lambda fit: _error(fit, val_features, val_targets))
+
+
+def _error(fit: Any, features: np.ndarray, targets: np.ndarray) -> float:
+    return float(((fit.predict(features).reshape(targets.shape) - targets) ** 2).mean())  # of one column it gives (n,)

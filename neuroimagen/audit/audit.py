@@ -19,7 +19,7 @@ from neuroimagen.audit.parts import Parts
 from neuroimagen.audit.statistics import PERMUTATIONS
 from neuroimagen.audit.trained import trained
 from neuroimagen.audit.trials import AuditConfig, Source, Untold
-from neuroimagen.audit.verdicts import LIMITS, Verdict, drift, judge
+from neuroimagen.audit.verdicts import LIMITS, QUESTIONS, drift, judge
 from neuroimagen.files import write_atomic
 from neuroimagen.pages import render
 from neuroimagen.run.inputs import digest, hashes
@@ -38,44 +38,34 @@ def audit(config: AuditConfig) -> dict[str, Any]:
     source = Source(config)
     study, trials = source.study, source.trials
     (out / "parts").mkdir(parents=True, exist_ok=True)
-    parts = Parts(source, run)
-    made_of = {
-        "version": VERSION,
-        "limits": LIMITS,
-        "config": {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE},
-    }
+    options = dataclasses.asdict(config)
     files = [*study.inputs, *(picture for picture in source.shown if isinstance(picture, Path))]
-    made_of |= {"inputs": hashes({str(path): path for path in files})}
+    made_of = {"version": VERSION, "limits": LIMITS, "inputs": hashes({str(path): path for path in files})}
+    made_of |= {"config": {name: value for name, value in options.items() if name not in FREE}}
+    maps = {trial["key"]: run.map(trial["key"]) for trial in run.trials} if run else {}
+    marks = run and hashes({key: path for key, path in maps.items() if path.exists()})
     found: dict[str, Any] = {}
-    table = parts.table(config.quick)
-    with tqdm(total=len(table), desc="audit", unit="part", disable=None) as progress:
-        for name, compute in table.items():
-            progress.set_postfix_str(name)
-            key = digest(made_of | ({"run": _marks(run)} if name == "floor" else {}))
-            found[name] = kept(out / "parts" / f"{name.replace(' ', '_')}.json", key, compute)
-            progress.update()
-    same = ("class_blocks", "randomised", "timed", "split_by", "zero_shot", "known")
-    about = {name: getattr(trials, name) for name in same} | {"same_order": trials.same_order()}
+    bar = tqdm(Parts(source, run).table(config.quick).items(), desc="audit", unit="part", disable=None)
+    for name, compute in bar:
+        bar.set_postfix_str(name)
+        key = digest(made_of | ({"run": marks} if name == "floor" else {}))
+        found[name] = kept(out / "parts" / f"{name.replace(' ', '_')}.json", key, compute)
+    told = ("class_blocks", "randomised", "timed", "split_by", "zero_shot", "known")
+    about = {name: getattr(trials, name) for name in told} | {"same_order": trials.same_order()}
     about |= {name: getattr(study, name) for name in ("dataset", "simulated", "protocol", "mark")}
     about |= {"people": int(trials.person.max() + 1), "trials": len(trials.label), "test": len(trials.test)}
     about |= {"classes": len(study.classes)}
     results = {name: part["result"] for name, part in found.items()}
-    verdicts, called = judge(results, about), drift(results, about)
-    seconds = {name: part["seconds"] for name, part in found.items()}
-    report = {"version": VERSION, "neuroimagen": __version__, "limits": LIMITS, "study": about, "drift": called}
-    report |= {"networks": trained(out)}
-    report |= {"questions": [{"title": v.title, **v._asdict()} for v in verdicts], "parts": results, "seconds": seconds}
-    report |= {"config": {name: value for name, value in dataclasses.asdict(config).items() if name in config.given}}
+    verdicts = judge(results, about)
+    report = {"version": VERSION, "neuroimagen": __version__, "limits": LIMITS, "study": about}
+    report |= {"drift": drift(results, about), "networks": trained(out)}
+    report |= {"questions": [{"title": QUESTIONS[v.name]["title"], **v._asdict()} for v in verdicts], "parts": results}
+    report |= {"seconds": {name: part["seconds"] for name, part in found.items()}}
+    report |= {"config": {name: value for name, value in options.items() if name in config.given}}
     write_atomic(out / "audit.json", json.dumps(report, indent=1) + "\n")
-    write_page(report, verdicts, run, out)
-    print(render("audit/templates/summary.j2", report=report, verdicts=verdicts, page=out / "audit.html"), end="")
+    write_page(report, run, out)
+    print(render("audit/templates/summary.j2", report=report, questions=QUESTIONS, page=out / "audit.html"), end="")
     return report
-
-
-def _marks(run: ReconstructRun | None) -> Any:
-    return run and hashes(
-        {trial["key"]: run.map(trial["key"]) for trial in run.trials if run.map(trial["key"]).exists()}
-    )
 
 
 def kept(path: Path, key: str, compute: Callable[[], Any]) -> dict[str, Any]:
@@ -96,11 +86,9 @@ def kept(path: Path, key: str, compute: Callable[[], Any]) -> dict[str, Any]:
     return part
 
 
-def write_page(report: dict[str, Any], verdicts: list[Verdict], run: ReconstructRun | None, out: Path) -> None:
+def write_page(report: dict[str, Any], run: ReconstructRun | None, out: Path) -> None:
     """audit.html, which needs no other file; it links the run's page where there is one."""
     page = run.path / "report.html" if run else None
     link = Path(os.path.relpath(page, out)).as_posix() if page and page.is_file() else ""
-    write_atomic(
-        out / "audit.html",
-        render("audit/templates/page.j2", report=report, verdicts=verdicts, link=link, permutations=PERMUTATIONS),
-    )
+    more = {"questions": QUESTIONS, "link": link, "permutations": PERMUTATIONS}
+    write_atomic(out / "audit.html", render("audit/templates/page.j2", report=report, **more))

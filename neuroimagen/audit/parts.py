@@ -5,25 +5,15 @@ val. A part raises Untold with a sentence where the files do not allow it.
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from neuroimagen.audit.statistics import (
-    accuracy,
-    averaged,
-    beaten,
-    best_of,
-    by_stretches,
-    correlations,
-    described,
-    identified,
-    numbered,
-    paired,
-    permuted,
-)
-from neuroimagen.audit.trials import EEG, LABELS, Source, Trials, Untold, coarse_picture
+from neuroimagen.audit import statistics as stats
+from neuroimagen.audit.trials import Source, Trials, Untold, coarse_picture
+from neuroimagen.audit.verdicts import VARIANTS
 from neuroimagen.doctor.picture_hash import near_pairs
 from neuroimagen.linear import fit_lda, fit_ridge
 from neuroimagen.pictures import see
@@ -34,7 +24,7 @@ FOLDS = 5  # in which blocks or runs are held out in turn
 PIECES = 10  # contiguous, of a stretch: every other one teaches the clock
 DRAWS = 20  # of trials to average, in the curve of repetitions
 UNKNOWN = "the files do not say which picture was shown, only its class"
-QUICK = ("shuffled", "surrogate", "before")  # variants
+QUICK = ("real", "before", "shuffled", "surrogate", "people", "within", "floor", "overlap", "repetitions")
 
 
 def decode(x: np.ndarray, t: Trials, train: np.ndarray, test: np.ndarray) -> np.ndarray:
@@ -53,14 +43,13 @@ def decode(x: np.ndarray, t: Trials, train: np.ndarray, test: np.ndarray) -> np.
 
 def judged(scores: np.ndarray, t: Trials, test: np.ndarray, stratum: np.ndarray | None = None) -> Result:
     strata = t.stratum if stratum is None else stratum
-    return accuracy(scores, t.label[test], t.unit[test], t.person[test], strata[test])
+    return stats.accuracy(scores, t.label[test], t.unit[test], t.person[test], strata[test])
 
 
 def centred(values: np.ndarray, groups: np.ndarray, train: np.ndarray) -> np.ndarray:
     """Rows (n, d) less the mean of the train rows of their group; of all, where a group has none."""
     means = np.tile(values[train].mean(0), (groups.max() + 1, 1))
-    own, names = averaged(values[train], groups[train])[0], np.unique(groups[train])
-    means[names] = own
+    means[np.unique(groups[train])] = stats.averaged(values[train], groups[train])[0]
     return np.asarray(values - means[groups])
 
 
@@ -72,14 +61,12 @@ class Parts:
 
     def table(self, quick: bool) -> dict[str, Callable[[], Result]]:
         """Name -> what computes it, in the order in which they are shown."""
-        names = [name for name in ("before", *LABELS, *EEG) if name in QUICK or not quick]
-        found: dict[str, Callable[[], Result]] = {"real": self.real}
-        found |= {name: functools.partial(self.variant, name) for name in names}
-        found |= {"people": self.people, "within": self.within, "floor": self.floor, "overlap": self.overlap}
-        if not quick:
-            found |= {"blocks held out": self.blocks, "response": self.response, "clock": self.clock}
-            found |= {"training": self.training, "gallery": self.gallery}
-        return found | {"repetitions": self.repetitions}
+        variants = {name: functools.partial(self.variant, name) for name in ("before", *VARIANTS["linear"])}
+        found: dict[str, Callable[[], Result]] = {"real": self.real, **variants, "people": self.people}
+        found |= {"within": self.within, "floor": self.floor, "overlap": self.overlap, "blocks held out": self.blocks}
+        found |= {"response": self.response, "clock": self.clock, "training": self.training, "gallery": self.gallery}
+        found |= {"repetitions": self.repetitions}
+        return {name: compute for name, compute in found.items() if name in QUICK or not quick}
 
     # ---- the class ----
     @functools.cached_property
@@ -89,7 +76,7 @@ class Parts:
     @functools.cached_property
     def _copies(self) -> np.ndarray:
         """(n,) numbers that are equal where the EEG is, value for value."""
-        return numbered([hash(row.tobytes()) for row in self.source.real])
+        return stats.numbered([hash(row.tobytes()) for row in self.source.real])
 
     def real(self) -> Result:
         """Accuracy of the class on the study's own split."""
@@ -106,21 +93,18 @@ class Parts:
         t, x = self.t, self.source.real.astype(np.float64)
         if t.person.max() == 0:
             raise Untold("there is one person, so nobody can be held out")
-        if twice := len({*zip(self._copies.tolist(), t.person.tolist(), strict=True)}) - len(
-            set(self._copies.tolist())
-        ):
+        copies = self._copies.tolist()
+        if twice := len({*zip(copies, t.person.tolist(), strict=True)}) - len(set(copies)):
             raise Untold(f"{twice} trials hold the very EEG of another person: is it one, under two numbers?")
-        for own in (t.person == person for person in range(t.person.max() + 1)):
+        for own in stats.members(t.person):
             spread = x[own].std(0)
             x[own] = (x[own] - x[own].mean(0)) / np.where(spread > 0, spread, 1)
         scores, test = self._in_turn(x, t.person, t.train, t.test)
-        if t.randomised:
-            return judged(scores, t, test)
-        return by_stretches(scores, t.label[test], t.person[test])
+        return judged(scores, t, test) if t.randomised else stats.by_stretches(scores, t.label[test], t.person[test])
 
     def _in_turn(self, x: np.ndarray, fold: np.ndarray, train: np.ndarray, test: np.ndarray) -> tuple[Any, np.ndarray]:
         """Scores of the test trials of each fold by a decoder of the train trials of the others; and which trials."""
-        tests = [test[fold[test] == number] for number in np.unique(fold[test])]
+        tests = [test[own] for own in stats.members(fold[test])]
         scores = [decode(x, self.t, train[fold[train] != fold[own[0]]], own) for own in tests]
         return np.concatenate(scores), np.concatenate(tests)
 
@@ -131,7 +115,7 @@ class Parts:
             why = "classes came in blocks" if t.timed else "the files do not tell blocks"
             raise Untold(f"{why}, so no block of several classes can be held out")
         fold = np.zeros_like(every)
-        for own in (t.person == person for person in range(t.person.max() + 1)):
+        for own in stats.members(t.person):
             place = np.unique(t.stretch[own], return_inverse=True)[1]  # neighbouring blocks go together
             fold[own] = place * FOLDS // max(FOLDS, place.max() + 1)
         if fold.max() == 0:
@@ -145,12 +129,10 @@ class Parts:
         found = {}
         for name in ("before", "response"):
             x, t = self.source.varied(name)
-            means, first = averaged(decode(x, t, t.train, t.test), t.unit[t.test])
-            label = t.label[t.test][first]
-            found[name] = (means.argmax(1) == label) / np.bincount(label)[label] / len(set(label)) * len(label)
+            found[name] = stats.gained(decode(x, t, t.train, t.test), t.label[t.test], t.unit[t.test])[1]
         difference = found["response"] - found["before"]
         values = {name: float(right.mean()) for name, right in found.items()}
-        return values | {"value": float(difference.mean()), "p": paired(difference), "n": len(difference)}
+        return values | {"value": float(difference.mean()), "p": stats.paired(difference), "n": len(difference)}
 
     def clock(self) -> Result:
         """When in its stretch was a trial? From every other contiguous piece of a stretch to those between.
@@ -160,27 +142,21 @@ class Parts:
         t = self.t
         if not t.timed:
             raise Untold("the files do not tell when trials were")
-        each: list[float] = []
-        guesses, times = [], []
-        for own in (np.flatnonzero(t.clock == stretch) for stretch in range(t.clock.max() + 1)):
-            if len(own) < 4 * PIECES:
-                continue
-            own = own[np.argsort(t.onset[own], kind="stable")]
-            x, time = self.source.real[own], np.arange(len(own))[:, None] / len(own) - 0.5
-            piece = np.arange(len(own)) * PIECES // len(own)
-            guess = np.zeros(len(own))
-            for side in (0, 1):
-                train, test = np.flatnonzero(piece % 2 == side), np.flatnonzero(piece % 2 != side)
-                fit = fit_ridge(x[train[::2]], time[train[::2]], x[train[1::2]], time[train[1::2]])
-                guess[test] = fit.predict(x[test]).ravel()
-                guess[test] -= guess[test].mean()
-            each += np.bincount(piece, guess * time[:, 0]).tolist()
-            guesses.append(guess)
-            times.append(time[:, 0])
-        if not each:
+        stretches = [own for own in stats.members(t.clock) if len(own) >= 4 * PIECES]
+        if not stretches:
             raise Untold(f"no stretch has {4 * PIECES} trials, by which to tell the time in it")
-        size = float(np.linalg.norm(np.concatenate(guesses)) * np.linalg.norm(np.concatenate(times))) or 1.0
-        return {"value": sum(each) / size, "p": paired(np.array(each)), "n": len(each), "unit": "stretch"}
+        found = []
+        for own in (own[np.argsort(t.onset[own], kind="stable")] for own in stretches):
+            x, place, guess = self.source.real[own], np.arange(len(own)), np.zeros(len(own))
+            time, piece = place / len(own) - 0.5, place * PIECES // len(own)
+            for train, test in itertools.permutations(stats.members(piece % 2)):
+                fit, val = train[::2], train[1::2]
+                guess[test] = fit_ridge(x[fit], time[fit, None], x[val], time[val, None]).predict(x[test]).ravel()
+                guess[test] -= guess[test].mean()
+            found.append((guess, time, np.bincount(piece, guess * time)))
+        guesses, times, each = map(np.concatenate, zip(*found, strict=True))
+        size = float(np.linalg.norm(guesses) * np.linalg.norm(times)) or 1.0
+        return {"value": sum(each.tolist()) / size, "p": stats.paired(each), "n": len(each), "unit": "stretch"}
 
     # ---- the picture ----
     @functools.cached_property
@@ -216,7 +192,7 @@ class Parts:
     def _identified(self, own: np.ndarray) -> tuple[Result, np.ndarray, np.ndarray]:
         guesses, truths, kinds = (values[own] for values in self._residuals)
         test = self.t.test[own]
-        result, shares, trial = identified(guesses, truths, self.t.unit[test], self.t.person[test], kinds)
+        result, shares, trial = stats.identified(guesses, truths, self.t.unit[test], self.t.person[test], kinds)
         return result, shares, test[trial]
 
     def within(self) -> Result:
@@ -226,27 +202,28 @@ class Parts:
     def floor(self) -> Result:
         """Pixel correlation of the 8 x 8 picture by ridge, mean over the trials of a picture; and of the run's maps."""
         t, y = self.t, self._colours[self.t.test]
-        unit = np.unique(t.unit[t.test], return_inverse=True)[1]
-        first = np.unique(unit, return_index=True)[1]
-        likeness, n, person = correlations(self._guesses, y[first]), np.arange(len(first)), t.person[t.test]
-        columns, each = averaged(likeness, unit)[0], likeness[np.arange(len(unit)), unit]
-        people = [float(each[person == p].mean()) for p in np.unique(person)]
-        result = described(permuted(columns / len(n), n, t.stratum[t.test][first]), np.diag(columns), people)
+        _, first, unit = np.unique(t.unit[t.test], return_index=True, return_inverse=True)
+        likeness, n = stats.correlations(self._guesses, y[first]), np.arange(len(first))
+        each, columns = likeness[np.arange(len(unit)), unit], stats.averaged(likeness, unit)[0]
+        people = [float(each[own].mean()) for own in stats.members(t.person[t.test])]
+        tested = stats.permuted(columns / len(n), n, t.stratum[t.test][first])
+        result = stats.described(tested, np.diag(columns), people)
         if self.run is None:
             return result
         shown = {
             trial["key"]: trial["image"] for trial in self.run.trials
         }  # a control has other pictures by these keys
         trials = [self.source.study.trial(self.source.indices[i]) for i in t.test]
-        keys = [trial.key for trial in trials]
-        found = [shown.get(trial.key) == trial.image and self.run.map(trial.key).is_file() for trial in trials]
-        own = np.flatnonzero(found)
+        maps = [self.run.map(trial.key) for trial in trials]
+        same = [shown.get(trial.key) == trial.image for trial in trials]
+        own = np.array([i for i, path in enumerate(maps) if same[i] and path.is_file()], int)
         if not len(own):
             return result | {"maps_why": f"{self.run.path} has no map of these trials"}
-        maps = np.stack([coarse_picture(see(self.run.map(keys[i]).read_bytes()).image) for i in own])
-        both, _ = averaged(np.stack([np.diag(correlations(maps, y[own])), each[own]], 1), t.unit[t.test][own])
+        coarse = np.stack([coarse_picture(see(maps[i].read_bytes()).image) for i in own])
+        pairs = np.stack([np.diag(stats.correlations(coarse, y[own])), each[own]], 1)
+        both = stats.averaged(pairs, unit[own])[0]
         values = {"maps": float(both[:, 0].mean()), "ridge": float(both[:, 1].mean()), "n_maps": len(both)}
-        return result | values | {"p_maps": paired(both @ [1, -1]), "p_ridge": paired(both @ [-1, 1])}
+        return result | values | {"p_maps": stats.paired(both @ [1, -1]), "p_ridge": stats.paired(both @ [-1, 1])}
 
     def overlap(self) -> Result:
         """Each test picture's nearest training picture; identification of those that have none so near."""
@@ -257,7 +234,7 @@ class Parts:
         colours, grey = self.source.pictures
         ours, theirs = np.unique(t.image[test]), np.unique(t.image[t.train])
         nearest = np.zeros(t.image.max() + 1)
-        nearest[ours] = correlations(colours[ours], colours[theirs]).max(1)
+        nearest[ours] = stats.correlations(colours[ours], colours[theirs]).max(1)
         twins = len({i for i, *_ in near_pairs(list(grey[ours]), list(grey[theirs]))})
         shared = len(set(ours.tolist()) & set(theirs.tolist()))
         known: Result = {"shared": shared, "twins": twins, "n_pictures": len(ours), "copies": copies}
@@ -275,15 +252,13 @@ class Parts:
     def repetitions(self) -> Result:
         """Accuracy against the number of trials of a picture that are averaged, of the pictures that have so many."""
         rng, unit, label = np.random.default_rng(0), self.t.unit[self.t.test], self.t.label[self.t.test]
-        scores, members = self._scores, [np.flatnonzero(unit == u) for u in np.unique(unit)]
-        sizes, most, curve = [1], max(map(len, members)), []
-        while sizes[-1] < most:
-            sizes.append(min(2 * sizes[-1], most))
-        for size in sizes:
+        scores, members, curve = self._scores, stats.members(unit), []
+        most = max(map(len, members))
+        for size in sorted({*(2**k for k in range(most.bit_length())), most}):
             enough = [own for own in members if len(own) >= size]
             drawn = [rng.permuted(np.tile(own, (DRAWS, 1)), axis=1)[:, :size] for own in enough]
             right = [np.mean(scores[d].mean(1).argmax(1) == label[d[0, 0]]) for d in drawn]
-            by_class, _ = averaged(np.array(right)[:, None], label[[own[0] for own in enough]])
+            by_class, _ = stats.averaged(np.array(right), label[[own[0] for own in enough]])
             curve.append([size, float(by_class.mean()), len(enough)])
         return {"curve": curve}
 
@@ -291,7 +266,7 @@ class Parts:
         """Accuracy against the number of train trials of each person, each half of the next."""
         t, curve = self.t, []
         order = np.random.default_rng(0).permutation(t.train)
-        own = [order[t.person[order] == person] for person in np.unique(t.person)]
+        own = [order[rows] for rows in stats.members(t.person[order])]
         most = max(map(len, own))
         while most >= 2 * len(np.unique(t.label[t.train])):
             scores = decode(self.source.real, t, np.concatenate([o[:most] for o in own]), t.test)
@@ -301,8 +276,8 @@ class Parts:
 
     def gallery(self) -> Result:
         """How often the picture shown is the likeliest of so many test pictures, itself and others at random."""
-        guesses, first = averaged(self._guesses, self.t.unit[self.t.test])
+        guesses, first = stats.averaged(self._guesses, self.t.unit[self.t.test])
         truth, n = self._colours[self.t.test][first], len(first)
-        worse = np.floor(np.diag(beaten(guesses, truth, np.zeros(n, int))) * (n - 1) + 1e-9)
+        worse = np.floor(np.diag(stats.beaten(guesses, truth, np.zeros(n, int))) * (n - 1) + 1e-9)
         sizes = [size for size in (2, 5, 10, 20, 50, 100, 200, 500, 1000) if size < n] + [n]
-        return {"curve": [[size, float(best_of(worse, n - 1, size - 1).mean()), 1 / size] for size in sizes]}
+        return {"curve": [[size, float(stats.best_of(worse, n - 1, size - 1).mean()), 1 / size] for size in sizes]}

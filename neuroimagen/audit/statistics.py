@@ -5,7 +5,7 @@ answers of units that could have been exchanged, within `strata`. Two intervals 
 questions: other pictures for these people, and other people for these pictures (scores/intervals.py).
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,10 +31,15 @@ class Tested(NamedTuple):
     ways: float
 
 
-def numbered(things: Sequence[Hashable]) -> np.ndarray:
+def numbered(things: Iterable[Hashable]) -> np.ndarray:
     """(n,) numbers from 0, in the order of first appearance, that are equal where things are."""
     known: dict[Hashable, int] = {}
     return np.array([known.setdefault(thing, len(known)) for thing in things], int)
+
+
+def members(groups: np.ndarray) -> list[np.ndarray]:
+    """The rows of each group (n,), in the order of groups."""
+    return [np.flatnonzero(groups == group) for group in np.unique(groups)]
 
 
 def permuted(gains: np.ndarray, answers: np.ndarray, strata: np.ndarray, seed: int = 0) -> Tested:
@@ -44,12 +49,10 @@ def permuted(gains: np.ndarray, answers: np.ndarray, strata: np.ndarray, seed: i
     """
     rng, n = np.random.default_rng(seed), len(answers)
     value, total, log_ways = float(gains[np.arange(n), answers].sum()), np.zeros(PERMUTATIONS), 0.0
-    for stratum in np.unique(strata):
-        own = np.flatnonzero(strata == stratum)
+    for own in members(strata):
         log_ways += gammaln(len(own) + 1) - gammaln(np.unique(answers[own], return_counts=True)[1] + 1).sum()
-        for start in range(0, PERMUTATIONS, 500):  # the table of all would not be bounded
-            orders = rng.permuted(np.tile(answers[own], (min(500, PERMUTATIONS - start), 1)), axis=1)
-            total[start : start + len(orders)] += gains[own, orders].sum(1)
+        for some in np.split(total, range(500, PERMUTATIONS, 500)):  # the table of all would not be bounded
+            some += gains[own, rng.permuted(np.tile(answers[own], (len(some), 1)), axis=1)].sum(1)
     p = (1 + int((total >= value - 1e-9).sum())) / (1 + PERMUTATIONS)
     ways = float(np.exp(min(log_ways, 600.0)))
     return Tested(value, float(total.mean()), float(np.quantile(total, 0.95)), p, n, ways)
@@ -64,17 +67,31 @@ def paired(differences: np.ndarray) -> float:
 
 
 def averaged(values: np.ndarray, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means of values (n, k) over the rows of each unit, in the order of units; and the first row of each."""
+    """Means of values (n, ...) over the rows of each unit, in the order of units; and the first row of each."""
     _, first, of = np.unique(units, return_index=True, return_inverse=True)
-    means = np.zeros((len(first), values.shape[1]))
-    np.add.at(means, of, values)
-    return means / np.bincount(of)[:, None], first
+    sums = np.zeros((len(first), *values.shape[1:]))
+    np.add.at(sums, of, values)
+    return (sums.T / np.bincount(of)).T, first
 
 
 def described(tested: Tested, each: np.ndarray, people: list[float]) -> dict[str, Any]:
     """A test with its two intervals, for JSON: of units, whose mean is the value, and of people."""
     units, persons = (bootstrap_means(np.array(v)[:, None], np.arange(len(v)), [True])[0] for v in (each, people))
     return tested._asdict() | {"over_pictures": units._asdict(), "over_people": persons._asdict(), "people": people}
+
+
+def gained(
+    scores: np.ndarray, labels: np.ndarray, units: np.ndarray, vote: bool = True
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(u, k) what each unit adds to the balanced accuracy, by answer; (u,) its own, whose mean that is; its first row.
+
+    Of scores (n, k), labels and units (n,) as in `accuracy`.
+    """
+    means, first = averaged(scores, units)
+    counts = np.bincount(labels[first], minlength=scores.shape[1])
+    right = np.eye(len(counts))[means.argmax(1)] if vote else means
+    table = right / np.maximum(counts, 1) / (counts > 0).sum()
+    return table, table[np.arange(len(first)), labels[first]] * len(first), first
 
 
 def accuracy(
@@ -86,29 +103,13 @@ def accuracy(
     right or wrong by its largest mean score; else its scores are shares of answers, and it is right by their share.
     single: the accuracy of single trials, for comparison.
     """
-    n_classes = scores.shape[1]
-    seen_by: dict[int, set[int]] = {}
-    for unit, person in zip(units.tolist(), people.tolist(), strict=True):
-        seen_by.setdefault(unit, set()).add(person)
-    alike = numbered([(s, *sorted(seen_by[u])) for s, u in zip(strata.tolist(), units.tolist(), strict=True)])
-
-    def gains(own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What each unit of these trials adds to the accuracy, by answer; and its first trial. Classes count alike."""
-        means, first = averaged(scores[own], units[own])
-        counts = np.bincount(labels[own[first]], minlength=n_classes)
-        right = np.eye(n_classes)[means.argmax(1)] if vote else means
-        return right / np.maximum(counts, 1) / (counts > 0).sum(), own[first]
-
-    def each(own: np.ndarray) -> np.ndarray:
-        table, trial = gains(own)
-        return table[np.arange(len(trial)), labels[trial]] * len(trial)
-
-    every = np.arange(len(labels))
-    table, trial = gains(every)
-    by_person = [float(each(np.flatnonzero(people == person)).mean()) for person in np.unique(people)]
-    alone, _ = averaged((scores.argmax(1) == labels)[:, None] * 1.0, labels)
-    found = described(permuted(table, labels[trial], alike[trial]), each(every), by_person)
-    return found | {"single": float(alone.mean())}
+    seen = np.zeros((units.max() + 1, people.max() + 1), bool)  # which unit by whom
+    seen[units, people] = True
+    table, each, first = gained(scores, labels, units, vote)
+    alike = numbered(zip(strata.tolist(), map(bytes, seen[units]), strict=True))[first]
+    by_person = [float(gained(scores[own], labels[own], units[own], vote)[1].mean()) for own in members(people)]
+    alone, _ = averaged(scores.argmax(1) == labels, labels)
+    return described(permuted(table, labels[first], alike), each, by_person) | {"single": float(alone.mean())}
 
 
 def by_stretches(scores: np.ndarray, labels: np.ndarray, people: np.ndarray) -> dict[str, Any]:
@@ -118,19 +119,16 @@ def by_stretches(scores: np.ndarray, labels: np.ndarray, people: np.ndarray) -> 
     one observation, however many pictures it had.
     """
     answers = np.eye(scores.shape[1])[scores.argmax(1)]
-    stretch = numbered(list(zip(people.tolist(), labels.tolist(), strict=True)))
+    stretch = numbered(zip(people.tolist(), labels.tolist(), strict=True))
     return accuracy(answers, labels, stretch, people, people, vote=False) | {"unit": "stretch"}
 
 
 def correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(n, m) Pearson's r of rows (n, d) with rows (m, d); 0 with a constant one."""
-
-    def unit(rows: np.ndarray) -> np.ndarray:
-        rows = rows - rows.mean(1, keepdims=True)
-        norm = np.linalg.norm(rows, axis=1, keepdims=True)
-        return np.asarray(rows / np.where(norm > 0, norm, 1))
-
-    return np.asarray(unit(a) @ unit(b).T)
+    a, b = (rows - rows.mean(1, keepdims=True) for rows in (a, b))
+    norms = (np.linalg.norm(rows, axis=1, keepdims=True) for rows in (a, b))
+    a, b = (rows / np.where(norm > 0, norm, 1) for rows, norm in zip((a, b), norms, strict=True))
+    return np.asarray(a @ b.T)
 
 
 def beaten(guesses: np.ndarray, truths: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -139,8 +137,7 @@ def beaten(guesses: np.ndarray, truths: np.ndarray, groups: np.ndarray) -> np.nd
     guesses, truths: (n, d). Entry (i, i) is the two-way identification of i among its group.
     """
     likeness, found = correlations(guesses, truths), np.zeros((len(guesses), len(guesses)))
-    for group in np.unique(groups):
-        own = np.flatnonzero(groups == group)
+    for own in members(groups):
         found[np.ix_(own, own)] = (rankdata(likeness[np.ix_(own, own)], axis=1) - 1) / max(1, len(own) - 1)
     return found
 
@@ -160,12 +157,13 @@ def identified(
         return beaten(means[several], truths[trial[several]], groups[trial[several]]), trial[several]
 
     shares, trial = table(np.arange(len(units)))
-    n, by_person = np.arange(len(trial)), [table(np.flatnonzero(people == person))[0] for person in np.unique(people)]
+    each, n = np.diag(shares), np.arange(len(trial))
     if not len(n):
         return {"why": "no class has two pictures in test"}, n, n
-    means = [float(np.diag(own).mean()) for own in by_person if len(own)]
     tested = permuted(shares / len(n), n, groups[trial])
-    return described(tested, np.diag(shares), means or [tested.value]), np.diag(shares), trial
+    by_person = [np.diag(table(own)[0]) for own in members(people)]
+    means = [float(own.mean()) for own in by_person if len(own)]
+    return described(tested, each, means or [tested.value]), each, trial
 
 
 def best_of(worse: np.ndarray, others: int, drawn: int) -> np.ndarray:

@@ -4,7 +4,6 @@ OUT/<variant>/shards holds a variant, OUT/<variant>/seed-<k> a finished run of s
 names of the classes as captions.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 import yaml
 
+from neuroimagen.audit.statistics import averaged
 from neuroimagen.errors import load_trained
 from neuroimagen.run.directory import open_run
 from neuroimagen.sample.captions import embed_captions
@@ -52,27 +52,18 @@ def named(run: Path, shards: Path) -> Named:
 
 def balanced(found: Named) -> float:
     """Mean over the classes of test of the share of a class's trials whose largest score is its own."""
-    right = found.scores.argmax(1) == found.label
-    return float(np.mean([right[found.label == label].mean() for label in np.unique(found.label)]))
+    return float(averaged(found.scores.argmax(1) == found.label, found.label)[0].mean())
 
 
 def trained(out: Path) -> dict[str, dict[str, Any]]:
     """Variant -> balanced accuracy of its finished runs, by seed, their mean, spread and chance; {}: there are none."""
     found: dict[str, dict[str, Any]] = {}
-    for folder in sorted(path.parent for path in out.glob("*/shards")):
-        runs = sorted((run for run in folder.glob("seed-*") if (run / "DONE").exists()), key=_seed)
-        each = [named(run, folder / "shards") for run in runs]
+    for shards in sorted(out.glob("*/shards")):
+        runs = {int(run.parent.name.removeprefix("seed-")): run.parent for run in shards.parent.glob("seed-*/DONE")}
+        each = [named(runs[seed], shards) for seed in sorted(runs)]
         if each:
-            found[folder.name] = _summary([_seed(run) for run in runs], each)
+            values, label = [balanced(one) for one in each], each[0].label
+            spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+            about = {"seeds": sorted(runs), "values": values, "value": float(np.mean(values)), "spread": spread}
+            found[shards.parent.name] = about | {"chance": 1 / len(np.unique(label)), "n": len(label)}
     return found
-
-
-def _seed(run: Path) -> int:
-    return int(run.name.removeprefix("seed-"))
-
-
-def _summary(seeds: Sequence[int], each: Sequence[Named]) -> dict[str, Any]:
-    values = [balanced(one) for one in each]
-    spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    about = {"seeds": list(seeds), "values": values, "value": float(np.mean(values)), "spread": spread}
-    return about | {"chance": 1 / len(np.unique(each[0].label)), "n": len(each[0].label)}

@@ -15,25 +15,16 @@ from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from neuroimagen.audit.statistics import numbered
-from neuroimagen.audit.verdicts import LIMITS
+from neuroimagen.audit.verdicts import LIMITS, VARIANTS
 from neuroimagen.config import option, path_option
 from neuroimagen.doctor.picture_hash import grey_copy
 from neuroimagen.linear import window_means
 from neuroimagen.shards.tars import ShardsConfig, open_picture, read_picture
 from neuroimagen.studies.open import open_study
-from neuroimagen.studies.study import Facts, Study
+from neuroimagen.studies.study import SPLITS, Facts, Study
 
 GRID = 8  # a picture is described by GRID x GRID colours
-LABELS: dict[str, dict[str, Any]] = {  # variants that leave the EEG as it is
-    "trials": {"splits": "trials", "audit": True},
-    **{name: {"control_labels": name} for name in ("shuffled", "blocks", "nonsense")},
-}
-EEG: dict[str, dict[str, Any]] = {
-    **{name: {"control_eeg": name} for name in ("surrogate", "amplitude", "other_trial")},
-    "below": {"band": [0.0, LIMITS["slow"]]},
-    "detrended": {"detrend": True, "standardise": "channel"},
-    **{f"band {low}-{high} Hz": {"band": [float(low), float(high)]} for low, high in ((5, 95), (14, 70), (55, 95))},
-}
+AS_IT_IS = {"splits", "audit", "control_labels"}  # options that leave the EEG so
 
 
 class Untold(ValueError):
@@ -57,11 +48,11 @@ class Trials:
     """
 
     def __init__(self, facts: Sequence[Facts], split: Sequence[str], split_by: str = "image", known: bool = True):
-        subject, image, label, block, onset = zip(*facts, strict=True)
-        self.split, self.split_by, self.known = np.array(split), split_by, known
+        subject, image, label, block, onset, _ = zip(*facts, strict=True)
+        self.split_by, self.known = split_by, known
         self.label, self.image, self.person = np.array(label), numbered(image), numbered(subject)
-        self.onset, self.stretch = np.array(onset, float), numbered(list(zip(subject, block, strict=True)))
-        self.train, self.val, self.test = (np.flatnonzero(self.split == name) for name in ("train", "val", "test"))
+        self.onset, self.stretch = np.array(onset, float), numbered(zip(subject, block, strict=True))
+        self.train, self.val, self.test = (np.flatnonzero(np.array(split) == name) for name in SPLITS)
         self.n_classes = int(self.label.max()) + 1
         self.unit = self.image if known else np.arange(len(self.label))
         self.stratum = self.stretch if split_by == "run" or not known else np.zeros(len(self.label), int)
@@ -90,8 +81,7 @@ class Trials:
     def same_order(self) -> float | None:
         """Of blocks of one class: Spearman's correlation of their order, mean over pairs of people; None: not told."""
         first = np.full((self.person.max() + 1, self.n_classes), np.nan)
-        for person, label in {*zip(self.person.tolist(), self.label.tolist(), strict=True)}:
-            first[person, label] = self.onset[(self.person == person) & (self.label == label)].min()
+        np.fmin.at(first, (self.person, self.label), self.onset)
         pairs = [first[[i, j]][:, np.isfinite(first[i] + first[j])] for j in range(len(first)) for i in range(j)]
         found = [float(spearmanr(*pair).statistic) for pair in pairs if pair.shape[1] > 2]
         return float(np.mean(found)) if found and self.class_blocks else None
@@ -106,25 +96,22 @@ class Source:
         single |= {"average": 1} if config.dataset == "recording" else {}
         self.config = dataclasses.replace(config, **single)
         self.study = open_study(self.config)
-        self.indices = [int(i) for own in self.study.splits.values() for i in own]
-        self.row = {index: row for row, index in enumerate(self.indices)}
-        told = self.study.trial(self.indices[0]).extra.get("picture", "as recorded")
-        self.known = told == "as recorded"
+        self.indices = _indices(self.study)
+        self.known = self.study.trial(self.indices[0]).extra.get("picture", "as recorded") == "as recorded"
         self.trials = self._trials(self.study)
 
     def _trials(self, study: Study) -> Trials:
-        facts = [study.facts(int(i)) for own in study.splits.values() for i in own]
         split = [name for name, own in study.splits.items() for _ in own]
-        return Trials(facts, split, study.split_by, self.known)
+        return Trials([study.facts(i) for i in _indices(study)], split, study.split_by, self.known)
 
     @functools.cached_property
     def real(self) -> np.ndarray:
         """(n, d) float32 window means of the EEG as it is."""
-        return self._read(self.study, "as it is")
+        return _features(self.study, "as it is")
 
     def varied(self, variant: str) -> tuple[np.ndarray, Trials]:
         """Features and facts of a variant; Untold where the files do not allow it."""
-        options = LABELS.get(variant) or EEG.get(variant) or self._window(variant)
+        options = VARIANTS["linear"].get(variant) or self._window(variant)
         low, high = (*self.study.before.get("band", []), 0.0, 0.0)[:2]
         wanted = options.get("band", [])
         if wanted and high and not (wanted[0] < high and low < wanted[1]):
@@ -133,18 +120,10 @@ class Source:
             study = open_study(dataclasses.replace(self.config, **options))
         except ValueError as error:
             raise Untold(str(error)) from None
-        if variant in LABELS and self.config.dataset != "recording":  # whose numbers depend on the split
-            return self.real[[self.row[int(i)] for own in study.splits.values() for i in own]], self._trials(study)
-        return self._read(study, variant), self._trials(study)
-
-    def _read(self, study: Study, variant: str) -> np.ndarray:
-        indices = [int(i) for own in study.splits.values() for i in own]
-        rows = np.empty((len(indices), 0), np.float32)
-        for row, index in enumerate(tqdm(indices, unit="trial", desc=f"EEG, {variant}", disable=None)):
-            means = window_means(study.trial(index).eeg, study.sfreq)
-            rows = rows if row else np.empty((len(indices), len(means)), np.float32)
-            rows[row] = means
-        return rows
+        if options.keys() <= AS_IT_IS and self.config.dataset != "recording":  # whose numbers depend on the split
+            row = {index: row for row, index in enumerate(self.indices)}
+            return self.real[[row[index] for index in _indices(study)]], self._trials(study)
+        return _features(study, variant), self._trials(study)
 
     def _window(self, variant: str) -> dict[str, Any]:
         """`before`: from the first sample to where a response can begin. `response`: as long, when there is one."""
@@ -177,6 +156,16 @@ class Source:
             coarse.append(coarse_picture(seen))
             grey.append(grey_copy(seen))
         return np.stack(coarse), np.stack(grey)
+
+
+def _indices(study: Study) -> list[int]:
+    return [int(i) for own in study.splits.values() for i in own]
+
+
+def _features(study: Study, variant: str) -> np.ndarray:
+    """(n, d) float32 window means of the EEG of each trial."""
+    bar = tqdm(_indices(study), unit="trial", desc=f"EEG, {variant}", disable=None)
+    return np.stack([window_means(study.trial(i).eeg, study.sfreq).astype(np.float32) for i in bar])
 
 
 def coarse_picture(image: Image.Image) -> np.ndarray:

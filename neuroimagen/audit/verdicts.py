@@ -10,6 +10,8 @@ from scipy.stats import false_discovery_control
 _FILE = yaml.safe_load(Path(__file__).with_name("questions.yaml").read_text(encoding="utf-8"))
 LIMITS: dict[str, float] = _FILE["limits"]
 QUESTIONS: dict[str, dict[str, str]] = _FILE["questions"]
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = _FILE["variants"]  # who opens them -> name -> options
+SAID, CONTROLS = _FILE["sentences"], _FILE["controls"]
 YES, NO, UNKNOWN = "supported", "not supported", "cannot be told"
 Part = dict[str, Any]
 
@@ -24,26 +26,16 @@ class Verdict(NamedTuple):
     p: float | None = None
     q: float | None = None
 
-    @property
-    def title(self) -> str:
-        return QUESTIONS[self.name]["title"]
-
-    @property
-    def rule(self) -> str:
-        return QUESTIONS[self.name]["rule"]
-
 
 def lacking(part: Part | None) -> str:
     """Why a part cannot tell; "" if it can."""
     if part is None:
-        return "not computed with quick=true"
+        return str(SAID["quick"])
     if "why" in part:
         return str(part["why"])
-    if part.get("unit") != "stretch" and part["n"] < LIMITS["fewest"]:
-        return f"{part['n']} units are too few to tell by pictures"
-    if part.get("ways", LIMITS["ways"]) < LIMITS["ways"]:
-        return f"there are {part['ways']:.0f} orders of the right answers, too few for a small p"
-    return ""
+    few = part.get("unit") != "stretch" and part["n"] < LIMITS["fewest"]
+    orders = part.get("ways", LIMITS["ways"]) < LIMITS["ways"]
+    return SAID["few" if few else "orders"].format(**part) if few or orders else ""
 
 
 def significant(part: Part | None) -> bool:
@@ -61,53 +53,44 @@ def drift(parts: dict[str, Part], about: dict[str, Any]) -> str:
         return ""
     excess = LIMITS["explained"] * (real["value"] - real["null"])
     if before and significant(before) and before["value"] - before["null"] >= excess:
-        named = f"EEG of before {1000 * LIMITS['before']:g} ms names {100 * before['value']:.1f} % of classes"
-        return f"{named}, when no response can exist: the accuracy is no measure of vision"
-    if lacking(before) and about["class_blocks"] and significant(parts.get("clock")):
-        return "the EEG tells when in its block a trial was, and classes came in blocks: drift can name the class"
-    return ""
-
-
-def vision(parts: dict[str, Part], about: dict[str, Any]) -> Verdict:
-    names = {"within": "picture within its class", "people": "people not trained on"}
-    names |= {"blocks held out": "held-out blocks", "response": "response against before"}
-    lack = {name: lacking(parts.get(name)) or (name == "people" and _ordered(about)) for name in names}
-    can = {names[name]: parts[name]["p"] for name, reason in lack.items() if not reason}
-    why = [f"{names[name]}: {reason}" for name, reason in lack.items() if reason]
-    real = parts["within"] if about["zero_shot"] else parts["real"]
-    if reason := lacking(real):
-        return Verdict("vision", UNKNOWN, "", [reason, *why])
-    number = _chance(real)
-    called = [f"Drift: {said}"] if (said := drift(parts, about)) else []
-    if not can:
-        return Verdict("vision", UNKNOWN, number, [*called, "no control that drift cannot pass is possible here", *why])
-    best = min(can, key=lambda name: can[name])
-    why = [*called, f"of the controls that drift cannot pass the best is: {best}, p = {can[best]:.4f}", *why]
-    if not about["timed"] and best == names["people"]:
-        why.append("the files do not tell the order of trials: if it was the same for all, drift could do this too")
-    return Verdict("vision", "", number, why, max(real["p"], min(1.0, len(can) * can[best])))
+        return str(SAID["drift"].format(ms=1000 * LIMITS["before"], percent=100 * before["value"]))
+    untold = lacking(before) and about["class_blocks"] and significant(parts.get("clock"))
+    return str(SAID["clock"]) if untold else ""
 
 
 def _ordered(about: dict[str, Any]) -> str:
     pairs = about["people"] * (about["people"] - 1) / 2
     random = 3 / math.sqrt(max(1, (about["classes"] - 1) * pairs))  # standard deviations of it in random orders
-    same = (about["same_order"] or 0) > min(LIMITS["same_order"], random)
-    return "blocks of classes came in much the same order for all, which drift could follow" if same else ""
+    return SAID["same_order"] if (about["same_order"] or 0) > min(LIMITS["same_order"], random) else ""
 
 
-def tested(name: str, part: Part | None, reason: str = "") -> Verdict:
+def vision(parts: dict[str, Part], about: dict[str, Any]) -> Verdict:
+    lack = {name: lacking(parts.get(name)) or (name == "people" and _ordered(about)) for name in CONTROLS}
+    can = {name: parts[name]["p"] for name, reason in lack.items() if not reason}
+    why = [f"{CONTROLS[name]}: {reason}" for name, reason in lack.items() if reason]
+    real = parts["within" if about["zero_shot"] else "real"]
+    if reason := lacking(real):
+        return Verdict("vision", UNKNOWN, "", [reason, *why])
+    called = [f"Drift: {said}"] if (said := drift(parts, about)) else []
+    if not can:
+        return Verdict("vision", UNKNOWN, _chance(real), [*called, SAID["no_control"], *why])
+    best = min(can, key=lambda name: can[name])
+    why = [*called, SAID["best"].format(name=CONTROLS[best], p=can[best]), *why]
+    why += [SAID["untimed"]] if not about["timed"] and best == "people" else []
+    return Verdict("vision", "", _chance(real), why, max(real["p"], min(1.0, len(can) * can[best])))
+
+
+def tested(name: str, part: Part, reason: str = "") -> Verdict:
     """A question that one part answers."""
     if why := lacking(part) or reason:
         return Verdict(name, UNKNOWN, "", [why])
-    assert part is not None
     return Verdict(name, "", _chance(part), [], part["p"])
 
 
 def linear(parts: dict[str, Part]) -> Verdict:
     floor = parts["floor"]
     if "maps" not in floor:
-        why = floor.get("why") or floor.get("maps_why") or "no reconstruct run was given (run=)"
-        return Verdict("linear", UNKNOWN, "", [why])
+        return Verdict("linear", UNKNOWN, "", [floor.get("why") or floor.get("maps_why") or SAID["no_run"]])
     wins = ["ridge regression wins"] if floor["ridge"] > floor["maps"] else []
     return Verdict("linear", "", f"r = {floor['maps']:.2f}, of ridge {floor['ridge']:.2f}", wins, floor["p_maps"])
 
@@ -135,10 +118,7 @@ def judge(parts: dict[str, Part], about: dict[str, Any]) -> list[Verdict]:
         linear(parts),
         unused(parts, about),
     ]
-    asked = [verdict.p for verdict in found if verdict.p is not None]
-    corrected = iter(false_discovery_control(asked) if asked else [])
-    for i, verdict in enumerate(found):
-        if verdict.p is not None:
-            q = float(next(corrected))
-            found[i] = verdict._replace(q=q, answer=YES if q <= LIMITS["alpha"] else NO)
-    return found
+    asked = {verdict.name: verdict.p for verdict in found if verdict.p is not None}
+    q = dict(zip(asked, false_discovery_control([*asked.values()]).tolist() if asked else [], strict=True))
+    answers = {name: YES if value <= LIMITS["alpha"] else NO for name, value in q.items()}
+    return [v._replace(q=q[v.name], answer=answers[v.name]) if v.name in q else v for v in found]

@@ -1,20 +1,13 @@
 """The variants of a study that launch/audit.sh trains on: what is held out, and what is made untrue on purpose."""
 
+import json
 from collections.abc import Sequence
+from typing import Any
 
+from neuroimagen.audit.verdicts import VARIANTS
 from neuroimagen.config import load_config
 from neuroimagen.shards.tars import ShardsConfig
 from neuroimagen.studies.open import open_study
-
-# Name -> options of `neuroimagen shards`; each person held out in turn comes on top.
-VARIANTS: dict[str, list[str]] = {
-    "honest": [],
-    "trials": ["splits=trials", "audit=true"],
-    **{name: [f"control_labels={name}"] for name in ("shuffled", "blocks", "nonsense")},
-    **{name: [f"control_eeg={name}"] for name in ("surrogate", "amplitude", "other_trial")},
-    "detrended": ["detrend=true", "standardise=channel"],
-    "last_block": ["hold_out=[-1]"],
-}
 
 
 def allowed(arguments: Sequence[str], wanted: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
@@ -24,7 +17,8 @@ def allowed(arguments: Sequence[str], wanted: Sequence[str]) -> tuple[dict[str, 
     """
     study = open_study(load_config(ShardsConfig, arguments, "shards"))
     people = sorted({study.facts(int(i)).subject for own in study.splits.values() for i in own})
-    known = VARIANTS | {f"subject-{n}": [f"hold_out_subject={n}"] for n in people if len(people) > 1}
+    options = VARIANTS["networks"] | {f"subject-{n}": {"hold_out_subject": str(n)} for n in people if len(people) > 1}
+    known = {name: [f"{key}={_written(v)}" for key, v in given.items()] for name, given in options.items()}
     if unknown := [name for name in wanted if name not in known]:
         raise ValueError(f"{unknown[0]!r} is no variant of this study; it may have {', '.join(known)}")
     found, refused = {}, []
@@ -38,3 +32,7 @@ def allowed(arguments: Sequence[str], wanted: Sequence[str]) -> tuple[dict[str, 
                 raise ValueError(f"{name}: {error}") from None
             refused.append(f"{name} is left out: {error}")
     return found, refused
+
+
+def _written(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -38,5 +38,7 @@ def test_ridge_takes_the_penalty_that_is_best_on_val():
     x, val = rng.standard_normal((40, 20)), rng.standard_normal((500, 20))
     exact = fit_ridge(x, x @ weights, val, val @ weights)
     assert exact[-1].alpha == PENALTIES[0]
+    one = fit_ridge(x, x @ weights[:, :1], val, val @ weights[:, :1])  # a single target, as a column
+    assert one[-1].alpha == PENALTIES[0]
     noise = fit_ridge(x, rng.standard_normal((40, 3)), val, rng.standard_normal((500, 3)))
     assert noise[-1].alpha >= 1e4  # next to nothing is left of it
