@@ -3,6 +3,7 @@
 A variant is the study opened with other options, so that a control here is what `neuroimagen shards` would pack.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -129,7 +130,8 @@ class Source:
         """`before`: from the first sample to where a response can begin. `response`: as long, when there is one."""
         config, latest, whole = self.config, LIMITS["before"], self.study
         if config.window and "window" not in self.study.applied:
-            whole = open_study(dataclasses.replace(config, window=[]))
+            with contextlib.suppress(ValueError):  # a BIDS recording has no trials without one
+                whole = open_study(dataclasses.replace(config, window=[]))
         first = latest if whole.tmin is None else whole.tmin
         if round((latest - first) * whole.sfreq) < 2 or latest - first < LIMITS["shortest"]:
             raise Untold(f"the trials have nothing from before {1000 * latest:g} ms after picture onset")
