@@ -144,7 +144,7 @@ def test_steps_are_measured_and_nothing_is_left_of_it(planned, tmp_path):
     assert len(lines) == 7 and all(line[-1] == "m" and ">=" not in line for line in lines.values()), done.stdout
     assert not (tmp_path / "runs").exists() and not list((tmp_path / "temporary").iterdir())
     commands = done.stdout.partition("launch/paper.sh would give:\n")[2].splitlines()
-    assert commands[1].startswith("python trainers/pixel_features.py config=") and len(commands) == 11
+    assert commands[1].startswith("python trainers/pixel_features.py config=") and len(commands) == 12
 
 
 def test_a_schedule_that_changes_is_counted_part_by_part():

@@ -31,7 +31,7 @@ EEG = {"encoder_width": 8, "n_features": 16}
 STEPS = {"max_steps": 2, "validate_every": 2, "workers": 0, "log_every": 1}
 BATCH = {"global_batch_size": 8}
 QUICK = {  # what a laptop's minute allows: an overlay
-    "simulate": {"classes": 4, "images_per_class": 10, "n_subjects": 2, "picture_size": 64},
+    "simulate": {"classes": 4, "images_per_class": 15, "n_subjects": 2, "picture_size": 64},
     "pixel_features": EEG | STEPS,
     "pixel_saliency": STEPS | BATCH | {"image_size": 16, "z_dim": 8, "generator_width": 4, "discriminator_width": 4},
     "sample_semantics": EEG | STEPS | BATCH,

@@ -208,12 +208,12 @@ def test_a_lone_header_or_a_strange_name_is_an_error(bids):
 
 def test_pictures_by_any_case_of_their_ending_and_windows_paths(lab):
     plain = opened(lab)
-    shown = [plain.facts(i) for i in range(60)]
+    shown = [plain.facts(i)[:5] for i in range(60)]
     for i, path in enumerate(sorted((lab / "images").rglob("*.jpg"))):
         path.rename(path.with_suffix([".JPG", ".Jpg", ".jpg"][i % 3]))
     write_table(lab / "trials.csv", [TABLE[0]] + [line.replace("/", "\\") for line in TABLE[1:]])
     study = opened(lab)
-    assert [study.facts(i) for i in range(60)] == shown and study.trial(0).jpeg.is_file()
+    assert [study.facts(i)[:5] for i in range(60)] == shown and study.trial(0).jpeg.is_file()
     write_table(lab / "trials.csv", [TABLE[0]] + [line.replace("/", "\\..\\", 1) for line in TABLE[1:]])
     with pytest.raises(ValueError, match=r"without '\.\.'"):
         opened(lab)

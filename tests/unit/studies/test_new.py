@@ -61,7 +61,7 @@ def test_the_overlay_packs_what_options_by_hand_do_and_every_stage_takes_it(
 ) -> None:
     arguments, _ = MAKERS[name](tmp_path)
     files = [a for a in arguments if a.partition("=")[0] in ("eeg", "images", "trials")]
-    dataset, hand = f"dataset={name.partition(' ')[0]}", [*files, *BY_HAND[name]]
+    dataset, hand = f"dataset={name.partition(' ')[0]}", [*files, *BY_HAND[name.removesuffix(" (timed)")]]
     if name == "recording":
         files = [f"eeg={tmp_path}/runs", f"images={tmp_path}", "markers=[1=houses,2=faces]"]
         (tmp_path / "study.yaml").write_text(STUDY)
