@@ -20,7 +20,7 @@ from neuroimagen.audit.statistics import PERMUTATIONS
 from neuroimagen.audit.trained import trained
 from neuroimagen.audit.trials import AuditConfig, Source, Untold
 from neuroimagen.audit.verdicts import LIMITS, QUESTIONS, drift, judge
-from neuroimagen.files import write_atomic
+from neuroimagen.files import busy, write_atomic
 from neuroimagen.pages import render
 from neuroimagen.run.inputs import digest, hashes
 from neuroimagen.scores.run_files import ReconstructRun, read_run
@@ -46,10 +46,11 @@ def audit(config: AuditConfig) -> dict[str, Any]:
     marks = run and hashes({key: path for key, path in maps.items() if path.exists()})
     found: dict[str, Any] = {}
     bar = tqdm(Parts(source, run).table(config.quick).items(), desc="audit", unit="part", disable=None)
-    for name, compute in bar:
-        bar.set_postfix_str(name)
-        key = digest(made_of | ({"run": marks} if name == "floor" else {}))
-        found[name] = kept(out / "parts" / f"{name.replace(' ', '_')}.json", key, compute)
+    with busy(out / "audit.lock"):
+        for name, compute in bar:
+            bar.set_postfix_str(name)
+            key = digest(made_of | ({"run": marks} if name == "floor" else {}))
+            found[name] = kept(out / "parts" / f"{name.replace(' ', '_')}.json", key, compute)
     told = ("class_blocks", "randomised", "timed", "split_by", "zero_shot", "known")
     about = {name: getattr(trials, name) for name in told} | {"same_order": trials.same_order()}
     about |= {name: getattr(study, name) for name in ("dataset", "simulated", "protocol", "mark")}

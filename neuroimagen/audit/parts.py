@@ -76,7 +76,7 @@ class Parts:
     @functools.cached_property
     def _copies(self) -> np.ndarray:
         """(n,) numbers that are equal where the EEG is, value for value."""
-        return stats.numbered([hash(row.tobytes()) for row in self.source.real])
+        return stats.numbered(row.tobytes() for row in self.source.real)
 
     def real(self) -> Result:
         """Accuracy of the class on the study's own split."""
@@ -210,9 +210,8 @@ class Parts:
         result = stats.described(tested, np.diag(columns), people)
         if self.run is None:
             return result
-        shown = {
-            trial["key"]: trial["image"] for trial in self.run.trials
-        }  # a control has other pictures by these keys
+        # A control has other pictures by these keys.
+        shown = {trial["key"]: trial["image"] for trial in self.run.trials}
         trials = [self.source.study.trial(self.source.indices[i]) for i in t.test]
         maps = [self.run.map(trial.key) for trial in trials]
         same = [shown.get(trial.key) == trial.image for trial in trials]

@@ -120,10 +120,11 @@ def test_what_scores_and_what_writes_the_page_is_seen_while_it_runs(tmp_path):
     runs = tmp_path / "runs"
     (runs / "reconstruct").mkdir(parents=True)
     (runs / "reconstruct" / "DONE").touch()
-    for name in ("evaluate", "report"):
-        with busy(runs / "reconstruct" / f"{name}.lock"):
+    (runs / "audit").mkdir()
+    for name, folder in (("evaluate", "reconstruct"), ("report", "reconstruct"), ("audit", "audit")):
+        with busy(runs / folder / f"{name}.lock"):
             assert status(runs)[name] == "running"
-        assert status(runs)[name] == "to do" and not list((runs / "reconstruct").glob("*.lock"))
+        assert status(runs)[name] == "to do" and not list(runs.glob("*/*.lock"))
 
 
 def test_what_is_no_study_is_refused(tmp_path):

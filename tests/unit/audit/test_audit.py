@@ -106,13 +106,17 @@ def test_killed_and_continued(tmp_path, seeing, monkeypatch):
     """What was made before it was killed is not made again, and the end is the same; what is stale or damaged is."""
     whole = command.audit(config(seeing, tmp_path / "whole", quick=True))
 
+    lock = tmp_path / "audit" / "audit.lock"  # by which `neuroimagen status` sees it
+
     def killed(self):
+        assert lock.exists()
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(Parts, "within", killed)
         with pytest.raises(KeyboardInterrupt):
             command.audit(config(seeing, tmp_path / "audit", quick=True))
+    assert not lock.exists()
     files = tmp_path / "audit" / "parts"
     before = {path.name: path.stat().st_mtime_ns for path in files.iterdir()}
     assert "people.json" in before and "within.json" not in before and not (tmp_path / "audit" / "audit.json").exists()
