@@ -104,16 +104,20 @@ def test_the_run_directory_is_what_evaluate_reads(made):
             assert picture.size == (size, size) and picture.mode == "RGB"
 
 
+def wait_for_pictures(processes, folder):
+    deadline = time.monotonic() + 900
+    while not list(folder.glob("*.png")):
+        assert all(p.poll() is None for p in processes.all), processes.log.read_text()
+        assert time.monotonic() < deadline, processes.log.read_text()
+        time.sleep(0.02)
+
+
 def test_two_processes_stopped_and_continued_by_one_equal_one(made, start, here):
     root, arguments = made
     run = root / "two"
     hold = "neuroimagen.reconstruction.picture_files:PictureFiles.save:4"  # truth, maps, I, L
     processes = start([str(TRAINER), *arguments, f"run_dir={run}"], 2, hold=hold)
-    deadline = time.monotonic() + 900
-    while not list((run / "images" / "L").glob("*.png")):
-        assert all(p.poll() is None for p in processes.all), processes.log.read_text()
-        assert time.monotonic() < deadline, processes.log.read_text()
-        time.sleep(0.02)
+    wait_for_pictures(processes, run / "images" / "L")
     processes.signal(signal.SIGTERM)
     assert processes.wait() == [143, 143], processes.log.read_text()
     assert (run / "PREEMPTED").exists() and not (run / "DONE").exists()
@@ -164,11 +168,7 @@ def test_rows_of_other_trials_and_of_train_are_the_same_on_two_processes_and_aft
     assert len(set(one.values())) > 6 * 2 * len(VALIDITY) - 12  # "class" may be drawn alike, the others differ
     hold = "neuroimagen.reconstruction.picture_files:PictureFiles.save:5"
     processes = start([str(TRAINER), *arguments, f"run_dir={run}"], 2, hold=hold)
-    deadline = time.monotonic() + 900
-    while not list((run / "images" / "mean map").glob("*.png")):
-        assert all(p.poll() is None for p in processes.all), processes.log.read_text()
-        assert time.monotonic() < deadline, processes.log.read_text()
-        time.sleep(0.02)
+    wait_for_pictures(processes, run / "images" / "mean map")
     processes.signal(signal.SIGKILL)
     processes.wait()
     for row in ("ridge L+I", "surrogate"):
