@@ -9,23 +9,11 @@ from typing import Any
 
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.utils import is_xformers_available
 
 IN_FORCE = {"xformers": "XFormersAttnProcessor", "sdpa": "AttnProcessor2_0", "sliced": "SlicedAttnProcessor"}
 
 log = logging.getLogger(__name__)
-
-
-def _xformers_error(device: torch.device) -> str | None:
-    """Why xformers cannot be used on `device`, or None if it can."""
-    try:
-        import xformers.ops  # noqa: F401
-    except ImportError:
-        return 'attention=xformers needs the package: pip install "neuroimagen[xformers]" (or use attention=sdpa)'
-    except Exception as error:  # a build for another torch or CUDA fails in its own ways
-        return f"attention=xformers: the installed xformers does not load ({error}); use attention=sdpa"
-    if device.type != "cuda":
-        return f"attention=xformers needs a CUDA GPU, and this run is on {device.type}; use attention=sdpa"
-    return None
 
 
 def in_force(pipe: Any) -> set[str]:
@@ -44,7 +32,7 @@ def set_attention(pipe: Any, attention: str, device: torch.device | str) -> str:
     if attention not in ("auto", *IN_FORCE):
         raise ValueError(f"attention={attention!r} is not one of auto, {', '.join(IN_FORCE)}")
     if attention == "auto":
-        if _xformers_error(device) is None:
+        if device.type == "cuda" and is_xformers_available():
             try:
                 return set_attention(pipe, "xformers", device)
             except ValueError as error:
@@ -55,13 +43,13 @@ def set_attention(pipe: Any, attention: str, device: torch.device | str) -> str:
     if hasattr(pipe.vae, "set_attn_processor"):
         pipe.vae.set_attn_processor(AttnProcessor2_0())
     if attention == "xformers":
-        reason = _xformers_error(device)
-        if reason:
-            raise ValueError(reason)
+        if device.type != "cuda":
+            raise ValueError(f"attention=xformers needs a CUDA GPU, this run is on {device.type}; use attention=sdpa")
         try:
             pipe.enable_xformers_memory_efficient_attention()  # runs a small case itself and raises what goes wrong
         except Exception as failure:
-            raise ValueError(f"attention=xformers does not run here ({failure}); use attention=sdpa") from None
+            remedy = 'pip install "neuroimagen[xformers]", or use attention=sdpa'
+            raise ValueError(f"attention=xformers does not run here ({failure}): {remedy}") from None
     elif attention == "sliced":
         heads = [m.sliceable_head_dim for m in pipe.unet.modules() if hasattr(m, "sliceable_head_dim")]
         # "auto" cuts the heads in two, which a layer of one head does not survive

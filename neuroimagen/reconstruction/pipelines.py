@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import diffusers
 import torch
+import yaml
 from diffusers import LatentConsistencyModelImg2ImgPipeline, StableDiffusionXLImg2ImgPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
@@ -15,21 +16,8 @@ from neuroimagen.errors import quiet_libraries
 
 Scheduler = Literal["default", "ddim", "pndm", "dpm++", "euler", "euler_a", "unipc", "lcm"]
 
-SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {  # class in diffusers, and what else it is told
-    "ddim": ("DDIMScheduler", {}),
-    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),  # PLMS, as Stable Diffusion 1.x itself is shipped
-    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 2}),  # DPM++ 2M
-    "euler": ("EulerDiscreteScheduler", {}),
-    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
-    "unipc": ("UniPCMultistepScheduler", {}),
-    "lcm": ("LCMScheduler", {}),
-}
-# What a model was trained with. A scheduler that has no such setting would draw with another noise schedule.
-OF_THE_MODEL = (
-    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
-    "timestep_spacing", "rescale_betas_zero_snr", "thresholding",
-)  # fmt: skip
-
+_FILE = yaml.safe_load(Path(__file__).with_name("schedulers.yaml").read_text(encoding="utf-8"))
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = _FILE["schedulers"]
 KINDS = ("StableDiffusion", "LatentConsistencyModel", "StableDiffusionXL")
 LAYOUTS: dict[str, Any] = {  # name of a class in model_index.json -> as loaded
     f"{kind}{how}Pipeline": getattr(diffusers, f"{kind}Img2ImgPipeline") for kind in KINDS for how in ("", "Img2Img")
@@ -132,7 +120,7 @@ def set_scheduler(pipe: Any, scheduler: str) -> str:
         name, told = SCHEDULERS[scheduler]
         kind = getattr(diffusers, name)
         known = inspect.signature(kind.__init__).parameters
-        lost = [key for key in OF_THE_MODEL if own.config.get(key) and key not in known]
+        lost = [key for key in _FILE["of_the_model"] if own.config.get(key) and key not in known]
         if lost:
             settings = ", ".join(f"{key}={own.config[key]}" for key in lost)
             raise ValueError(f"scheduler={scheduler} knows no {settings}, which this model was trained with")

@@ -263,7 +263,6 @@ class Reconstructor:
         num_inference_steps: int = Settings.num_inference_steps,
         height: int | None = None,
         width: int | None = None,
-        pooled: Tensor | None = None,
     ) -> Tensor:
         """Draw `samples` pictures for each of B trials: (B, samples, 3, H, W) float32 in [0, 1], on the CPU.
 
@@ -274,7 +273,6 @@ class Reconstructor:
         keys: B names of trials; with `seed` and the sample number they fix the noise
         strength: share of the noise schedule a map goes through; ignored without maps
         height, width: px; None: what the pipeline was made for
-        pooled: (B, P), of Stable Diffusion XL only; None: that of "no caption", on both sides of the guidance
 
         Raises ValueError for settings, shapes or values that this pipeline cannot honour.
         """
@@ -286,14 +284,11 @@ class Reconstructor:
             return torch.empty(0, samples, 3, *size)
         if prompt_embeds is not None and prompt_embeds.ndim == 3:
             prompt_embeds = prompt_embeds[:, None].expand(-1, samples, -1, -1)
-        for name, tensor, axes in (("prompt_embeds", prompt_embeds, 4), ("pooled", pooled, 2)):
-            if tensor is not None and (tensor.ndim != axes or len(tensor) != trials):
-                raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but there are {trials} keys")
-            if tensor is not None and not tensor.isfinite().all():
-                raise ValueError(f"{name} holds NaN or infinite values; the stage that decoded them has diverged")
-        if pooled is not None and (self.pooled is None or pooled.shape[1] != self.pooled.shape[1]):
-            takes = "has no pooled embedding" if self.pooled is None else f"takes one of {self.pooled.shape[1]}"
-            raise ValueError(f"a pooled embedding of {pooled.shape[1]} was given, but {self.name} {takes}")
+        if prompt_embeds is not None:
+            if prompt_embeds.ndim != 4 or len(prompt_embeds) != trials:
+                raise ValueError(f"prompt_embeds has shape {tuple(prompt_embeds.shape)}, but there are {trials} keys")
+            if not prompt_embeds.isfinite().all():
+                raise ValueError("prompt_embeds holds NaN or infinite values; the stage that decoded them has diverged")
         if maps is not None and len(maps) != trials:
             raise ValueError(f"maps of {len(maps)} trials, but there are {trials} keys")
         if isinstance(maps, Tensor):
@@ -317,10 +312,8 @@ class Reconstructor:
         if not self.lcm:  # which takes the guidance as an input of its U-Net
             inputs["negative_prompt_embeds"] = nothing if guided else None
         if self.pooled is not None:
-            unpooled = self.pooled.expand(trials * samples, -1)
-            given = None if pooled is None else pooled.to(self.device, self.dtype).repeat_interleave(samples, dim=0)
-            inputs["negative_pooled_prompt_embeds"] = unpooled if guided else None
-            inputs["pooled_prompt_embeds"] = unpooled if given is None else given
+            pooled = self.pooled.expand(trials * samples, -1)  # of no caption, on both sides of the guidance
+            inputs |= {"pooled_prompt_embeds": pooled, "negative_pooled_prompt_embeds": pooled if guided else None}
         if maps is None:
             images = self.text2img(height=size[0], width=size[1], **inputs).images
         else:
