@@ -24,29 +24,12 @@ def split_of(run: ReconstructRun) -> tuple[str, str]:
     return split or "not known", signal
 
 
-def protocol(run: ReconstructRun, scores: dict[str, Any]) -> list[tuple[str, str, str]]:
+def protocol(run: ReconstructRun, scores: dict[str, Any]) -> list[tuple[str, ...]]:
     """(what, here, in the paper), line by line."""
-    paper, about = published.PAPER_PROTOCOL, run.about
     split, signal = split_of(run)
-    files = ", ".join(about.get("eeg_files", [])) or "files not noted"
-    dataset = f"{scores['dataset'] or 'unnamed'} data set"
-    if scores["simulated"]:
-        dataset = f"SIMULATED, in the format of the {dataset}"
-    people = f"{scores['subjects']} subject{'s' * (scores['subjects'] != 1)}"
-    whence = " from the classes of the study" * (scores.get("distractors") == "study")
-    judges = "the classifier and by Inception-v3" if "is_inception" in scores.get("metrics", {}) else "the classifier"
-    splits = scores["inception_splits"]
-    return [
-        ("EEG", f"{dataset}, {people}", f"PerceiveLab's recordings, {paper.subjects}"),
-        ("Split", f"{about.get('settings', {}).get('split', 'test')} of {split}", paper.split),
-        ("Band", f"{files}; {signal or 'no filter of ours'}", paper.band),
-        ("Selected on", "last: no trainer chooses a checkpoint", paper.selected),
-        ("Classifier", scores["classifier"], paper.classifier),
-        ("ACC", f"{scores['n_way']}-way top-{scores['top_k']}, exact over all draws{whence}", paper.n_way),
-        ("IS", f"by {judges}, {splits} split{'s' * (splits != 1)}", paper.inception),
-        ("Samples", f"{scores['samples']} a trial, all scored", paper.samples),
-        ("SSIM", scores["ssim_settings"].removeprefix("SSIM: "), published.NOT_STATED),
-    ]
+    told = {"paper": published.PAPER_PROTOCOL, "not_stated": published.NOT_STATED, "split": split, "signal": signal}
+    lines = render("report/templates/protocol.j2", run=run, scores=scores, **told).splitlines()
+    return [tuple(line.split(" ¦ ")) for line in lines]
 
 
 def notes(which: str, **facts: Any) -> list[str]:

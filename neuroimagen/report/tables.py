@@ -225,7 +225,8 @@ def _published_table(book: _Book) -> list[Table]:
     rows = [Row([Cell(f"NeuroImagen ({book.full})"), *ours, *map(Cell, told)], "full")]
     for i, entry in enumerate(entries):
         p, values = entry.protocol, [entry.values.get(name, "") for name in names]
-        told = [entry.name, *values, p.band, p.selected, p.subjects, p.split, p.n_way, entry.source]
+        said = [p[field] for field in ("band", "selected", "subjects", "split", "n_way")]
+        told = [entry.name, *values, *said, entry.source]
         rows.append(Row(list(map(Cell, told)), "published", rule=i == 0))
     which = "the data set that is simulated here" if scores["simulated"] else "the same data set"
     title = f"Published on {which}; our row is on {book.eeg}"
