@@ -11,7 +11,7 @@ import json
 import shlex
 from typing import Any
 
-from neuroimagen.config import option, path_option
+from neuroimagen.config import Limited, option, path_option
 from neuroimagen.files import busy, content_of, write_atomic
 from neuroimagen.pages import render
 from neuroimagen.report import figures, tables
@@ -27,13 +27,13 @@ BUDGET = 6_500_000  # characters of inlined pictures; the page stays below 8 MB
 
 
 @dataclasses.dataclass
-class ReportConfig:
+class ReportConfig(Limited):
     run: str = path_option(
         help="a reconstruct run that `neuroimagen evaluate` has scored; report.html is written there"
     )
-    trials: int = option(60, "at most so many trials in the gallery, those of the groups among them")
-    each: int = option(6, "trials in each group of the gallery: best, median, worst, random")
-    ablation: int = option(8, "trials drawn in every row, side by side")
+    trials: int = option(60, "at most so many trials in the gallery, those of the groups among them", at_least=1)
+    each: int = option(6, "trials in each group of the gallery: best, median, worst, random", at_least=1)
+    ablation: int = option(8, "trials drawn in every row, side by side", at_least=1)
 
 
 def meaning(run: ReconstructRun, row: str, kind: str) -> str:
@@ -114,9 +114,6 @@ def page(run: ReconstructRun, scores: dict[str, Any], config: ReportConfig) -> s
 
 def report(config: ReportConfig) -> None:
     """The command `neuroimagen report RUN`. ValueError if the run is not finished or not scored."""
-    for name in ("trials", "each", "ablation"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name}={getattr(config, name)} must be at least 1")
     run = run_files.read_run(config.run, to_write=True)
     path = run.path / "scores.json"
     if not path.exists():

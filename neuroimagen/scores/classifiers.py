@@ -20,6 +20,7 @@ import numpy as np
 import safetensors
 import torch
 import torch.nn.functional as F
+import yaml
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -36,12 +37,7 @@ from neuroimagen.text_files import read_text
 EMBEDDED = Path(__file__).resolve().parents[1] / "embedded" / "classifier"
 BACKBONE = "efficientnet-lite0"
 N_FEATURES = 1280
-# Where ImageNet-1k (its 1,000 wnids sorted) keeps the 40 classes of the paper's data set, by data set label.
-_IMAGENET_POSITIONS = (
-    339, 701, 606, 393, 550, 504, 671, 763, 388, 985, 472, 326, 235, 770, 607, 487, 574, 527, 462, 963,
-    657, 378, 736, 636, 511, 559, 697, 658, 546, 759, 579, 672, 954, 997, 531, 386, 404, 547, 755, 285,
-)  # fmt: skip
-IMAGENET_INDEX = {c.wnid: i for c, i in zip(CLASSES, _IMAGENET_POSITIONS, strict=True)}
+IMAGENET_INDEX: dict[str, int] = yaml.safe_load(Path(__file__).with_name("imagenet.yaml").read_text(encoding="utf-8"))
 
 
 @dataclasses.dataclass
