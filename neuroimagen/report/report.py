@@ -17,7 +17,7 @@ from neuroimagen.pages import render
 from neuroimagen.report import figures, tables
 from neuroimagen.report.charts import by_group, confusions, guessing
 from neuroimagen.report.gallery import Gallery, Pictures, read_picture_scores
-from neuroimagen.rows import uses
+from neuroimagen.rows import ROWS
 from neuroimagen.scores import run_files
 from neuroimagen.scores.evaluate import EvaluateConfig
 from neuroimagen.scores.intervals import FEWEST
@@ -34,16 +34,6 @@ class ReportConfig(Limited):
     trials: int = option(60, "at most so many trials in the gallery, those of the groups among them", at_least=1)
     each: int = option(6, "trials in each group of the gallery: best, median, worst, random", at_least=1)
     ablation: int = option(8, "trials drawn in every row, side by side", at_least=1)
-
-
-def meaning(run: ReconstructRun, row: str, kind: str) -> str:
-    """What a row's pictures are drawn from."""
-    for about in run.about["rows"]:
-        if about["name"] == row and about.get("means"):
-            return about["means"]
-    b, label, map_ = uses(row)
-    parts = ["map"] * map_ + ["labels"] * label + ["captions"] * b
-    return " + ".join(parts) or ("nothing decoded" if kind == "paper" else "")
 
 
 def commands(run: ReconstructRun, scores: dict[str, Any], config: ReportConfig) -> str:
@@ -78,6 +68,8 @@ def page(run: ReconstructRun, scores: dict[str, Any], config: ReportConfig) -> s
     drawn, absent = figures.build(run)
     known = {row: found for row, found in scores.get("confusion", {}).items() if row in run.rows}
     confused, left_out = confusions(known, full)
+    means = {row: about.means for row, about in ROWS.items()}
+    means |= {about["name"]: about["means"] for about in run.about["rows"] if about.get("means")}
     environment: dict[str, Any] = {}
     if (run.path / "environment.json").exists():
         environment = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
@@ -91,7 +83,7 @@ def page(run: ReconstructRun, scores: dict[str, Any], config: ReportConfig) -> s
         "manifest": run.about.get("manifest", {}),
         "metrics": metrics,
         "guessing": lambda metric: guessing(scores, metric),
-        "meanings": {row: meaning(run, row, gallery.kinds[row]) for row in gallery.rows},
+        "meanings": {row: means.get(row, "") for row in gallery.rows},
         "pictures": pictures,
         "gallery": gallery,
         "tables": built,
