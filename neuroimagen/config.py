@@ -79,10 +79,9 @@ class Limited:
             if typing.get_origin(hints[field.name]) is Literal and value not in choices:
                 raise ValueError(f"{field.name}={value!r} is not one of {', '.join(choices)}")
             for limit in LIMITS.keys() & field.metadata.keys():
-                if value is not None and not LIMITS[limit](value, field.metadata[limit]):
-                    raise ValueError(
-                        f"{field.name}={value} must be {limit.replace('_', ' ')} {field.metadata[limit]:g}"
-                    )
+                end = field.metadata[limit]
+                if value is not None and not LIMITS[limit](value, end):
+                    raise ValueError(f"{field.name}={value} must be {limit.replace('_', ' ')} {end:g}")
 
 
 @dataclasses.dataclass

@@ -161,7 +161,8 @@ class PictureFiles:
 def describe(config: Any, decoders: Decoders, split: ShardSplit, diffusion: Reconstructor) -> dict[str, Any]:
     """rows.json, from the config of trainers/reconstruct.py with the image_size and chunk that are in force."""
     shown, captions = ("semantics", "map", "kind", "means"), decoders.configs.get("blip", {}).get("captions")
-    kept = ("dataset", "simulated", "n_chans", "n_times", "sfreq", "subjects", "classes", "protocol")
+    kept = ["dataset", "simulated", "n_chans", "n_times", "sfreq", "subjects", "classes", "protocol"]
+    kept += ["mark"] if split.manifest.mark else []
     rows = [{"name": row, **{name: getattr(ROWS[row], name) for name in shown}} for row in decoders.rows]
     for row in rows:
         if row["name"] == "retrieval":
@@ -173,9 +174,7 @@ def describe(config: Any, decoders: Decoders, split: ShardSplit, diffusion: Reco
         "rows": rows,
         "samples": config.samples,
         "simulated": split.manifest.simulated,
-        "manifest": {
-            name: getattr(split.manifest, name) for name in (*kept, *(["mark"] if split.manifest.mark else []))
-        },
+        "manifest": {name: getattr(split.manifest, name) for name in kept},
         "pipeline": config.pipeline,
         "settings": dataclasses.asdict(config) | {"attention": diffusion.attention},
         "diffusion": diffusion.describe(),

@@ -202,9 +202,8 @@ def _table2(book: _Book) -> Table:
         rows.append(book.row(columns, [name], over, paper, "mean", rule=of is statistics.mean))
     over_subjects = [f"{published.HEADS[m]} {mean.values[m]} (SD {sd.values[m]})" for m in ("acc", "is", "ssim")]
     said = notes("table2", same=same, scores=scores, over_subjects=over_subjects)
-    return Table(
-        "table2", f"Table 2. Row {book.full} by subject, {book.on}", columns, rows + book.references(columns), said
-    )
+    title = f"Table 2. Row {book.full} by subject, {book.on}"
+    return Table("table2", title, columns, rows + book.references(columns), said)
 
 
 def _table3(book: _Book) -> Table:
