@@ -119,9 +119,7 @@ class EegAugmentConfig(Limited):
 
     eeg_shift: float = option(0.0, "EEG of a trial moves by up to so many seconds, either way; 0: not", at_least=0)
     eeg_channel_dropout: float = option(0.0, "probability that a channel is set to zero", at_least=0, below=1)
-    eeg_noise: float = option(
-        0.0, "Gaussian noise added, in standard deviations of the train set's channel", at_least=0
-    )
+    eeg_noise: float = option(0.0, "Gaussian noise, in standard deviations of the train set's channel", at_least=0)
     eeg_band_mask: float = option(0.0, "Hz: width of a band taken out of each trial, anywhere; 0: none", at_least=0)
     eeg_band_limit: float = option(100.0, "upper end in Hz of where that band may lie")
 

@@ -28,9 +28,7 @@ BUDGET = 6_500_000  # characters of inlined pictures; the page stays below 8 MB
 
 @dataclasses.dataclass
 class ReportConfig(Limited):
-    run: str = path_option(
-        help="a reconstruct run that `neuroimagen evaluate` has scored; report.html is written there"
-    )
+    run: str = path_option(help="a run that `neuroimagen evaluate` has scored; report.html is written there")
     trials: int = option(60, "at most so many trials in the gallery, those of the groups among them", at_least=1)
     each: int = option(6, "trials in each group of the gallery: best, median, worst, random", at_least=1)
     ablation: int = option(8, "trials drawn in every row, side by side", at_least=1)
@@ -41,8 +39,7 @@ def commands(run: ReconstructRun, scores: dict[str, Any], config: ReportConfig) 
     path = shlex.quote(str(run.path))
 
     def given(values: dict[str, Any], schema: type) -> str:
-        fields = dataclasses.fields(schema)
-        usual = {f.name: f.default_factory() if callable(f.default_factory) else f.default for f in fields}
+        usual = vars(schema())
         words = []
         for name, value in values.items():
             if name != "run" and usual.get(name) != value:
@@ -70,9 +67,7 @@ def page(run: ReconstructRun, scores: dict[str, Any], config: ReportConfig) -> s
     confused, left_out = confusions(known, full)
     means = {row: about.means for row, about in ROWS.items()}
     means |= {about["name"]: about["means"] for about in run.about["rows"] if about.get("means")}
-    environment: dict[str, Any] = {}
-    if (run.path / "environment.json").exists():
-        environment = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
+    environment = content_of(run.path / "environment.json")
     values = {
         "script": "report/page.js",
         "audit": content_of(run.path.parent / "audit" / "audit.json"),

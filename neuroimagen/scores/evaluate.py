@@ -24,9 +24,7 @@ from neuroimagen.scores.score_book import ScoreBook
 
 @dataclasses.dataclass
 class EvaluateConfig(Limited):
-    run: str = path_option(
-        help="a finished run of trainers/reconstruct.py; scores.json and scores.csv are written there"
-    )
+    run: str = path_option(help="a finished run of trainers/reconstruct.py; the scores are written there")
     classifier: str = path_option(
         "google/vit-base-patch16-224",
         "who judges: embedded | efficientnet-lite0 | a directory by `neuroimagen probe` | a transformers classifier",
@@ -46,9 +44,7 @@ class EvaluateConfig(Limited):
         "directory or hub id of the weights of AlexNet, CLIP, ... (docs/networks.md); none: torch's and hub's cache",
     )
     download: bool = option(False, "download such weights if they are in no cache: up to 2.3 GB")
-    batch_size: int = option(
-        16, "pictures at once through the classifier; changes speed only, 16 is fastest on a CPU", at_least=1
-    )
+    batch_size: int = option(16, "pictures at once, for speed alone: 16 is fastest on a CPU", at_least=1)
     device: str = option("auto", "auto | cpu | cuda")
     verbose: bool = option(False, "print Tables 1 to 3 with notes and protocol, not the ten lines that matter most")
 
