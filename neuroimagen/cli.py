@@ -7,7 +7,10 @@ import os
 import re
 import signal
 import sys
+from pathlib import Path
 from typing import NamedTuple
+
+import yaml
 
 from neuroimagen.config import run_command
 from neuroimagen.errors import exit_code
@@ -15,6 +18,8 @@ from neuroimagen.text_files import leave_locale
 
 
 class Command(NamedTuple):
+    """A line of commands.yaml."""
+
     module: str
     schema: str
     function: str
@@ -24,28 +29,8 @@ class Command(NamedTuple):
     section: str = ""  # of a config file; empty: that of its own name
 
 
-COMMANDS = {
-    "simulate": Command(
-        "simulation.study", "SimulateConfig", "simulate", "write a simulated study, in PerceiveLab format"
-    ),
-    "new": Command("doctor.new", "NewConfig", "new", "look at a study's files and write its first config", "out"),
-    "shards": Command("shards.pack", "ShardsConfig", "make_shards", "pack a study into WebDataset shards"),
-    "check": Command(
-        "doctor.check", "CheckConfig", "check", "say what is in a study or its shards, and what is wrong", "source"
-    ),
-    "audit": Command(
-        "audit.audit", "AuditConfig", "audit", "is it real? controls and verdicts of a study", section="shards"
-    ),
-    "plan": Command("planning.plan", "PlanConfig", "plan", "say what a study will run and take", "overlays", True),
-    "status": Command("planning.status", "StatusConfig", "status", "where each stage of a study stands", "runs"),
-    "captions": Command("sample.captions", "CaptionsConfig", "caption_pictures", "caption pictures with BLIP, BLIP-2"),
-    "features": Command("features.extract", "FeaturesConfig", "extract", "what CLIP, DINOv2, SigLIP make of pictures"),
-    "probe": Command("scores.probe", "ProbeConfig", "probe", "train a classifier for the scores"),
-    "evaluate": Command("report.tables", "EvaluateConfig", "evaluate", "score a reconstruct run", "run"),
-    "export": Command("model.export", "ExportConfig", "export", "runs as one model for Python and the hub", "runs"),
-    "report": Command("report.report", "ReportConfig", "report", "write a reconstruct run's page", "run"),
-    "dashboard": Command("report.dashboard", "DashboardConfig", "dashboard", "wandb report of a study's runs", "runs"),
-}
+_FILE = yaml.safe_load(Path(__file__).with_name("commands.yaml").read_text(encoding="utf-8"))
+COMMANDS = {name: Command(**about) for name, about in _FILE.items()}
 
 
 def usage() -> str:

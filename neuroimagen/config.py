@@ -79,10 +79,9 @@ class Limited:
             if typing.get_origin(hints[field.name]) is Literal and value not in choices:
                 raise ValueError(f"{field.name}={value!r} is not one of {', '.join(choices)}")
             for limit in LIMITS.keys() & field.metadata.keys():
-                if not LIMITS[limit](value, field.metadata[limit]):
-                    raise ValueError(
-                        f"{field.name}={value} must be {limit.replace('_', ' ')} {field.metadata[limit]:g}"
-                    )
+                end = field.metadata[limit]
+                if value is not None and not LIMITS[limit](value, end):
+                    raise ValueError(f"{field.name}={value} must be {limit.replace('_', ' ')} {end:g}")
 
 
 @dataclasses.dataclass
@@ -120,9 +119,7 @@ class EegAugmentConfig(Limited):
 
     eeg_shift: float = option(0.0, "EEG of a trial moves by up to so many seconds, either way; 0: not", at_least=0)
     eeg_channel_dropout: float = option(0.0, "probability that a channel is set to zero", at_least=0, below=1)
-    eeg_noise: float = option(
-        0.0, "Gaussian noise added, in standard deviations of the train set's channel", at_least=0
-    )
+    eeg_noise: float = option(0.0, "Gaussian noise, in standard deviations of the train set's channel", at_least=0)
     eeg_band_mask: float = option(0.0, "Hz: width of a band taken out of each trial, anywhere; 0: none", at_least=0)
     eeg_band_limit: float = option(100.0, "upper end in Hz of where that band may lie")
 

@@ -12,24 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
+
 T = TypeVar("T")
 BUG = 70  # EX_SOFTWARE of sysexits.h; not python's 1, which says that a check found faults
-ELSEWHERE = "take another place, or ask its owner for the right"
-REMEDIES = {
-    errno.ENOENT: "name one that is there, or a place that can be written",
-    errno.EACCES: ELSEWHERE,
-    errno.EPERM: ELSEWHERE,
-    errno.EROFS: "take a place that can be written",
-    errno.ENOSPC: "make room and give the same command",
-    errno.EDQUOT: "make room and give the same command",
-    errno.EISDIR: "a folder is where a file is needed",
-    errno.ENOTDIR: "a file is where a folder is needed",
-    errno.EEXIST: "remove it, or take another place",
-    errno.ENAMETOOLONG: "take a shorter name",
-    errno.ELOOP: "mend the link, which leads back to itself",
-    errno.EMFILE: "allow more open files: ulimit -n 4096",
-    errno.ENFILE: "close other programs: this machine has no more open files to give",
-}
+_SAID = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+REMEDIES = {getattr(errno, name): said for name, said in _SAID.items()}
 NO_MEMORY = re.compile("out of memory|can't allocate memory|_ALLOC_FAILED")
 NO_PEER = re.compile(r"gloo/|Connection (closed|reset) by peer")  # gloo's; NCCL and torch's store have a class
 NO_ORDER = " does not have a deterministic implementation"

@@ -7,7 +7,10 @@ place of the networks. Baselines are other networks from EEG to pictures.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
+
+import yaml
 
 # Config fields of trainers/reconstruct.py that name a run -> its trainer, in trainers/
 STAGES = {"saliency": "pixel_saliency", "semantics_label": "sample_semantics", "semantics_blip": "sample_semantics"}
@@ -16,7 +19,7 @@ SEMANTICS = {"label": "L", "blip": "B"}  # the captions that M_s learns from -> 
 
 
 class Row(NamedTuple):
-    """One way to make pictures: a name for `rows=`, a directory in RUN/images, a line of the tables.
+    """A line of rows.yaml: a name for `rows=`, a directory in RUN/images, a line of the tables.
 
     kind: paper | control | linear | baseline
     semantics: what the diffusion model is told: an embedding decoded as learnt from "label" or "blip" captions; the
@@ -47,28 +50,9 @@ class Row(NamedTuple):
         return ["saliency"] * self.map + [f"semantics_{kind}" for kind in learnt] + [self.by] * (self.by in RUNS)
 
 
+_FILE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+ROWS = {name: Row(kind, **about) for kind, rows in _FILE.items() for name, about in rows.items()}
 OTHER = "another of its class"
-ROWS = {
-    "I": Row("paper", "the saliency map alone", map=True),
-    "L": Row("paper", "meaning learnt from label captions", "label"),
-    "B": Row("paper", "meaning learnt from picture captions", "blip"),
-    "B+I": Row("paper", "meaning learnt from picture captions, and the saliency map", "blip", map=True),
-    "L+I": Row("paper", "meaning learnt from label captions, and the saliency map", "label", map=True),
-    "none": Row("paper", "the diffusion model, told nothing"),
-    "oracle": Row("control", "the diffusion model, told the true class: its ceiling for label decoding", "oracle"),
-    "random class": Row("control", "the diffusion model, told a class of the study drawn at random", "random class"),
-    "retrieval": Row("control", "the training picture nearest in the decoded embedding", by="retrieval"),
-    "class": Row("control", "the label caption of the class nearest to what L decodes, no more", "class", beside="L"),
-    "mean map": Row("control", "the mean of the saliency maps of train", map=True, of="train", beside="I"),
-    "map of class": Row("control", "the map of another picture of the same class", None, True, of=OTHER, beside="I"),
-    "surrogate": Row("control", "L+I of another EEG, phases randomised", "label", True, of="surrogate", beside="L+I"),
-    "ridge I": Row("linear", "an 8 x 8 picture by ridge regression", None, True, of="ridge", beside="I"),
-    "ridge L": Row("linear", "the label caption's embedding by ridge regression", "label", of="ridge", beside="L"),
-    "ridge L+I": Row("linear", "embedding and 8 x 8 picture by ridge", "label", True, of="ridge", beside="L+I"),
-    "Brain2Image": Row("baseline", "conditional GAN on EEG features (Kavasidis et al. 2017)", by="brain2image"),
-    "Brain2Image-VAE": Row("baseline", "conditional VAE on EEG features (Kavasidis et al. 2017)", by="brain2image_vae"),
-    "NeuroVision": Row("baseline", "conditional progressive GAN (Khare et al. 2022)", by="neurovision"),
-}
 PAPER = ("I", "L", "B", "B+I", "L+I")  # models 1 to 5 of the paper's Table 3
 FULL = "L+I"  # the paper's method
 BEST_FIRST = ("L+I", "B+I", "L", "B", "I", "none")  # the paper's model 5 is its best

@@ -178,7 +178,7 @@ def hold_where_told() -> None:
     """
     if not (told := os.environ.pop("HOLD", "")):
         return
-    from neuroimagen.run.run import stop_requested
+    from neuroimagen.run.processes import stop_requested
 
     module, path, calls = told.split(":")
     *owners, name = path.split(".")

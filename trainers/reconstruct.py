@@ -21,7 +21,7 @@ from neuroimagen.reconstruction.draw import draw, find_chunk
 from neuroimagen.reconstruction.given import Given
 from neuroimagen.reconstruction.picture_files import PictureFiles, chunk_before, describe, still_whole
 from neuroimagen.reconstruction.pipelines import Scheduler
-from neuroimagen.reconstruction.reconstructor import DRAWN_WITH, LOADED_WITH, Reconstructor, Settings, check_settings
+from neuroimagen.reconstruction.reconstructor import DRAWN_WITH, LOADED_WITH, Reconstructor, Settings
 from neuroimagen.rows import PAPER, ROWS, SEMANTICS, VALIDITY, rows_to_draw
 from neuroimagen.run import processes, zero
 from neuroimagen.run.collectives import decided_by_main, gather_objects, on_every_rank, wait_for_files
@@ -31,7 +31,7 @@ from neuroimagen.shards.format import ShardSplit
 
 
 @dataclasses.dataclass
-class ReconstructConfig:
+class ReconstructConfig(Settings):
     shards: str = path_option(help="shard directory; its test trials are reconstructed")
     run_dir: str = path_option(help="directory of this run; the same command continues what it holds")
     pipeline: str = path_option(help="latent diffusion model: hub id or directory in diffusers layout")
@@ -47,15 +47,7 @@ class ReconstructConfig:
         f"here allow, but for none, {', '.join(VALIDITY)}",
     )
     split: str = option("test", "split of the shards")
-    samples: int = option(Settings.samples, "pictures a trial and row")
-    strength: float = option(Settings.strength, "share of the noise schedule that a map goes through, in (0, 1]")
-    guidance_scale: float = option(Settings.guidance_scale, "classifier-free guidance; 1 is none")
-    num_inference_steps: int = option(Settings.num_inference_steps, "steps of the whole noise schedule")
-    rescale_embeddings: bool = option(
-        False, "move each decoded embedding as far from the train captions' mean as captions are (docs/paper.md)"
-    )
     scheduler: Scheduler = option("default", "how the noise is removed; default: as the pipeline comes")
-    image_size: int | None = option(Settings.image_size, "side in px; none: what the pipeline was made for")
     attention: str = option("auto", "auto | xformers | sdpa | sliced")
     precision: str = option("fp32", "fp32 | bf16 | fp16 of the diffusion model; the decoders compute in fp32")
     deterministic: bool = option(False, "on a GPU too the same bits each time; slower")
@@ -63,13 +55,10 @@ class ReconstructConfig:
     compile: bool = option(False, "torch.compile the U-Net: minutes at the start, then faster steps or not: measure")
     vae_slicing: bool | None = option(None, "decode pictures one by one; none: where latents are 64 x 64 or larger")
     vae_tiling: bool = option(False, "decode pictures in tiles, for memory; seams may show, and pictures change")
-    chunk: int = option(Settings.chunk, "trials drawn together, which may change last bits; 0: found by trial")
-    limit: int | None = option(None, "only the first so many trials; none: all")
-    seed: int = option(Settings.seed, "noise is a function of (seed, trial key, sample number)")
+    limit: int | None = option(None, "only the first so many trials; none: all", at_least=1)
 
     def check(self) -> None:
         """ValueError for what no run can draw."""
-        check_settings(**vars(self))
         rows = rows_to_draw(self.rows, vars(self))
         if self.rescale_embeddings and not any(ROWS[row].semantics in SEMANTICS for row in rows):
             raise ValueError(

@@ -6,7 +6,6 @@ truth/<key>.png, maps/<key>.png, images/<row>/<key>_<sample>.png
 look.png        a first look: some trials, a line each, in every row
 """
 
-import contextlib
 import dataclasses
 import io
 import itertools
@@ -21,7 +20,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from neuroimagen.files import pass_on, write_atomic
+from neuroimagen.files import content_of, pass_on, write_atomic
 from neuroimagen.reconstruction.decoders import Decoders
 from neuroimagen.reconstruction.reconstructor import Reconstructor, noise_seed
 from neuroimagen.rows import ROWS
@@ -161,7 +160,8 @@ class PictureFiles:
 def describe(config: Any, decoders: Decoders, split: ShardSplit, diffusion: Reconstructor) -> dict[str, Any]:
     """rows.json, from the config of trainers/reconstruct.py with the image_size and chunk that are in force."""
     shown, captions = ("semantics", "map", "kind", "means"), decoders.configs.get("blip", {}).get("captions")
-    kept = ("dataset", "simulated", "n_chans", "n_times", "sfreq", "subjects", "classes", "protocol")
+    kept = ["dataset", "simulated", "n_chans", "n_times", "sfreq", "subjects", "classes", "protocol"]
+    kept += ["mark"] if split.manifest.mark else []
     rows = [{"name": row, **{name: getattr(ROWS[row], name) for name in shown}} for row in decoders.rows]
     for row in rows:
         if row["name"] == "retrieval":
@@ -173,9 +173,7 @@ def describe(config: Any, decoders: Decoders, split: ShardSplit, diffusion: Reco
         "rows": rows,
         "samples": config.samples,
         "simulated": split.manifest.simulated,
-        "manifest": {
-            name: getattr(split.manifest, name) for name in (*kept, *(["mark"] if split.manifest.mark else []))
-        },
+        "manifest": {name: getattr(split.manifest, name) for name in kept},
         "pipeline": config.pipeline,
         "settings": dataclasses.asdict(config) | {"attention": diffusion.attention},
         "diffusion": diffusion.describe(),
@@ -186,9 +184,7 @@ def describe(config: Any, decoders: Decoders, split: ShardSplit, diffusion: Reco
 
 def chunk_before(run_dir: Path) -> int:
     """How many trials the run in this directory drew together when it was started before; 0: it was not."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        return int(json.loads((run_dir / "rows.json").read_text(encoding="utf-8"))["settings"]["chunk"])
-    return 0
+    return content_of(run_dir / "rows.json").get("settings", {}).get("chunk", 0)
 
 
 def still_whole(run_dir: Path) -> bool:

@@ -1,13 +1,22 @@
 """Which latent diffusion models are drawn with, and how they are loaded: Stable Diffusion 1.x, 2.x, XL and their
-distilled kin (turbo, latent consistency models), each in its own diffusers directory layout or from the hub."""
+distilled kin (turbo, latent consistency models), each in its own diffusers directory layout or from the hub; with which
+scheduler, and which implementation of attention.
+
+diffusers 0.42's newer `unet.set_attention_backend` does nothing on UNet2DConditionModel and says nothing, so
+`set_attention` sets attention processors and then looks at what is really in force.
+"""
 
 import inspect
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
 import diffusers
 import torch
+import yaml
 from diffusers import LatentConsistencyModelImg2ImgPipeline, StableDiffusionXLImg2ImgPipeline
+from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.utils import is_xformers_available
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -15,25 +24,14 @@ from neuroimagen.errors import quiet_libraries
 
 Scheduler = Literal["default", "ddim", "pndm", "dpm++", "euler", "euler_a", "unipc", "lcm"]
 
-SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {  # class in diffusers, and what else it is told
-    "ddim": ("DDIMScheduler", {}),
-    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),  # PLMS, as Stable Diffusion 1.x itself is shipped
-    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 2}),  # DPM++ 2M
-    "euler": ("EulerDiscreteScheduler", {}),
-    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
-    "unipc": ("UniPCMultistepScheduler", {}),
-    "lcm": ("LCMScheduler", {}),
-}
-# What a model was trained with. A scheduler that has no such setting would draw with another noise schedule.
-OF_THE_MODEL = (
-    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
-    "timestep_spacing", "rescale_betas_zero_snr", "thresholding",
-)  # fmt: skip
-
+IN_FORCE = {"xformers": "XFormersAttnProcessor", "sdpa": "AttnProcessor2_0", "sliced": "SlicedAttnProcessor"}
+_FILE = yaml.safe_load(Path(__file__).with_name("schedulers.yaml").read_text(encoding="utf-8"))
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = _FILE["schedulers"]
 KINDS = ("StableDiffusion", "LatentConsistencyModel", "StableDiffusionXL")
 LAYOUTS: dict[str, Any] = {  # name of a class in model_index.json -> as loaded
     f"{kind}{how}Pipeline": getattr(diffusers, f"{kind}Img2ImgPipeline") for kind in KINDS for how in ("", "Img2Img")
 }
+log = logging.getLogger(__name__)
 
 
 class _FromLatents:
@@ -132,7 +130,7 @@ def set_scheduler(pipe: Any, scheduler: str) -> str:
         name, told = SCHEDULERS[scheduler]
         kind = getattr(diffusers, name)
         known = inspect.signature(kind.__init__).parameters
-        lost = [key for key in OF_THE_MODEL if own.config.get(key) and key not in known]
+        lost = [key for key in _FILE["of_the_model"] if own.config.get(key) and key not in known]
         if lost:
             settings = ", ".join(f"{key}={own.config[key]}" for key in lost)
             raise ValueError(f"scheduler={scheduler} knows no {settings}, which this model was trained with")
@@ -143,3 +141,51 @@ def set_scheduler(pipe: Any, scheduler: str) -> str:
     if prediction not in ("epsilon", "v_prediction"):
         raise ValueError(f"this pipeline predicts {prediction!r}; only epsilon and v_prediction can be drawn with")
     return name
+
+
+def in_force(pipe: Any) -> set[str]:
+    """Class names of the attention processors that the U-Net will really call."""
+    return {type(processor).__name__ for processor in pipe.unet.attn_processors.values()}
+
+
+def set_attention(pipe: Any, attention: str, device: torch.device | str) -> str:
+    """Make `pipe` (a diffusers pipeline with a `unet`) use `attention`; returns the name that is in force.
+
+    "auto" takes xformers where it is installed and the device is a CUDA GPU, else sdpa
+    (torch.nn.functional.scaled_dot_product_attention). Raises ValueError for a name that is none of these, and for
+    xformers where it cannot run.
+    """
+    device = torch.device(device)
+    if attention not in ("auto", *IN_FORCE):
+        raise ValueError(f"attention={attention!r} is not one of auto, {', '.join(IN_FORCE)}")
+    if attention == "auto":
+        if device.type == "cuda" and is_xformers_available():
+            try:
+                return set_attention(pipe, "xformers", device)
+            except ValueError as error:
+                log.warning("%s", error)
+        return set_attention(pipe, "sdpa", device)
+
+    pipe.unet.set_attn_processor(AttnProcessor2_0())  # also undoes xformers or slices set before
+    if hasattr(pipe.vae, "set_attn_processor"):
+        pipe.vae.set_attn_processor(AttnProcessor2_0())
+    if attention == "xformers":
+        if device.type != "cuda":
+            raise ValueError(f"attention=xformers needs a CUDA GPU, this run is on {device.type}; use attention=sdpa")
+        try:
+            pipe.enable_xformers_memory_efficient_attention()  # runs a small case itself and raises what goes wrong
+        except Exception as failure:
+            remedy = 'pip install "neuroimagen[xformers]", or use attention=sdpa'
+            raise ValueError(f"attention=xformers does not run here ({failure}): {remedy}") from None
+    elif attention == "sliced":
+        heads = [m.sliceable_head_dim for m in pipe.unet.modules() if hasattr(m, "sliceable_head_dim")]
+        # "auto" cuts the heads in two, which a layer of one head does not survive
+        pipe.enable_attention_slicing("auto" if min(heads, default=1) > 1 else "max")
+
+    found = in_force(pipe)
+    if found != {IN_FORCE[attention]}:
+        raise ValueError(
+            f"attention={attention} was asked for, but this pipeline's U-Net ({type(pipe.unet).__name__}) uses "
+            f"{', '.join(sorted(found)) or 'no attention'}; choose another attention"
+        )
+    return attention

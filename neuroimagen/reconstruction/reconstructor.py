@@ -24,8 +24,8 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from neuroimagen.reconstruction.attention import set_attention
-from neuroimagen.reconstruction.pipelines import PIPELINES, is_lcm, is_xl, load_pipeline, set_scheduler
+from neuroimagen.config import Limited, option
+from neuroimagen.reconstruction.pipelines import PIPELINES, is_lcm, is_xl, load_pipeline, set_attention, set_scheduler
 from neuroimagen.run.processes import check_bf16, set_tf32
 from neuroimagen.run.seeds import seed_from
 
@@ -59,48 +59,34 @@ LOADED_WITH = ("attention", "scheduler", "channels_last", "compile", "vae_slicin
 DRAWN_WITH = ("samples", "seed", "strength", "guidance_scale", "num_inference_steps")
 
 
-class Settings:
-    """What is drawn with where nobody says otherwise: by the trainer, an exported model and `Reconstructor` alike."""
+@dataclasses.dataclass
+class Settings(Limited):
+    """What is drawn with where nobody says otherwise: by the trainer, an exported model and `Reconstructor` alike.
+    Strength, guidance and steps as in diffusers' StableDiffusionImg2ImgPipeline, samples as in the paper's Figure 3.
+    """
 
-    samples = 3  # pictures a trial: the paper's Figure 3
-    seed = 0
-    strength = 0.8  # this and the next two as in diffusers' StableDiffusionImg2ImgPipeline
-    guidance_scale = 7.5
-    num_inference_steps = 50
-    rescale_embeddings = False
-    image_size: int | None = None  # px; None: what the pipeline was made for
-    chunk = 4  # trials drawn together: 12 pictures, 24 in the U-Net with guidance
+    samples: int = option(3, "pictures a trial and row", at_least=1)
+    seed: int = option(0, "noise is a function of (seed, trial key, sample number)")
+    strength: float = option(0.8, "share of the noise schedule that a map goes through", above=0, at_most=1)
+    guidance_scale: float = option(7.5, "classifier-free guidance; 1 is none", at_least=1)
+    num_inference_steps: int = option(50, "steps of the whole noise schedule", at_least=1)
+    rescale_embeddings: bool = option(
+        False, "move each decoded embedding as far from the train captions' mean as captions are (docs/paper.md)"
+    )
+    image_size: int | None = option(None, "side in px; none: what the pipeline was made for")
+    chunk: int = option(4, "trials drawn together, which may change last bits; 0: found by trial", at_least=0)
 
 
-def check_settings(
-    samples: int,
-    strength: float,
-    guidance_scale: float,
-    num_inference_steps: int,
-    chunk: int = Settings.chunk,
-    limit: int | None = None,
-    **others: Any,
-) -> None:
-    """Raise ValueError with one sentence for settings that no pipeline can honour; of `others` all can be."""
-    if type(chunk) is not int or chunk < 0:
-        raise ValueError(f"chunk={chunk}: at least one trial is drawn at a time (0: as many as fit)")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit={limit}: so many of the first trials are drawn; leave it out for all")
-    if samples < 1:
-        raise ValueError(f"samples={samples}: at least one picture a trial must be drawn")
-    if num_inference_steps < 1:
-        raise ValueError(f"num_inference_steps={num_inference_steps}: at least one denoising step is needed")
-    if not 0 < strength <= 1:
-        raise ValueError(f"strength={strength} is not in (0, 1]: it is the share of the noise schedule that is used")
-    if not guidance_scale >= 1:
-        raise ValueError(f"guidance_scale={guidance_scale} is below 1, which stands for no guidance")
+def check_settings(**settings: Any) -> None:
+    """ValueError for settings that no pipeline can honour."""
+    Settings(**settings)
 
 
 class Reconstructor:
     """A latent diffusion model that turns maps and prompt embeddings into pictures; see the module's docstring.
 
     text_length, text_width: the (L, D_s) of its text embeddings, 77 x 768 for Stable Diffusion 1.x
-    size: (height, width) it was made for, in px; attention: the implementation in force (see attention.py)
+    size: (height, width) it was made for, in px; attention: the implementation in force (see pipelines.py)
     scheduler: class name of the scheduler in force
     """
 
@@ -263,7 +249,6 @@ class Reconstructor:
         num_inference_steps: int = Settings.num_inference_steps,
         height: int | None = None,
         width: int | None = None,
-        pooled: Tensor | None = None,
     ) -> Tensor:
         """Draw `samples` pictures for each of B trials: (B, samples, 3, H, W) float32 in [0, 1], on the CPU.
 
@@ -274,11 +259,10 @@ class Reconstructor:
         keys: B names of trials; with `seed` and the sample number they fix the noise
         strength: share of the noise schedule a map goes through; ignored without maps
         height, width: px; None: what the pipeline was made for
-        pooled: (B, P), of Stable Diffusion XL only; None: that of "no caption", on both sides of the guidance
 
         Raises ValueError for settings, shapes or values that this pipeline cannot honour.
         """
-        check_settings(samples, strength, guidance_scale, num_inference_steps)
+        Settings(samples, seed, strength, guidance_scale, num_inference_steps)
         self.check_steps(num_inference_steps, 1.0 if maps is None else strength)
         size = self.picture_size(height, width)
         trials = len(keys)
@@ -286,14 +270,11 @@ class Reconstructor:
             return torch.empty(0, samples, 3, *size)
         if prompt_embeds is not None and prompt_embeds.ndim == 3:
             prompt_embeds = prompt_embeds[:, None].expand(-1, samples, -1, -1)
-        for name, tensor, axes in (("prompt_embeds", prompt_embeds, 4), ("pooled", pooled, 2)):
-            if tensor is not None and (tensor.ndim != axes or len(tensor) != trials):
-                raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but there are {trials} keys")
-            if tensor is not None and not tensor.isfinite().all():
-                raise ValueError(f"{name} holds NaN or infinite values; the stage that decoded them has diverged")
-        if pooled is not None and (self.pooled is None or pooled.shape[1] != self.pooled.shape[1]):
-            takes = "has no pooled embedding" if self.pooled is None else f"takes one of {self.pooled.shape[1]}"
-            raise ValueError(f"a pooled embedding of {pooled.shape[1]} was given, but {self.name} {takes}")
+        if prompt_embeds is not None:
+            if prompt_embeds.ndim != 4 or len(prompt_embeds) != trials:
+                raise ValueError(f"prompt_embeds has shape {tuple(prompt_embeds.shape)}, but there are {trials} keys")
+            if not prompt_embeds.isfinite().all():
+                raise ValueError("prompt_embeds holds NaN or infinite values; the stage that decoded them has diverged")
         if maps is not None and len(maps) != trials:
             raise ValueError(f"maps of {len(maps)} trials, but there are {trials} keys")
         if isinstance(maps, Tensor):
@@ -317,10 +298,8 @@ class Reconstructor:
         if not self.lcm:  # which takes the guidance as an input of its U-Net
             inputs["negative_prompt_embeds"] = nothing if guided else None
         if self.pooled is not None:
-            unpooled = self.pooled.expand(trials * samples, -1)
-            given = None if pooled is None else pooled.to(self.device, self.dtype).repeat_interleave(samples, dim=0)
-            inputs["negative_pooled_prompt_embeds"] = unpooled if guided else None
-            inputs["pooled_prompt_embeds"] = unpooled if given is None else given
+            pooled = self.pooled.expand(trials * samples, -1)  # of no caption, on both sides of the guidance
+            inputs |= {"pooled_prompt_embeds": pooled, "negative_pooled_prompt_embeds": pooled if guided else None}
         if maps is None:
             images = self.text2img(height=size[0], width=size[1], **inputs).images
         else:

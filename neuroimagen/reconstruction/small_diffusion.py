@@ -102,7 +102,7 @@ def make_denoiser(latent_channels: int, latent_size: int, channels: tuple[int, .
 def make_text_encoder(tokenizer: CLIPTokenizer, n_tokens: int, width: int) -> CLIPTextModel:
     """Captions -> embeddings (B, n_tokens, width)."""
     words: dict[str, Any] = {
-        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")
+        name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
     }
     sizes: dict[str, Any] = {"hidden_size": width, "intermediate_size": 2 * width, "projection_dim": width}
     sizes |= {"vocab_size": len(tokenizer), "max_position_embeddings": n_tokens}

@@ -93,7 +93,5 @@ def confusions(tables: dict[str, dict[str, Any]], full: str) -> tuple[list[Confu
     """The full row's first, the others' as many as fit; names of the rows left out."""
     order = sorted(tables, key=lambda row: row != full)
     fit = max(1, MOST_CELLS // max(1, len(tables[order[0]]["classes"]) ** 2)) if order else 0
-    shown = [
-        Confusion(row, [str(name) for name in tables[row]["classes"]], tables[row]["counts"]) for row in order[:fit]
-    ]
+    shown = [Confusion(row, [*map(str, tables[row]["classes"])], tables[row]["counts"]) for row in order[:fit]]
     return shown, order[fit:]

@@ -9,14 +9,14 @@ from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from PIL import Image, ImageDraw, ImageFont
 
 from neuroimagen.files import write_atomic
 from neuroimagen.report.tables import full_row, kind_of_eeg, rows_of_kind
 from neuroimagen.scores.run_files import ReconstructRun
 
-FIGURE_4 = ("airliner", "giant panda", "jack-o'-lantern")  # the paper's classes
-FIGURE_5 = ("anemone fish", "pizza", "electric guitar", "canoe")
+WORDS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 TRIALS = 16  # at most, in Figure 3
 SAMPLES = 3  # in Figure 3
 PICTURES = 3  # of each class, in Figure 4
@@ -73,7 +73,7 @@ def _first_by(field: str, trials: list[dict[str, Any]]) -> dict[Any, dict[str, A
     return first
 
 
-def _wanted(run: ReconstructRun, paper: tuple[str, ...], among: Container[str]) -> tuple[list[str], str]:
+def _wanted(run: ReconstructRun, paper: list[str], among: Container[str]) -> tuple[list[str], str]:
     """The paper's classes that the run has (`among` these), filled up with its first by label; how that is said."""
     by_label = _first_by("class_name", sorted(run.trials, key=lambda trial: trial["label"]))
     possible = [name for name in by_label if name in among]
@@ -103,9 +103,12 @@ def _drawn(run: ReconstructRun, row: str, trial: dict[str, Any], sample: int) ->
     return Picture(run.image(row, trial["key"], sample), f"{row}, sample {sample + 1}: {_of(trial)}")
 
 
-def _title(run: ReconstructRun, text: str) -> str:
+def _figure(run: ReconstructRun, name: str, heads: list[str], lines: list[Line], columns: int, **facts: Any) -> Figure:
+    """The figure of that name, whose words hold `facts`."""
     mark = run.about.get("manifest", {}).get("mark")
-    return f"{text}, on {kind_of_eeg({'simulated': bool(run.about.get('simulated')), 'mark': mark})}"
+    on = kind_of_eeg({"simulated": bool(run.about.get("simulated")), "mark": mark})
+    title, rule = (WORDS[name][part].format(**facts) for part in ("title", "rule"))
+    return Figure(name, f"{title}, on {on}", rule, heads, lines, columns)
 
 
 def _first_of_each_class(run: ReconstructRun) -> tuple[list[dict[str, Any]], str]:
@@ -138,8 +141,7 @@ def _figure3(run: ReconstructRun) -> Figure:
     maps = all(run.map(trial["key"]).exists() for trial in chosen)
     lines = _beside_the_seen(run, chosen, [(row, sample) for sample in range(samples)], maps)
     heads = [_seen_head(run), *["saliency map"] * maps, *(f"sample {s + 1}" for s in range(samples))]
-    title = _title(run, f"Figure 3. Pictures reconstructed by row {row}")
-    return Figure("figure3", title, f"Shown: {rule}.", heads, lines, columns=2 if len(lines) > 1 else 1)
+    return _figure(run, "figure3", heads, lines, 2 if len(lines) > 1 else 1, row=row, chosen=rule)
 
 
 def every_row(run: ReconstructRun, rows: list[str], most: int) -> Figure:
@@ -156,11 +158,8 @@ def _figure4(run: ReconstructRun) -> Figure:
     """The baselines against ours, three pictures of each of three classes."""
     baselines = rows_of_kind(run, "baseline")
     if not baselines:
-        raise ValueError(
-            "Figure 4 compares with the baselines, and this run has none of them: reconstruct with the runs of "
-            "trainers/brain2image.py and trainers/neurovision.py."
-        )
-    names, said = _wanted(run, FIGURE_4, {trial["class_name"] for trial in run.trials})
+        raise ValueError(WORDS["figure4"]["no_baselines"])
+    names, said = _wanted(run, WORDS["figure4"]["classes"], {trial["class_name"] for trial in run.trials})
     trials = []
     for name in names:
         first = _first_by("image", [trial for trial in _ordered(run) if trial["class_name"] == name])
@@ -169,23 +168,17 @@ def _figure4(run: ReconstructRun) -> Figure:
     for row in [*baselines, full_row(run)]:
         name, below = (row, "baseline") if row in baselines else ("NeuroImagen", f"row {row}")
         lines.append(Line(name, below, [_drawn(run, row, trial, 0) for trial in trials]))
-    rule = (
-        f"Shown: {said}; of each the first trial of its first {PICTURES} pictures in the order of trial keys; of each "
-        "row the first sample."
-    )
     heads = [trial["class_name"] for trial in trials]
-    return Figure("figure4", _title(run, "Figure 4. The baselines and NeuroImagen"), rule, heads, lines)
+    return _figure(run, "figure4", heads, lines, 1, chosen=said, pictures=PICTURES)
 
 
 def _figure5(run: ReconstructRun) -> Figure:
     """One picture a class, reconstructed from the EEG of every subject who saw it, which is all of them."""
     subjects = sorted({trial["subject"] for trial in run.trials})
     if len(subjects) < 2:
-        raise ValueError("Figure 5 compares subjects, and this run has one.")
+        raise ValueError(WORDS["figure5"]["one_subject"])
     if not run.pictures_known:
-        raise ValueError(
-            "Figure 5 shows one picture as seen by all subjects, and this recording kept only its category."
-        )
+        raise ValueError(WORDS["figure5"]["no_pictures"])
     by_image: dict[str, dict[Any, dict[str, Any]]] = {}
     for trial in _ordered(run):
         by_image.setdefault(trial["image"], {}).setdefault(trial["subject"], trial)
@@ -194,20 +187,16 @@ def _figure5(run: ReconstructRun) -> Figure:
         if len(by_image[image]) == len(subjects):
             shared.setdefault(next(iter(by_image[image].values()))["class_name"], by_image[image])
     if not shared:
-        raise ValueError("Figure 5 shows pictures that all subjects saw, and this run has no such picture.")
-    names, said = _wanted(run, FIGURE_5, shared)
+        raise ValueError(WORDS["figure5"]["none_shared"])
+    names, said = _wanted(run, WORDS["figure5"]["classes"], shared)
     row = full_row(run)
     lines = []
     for name in names:
         trials = [shared[name][subject] for subject in subjects]
         pictures = [_seen(run, trials[0]), *(_drawn(run, row, trial, 0) for trial in trials)]
         lines.append(Line(name, "", pictures))
-    rule = (
-        f"Shown: {said}; of each the first picture by name that all subjects saw, of each subject the first trial with "
-        f"it in the order of trial keys, the first sample of row {row}."
-    )
     heads = [_seen_head(run), *(f"subject {subject}" for subject in subjects)]
-    return Figure("figure5", _title(run, "Figure 5. The same picture for all subjects"), rule, heads, lines)
+    return _figure(run, "figure5", heads, lines, 1, chosen=said, row=row)
 
 
 FIGURES = {"figure3": _figure3, "figure4": _figure4, "figure5": _figure5}

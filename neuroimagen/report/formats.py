@@ -3,7 +3,10 @@
 import dataclasses
 import math
 import re
+from pathlib import Path
 from typing import Any, NamedTuple
+
+import yaml
 
 from neuroimagen.pages import render
 
@@ -156,19 +159,8 @@ def _md(text: str) -> str:
     return re.sub(r"([\\`*_|<>\[\]~#])", r"\\\1", " ".join(text.split()))
 
 
-TEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "–": "--",
-    "✓": r"$\checkmark$",
-}
-TEX |= {c: "\\" + c for c in "&%$#_{}"}
-TEX |= {c: f"{{{c}}}" for c in "[]"}  # after \\ or \midrule a bare [ would begin an option
-TEX |= {c: f"${c}$" for c in "<>|"} | {'"': "''", "±": r"$\pm$", "σ": r"$\sigma$", "×": r"$\times$"}
-TEX |= {"→": r"$\rightarrow$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "²": r"\textsuperscript{2}", "µ": r"$\mu$"}
+TEX = str.maketrans(yaml.safe_load(Path(__file__).with_name("tex.yaml").read_text(encoding="utf-8")))
 
 
 def _tex(text: str) -> str:
-    text = "".join(TEX.get(character, character) for character in " ".join(text.split()))
-    return re.sub(r"(?<![\w.)-])-(?=\d)", "$-$", text)  # minus, not hyphen
+    return re.sub(r"(?<![\w.)-])-(?=\d)", "$-$", " ".join(text.split()).translate(TEX))  # minus, not hyphen

@@ -43,36 +43,29 @@ def read_picture_scores(run: ReconstructRun) -> PictureScores | None:
     places = {trial["key"]: i for i, trial in enumerate(run.trials)}
     with path.open(newline="", encoding="utf-8") as file:
         lines = csv.DictReader(file)
-        columns = list(lines.fieldnames or [])
-        missing = [name for name in FIXED if name not in columns]
-        if missing:
-            raise ValueError(f"{path} has no column {missing[0]}; {again}")
-        metrics = [name for name in columns if name not in FIXED]
+        metrics = [name for name in lines.fieldnames or () if name not in FIXED]
         shape = (len(run.trials), run.samples)
         values = {name: {row: np.full(shape, np.nan) for row in run.rows} for name in metrics}
         guesses = {}
-        for line in lines:
-            try:
+        try:
+            for line in lines:
                 row, key, sample = line["row"], line["key"], int(line["sample"])
                 place = places[key], sample
                 for name in metrics:
                     values[name][row][place] = float(line[name] or "nan")
-            except (KeyError, IndexError, TypeError, ValueError) as error:
-                where, why = f"{path}, line {lines.line_num}", f"{type(error).__name__}: {error}"
-                raise ValueError(f"{where} is damaged or of another run ({why}); {again}") from None
-            guesses[row, key, sample] = line["guess"] or ""
+                guesses[row, key, sample] = line["guess"] or ""
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            where, why = f"{path}, line {lines.line_num}", f"{type(error).__name__}: {error}"
+            raise ValueError(f"{where} is damaged or of another run ({why}); {again}") from None
     if len(guesses) != len(run.rows) * len(run.trials) * run.samples:
         raise ValueError(f"{path} belongs to other pictures; {again}")
-    return PictureScores({name: rows for name, rows in values.items() if _any(rows)}, guesses)
+    known = {name: rows for name, rows in values.items() if np.isfinite([*rows.values()]).any()}
+    return PictureScores(known, guesses)
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
     known = np.isfinite(values)
     return np.where(known, values, 0).sum(1) / np.where(known.any(1), known.sum(1), np.nan)
-
-
-def _any(rows: dict[str, np.ndarray]) -> bool:
-    return any(np.isfinite(found).any() for found in rows.values())
 
 
 class Group(NamedTuple):

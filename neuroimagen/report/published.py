@@ -10,40 +10,25 @@ from typing import Any, NamedTuple
 import yaml
 
 NOT_STATED = "not stated"
-NOT_NOTED = "see the source"  # stated there or not: we noted the number only
 PERCEIVELAB = "perceivelab"  # the paper's data set, as our manifests name it
 
 
-class Protocol(NamedTuple):
-    """How a number was made; one phrase a field.
-
-    selected: the split that chose the checkpoint or the epoch, as the published code shows or the text says: test | val
-    | last (none was chosen) | not stated (in nothing that we read)
-    """
-
-    subjects: str = NOT_NOTED
-    split: str = NOT_NOTED
-    band: str = NOT_NOTED
-    selected: str = NOT_STATED
-    classifier: str = NOT_NOTED
-    inception: str = NOT_NOTED
-    n_way: str = NOT_NOTED
-    samples: str = NOT_NOTED
-
-
 class Published(NamedTuple):
-    """One published row of numbers; `dataset` as our manifests name it, `remark` a sentence for the table's notes."""
+    """One published row of numbers; `dataset` as our manifests name it, `remark` a sentence for the table's notes.
+
+    protocol: how they were made, one phrase for each field of `unsaid` in published.yaml
+    """
 
     name: str
     values: dict[str, str]
     source: str
     dataset: str
-    protocol: Protocol
+    protocol: dict[str, str]
     remark: str = ""
 
 
 def _entry(line: dict[str, Any], dataset: str) -> Published:
-    return Published(**line | {"dataset": dataset, "protocol": Protocol(**line["protocol"])})
+    return Published(**line | {"dataset": dataset, "protocol": _FILE["unsaid"] | line["protocol"]})
 
 
 def _table(number: int) -> dict[Any, Published]:
@@ -55,7 +40,7 @@ def _table(number: int) -> dict[Any, Published]:
 _FILE = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text(encoding="utf-8"))
 HEADS: dict[str, str] = _FILE["heads"]
 PAPER: str = _FILE["paper"]
-PAPER_PROTOCOL = Protocol(**_FILE["paper_protocol"])
+PAPER_PROTOCOL: dict[str, str] = _FILE["unsaid"] | _FILE["paper_protocol"]
 TABLE_1, TABLE_2, TABLE_3 = _table(1), _table(2), _table(3)
 OTHERS = [_entry(line, dataset) for dataset, lines in _FILE["others"].items() for line in lines]
 

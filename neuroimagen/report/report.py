@@ -11,13 +11,13 @@ import json
 import shlex
 from typing import Any
 
-from neuroimagen.config import option, path_option
+from neuroimagen.config import Limited, option, path_option
 from neuroimagen.files import busy, content_of, write_atomic
 from neuroimagen.pages import render
 from neuroimagen.report import figures, tables
 from neuroimagen.report.charts import by_group, confusions, guessing
 from neuroimagen.report.gallery import Gallery, Pictures, read_picture_scores
-from neuroimagen.rows import uses
+from neuroimagen.rows import ROWS
 from neuroimagen.scores import run_files
 from neuroimagen.scores.evaluate import EvaluateConfig
 from neuroimagen.scores.intervals import FEWEST
@@ -27,23 +27,11 @@ BUDGET = 6_500_000  # characters of inlined pictures; the page stays below 8 MB
 
 
 @dataclasses.dataclass
-class ReportConfig:
-    run: str = path_option(
-        help="a reconstruct run that `neuroimagen evaluate` has scored; report.html is written there"
-    )
-    trials: int = option(60, "at most so many trials in the gallery, those of the groups among them")
-    each: int = option(6, "trials in each group of the gallery: best, median, worst, random")
-    ablation: int = option(8, "trials drawn in every row, side by side")
-
-
-def meaning(run: ReconstructRun, row: str, kind: str) -> str:
-    """What a row's pictures are drawn from."""
-    for about in run.about["rows"]:
-        if about["name"] == row and about.get("means"):
-            return about["means"]
-    b, label, map_ = uses(row)
-    parts = ["map"] * map_ + ["labels"] * label + ["captions"] * b
-    return " + ".join(parts) or ("nothing decoded" if kind == "paper" else "")
+class ReportConfig(Limited):
+    run: str = path_option(help="a run that `neuroimagen evaluate` has scored; report.html is written there")
+    trials: int = option(60, "at most so many trials in the gallery, those of the groups among them", at_least=1)
+    each: int = option(6, "trials in each group of the gallery: best, median, worst, random", at_least=1)
+    ablation: int = option(8, "trials drawn in every row, side by side", at_least=1)
 
 
 def commands(run: ReconstructRun, scores: dict[str, Any], config: ReportConfig) -> str:
@@ -51,8 +39,7 @@ def commands(run: ReconstructRun, scores: dict[str, Any], config: ReportConfig) 
     path = shlex.quote(str(run.path))
 
     def given(values: dict[str, Any], schema: type) -> str:
-        fields = dataclasses.fields(schema)
-        usual = {f.name: f.default_factory() if callable(f.default_factory) else f.default for f in fields}
+        usual = vars(schema())
         words = []
         for name, value in values.items():
             if name != "run" and usual.get(name) != value:
@@ -78,9 +65,9 @@ def page(run: ReconstructRun, scores: dict[str, Any], config: ReportConfig) -> s
     drawn, absent = figures.build(run)
     known = {row: found for row, found in scores.get("confusion", {}).items() if row in run.rows}
     confused, left_out = confusions(known, full)
-    environment: dict[str, Any] = {}
-    if (run.path / "environment.json").exists():
-        environment = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
+    means = {row: about.means for row, about in ROWS.items()}
+    means |= {about["name"]: about["means"] for about in run.about["rows"] if about.get("means")}
+    environment = content_of(run.path / "environment.json")
     values = {
         "script": "report/page.js",
         "audit": content_of(run.path.parent / "audit" / "audit.json"),
@@ -91,7 +78,7 @@ def page(run: ReconstructRun, scores: dict[str, Any], config: ReportConfig) -> s
         "manifest": run.about.get("manifest", {}),
         "metrics": metrics,
         "guessing": lambda metric: guessing(scores, metric),
-        "meanings": {row: meaning(run, row, gallery.kinds[row]) for row in gallery.rows},
+        "meanings": {row: means.get(row, "") for row in gallery.rows},
         "pictures": pictures,
         "gallery": gallery,
         "tables": built,
@@ -114,9 +101,6 @@ def page(run: ReconstructRun, scores: dict[str, Any], config: ReportConfig) -> s
 
 def report(config: ReportConfig) -> None:
     """The command `neuroimagen report RUN`. ValueError if the run is not finished or not scored."""
-    for name in ("trials", "each", "ablation"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name}={getattr(config, name)} must be at least 1")
     run = run_files.read_run(config.run, to_write=True)
     path = run.path / "scores.json"
     if not path.exists():

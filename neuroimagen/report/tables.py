@@ -5,20 +5,22 @@ differs from the paper's protocol is said under every table. `neuroimagen evalua
 writes them to RUN/tables as HTML, Markdown and LaTeX.
 """
 
+import re
 import statistics
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from neuroimagen.files import busy, write_atomic
+from neuroimagen.pages import render
 from neuroimagen.report import published
 from neuroimagen.report.formats import ABSENT, TICK, Cell, Column, Metric, Row, Table, shown
-from neuroimagen.report.notes import kind_of_eeg, notes, protocol, split_of, under_all
 from neuroimagen.rows import BASELINES, FULL, IN_TABLES, PAPER, ROWS, kind_of, uses
 from neuroimagen.scores import evaluate as scoring
 from neuroimagen.scores.definitions import METRICS
 from neuroimagen.scores.evaluate import EvaluateConfig
 from neuroimagen.scores.run_files import ReconstructRun
+from neuroimagen.studies.classes import UNEVEN
 
 NAMES = ("table1", "table2", "table3", "metrics", "published", "protocol")
 # Columns of Tables 1 to 3; balanced ACC where classes are uneven (scores["headline"]).
@@ -64,6 +66,43 @@ def describe(scores: dict[str, Any]) -> dict[str, Metric]:
         about = {k: about[k] for k in ("head", "scale", "digits", "better") if k in about} | said.get(name, {})
         found[name] = Metric.of(name, about)._replace(number=len(found))
     return found
+
+
+def kind_of_eeg(scores: dict[str, Any]) -> str:
+    """In a few words, and what it may not be used for (Manifest.mark), which stands in the title of every table."""
+    kind = "simulated EEG" if scores["simulated"] else "recorded EEG"
+    return kind + (f" ({scores['mark'].partition(':')[0]})" if scores.get("mark") else "")
+
+
+def split_of(run: ReconstructRun) -> tuple[str, str]:
+    """How the trials were split, and what our signal processing did to them ("" = nothing)."""
+    split, _, signal = run.about.get("manifest", {}).get("protocol", "").partition("; signal: ")
+    return split or "not known", signal
+
+
+def protocol(run: ReconstructRun, scores: dict[str, Any]) -> list[tuple[str, ...]]:
+    """(what, here, in the paper), line by line."""
+    split, signal = split_of(run)
+    told = {"paper": published.PAPER_PROTOCOL, "not_stated": published.NOT_STATED, "split": split, "signal": signal}
+    lines = render("report/templates/protocol.j2", run=run, scores=scores, **told).splitlines()
+    return [tuple(line.split(" ¦ ")) for line in lines]
+
+
+def notes(which: str, **facts: Any) -> list[str]:
+    """The notes of templates/notes.j2 under the table `which`, or under Tables 1 to 3 ("all")."""
+    text = render("report/templates/notes.j2", which=which, published=published, uneven=UNEVEN, **facts)
+    return [re.sub(r"\s*\n\s*", " ", note) for note in re.split(r"\n\s*\n", text.strip()) if note]
+
+
+def under_all(run: ReconstructRun, scores: dict[str, Any], metrics: list[Metric]) -> list[str]:
+    """What has to be said under Tables 1 to 3, the protocol first; metrics: their columns."""
+    by_chance: dict[str, list[Metric]] = defaultdict(list)
+    for metric in metrics:
+        if metric.chance is not None and metric.chance_of:
+            by_chance[metric.chance_of].append(metric)
+    draws_b = any(uses(row)[0] for row in run.rows)
+    told = {"protocol": protocol(run, scores), "by_chance": by_chance, "draws_b": draws_b}
+    return notes("all", scores=scores, metrics=metrics, **told)
 
 
 class _Book:
@@ -163,9 +202,8 @@ def _table2(book: _Book) -> Table:
         rows.append(book.row(columns, [name], over, paper, "mean", rule=of is statistics.mean))
     over_subjects = [f"{published.HEADS[m]} {mean.values[m]} (SD {sd.values[m]})" for m in ("acc", "is", "ssim")]
     said = notes("table2", same=same, scores=scores, over_subjects=over_subjects)
-    return Table(
-        "table2", f"Table 2. Row {book.full} by subject, {book.on}", columns, rows + book.references(columns), said
-    )
+    title = f"Table 2. Row {book.full} by subject, {book.on}"
+    return Table("table2", title, columns, rows + book.references(columns), said)
 
 
 def _table3(book: _Book) -> Table:
@@ -225,7 +263,8 @@ def _published_table(book: _Book) -> list[Table]:
     rows = [Row([Cell(f"NeuroImagen ({book.full})"), *ours, *map(Cell, told)], "full")]
     for i, entry in enumerate(entries):
         p, values = entry.protocol, [entry.values.get(name, "") for name in names]
-        told = [entry.name, *values, p.band, p.selected, p.subjects, p.split, p.n_way, entry.source]
+        said = [p[field] for field in ("band", "selected", "subjects", "split", "n_way")]
+        told = [entry.name, *values, *said, entry.source]
         rows.append(Row(list(map(Cell, told)), "published", rule=i == 0))
     which = "the data set that is simulated here" if scores["simulated"] else "the same data set"
     title = f"Published on {which}; our row is on {book.eeg}"

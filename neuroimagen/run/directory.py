@@ -32,7 +32,7 @@ from neuroimagen.pictures import list_pictures
 from neuroimagen.rows import RUNS, adds_rows
 from neuroimagen.run import inputs, zero
 from neuroimagen.run.collectives import decided_by_main, wait_for_files
-from neuroimagen.run.environment import variables
+from neuroimagen.run.processes import variables
 from neuroimagen.studies.captions import read_captions
 
 # Fields that change where or how loudly a run computes, never what: they may differ when a run is continued.

@@ -1,23 +1,47 @@
-"""The processes of a run: what was launched is what accelerate gives, or a ValueError."""
+"""The processes of a run: what was launched is what accelerate gives, or a ValueError. Variables of the environment
+that would change the numbers of a run are refused, or recorded."""
 
 import datetime
 import gc
 import os
+import re
 import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 
-from neuroimagen.run import environment, zero
+from neuroimagen.run import zero
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"  # of these values cuBLAS repeats its bits, and cuDNN those of an LSTM
 WORKSPACES = (":4096:8", ":16:8")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 STOPPED = 143  # exit code after SIGTERM (128 + 15): run the same command again
 
+_FILE = yaml.safe_load(Path(__file__).with_name("variables.yaml").read_text(encoding="utf-8"))
+OTHER_WAYS, FEWER_BITS = _FILE["other_ways"], _FILE["fewer_bits"]
+_READ = _FILE["read_by_libraries"]
+READ_BY_LIBRARIES = re.compile(f"({'|'.join(_READ['beginnings'].split())})_.+|{'|'.join(_READ['names'].split())}")
+SECRET = re.compile(_FILE["secret"])
+
 _stop_signals: list[int] = []
+
+
+def refuse_variables(harmless: Mapping[str, Sequence[str]], effect: str) -> None:
+    """Raise ValueError if the environment has one of these with a value that is not harmless."""
+    for name, values in harmless.items():
+        if (value := os.environ.get(name, "")).lower() not in values:
+            raise ValueError(f"the environment has {name}={value}, {effect}: unset it")
+
+
+def variables() -> dict[str, str]:
+    """The environment's variables that may change numbers; of secrets only that they are there."""
+    found = {name: value for name, value in sorted(os.environ.items()) if READ_BY_LIBRARIES.fullmatch(name)}
+    return {name: "(set)" if SECRET.search(f"{name}={value}") else value for name, value in found.items()}
 
 
 def watch_stop_signal() -> None:
@@ -58,7 +82,7 @@ def set_tf32(allowed: bool) -> None:
     """Whether fp32 may be computed with 10 bits of mantissa on this process's GPUs, as torch allows in convolutions;
     ValueError if the environment has libraries do otherwise."""
     override = {"NVIDIA_TF32_OVERRIDE": ("", str(int(allowed)))}
-    environment.refuse_variables(environment.FEWER_BITS | override, "which changes how exactly fp32 is computed")
+    refuse_variables(FEWER_BITS | override, "which changes how exactly fp32 is computed")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
@@ -70,7 +94,7 @@ def make_accelerator(precision: str, timeout_minutes: float = 30.0, tf32: bool =
     modes = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
     if precision not in modes:
         raise ValueError(f"precision={precision!r} is not one of {', '.join(modes)}")
-    environment.refuse_variables(environment.OTHER_WAYS, "which is another way to train than the config's")
+    refuse_variables(OTHER_WAYS, "which is another way to train than the config's")
     plugin = zero.make_plugin(precision) if zero.asked_for() else None
     accelerator = Accelerator(
         mixed_precision="no" if plugin else modes[precision],  # zero.py does its own autocast

@@ -23,11 +23,9 @@ from tqdm import tqdm
 
 from neuroimagen.config import TrainConfig
 from neuroimagen.files import write_atomic
-from neuroimagen.run import checkpoints, zero
+from neuroimagen.run import checkpoints, processes, zero
 from neuroimagen.run.collectives import decided_by_main, gather_objects
 from neuroimagen.run.directory import check_inputs, claim_run_dir, inputs_of, release
-from neuroimagen.run.environment import refuse_variables
-from neuroimagen.run.processes import STOPPED, make_accelerator, set_deterministic, stop_requested, watch_stop_signal
 from neuroimagen.run.seeds import seed_from
 from neuroimagen.run.trackers import add_stats, cut_stats, log_image, log_table, start_trackers, tell
 
@@ -55,8 +53,8 @@ class Run:
         config.check()
         self.config = config
         trackers = None if config.trackers == "none" else config.trackers
-        set_deterministic(config.deterministic)
-        self.accelerator = make_accelerator(
+        processes.set_deterministic(config.deterministic)
+        self.accelerator = processes.make_accelerator(
             config.precision, config.timeout_minutes, config.tf32, log_with=trackers, project_dir=config.run_dir
         )
         if trackers and not self.accelerator.log_with:  # accelerate leaves out in silence what is not installed
@@ -67,7 +65,7 @@ class Run:
         self.is_main = self.accelerator.is_main_process
         if config.compile:
             switches = {"TORCHDYNAMO_DISABLE": ("", "0"), "TORCH_COMPILE_DISABLE": ("", "0")}
-            refuse_variables(switches, "and compile=true would do nothing")
+            processes.refuse_variables(switches, "and compile=true would do nothing")
         self.zero_stage = zero.stage_of(self.accelerator)
         self._zero: zero.Zero | None = None
         if config.tf32 and self.device.type != "cuda":
@@ -82,7 +80,7 @@ class Run:
         self.done = claim_run_dir(config, self.accelerator)  # then there is nothing to do: main returns 0
         if self.done:
             return
-        watch_stop_signal()
+        processes.watch_stop_signal()
         self.step = 0
         self.stopped = False
         self._draws = 0
@@ -180,7 +178,7 @@ class Run:
         # One rank after the other, for they may write to one file.
         faulthandler.dump_traceback_later((54 + self.rank % 8 / 2) * self.config.timeout_minutes, file=2)
         if self.world == 1 or self._stop_seen is None:
-            (self._stop_seen,) = self._any_rank(stop_requested())
+            (self._stop_seen,) = self._any_rank(processes.stop_requested())
         if self._stop_seen and self.step < self.config.max_steps:
             self.save()
             self.stopped = True
@@ -251,7 +249,8 @@ class Run:
             return
         values = {"total": loss, **terms}
         bad = [name for name, value in reversed(values.items()) if not torch.isfinite(value)]
-        bad_anywhere, self._stop_seen = self._any_rank(bool(bad), stop_requested())  # one exchange a step for both
+        stop = processes.stop_requested()
+        bad_anywhere, self._stop_seen = self._any_rank(bool(bad), stop)  # one exchange a step for both
         if not bad_anywhere:
             self.note(**terms)
             if self._zero:
@@ -388,4 +387,4 @@ class Run:
         self.accelerator.wait_for_everyone()
         self.accelerator.free_memory()
         release(self.dir)
-        return STOPPED if self.stopped else 0
+        return processes.STOPPED if self.stopped else 0

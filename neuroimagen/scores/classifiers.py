@@ -9,7 +9,6 @@
 """
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -20,26 +19,21 @@ import numpy as np
 import safetensors
 import torch
 import torch.nn.functional as F
+import yaml
 from safetensors.torch import load_file
 from torch import nn
 
 from neuroimagen.errors import quiet_libraries
 from neuroimagen.features.efficientnet import BACKBONE, N_FEATURES, efficientnet, features, to_square
-from neuroimagen.files import pass_on
+from neuroimagen.files import content_of, pass_on
 from neuroimagen.pictures import see
 from neuroimagen.run.processes import set_tf32
 from neuroimagen.scores.backbones import ViT
 from neuroimagen.scores.networks import IMAGENET, NETWORKS, NotAvailable, fill, find_weights, first_line, normalised
 from neuroimagen.studies.classes import CLASSES
-from neuroimagen.text_files import read_text
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "embedded" / "classifier"
-# Where ImageNet-1k (its 1,000 wnids sorted) keeps the 40 classes of the paper's data set, by data set label.
-_IMAGENET_POSITIONS = (
-    339, 701, 606, 393, 550, 504, 671, 763, 388, 985, 472, 326, 235, 770, 607, 487, 574, 527, 462, 963,
-    657, 378, 736, 636, 511, 559, 697, 658, 546, 759, 579, 672, 954, 997, 531, 386, 404, 547, 755, 285,
-)  # fmt: skip
-IMAGENET_INDEX = {c.wnid: i for c, i in zip(CLASSES, _IMAGENET_POSITIONS, strict=True)}
+IMAGENET_INDEX: dict[str, int] = yaml.safe_load(Path(__file__).with_name("imagenet.yaml").read_text(encoding="utf-8"))
 
 
 @dataclasses.dataclass
@@ -94,8 +88,8 @@ def load_classifier(name: str, device: str | torch.device = "cpu", weights: str 
         return _imagenet(device)
     directory = EMBEDDED if name == "embedded" else Path(name)
     config = directory / "config.json"
-    if config.is_file() and _read_json(config).get("type") == "linear-probe":
-        return _probe(name, directory, device)
+    if (probe := content_of(config)).get("type") == "linear-probe":
+        return _probe(name, directory, probe, device)
     if name.startswith(("torchvision:", "timm:")):
         return _published(name, device, weights)
     if directory.exists() and not config.is_file():
@@ -105,15 +99,6 @@ def load_classifier(name: str, device: str | torch.device = "cpu", weights: str 
     if name == "embedded":
         raise ValueError(f"classifier=embedded: {directory} does not exist, this copy of neuroimagen comes without it")
     return _transformers(name, device)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(read_text(path))
-        assert isinstance(content, dict)
-        return content
-    except (OSError, json.JSONDecodeError, AssertionError) as error:
-        raise ValueError(f"classifier file {path} is not a JSON object ({type(error).__name__})") from None
 
 
 def _imagenet_classes() -> tuple[list[str], list[str]]:
@@ -134,17 +119,14 @@ def _imagenet(device: torch.device) -> Classifier:
     return Classifier(BACKBONE, what, *_imagenet_classes(), device, both)
 
 
-def _probe(name: str, directory: Path, device: torch.device) -> Classifier:
-    config = _read_json(directory / "config.json")
+def _probe(name: str, directory: Path, config: dict[str, Any], device: torch.device) -> Classifier:
     wrong = f"classifier {directory} is not a whole linear probe:"
     try:
         size, classes, wnids = int(config["size"]), list(config["classes"]), list(config["wnids"])
         tensors = load_file(directory / "model.safetensors")
         weight, bias = tensors["weight"].to(device), tensors["bias"].to(device)
-    except KeyError as error:
-        raise ValueError(f"{wrong} {error} is missing") from None
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{wrong} model.safetensors cannot be read ({str(error).splitlines()[0]})") from None
+    except (KeyError, OSError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{wrong} {first_line(error)}") from None
     if config.get("backbone") != BACKBONE:
         raise ValueError(f"{wrong} backbone {config.get('backbone')!r} is unknown, only {BACKBONE!r} can be used")
     if weight.shape != (len(classes), N_FEATURES) or bias.shape != (len(classes),) or len(wnids) != len(classes):

@@ -26,26 +26,22 @@ class Metric(NamedTuple):
 
 
 def _controls(name: str, of: Metric) -> dict[str, Metric]:
-    """What a row's reconstructions get blindly, and what they gain over that.
+    """What a row's reconstructions get blindly, and what they gain over that: `controls` of metrics.yaml.
     Smooth or frequent pictures do well in comparisons of two pictures, whatever was seen.
     """
-    head = of.head
-    own: dict[str, Any] = {"source": "ours", "by_class": False}
-    other = (
-        f"{head} of the same reconstructions, dealt out to the trials at random ({{dealt}}): what a decoder that is "
-        "blind, but draws the same pictures, would get."
-    )
-    gain = f"{head} - {head} other" if of.better == "higher" else f"{head} other - {head}"
-    owed, nothing = f"{gain}: what is owed to the picture seen.", "a picture that knows nothing of the one seen"
+    gain = f"{of.head} - {of.head} other" if of.better == "higher" else f"{of.head} other - {of.head}"
+    told = {"head": of.head, "gain": gain}
     return {
-        f"{name}_other": Metric(f"{head} other", other, chance_of="it is a chance level itself", better=None, **own),
-        f"{name}_gain": Metric(f"{head} gain", owed, chance_of=nothing, chance=0.0, **own),
+        f"{name}_{which}": Metric(**about | {field: about[field].format(**told) for field in ("head", "definition")})
+        for which, about in _CONTROLS.items()
     }
 
 
+_FILE = yaml.safe_load(Path(__file__).with_name("metrics.yaml").read_text(encoding="utf-8"))
+_CONTROLS = _FILE.pop("controls")
 METRICS: dict[str, Metric] = {}
 CONTROL_OF: dict[str, str] = {}
-for _name, _entry in yaml.safe_load(Path(__file__).with_name("metrics.yaml").read_text(encoding="utf-8")).items():
+for _name, _entry in _FILE.items():
     _entry["definition"] = _entry["definition"].replace("{of}", _entry.pop("of", ""))
     METRICS[_name] = Metric(**({"scale": 100, "digits": 1} if _entry.pop("percent", False) else {}) | _entry)
     if METRICS[_name].kind in ("pair", "distance"):

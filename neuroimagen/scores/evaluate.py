@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from typing import Any, Literal
 
-from neuroimagen.config import option, path_option
+from neuroimagen.config import Limited, option, path_option
 from neuroimagen.files import write_atomic
 from neuroimagen.run import inputs
 from neuroimagen.run.collectives import decided_by_main, on_every_rank
@@ -23,10 +23,8 @@ from neuroimagen.scores.score_book import ScoreBook
 
 
 @dataclasses.dataclass
-class EvaluateConfig:
-    run: str = path_option(
-        help="a finished run of trainers/reconstruct.py; scores.json and scores.csv are written there"
-    )
+class EvaluateConfig(Limited):
+    run: str = path_option(help="a finished run of trainers/reconstruct.py; the scores are written there")
     classifier: str = path_option(
         "google/vit-base-patch16-224",
         "who judges: embedded | efficientnet-lite0 | a directory by `neuroimagen probe` | a transformers classifier",
@@ -46,7 +44,7 @@ class EvaluateConfig:
         "directory or hub id of the weights of AlexNet, CLIP, ... (docs/networks.md); none: torch's and hub's cache",
     )
     download: bool = option(False, "download such weights if they are in no cache: up to 2.3 GB")
-    batch_size: int = option(16, "pictures at once through the classifier; changes speed only, 16 is fastest on a CPU")
+    batch_size: int = option(16, "pictures at once, for speed alone: 16 is fastest on a CPU", at_least=1)
     device: str = option("auto", "auto | cpu | cuda")
     verbose: bool = option(False, "print Tables 1 to 3 with notes and protocol, not the ten lines that matter most")
 
@@ -70,8 +68,6 @@ def evaluate(
     Collective: every rank. Returns what scores.json holds. The command `neuroimagen evaluate RUN` is
     report.tables.evaluate, which tells by printing the tables.
     """
-    if config.batch_size < 1:
-        raise ValueError(f"batch_size={config.batch_size} must be at least 1")
     device, alone = pick_device(config.device), int(os.environ.get("WORLD_SIZE", 1)) == 1
     accelerator = None if alone else make_accelerator("fp32")
     if accelerator and config.device == "auto":

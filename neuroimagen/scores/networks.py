@@ -169,9 +169,8 @@ def _read(name: str, path: Path) -> dict[str, torch.Tensor]:
         ) from None
     unused = NETWORKS[name].unused
     named: dict[str, torch.Tensor] = {key.removeprefix("module."): value for key, value in state.items()}
-    return {
-        key: v.float() if v.is_floating_point() else v for key, v in named.items() if not key.startswith(tuple(unused))
-    }
+    used = {key: value for key, value in named.items() if not key.startswith(tuple(unused))}
+    return {key: value.float() if value.is_floating_point() else value for key, value in used.items()}
 
 
 def fill(name: str, build: Callable[[], nn.Module], path: Path, device: torch.device) -> Any:

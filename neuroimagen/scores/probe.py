@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import nn
 from tqdm import tqdm
 
-from neuroimagen.config import option, path_option
+from neuroimagen.config import Limited, option, path_option
 from neuroimagen.features.efficientnet import BACKBONE, efficientnet, features, to_square
 from neuroimagen.files import replacing
 from neuroimagen.scores.classifiers import pick_device, read_pictures
@@ -20,14 +20,14 @@ from neuroimagen.studies.classes import BY_WNID
 
 
 @dataclasses.dataclass
-class ProbeConfig:
+class ProbeConfig(Limited):
     """`neuroimagen probe`: train a picture classifier for the classes of a folder."""
 
     images: str = path_option(help="folder with one sub-folder of pictures a class, named by wnid or class name")
     out: str = path_option(help="directory to write: config.json and model.safetensors; must not exist yet")
     picture_size: int = option(64, "size of the reconstructions to be judged; pictures are first reduced to it")
     size: int = option(96, "input size of the network; larger is slower and finer")
-    held_out: float = option(0.2, "share of each class's pictures kept for the reported accuracy")
+    held_out: float = option(0.2, "share of each class's pictures kept for the reported accuracy", above=0, below=1)
     l2: float = option(1e-3, "weight of the L2 penalty on standardised features")
     seed: int = option(0, "decides which pictures are held out")
     batch_size: int = option(16, "pictures at once through the network")
@@ -78,8 +78,6 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
     out = Path(config.out)
     if out.exists():
         raise ValueError(f"out={out} exists already; remove it or give another directory")
-    if not 0 < config.held_out < 1:
-        raise ValueError(f"held_out={config.held_out} must lie between 0 and 1")
     device = pick_device(config.device)
     pictures = _pictures_by_folder(Path(config.images))
     backbone = efficientnet(config.size, device)

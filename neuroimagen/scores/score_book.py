@@ -145,9 +145,7 @@ class ScoreBook:
             assert self.known is not None
             right = self.place if self.config.distractors == "study" else self.known[self.place]
             found["acc_label"] = tables["acc_label"][ranked(right)]
-        found |= {
-            name: values for name in of_kind("pair", "distance") if (values := self._paired(name, row)) is not None
-        }
+        found |= {k: values for k in of_kind("pair", "distance") if (values := self._paired(k, row)) is not None}
         for name, metric in of_kind(*RANKS).items():
             if name in tables and f"rank {metric.layer}" in self.measured.pairs:
                 found[name] = tables[name][self.measured.compared(f"rank {metric.layer}", row)]
@@ -255,10 +253,8 @@ class ScoreBook:
         found = {}
         for name, metric in of_kind("kid").items():
             if self.wants(name) and len(own) >= 4:
-                ours, theirs = (
-                    self.measured.of(metric.layer, place[0])[inside],
-                    self.measured.outputs[metric.layer][own],
-                )
+                ours = self.measured.of(metric.layer, place[0])[inside]
+                theirs = self.measured.outputs[metric.layer][own]
                 found[name] = Estimate(kernel_distance(ours, theirs, which), None, None, len(set(units)))
         return found
 

@@ -80,7 +80,7 @@ def test_too_few_steps_for_a_strength_fail_inside_diffusers(tmp_path):
 
 
 def test_set_attention_backend_does_nothing_on_the_unet_of_stable_diffusion(tmp_path):
-    """Hence reconstruction/attention.py sets processors and looks at what is in force."""
+    """Hence reconstruction/pipelines.py sets processors and looks at what is in force."""
     from diffusers import UNet2DConditionModel
 
     unet = UNet2DConditionModel.from_pretrained(tiny_pipeline(tmp_path / "pipe") / "unet")

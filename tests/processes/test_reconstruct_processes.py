@@ -300,7 +300,7 @@ def test_make_paper_goes_on_from_what_make_demo_drew(trainer):
         (["strength=0.1"], "leaves no denoising step"),
         (["rows=[I,X]"], "different names out of I, L, B"),
         (["rows=[I,I]"], "different names"),
-        (["chunk=-1"], "at least one trial"),
+        (["chunk=-1"], "chunk=-1 must be at least 0"),
         (["scheduler=lcm"], "scheduler=lcm is for latent consistency models"),
         (["num_inference_steps=1001"], "more than the 1000"),
         (["rows=[L,L+I]", "semantics_label=null"], "rows L, L.I need semantics_label=RUN_DIR"),
@@ -343,9 +343,9 @@ def test_mistakes_are_named_and_make_no_run(made, here, tmp_path, change, messag
     [
         ("rows=[I,X]", "different names out of I, L, B"),
         ("saliency=null semantics_label=null semantics_blip=null", "rows=null draws what the given runs allow"),
-        ("chunk=-1", "at least one trial"),
-        ("limit=-1", "limit=-1: so many of the first trials"),
-        ("strength=0", "not in .0, 1."),
+        ("chunk=-1", "chunk=-1 must be at least 0"),
+        ("limit=-1", "limit=-1 must be at least 1"),
+        ("strength=0", "strength=0.0 must be above 0"),
         ("rows=[I] rescale_embeddings=true", "no row of I has a decoded embedding"),
     ],
 )

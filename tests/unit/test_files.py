@@ -26,7 +26,7 @@ from neuroimagen import files
 from neuroimagen.batches.decode import load_picture
 from neuroimagen.batches.stream import eval_batches, train_batches
 from neuroimagen.config import TrainConfig
-from neuroimagen.run import environment, processes, trackers
+from neuroimagen.run import processes, trackers
 from neuroimagen.run.run import Run
 from neuroimagen.shards.format import ShardSplit, load_index, read_manifest, scan_tar
 from neuroimagen.shards.remote import cache_folder
@@ -108,11 +108,11 @@ def test_no_variable_of_accelerate_changes_the_weights(monkeypatch):
     names, plain = said_by_accelerate(), step()
     assert {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_FSDP"} <= {*names}
     words = {"MIXED_PRECISION": "bf16", "DYNAMO_BACKEND": "inductor", "TORCH_DEVICE": "cpu"}
-    for name in {*names} - {*environment.OTHER_WAYS}:
+    for name in {*names} - {*processes.OTHER_WAYS}:
         number = name.endswith(("STEPS", "SIZE", "VERSION", "CLIPPING"))
         monkeypatch.setenv(name, words.get(name[11:], "64" if number else "true"))
     assert torch.equal(step(), plain)  # all at once
-    assert {*names} - {*environment.variables()} == {*environment.OTHER_WAYS} - {*environment.variables()}
+    assert {*names} - {*processes.variables()} == {*processes.OTHER_WAYS} - {*processes.variables()}
 
 
 def test_a_default_config_of_accelerate_changes_nothing(tmp_path, plain, monkeypatch):
@@ -135,9 +135,9 @@ def test_a_default_config_of_accelerate_changes_nothing(tmp_path, plain, monkeyp
     assert told["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] == "64" and {*changed} <= {*told}
 
 
-@pytest.mark.parametrize("name", [*environment.OTHER_WAYS, *environment.FEWER_BITS, "NVIDIA_TF32_OVERRIDE"])
+@pytest.mark.parametrize("name", [*processes.OTHER_WAYS, *processes.FEWER_BITS, "NVIDIA_TF32_OVERRIDE"])
 def test_what_computes_otherwise_is_refused(tmp_path, monkeypatch, name):
-    harmless = {"NVIDIA_TF32_OVERRIDE": "0", **dict.fromkeys(environment.FEWER_BITS, "STRICT")}.get(name, "NO")
+    harmless = {"NVIDIA_TF32_OVERRIDE": "0", **dict.fromkeys(processes.FEWER_BITS, "STRICT")}.get(name, "NO")
     monkeypatch.setenv(name, harmless)
     AcceleratorState._reset_state(reset_partial_state=True)
     processes.make_accelerator("fp32")
@@ -146,7 +146,7 @@ def test_what_computes_otherwise_is_refused(tmp_path, monkeypatch, name):
         AcceleratorState._reset_state(reset_partial_state=True)
         with pytest.raises(ValueError, match=f"the environment has {name}={value}, .*: unset it"):
             processes.make_accelerator("fp32")
-    if name not in environment.OTHER_WAYS:  # nor do the commands that have no accelerator
+    if name not in processes.OTHER_WAYS:  # nor do the commands that have no accelerator
         with pytest.raises(ValueError, match=name):
             processes.set_tf32(False)
 
@@ -188,7 +188,7 @@ def test_what_may_change_the_last_bits_is_recorded_without_secrets(tmp_path, mon
     ):
         monkeypatch.setenv(name, "hostile")
     monkeypatch.setenv("HF_ENDPOINT", "https://me:hostile@mirror")
-    found = environment.variables()
+    found = processes.variables()
     assert {name for name in RECORDED.split() if found.get(name) != "hostile"} == set()
     assert found["HF_TOKEN"] == found["HF_ENDPOINT"] == "(set)" and "EDITOR" not in found
     assert [name for name in found if name not in RECORDED.split() and found[name] == "hostile"] == []

@@ -445,7 +445,7 @@ def test_mistakes(fresh):
             [lines[0], lines[1].rstrip() + "x\n", *lines[2:]],
             "line 2 is damaged or of another run .ValueError: could not",
         ),
-        ([lines[0].replace("guess", "gues"), *lines[1:]], "picture_scores.csv has no column guess; make it anew"),
+        ([lines[0].replace("guess", "gues"), *lines[1:]], "picture_scores.csv, line 2 is damaged or of another"),
     ):
         path.write_text("".join(damaged))
         refused(said)

@@ -331,8 +331,8 @@ def test_published_numbers_are_numbers_with_a_source():
     assert list(published.TABLE_2) == [1, 2, 3, 4, 5, 6]
     entries = [*published.TABLE_1.values(), *published.TABLE_2.values(), *published.TABLE_3.values(), *published.OTHERS]
     for entry in entries:
-        assert entry.source and all(entry.protocol) and set(entry.values) <= set(published.HEADS)
-        assert entry.protocol.selected in ("test", "val", "last", published.NOT_STATED)
+        assert entry.source and all(entry.protocol.values()) and set(entry.values) <= set(published.HEADS)
+        assert entry.protocol["selected"] in ("test", "val", "last", published.NOT_STATED)
         assert all(float(value) > 0 for value in entry.values.values())
 
 

@@ -447,7 +447,7 @@ def test_a_preempted_run_is_not_continued_on_other_shards(config, root):
         if step == 1:
             signal.raise_signal(signal.SIGTERM)
 
-    assert train(config, stop) == running.STOPPED and (root / "run" / "PREEMPTED").exists()
+    assert train(config, stop) == running.processes.STOPPED and (root / "run" / "PREEMPTED").exists()
     one_byte(root / "shards")
     with pytest.raises(ValueError, match=r"another shards=.* \(1 changed, such as test-000000.tar\)"):
         train(config)
@@ -468,7 +468,7 @@ def test_a_preempted_run_is_not_continued_on_other_shards(config, root):
     ],
 )
 def test_a_config_is_checked_before_anything_starts(stage, change, said, root, monkeypatch):
-    monkeypatch.setattr(running, "make_accelerator", lambda *_, **__: pytest.fail("processes were started"))
+    monkeypatch.setattr(running.processes, "make_accelerator", lambda *_, **__: pytest.fail("processes were started"))
     with pytest.raises(ValueError, match=said):
         trainer(stage.split()[0])(dataclasses.replace(config_of(stage, root), **({"global_batch_size": 8} | change)))
     assert not (root / "run").exists()

@@ -35,7 +35,7 @@ def scaled(precision, *args, **kwargs):
     return accelerator
 
 
-make_accelerator = running.make_accelerator
+make_accelerator = running.processes.make_accelerator
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_a_trainer_steps_along_the_gradients_of_fp32(stage, accumulate, study, g
     config = trainer["main"].__annotations__["config"]
     found = []
     for name, make in (("fp32", make_accelerator), ("fp16", scaled)):
-        monkeypatch.setattr(running, "make_accelerator", make)
+        monkeypatch.setattr(running.processes, "make_accelerator", make)
         given = [*arguments, f"run_dir={tmp_path / name}", f"accumulate={accumulate}"]
         assert trainer["main"](load_config(config, given, stage)) == 0
         found.append(list(gradients))
@@ -90,7 +90,7 @@ def test_a_trainer_steps_along_the_gradients_of_fp32(stage, accumulate, study, g
 
 def test_only_what_is_stepped_is_unscaled(gradients, tmp_path, monkeypatch):
     """By hand: the loss w * x has the gradient x. Two optimizers have gradients when the first one steps."""
-    monkeypatch.setattr(running, "make_accelerator", scaled)
+    monkeypatch.setattr(running.processes, "make_accelerator", scaled)
     run = running.Run(TrainConfig(run_dir=str(tmp_path / "run"), global_batch_size=1))
     models = [torch.nn.Linear(1, 1, bias=False) for _ in range(2)]
     models = [run.prepare(model, torch.optim.SGD(model.parameters(), 0.1)) for model in models]

@@ -11,8 +11,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from neuroimagen.config import TrainConfig
-from neuroimagen.run import run as running
-from neuroimagen.run.processes import make_accelerator
+from neuroimagen.run.processes import STOPPED, make_accelerator
 from neuroimagen.run.run import Run, warmup_cosine
 from neuroimagen.run.seeds import seed_from
 
@@ -82,7 +81,7 @@ def test_stopped_and_continued_run_ends_with_the_same_bits(config, tmp_path):
     assert code == 0
     cut = dataclasses.replace(config, run_dir=str(tmp_path / "cut"))
     code, _ = train(cut, stop_after=3)
-    assert code == running.STOPPED and (tmp_path / "cut/PREEMPTED").exists() and not (tmp_path / "cut/DONE").exists()
+    assert code == STOPPED and (tmp_path / "cut/PREEMPTED").exists() and not (tmp_path / "cut/DONE").exists()
     code, continued = train(cut)
     assert code == 0 and not (tmp_path / "cut/PREEMPTED").exists()
     assert torch.equal(whole.weight, continued.weight) and torch.equal(whole.bias, continued.bias)

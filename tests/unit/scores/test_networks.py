@@ -25,7 +25,7 @@ BUILD = {
     "effnet": EfficientNetB1,
     "swav": ResNet50,
 }
-PLAIN = [build for name, build in BUILD.items() if name != "swav"]
+PLAIN = [build for name, build in BUILD.items() if name not in ("swav", "effnet")]
 NODES = {
     "alexnet": {"alex2": "features.4", "alex5": "features.11"},
     "inception": {"inception": "avgpool"},
@@ -45,6 +45,23 @@ RESNET = {
     "convolution": "conv",
     "normalization": "bn",
 }
+EFFNET = {
+    r"^body\.embeddings\.convolution": "features.0.0",
+    r"^body\.embeddings\.batchnorm": "features.0.1",
+    r"^body\.encoder\.top_conv": "features.8.0",
+    r"^body\.encoder\.top_bn": "features.8.1",
+    r"^body\.encoder\.blocks\.(\d+)": lambda found: "features.{}.{}.block".format(*PLACES[int(found[1])]),
+    r"expansion\.expand_conv": "0.0",
+    r"expansion\.expand_bn": "0.1",
+    r"depthwise_conv\.depthwise_conv": "1.0",
+    r"depthwise_conv\.depthwise_norm": "1.1",
+    r"squeeze_excite\.reduce": "2.fc1",
+    r"squeeze_excite\.expand": "2.fc2",
+    r"projection\.project_conv": "3.0",
+    r"projection\.project_bn": "3.1",
+    r"(features\.1\.\d\.block\.)(\d)": lambda found: f"{found[1]}{int(found[2]) - 1}",  # it does not expand
+}
+PLACES = [(stage, i) for stage, depth in enumerate((2, 3, 3, 4, 4, 5, 2), 1) for i in range(depth)]
 VIT = {
     r"\blayers\.(\d+)\.": r"layers.encoder_layer_\1.",
     r"\.norm(\d)": r".ln_\1",
@@ -61,7 +78,8 @@ def on_meta(build) -> dict[str, torch.Tensor]:
     """Names and shapes, as torchvision has them."""
     with torch.device("meta"):
         state = build().state_dict()
-    for ours, theirs in (RESNET if build is ResNet50 else VIT).items() if build not in PLAIN else ():
+    renamed = {} if build in PLAIN else {ResNet50: RESNET, EfficientNetB1: EFFNET}.get(build, VIT)
+    for ours, theirs in renamed.items():
         state = {re.sub(ours, theirs, key): value for key, value in state.items()}
     return state
 
