@@ -53,7 +53,7 @@ def random_shards(folder: Path, counts: Counts, trials: dict[str, int]) -> None:
     study, config = Noise(counts, trials), ShardsConfig()
     packer, jobs = Packer(study, config, folder), [Job(split, 0, own) for split, own in study.splits.items()]
     jobs[0].record(folder).parent.mkdir(parents=True)
-    manifest = manifest_of(study, config, [(job, packer.pack(job, lambda: None)) for job in jobs], folder)
+    manifest = manifest_of(study, config, [(job, packer.pack(job)) for job in jobs], folder)
     write_json(folder / "manifest.json", dataclasses.asdict(manifest))
 
 
