@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from neuroimagen.studies.classes import NAMES
-from neuroimagen.studies.splits import BY_IMAGE, BY_TRIAL, refuse_empty, split_images
+from neuroimagen.studies.controls import BY_IMAGE, BY_TRIAL, refuse_empty, split_images
 from neuroimagen.studies.study import SPLITS, Facts, Study, Trial, absent, refuse_nonfinite
 
 EXTENSIONS = (".JPEG", ".jpeg", ".jpg", ".JPG", ".png", ".PNG", ".Jpeg", ".Jpg", ".Png")
