@@ -109,9 +109,6 @@ class PthStudy(Study):
     def __len__(self) -> int:
         return len(self.trials)
 
-    def lengths(self) -> list[int]:
-        return [header.eeg.shape[1] for header in self.headers.values()]
-
     def image(self, index: int) -> str:
         """The image of a trial, as the file calls it."""
         return self.headers[index].image

@@ -158,10 +158,6 @@ class Study:
         """What trial `index`, whose key this is, is called in a fault."""
         return f"trial {key}"
 
-    def lengths(self) -> list[int]:
-        """Samples of each trial in the files, before any cut; empty where the files do not hold trials of their own."""
-        return []
-
     def finish(self) -> None:
         """Called when every trial was read once, to look at them together; faults go to `fault`."""
 
@@ -178,6 +174,3 @@ class Changed(Study):
 
     def __len__(self) -> int:
         return len(self.study)
-
-    def lengths(self) -> list[int]:
-        return self.study.lengths()
