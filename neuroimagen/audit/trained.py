@@ -5,7 +5,7 @@ names of the classes as captions.
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,18 +22,12 @@ from neuroimagen.studies.captions import label_caption
 BATCH = 64  # trials decoded at once
 
 
-class Named(NamedTuple):
-    """Of test trials. scores: (n, n_classes), minus the distance of h_clip to each class's caption; the rest: (n,)"""
-
-    scores: np.ndarray
-    label: np.ndarray
-    image: np.ndarray
-    subject: np.ndarray
-
-
 @torch.no_grad()
-def named(run: Path, shards: Path) -> Named:
-    """What a finished run decodes from the test split of its shards. ValueError if either cannot be read."""
+def named(run: Path, shards: Path) -> tuple[np.ndarray, np.ndarray]:
+    """What a finished run decodes from the test split of its shards, and labels. ValueError if either cannot be read.
+
+    Of n trials (n, n_classes): minus the distance of h_clip to each class's caption; and (n,).
+    """
     split = ShardSplit(shards, "test")
     about = split.manifest
     config = yaml.safe_load((open_run(run, "semantics_label") / "config.yaml").read_text(encoding="utf-8"))
@@ -46,13 +40,12 @@ def named(run: Path, shards: Path) -> Named:
         eeg = np.stack([(split.eeg(int(i)) - mean) / std for i in rows]).astype(np.float32)
         h_clip = model(torch.from_numpy(eeg)).flatten(1)
         scores[np.ix_(rows, sorted(names))] = -torch.cdist(h_clip, captions).numpy()
-    infos = [split.info(i) for i in range(len(split))]
-    return Named(scores, *(np.array([info[key] for info in infos]) for key in Named._fields[1:]))
+    return scores, np.array([split.info(i)["label"] for i in range(len(split))])
 
 
-def balanced(found: Named) -> float:
+def balanced(scores: np.ndarray, label: np.ndarray) -> float:
     """Mean over the classes of test of the share of a class's trials whose largest score is its own."""
-    return float(averaged(found.scores.argmax(1) == found.label, found.label)[0].mean())
+    return float(averaged(scores.argmax(1) == label, label)[0].mean())
 
 
 def trained(out: Path) -> dict[str, dict[str, Any]]:
@@ -62,7 +55,7 @@ def trained(out: Path) -> dict[str, dict[str, Any]]:
         runs = {int(run.parent.name.removeprefix("seed-")): run.parent for run in shards.parent.glob("seed-*/DONE")}
         each = [named(runs[seed], shards) for seed in sorted(runs)]
         if each:
-            values, label = [balanced(one) for one in each], each[0].label
+            values, label = [balanced(*one) for one in each], each[0][1]
             spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
             about = {"seeds": sorted(runs), "values": values, "value": float(np.mean(values)), "spread": spread}
             found[shards.parent.name] = about | {"chance": 1 / len(np.unique(label)), "n": len(label)}
