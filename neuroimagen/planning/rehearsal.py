@@ -15,8 +15,7 @@ import numpy as np
 from PIL import Image
 
 from neuroimagen.pixel.saliency import doublings
-from neuroimagen.planning.counts import Counts
-from neuroimagen.planning.networks import networks
+from neuroimagen.planning.counts import Counts, networks
 from neuroimagen.planning.status import steps_logged
 from neuroimagen.shards.format import write_json
 from neuroimagen.shards.pack import manifest_of

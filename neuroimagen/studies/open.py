@@ -53,18 +53,16 @@ def chosen(config: SourceConfig) -> StudyConfig:
     one, and for one that it needs and was not given.
     """
     schema, _ = DATASETS[config.dataset]
-    users = {field.name: _users(field.name) for field in dataclasses.fields(SourceConfig)}
     fields: dict[str, Any] = {"dataset": config.dataset}
     usual = SourceConfig()
-    for name in sorted(config.given & users.keys()):
+    for name in sorted(config.given & vars(usual).keys()):
         value = getattr(config, name)
-        if config.dataset not in users[name]:
-            if value == getattr(usual, name):
-                continue
+        if name in schema.__dataclass_fields__:
+            fields[name] = value
+        elif value != getattr(usual, name):
             said = f"={value}" if isinstance(value, str) else ""
-            names = " and ".join(f"dataset={user}" for user in users[name])
-            raise ValueError(f"{name}{said} is for {names}: leave it out")
-        fields[name] = value
+            users = (f"dataset={user}" for user in sorted(DATASETS) if name in DATASETS[user][0].__dataclass_fields__)
+            raise ValueError(f"{name}{said} is for {' and '.join(users)}: leave it out")
     for field in dataclasses.fields(schema):
         if field.default is MISSING and not fields.get(field.name):
             raise ValueError(f"dataset={config.dataset} needs {field.name}=... (--help says what it is)")
@@ -80,11 +78,6 @@ def listed(config: StudyConfig) -> dict[str, Any]:
     found, usual = dataclasses.asdict(config), dataclasses.asdict(type(config)())
     names = [*(name for name in found if name not in own), *own]
     return {name: found[name] for name in names if not fields[name].metadata["newer"] or found[name] != usual[name]}
-
-
-def _users(field: str) -> list[str]:
-    """The data sets that have this field."""
-    return sorted(name for name, (schema, _) in DATASETS.items() if field in schema.__dataclass_fields__)
 
 
 def open_study(config: SourceConfig, fault: Faults | None = None) -> Study:

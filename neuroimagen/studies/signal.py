@@ -78,7 +78,10 @@ class Prepared(Changed):
         self.done: list[str] = []  # what is done, for the protocol
         self.picks: list[int] = []
         if options.picks:
-            self._set_picks()
+            self.picks = pick_channels(options.picks, self.channels, self.n_chans)
+            self.done.append(f"{len(self.picks)} of {self.n_chans} channels ({', '.join(map(str, options.picks))})")
+            self.channels = [self.channels[i] for i in self.picks] if self.channels else None
+            self.n_chans = len(self.picks)
         self.done += ["a least-squares line taken from each channel of each trial"] if options.detrend else []
         self.lines: list[tuple[np.ndarray, np.ndarray]] = []  # waves (2, n_times), and what fits them (n_times, 2)
         self.filters = self._filters()
@@ -164,12 +167,6 @@ class Prepared(Changed):
             said = f"whiten={self.options.whiten}: subject {trial.subject} has no train trial to learn its noise from"
             raise ValueError(f"{said}; use a split that gives it some, or whiten=none")
         return self.whiteners[trial.subject] @ eeg
-
-    def _set_picks(self) -> None:
-        self.picks = pick_channels(self.options.picks, self.channels, self.n_chans)
-        self.done.append(f"{len(self.picks)} of {self.n_chans} channels ({', '.join(map(str, self.options.picks))})")
-        self.channels = [self.channels[i] for i in self.picks] if self.channels else None
-        self.n_chans = len(self.picks)
 
     def _filters(self) -> list[np.ndarray]:
         """Second-order sections of the notches and the band-pass; refuses what a trial is too short for."""
