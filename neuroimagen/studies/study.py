@@ -150,10 +150,6 @@ class Study:
         trial = self.trial(index)
         return Facts(trial.subject, trial.image, trial.label, picture=trial.jpeg)
 
-    def picture(self, index: int) -> bytes | Path:
-        """The picture of a trial: its bytes, or its file."""
-        return self.facts(index).picture
-
     def where(self, index: int, key: str) -> str:
         """What trial `index`, whose key this is, is called in a fault."""
         return f"trial {key}"

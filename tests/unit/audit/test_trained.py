@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_models import tiny_pipeline, tiny_shards, tiny_stage_runs
 
-from neuroimagen.audit.trained import balanced, named, trained
+from neuroimagen.audit.audit import balanced, named, trained
 from neuroimagen.errors import load_trained
 from neuroimagen.sample.captions import embed_captions
 from neuroimagen.sample.encoder import SampleEncoder
