@@ -7,7 +7,7 @@ from typing import Any, Literal
 from neuroimagen.config import MISSING, option, path_option
 from neuroimagen.pictures import colour
 from neuroimagen.studies import eeg_imagenet, epochs, perceivelab, recordings, things_eeg2
-from neuroimagen.studies.config import Given, SignalOptions, StudyConfig, signal_options
+from neuroimagen.studies.config import Given, SignalOptions, StudyConfig
 from neuroimagen.studies.controls import check_controls, with_controls
 from neuroimagen.studies.signal import Prepared
 from neuroimagen.studies.study import Faults, Study
@@ -88,7 +88,8 @@ def open_study(config: SourceConfig, fault: Faults | None = None) -> Study:
     colour(config.background or "white")
     own = chosen(config)
     check_controls(own)
-    study, options = DATASETS[config.dataset][1](own, fault), signal_options(own)
+    study = DATASETS[config.dataset][1](own, fault)
+    options = SignalOptions(**{name: getattr(own, name) for name in SignalOptions.__dataclass_fields__})
     for name in study.applied:  # to whole recordings, before they were cut
         setattr(options, name, [])
     study = with_controls(study, own)
