@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from scipy.stats import hypergeom
 
 from neuroimagen.audit import statistics as stats
 from neuroimagen.audit.trials import Source, Trials, Untold, coarse_picture
@@ -279,4 +280,6 @@ class Parts:
         truth, n = self._colours[self.t.test][first], len(first)
         worse = np.floor(np.diag(stats.beaten(guesses, truth, np.zeros(n, int))) * (n - 1) + 1e-9)
         sizes = [size for size in (2, 5, 10, 20, 50, 100, 200, 500, 1000) if size < n] + [n]
-        return {"curve": [[size, float(stats.best_of(worse, n - 1, size - 1).mean()), 1 / size] for size in sizes]}
+        # All others of the gallery are of the worse ones.
+        found = [float(hypergeom.pmf(size - 1, n - 1, worse, size - 1).mean()) for size in sizes]
+        return {"curve": [[size, share, 1 / size] for size, share in zip(sizes, found, strict=True)]}

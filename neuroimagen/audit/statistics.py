@@ -9,6 +9,7 @@ from collections.abc import Hashable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.spatial.distance import cdist
 from scipy.special import gammaln
 from scipy.stats import permutation_test, rankdata
 
@@ -125,10 +126,7 @@ def by_stretches(scores: np.ndarray, labels: np.ndarray, people: np.ndarray) -> 
 
 def correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(n, m) Pearson's r of rows (n, d) with rows (m, d); 0 with a constant one."""
-    a, b = (rows - rows.mean(1, keepdims=True) for rows in (a, b))
-    norms = (np.linalg.norm(rows, axis=1, keepdims=True) for rows in (a, b))
-    a, b = (rows / np.where(norm > 0, norm, 1) for rows, norm in zip((a, b), norms, strict=True))
-    return np.asarray(a @ b.T)
+    return np.nan_to_num(1 - cdist(a, b, "correlation"))
 
 
 def beaten(guesses: np.ndarray, truths: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -164,9 +162,3 @@ def identified(
     by_person = [np.diag(table(own)[0]) for own in members(people)]
     means = [float(own.mean()) for own in by_person if len(own)]
     return described(tested, each, means or [tested.value]), each, trial
-
-
-def best_of(worse: np.ndarray, others: int, drawn: int) -> np.ndarray:
-    """Probability that `drawn` of the `others`, without putting back, are all among the `worse` (n,) ones."""
-    ways = [gammaln(np.asarray(of) + 1.0) - gammaln(np.maximum(of - drawn, 0) + 1.0) for of in (worse, others)]
-    return np.where(worse >= drawn, np.exp(ways[0] - ways[1]), 0.0)

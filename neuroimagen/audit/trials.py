@@ -146,7 +146,8 @@ class Source:
     @functools.cached_property
     def shown(self) -> list[bytes | Path]:
         """The picture of each image, by its number: its bytes, or its file."""
-        return [self.study.picture(self.indices[row]) for row in np.unique(self.trials.image, return_index=True)[1]]
+        firsts = np.unique(self.trials.image, return_index=True)[1]
+        return [self.study.facts(self.indices[row]).picture for row in firsts]
 
     @functools.cached_property
     def pictures(self) -> tuple[np.ndarray, np.ndarray]:

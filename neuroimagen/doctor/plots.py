@@ -1,6 +1,6 @@
-"""The doctor's figures: spectra, evoked averages with topographies, amplitudes and lengths, as PNG.
+"""The doctor's figures: spectra, evoked averages with topographies, and amplitudes, as PNG.
 
-Needs matplotlib, and mne for topographies: both come with the `mne` extra.
+Needs matplotlib and mne: both come with the `mne` extra.
 """
 
 import io
@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import mne
 import numpy as np
 import scipy  # whose parts are imported when first used
 from matplotlib import colormaps, style
@@ -25,10 +26,10 @@ INK, BLUE, RED = "#1b1d22", "#23509e", "#b3261e"
 
 
 def figures(found: Examination) -> dict[str, bytes]:
-    """Name -> PNG. Without mne there are no topographies."""
+    """Name -> PNG."""
     drawn = {}
     with style.context(STYLE):
-        for draw in (spectrum, evoked, amplitude, lengths):
+        for draw in (spectrum, evoked, amplitude):
             figure = draw(found)
             if figure is not None:
                 if found.study.simulated:
@@ -73,26 +74,17 @@ def _short(units: str) -> str:
 
 
 def _positions(study: Study) -> Any:
-    """mne Info of the channels that the 10-05 system names, and which they are; None below 8, or without mne."""
-    try:
-        import mne
-    except ImportError:
-        return None
+    """mne Info of the channels that the 10-05 system names, and which they are; None below 8."""
     names = study.channels or []
     if not names and study.simulated and study.inputs:  # in PerceiveLab format, whose files name none
         path = study.inputs[0].parent / "simulation.json"
         names = json.loads(path.read_text(encoding="utf-8")).get("channels") or [] if path.is_file() else []
-    if len(names) != study.n_chans:
+    if len({str(name).lower() for name in names}) != study.n_chans:
         return None
-    montage = mne.channels.make_standard_montage("colin27_1005")
-    lower = {name.lower(): name for name in montage.ch_names}
-    known = [i for i, name in enumerate(names) if str(name).lower() in lower]
-    named = [lower[str(names[i]).lower()] for i in known]
-    if len(known) < 8 or len(set(named)) < len(named):
-        return None
-    info = mne.create_info(named, 1000.0, "eeg", verbose="error")
-    info.set_montage(montage, verbose="error")
-    return info, known
+    info = mne.create_info([*map(str, names)], 1000.0, "eeg", verbose="error")
+    info.set_montage("colin27_1005", match_case=False, on_missing="ignore", verbose="error")
+    known = [i for i, channel in enumerate(info["chs"]) if np.isfinite(channel["loc"][:3]).all()]
+    return (mne.pick_info(info, known), known) if len(known) >= 8 else None
 
 
 def evoked(found: Examination) -> Any:
@@ -134,13 +126,12 @@ def evoked(found: Examination) -> Any:
 
 
 def _maps(figure: Any, total: np.ndarray, place: Any, peaks: np.ndarray, ms: np.ndarray) -> None:
-    from mne.viz import plot_topomap
-
     info, known = place
     limit = float(np.abs(total[known][:, peaks]).max()) or 1.0
     grid = figure.subplots(1, MOST_MAPS)
     for axes, peak in zip(grid, peaks, strict=False):
-        plot_topomap(total[known, peak], info, axes=axes, show=False, vlim=(-limit, limit), contours=4, sensors=False)
+        how: dict[str, Any] = {"vlim": (-limit, limit), "contours": 4, "sensors": False, "show": False}
+        mne.viz.plot_topomap(total[known, peak], info, axes=axes, **how)
         axes.set_title(f"{ms[peak]:.0f} ms", loc="center")
     for axes in grid[len(peaks) :]:
         axes.set_visible(False)
@@ -167,16 +158,4 @@ def amplitude(found: Examination) -> Any:
     axes.set_yticks(range(len(table)), [f"subject {s}" for s in found.subjects], size=8)
     axes.set_xlabel("channel (red: never moves)")
     figure.colorbar(image, ax=axes, pad=0.01).ax.tick_params(labelsize=7, which="both")
-    return figure
-
-
-def lengths(found: Examination) -> Any:
-    """How long trials are in the files, where these hold trials of their own."""
-    values = found.study.lengths()
-    if not values:
-        return None
-    figure, step = _figure(2.4), max(1, (max(values) - min(values)) // 80)
-    axes = figure.subplots()
-    axes.hist(values, bins=np.arange(min(values), max(values) + 3, step), color=BLUE)
-    axes.set(yscale="log", xlabel="samples of a trial in the file, before any cut", ylabel="trials")
     return figure

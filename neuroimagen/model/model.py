@@ -27,9 +27,8 @@ from tqdm import tqdm
 from neuroimagen.batches.stream import channel_statistics
 from neuroimagen.errors import quiet_libraries
 from neuroimagen.files import share_weights
-from neuroimagen.model.card import write_card
 from neuroimagen.model.eeg import Contract, take
-from neuroimagen.model.show import Reconstruction, describe
+from neuroimagen.model.show import Reconstruction, describe, write_card
 from neuroimagen.pixel.features import FeatureExtractor
 from neuroimagen.pixel.saliency import Generator
 from neuroimagen.reconstruction.draw import decode, draw, find_chunk
@@ -81,7 +80,7 @@ class NeuroImagen(
     eeg: what EEG it takes (also what `reconstruct` checks and converts); settings: of `reconstruct`, by default
     pipeline: hub id of F, or "diffusion": the folder of that name in the model's own directory
     features, generator, semantics: the arguments of f_θ, G, and of M_s for "label" and "blip"; None: not in this model
-    about: what the model card says of data, protocol, scores (card.py)
+    about: what the model card says of data, protocol, scores (show.py)
     """
 
     def __init__(

@@ -1,47 +1,26 @@
-"""What a terminal or a notebook shows: a model in ten lines, and what it drew as a grid of pictures."""
+"""What a terminal, a notebook and README.md show: a model in ten lines, what it drew as a grid, its card."""
 
-import base64
 import dataclasses
-import html
 import io
 from typing import Any
 
 import torch
 from PIL import Image
 
-from neuroimagen.rows import FULL
+from neuroimagen.pages import render
+from neuroimagen.report.formats import ASCII, Metric, shown
+from neuroimagen.rows import FULL, ROWS, SEMANTICS
 
+BLOCKS = {"perceivelab", "eeg_imagenet"}  # data sets that show each class in one uninterrupted block
 MOST_TRIALS, SIDE = 24, 128  # of a grid: trials, and px of the longer side of a picture
 
 
 def describe(model: Any) -> str:
     """A NeuroImagen in ten lines."""
-    about = model.about
-    data = [model.eeg.dataset + (" (SIMULATED)" if about.get("simulated") else "")]
-    data += [f"{len(about[name])} {name}" for name in ("subjects", "classes") if about.get(name)]
-    parts = [] if model.g is None else [f"saliency maps of {model.g.image_size} px"]
-    parts += [f"embeddings of {m.n_tokens} x {m.width} learnt from {kind} captions" for kind, m in model.m_s.items()]
-    size = sum(parameter.numel() for parameter in model.parameters())
-    metrics, rows = (about.get("scores") or {}).get("metrics", {}), (about.get("scores") or {}).get("rows", {})
+    rows = (model.about.get("scores") or {}).get("rows", {})
     row = FULL if FULL in rows else next(iter(rows), "")
-    found = {name: cell["value"] for name, cell in rows.get(row, {}).items() if cell.get("value") is not None}
-    said = {name: metrics.get(name, {}) for name in found}
-    scores = [
-        f"{m.get('head', name)} {found[name] * m.get('scale', 1):.{m.get('digits', 3)}f}" for name, m in said.items()
-    ]
-    more = f" and {len(scores) - 4} more" * (len(scores) > 4)
-    lines = {
-        "trained on": ", ".join(data),
-        "takes": f"EEG of {model.eeg}",
-        "decodes": "; ".join(parts) or "nothing",
-        "parameters": f"{size:,} of the decoders, in fp32",
-        "draws with": f"{model.place}, in {model.precision}, {'loaded' if model._diffusion else 'not loaded yet'}",
-        "rows": f"{', '.join(model.rows)} (the best first)",
-        "settings": ", ".join(f"{name}={value}" for name, value in model.settings.items()),
-        "scores": f"row {row}: {', '.join(scores[:4])}{more}" if scores else "not scored",
-        "device": str(model.device),
-    }
-    return "\n".join([f"NeuroImagen {about.get('name', '')}".rstrip(), *(f"  {k:<11} {v}" for k, v in lines.items())])
+    size = sum(parameter.numel() for parameter in model.parameters())
+    return render("model/templates/describe.j2", model=model, size=size, row=row).rstrip("\n")
 
 
 @dataclasses.dataclass(repr=False)
@@ -70,19 +49,54 @@ class Reconstruction:
 
     def _repr_html_(self) -> str:
         """A line a trial: its key, its map, its pictures, made smaller."""
-        samples = len(self.images[0]) if self.images else 0
-        heads = ["trial", *["saliency map"] * bool(self.maps), *(f"picture {i}" for i in range(samples))]
-        lines = [heads]
+        lines = []
         for i, (key, pictures) in enumerate(zip(self.keys[:MOST_TRIALS], self.images, strict=False)):
-            lines.append([html.escape(key), *map(_thumbnail, [*self.maps[i : i + 1], *pictures])])
-        table = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in lines)
+            lines.append((key, [_small(image) for image in (*self.maps[i : i + 1], *pictures)]))
         left = len(self.images) - MOST_TRIALS
-        rest = f"; {left} more trials are not shown" if left > 0 else ""
-        return f"<table><caption>{html.escape(repr(self))}{rest}</caption>{table}</table>"
+        return render("model/templates/result.j2", result=self, lines=lines, left=left, side=SIDE)
 
 
-def _thumbnail(image: Image.Image) -> str:
+def _small(image: Image.Image) -> bytes:
+    """PNG"""
     small, data = image.copy(), io.BytesIO()
     small.thumbnail((SIDE, SIDE))
     small.save(data, format="PNG")
-    return f'<img alt="" width="{SIDE}" src="data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}">'
+    return data.getvalue()
+
+
+def _table(scores: dict[str, Any], metrics: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """scores.json: a line a metric, a column a row of the run, and what chance and the true pictures get."""
+    levels = {"chance": "by chance", "ceiling": "the true pictures"}
+    levels = {level: head for level, head in levels.items() if any(m.get(level) is not None for m in metrics.values())}
+    lines = [["drawn from", *scores["rows"], *levels.values()]]
+    for name, about in metrics.items():
+        metric = Metric.of(name, about)
+        estimates = [row.get(name) for row in scores["rows"].values()] + [{"value": about.get(at)} for at in levels]
+        lines.append([metric.head, *(str(shown(estimate, metric)).translate(ASCII) for estimate in estimates)])
+    return lines
+
+
+def write_card(model: Any, card_data: str, paper_url: str) -> str:
+    """The card of a NeuroImagen as text; its `about` is export.py's. card_data: the header, as YAML."""
+    told = ("simulated", "subjects", "trials", "classes", "protocol", "captions", "diffusion", "settings")
+    about: dict[str, Any] = dict.fromkeys(told) | {"made_of": {}, "versions": {}, "notes": []} | model.about
+    scores = about.get("scores") or {}
+    names = dict.fromkeys(name for row in scores.get("rows", {}).values() for name in row)
+    metrics = {name: scores.get("metrics", {}).get(name, {}) for name in names}
+    decoded = ["a saliency map"] * any(ROWS[row].map for row in model.rows)
+    decoded += ["an embedding of what was seen"] * any(ROWS[row].semantics in SEMANTICS for row in model.rows)
+    text = render(
+        "model/templates/card.md.j2",
+        card_data=card_data,
+        paper_url=paper_url,
+        name=about.get("name", "NeuroImagen"),
+        about=about,
+        eeg=model.eeg,
+        decoded=decoded,
+        pipeline=model.pipeline,
+        blocks=model.eeg.dataset in BLOCKS and not about.get("simulated"),
+        scores=scores,
+        metrics=metrics,
+        table=_table(scores, metrics) if scores else [],
+    )
+    return text.rstrip("\n")

@@ -8,6 +8,7 @@ of random data, removed again, while measure=true makes steps.
 import contextlib
 import dataclasses
 import functools
+import json
 import os
 import re
 import runpy
@@ -15,22 +16,21 @@ import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import yaml
 
 from neuroimagen.audit.trials import AuditConfig
+from neuroimagen.audit.verdicts import VARIANTS
 from neuroimagen.config import load_config, option, path_option
 from neuroimagen.errors import sentence
 from neuroimagen.files import write_atomic
 from neuroimagen.pages import render
 from neuroimagen.pixel.losses import check_batch
 from neuroimagen.planning import rehearsal
-from neuroimagen.planning.audit import allowed
-from neuroimagen.planning.counts import Counts, of_shards, of_study
-from neuroimagen.planning.networks import networks, numbers, of_pipeline
+from neuroimagen.planning.counts import Counts, networks, numbers, of_pipeline, of_shards, of_study
 from neuroimagen.planning.status import logged, span, steps_logged
 from neuroimagen.report.report import ReportConfig
 from neuroimagen.rows import ROWS, rows_to_draw
@@ -38,6 +38,7 @@ from neuroimagen.sample.captions import CaptionsConfig
 from neuroimagen.scores.evaluate import EvaluateConfig
 from neuroimagen.shards.pack import SOME
 from neuroimagen.shards.tars import ShardsConfig
+from neuroimagen.studies.open import open_study
 
 PAPER = Path("launch/paper.sh")
 STAGE_2 = ("trainers/sample_semantics.py", "config=configs/sample_semantics.yaml")
@@ -259,6 +260,33 @@ class Plan:
             row.processes = step.processes
             rows.append(row)
         return rows
+
+
+def allowed(arguments: Sequence[str], wanted: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """The variants of the study that these arguments of `neuroimagen shards` name, and why others cannot be: sentences.
+
+    wanted: names; empty: all that the study allows. ValueError for a wanted one that is unknown, or that it does not.
+    """
+    study = open_study(load_config(ShardsConfig, arguments, "shards"))
+    people = sorted({study.facts(int(i)).subject for own in study.splits.values() for i in own})
+    options = VARIANTS["networks"] | {f"subject-{n}": {"hold_out_subject": str(n)} for n in people if len(people) > 1}
+    known = {
+        name: [f"{key}={v if isinstance(v, str) else json.dumps(v)}" for key, v in given.items()]
+        for name, given in options.items()
+    }
+    if unknown := [name for name in wanted if name not in known]:
+        raise ValueError(f"{unknown[0]!r} is no variant of this study; it may have {', '.join(known)}")
+    found, refused = {}, []
+    for name in wanted or known:
+        try:
+            if known[name]:
+                open_study(load_config(ShardsConfig, [*arguments, *known[name]], "shards"))
+            found[name] = known[name]
+        except ValueError as error:
+            if wanted:
+                raise ValueError(f"{name}: {error}") from None
+            refused.append(f"{name} is left out: {error}")
+    return found, refused
 
 
 def plan_audit(config: PlanConfig) -> int:

@@ -15,8 +15,7 @@ import numpy as np
 from PIL import Image
 
 from neuroimagen.pixel.saliency import doublings
-from neuroimagen.planning.counts import Counts
-from neuroimagen.planning.networks import networks
+from neuroimagen.planning.counts import Counts, networks
 from neuroimagen.planning.status import steps_logged
 from neuroimagen.shards.format import write_json
 from neuroimagen.shards.pack import manifest_of
@@ -53,7 +52,7 @@ def random_shards(folder: Path, counts: Counts, trials: dict[str, int]) -> None:
     study, config = Noise(counts, trials), ShardsConfig()
     packer, jobs = Packer(study, config, folder), [Job(split, 0, own) for split, own in study.splits.items()]
     jobs[0].record(folder).parent.mkdir(parents=True)
-    manifest = manifest_of(study, config, [(job, packer.pack(job, lambda: None)) for job in jobs], folder)
+    manifest = manifest_of(study, config, [(job, packer.pack(job)) for job in jobs], folder)
     write_json(folder / "manifest.json", dataclasses.asdict(manifest))
 
 

@@ -254,7 +254,7 @@ class Packer:
             record.done[trial.image] = list(done)
         return extension, stored or data
 
-    def pack(self, job: Job, progress: Callable[[], Any]) -> Record:
+    def pack(self, job: Job, progress: Callable[[], Any] = lambda: None) -> Record:
         """Write a tar and, when it is whole and on the disk, its record; `progress` is called once a trial."""
         record, subjects, keys = Record(job.name), set(), set()
         moments: list[Moments] = []

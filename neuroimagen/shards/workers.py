@@ -1,15 +1,16 @@
 """Several processes that write the tars of a study, and how many of them pay."""
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
 import re
 import signal
-import traceback
+import threading
 from collections.abc import Callable
-from multiprocessing import connection, get_context
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from neuroimagen.studies.study import Study
 
 MOST_PROCESSES = 16  # unless asked for more: then the disk, not the processor, is what one waits for
 IMPORT_SECONDS = 4.0  # of a new process, until it can open the study
+_HERE: dict[str, Any] = {}  # of a packing process: what it packs, and its packer
 
 
 def fingerprint(study: Study) -> str:
@@ -49,37 +51,33 @@ class Died(ValueError):
     """A packing process ended that was not asked to."""
 
 
-def _work(config: ShardsConfig, folder: Path, known: str, pipe: connection.Connection) -> None:
-    """A packing process: opens the study, then packs the tars it is sent. Ends with its parent."""
+def _begin(config: ShardsConfig, folder: Path, known: str) -> None:
+    """In a new packing process, which ends with its parent, however that ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent answers it
     torch.set_num_threads(1)
+    _HERE.update(config=config, folder=folder, known=known)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
-    def parent(call: Callable[..., Any], *what: Any) -> Any:
-        try:
-            return call(*what)
-        except (OSError, EOFError):  # it is gone
-            os._exit(1)
 
-    send = functools.partial(parent, pipe.send)
-    try:
-        study = open_study(config)
-        if fingerprint(study) != known:
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent
+    parent.join()
+    os._exit(1)
+
+
+def _pack(job: Job) -> Record:
+    """Pack a tar; the first one of a process opens the study."""
+    if "packer" not in _HERE:
+        study = open_study(_HERE["config"])
+        if fingerprint(study) != _HERE["known"]:
             raise ValueError("the input changed while it was packed: give the same command again")
-        packer = Packer(study, config, folder)
-        send(None)  # ready
-        while True:
-            send(packer.pack(parent(pipe.recv), lambda: send(1)))
-    except OSError as error:
-        plain = error.errno is None  # the others are made anew: not each comes through a pipe as it was
-        send(OSError(str(error)) if plain else OSError(error.errno, error.strerror, error.filename))
-    except ValueError as error:
-        send(ValueError(str(error)))
-    except BaseException:
-        send(RuntimeError(traceback.format_exc()))
+        _HERE["packer"] = Packer(study, _HERE["config"], _HERE["folder"])
+    return _HERE["packer"].pack(job)
 
 
-def pack_in_processes(packer: Packer, todo: list[Job], processes: int, progress: Callable[[], Any]) -> list[Record]:
-    """What `packer` would do, by processes that take whole tars; `progress` is called once a trial.
+def pack_in_processes(packer: Packer, todo: list[Job], processes: int, progress: Callable[[int], Any]) -> list[Record]:
+    """What `packer` would do, by processes that take whole tars; `progress` is told the trials of each.
 
     The processes open the study themselves: to fork them from this one would copy the locks of torch's, mne's and
     BLAS's threads without the threads, and now and then one waits for ever. So they are forked from a server, which has
@@ -87,41 +85,21 @@ def pack_in_processes(packer: Packer, todo: list[Job], processes: int, progress:
     """
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    waiting, known = list(reversed(todo)), fingerprint(packer.study)
-    workers, records = {}, list[Record]()
-    try:
-        for _ in range(processes):
-            here, there = context.Pipe()
-            worker = context.Process(target=_work, args=(packer.config, packer.folder, known, there), daemon=True)
-            worker.start()
-            there.close()  # or the end of the worker would not be seen
-            workers[here] = worker
-        while len(records) < len(todo):
-            for pipe in connection.wait(list(workers)):
-                assert isinstance(pipe, connection.Connection)
-                try:
-                    said = pipe.recv()
-                    if isinstance(said, Exception):
-                        raise said
-                    if said != 1 and waiting:
-                        pipe.send(waiting.pop())
-                except (EOFError, BrokenPipeError, ConnectionResetError):
-                    raise Died(_death(workers[pipe])) from None
-                if said == 1:
-                    progress()
-                elif isinstance(said, Record):
-                    records.append(said)
-        return records
-    finally:
-        for worker in workers.values():
-            worker.kill()  # idle, or its work is no longer wanted
-        for pipe, worker in workers.items():
-            worker.join()
-            pipe.close()
-
-
-def _death(worker: Any) -> str:
-    worker.join(10)
-    how = f"by signal {-worker.exitcode}" if (worker.exitcode or 0) < 0 else f"with exit code {worker.exitcode}"
-    reason = ", as when memory runs out" if worker.exitcode == -signal.SIGKILL else ""
-    return f"a packing process was ended {how}{reason}: the same command continues; processes=1 needs least memory"
+    records, others = [], active_children()
+    with ProcessPoolExecutor(
+        processes, context, _begin, (packer.config, packer.folder, fingerprint(packer.study))
+    ) as pool:
+        waiting = {pool.submit(_pack, job): job for job in todo}
+        try:
+            for done in as_completed(waiting):
+                records.append(done.result())
+                progress(len(waiting[done].indices))
+        except BaseException as error:  # what the others do is not wanted any more
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in {*active_children()}.difference(others):
+                worker.kill()
+            if isinstance(error, BrokenProcessPool):
+                ended = "a packing process was ended, as when memory runs out"
+                raise Died(f"{ended}: the same command continues; processes=1 needs least memory") from None
+            raise
+    return records

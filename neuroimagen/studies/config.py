@@ -37,11 +37,6 @@ class SignalOptions:
     )
 
 
-def signal_options(config: SignalOptions) -> SignalOptions:
-    """The signal options of a larger config."""
-    return SignalOptions(**{field.name: getattr(config, field.name) for field in dataclasses.fields(SignalOptions)})
-
-
 @dataclasses.dataclass
 class ControlOptions:
     """Who and what is held out, and what is made untrue on purpose; studies/controls.py says how."""

@@ -107,12 +107,10 @@ class EegImageNet(PthStudy):
             raise ValueError(f"eeg={folder} holds neither {FILES[0]} nor {FILES[1]}")
         self.notes += [f"{name} is not there" for name in FILES if folder / name not in self.inputs]
         self.trials, self.wnids = [], []
-        listed: set[str] = set()
         for path in self.inputs:
             content = load_lists(path, "an EEG-ImageNet", ("labels",))
             self.trials += [(path, number, trial) for number, trial in enumerate(content["dataset"])]
             self.wnids += [wnid for wnid in content["labels"] if wnid not in self.wnids]
-            listed |= {name for name in content["images"] if isinstance(name, str)}
         tables: list[Any] = [trial.get(FIELDS[0]) for _, _, trial in self.trials if isinstance(trial, dict)]
         shapes = Counter(table.shape[0] for table in tables if is_table(table))
         self.n_chans = shapes.most_common(1)[0][0] if shapes else N_CHANS
@@ -125,9 +123,6 @@ class EegImageNet(PthStudy):
             self.places.append(met[block])
             met[block] += 1
         self._refuse_copies()
-        strange = {header.image for header in self.headers.values()} - listed - {f"{name}.JPEG" for name in listed}
-        if strange:
-            self.notes.append(f"{len(strange)} images of trials are not in the list `images`, e.g. {min(strange)}")
 
     def header(self, where: str, trial: dict[str, Any]) -> Header:
         subject, label, image = trial["subject"], trial["label"], trial["image"]

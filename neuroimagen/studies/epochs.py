@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from neuroimagen.studies.controls import BY_IMAGE, BY_TRIAL, by_split, refuse_empty, split_images, split_runs
 from neuroimagen.studies.epochs_files import (
     BAD,
     BIDS_FORMATS,
@@ -31,7 +32,6 @@ from neuroimagen.studies.epochs_files import (
     touched,
 )
 from neuroimagen.studies.epochs_table import Row, TrialTable, plain, plain_subject
-from neuroimagen.studies.splits import BY_IMAGE, BY_TRIAL, by_split, refuse_empty, split_images, split_runs
 from neuroimagen.studies.study import Facts, Faults, Study, Trial, absent, refuse_nonfinite, some
 
 VAL_TAIL = 0.1  # of each run that is not held out: the part that goes to val

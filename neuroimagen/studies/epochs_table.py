@@ -55,19 +55,16 @@ class TrialTable:
             table = read_table(read_text(path), path, ("image", "class"), fold=True)
         except OSError as error:
             raise ValueError(f"trials={path} cannot be read as a table ({error.strerror}): save it as CSV") from None
-        self._check_header(table.header)
+        for name in COLUMNS:
+            if table.header.count(name) > 1:
+                raise ValueError(f"{path} has two columns {name!r}: remove one")
+        self.by_event, self.has_split = "event" in table.header, "split" in table.header
+        if self.by_event == ("trial" in table.header):
+            raise ValueError(f"{path} must have a column 'event' or a column 'trial', and not both")
         for line, cells in table.rows:
             self._add(line, table.header, cells)
         if not self.rows:
             raise ValueError(f"{path} has no row below its header: add one for each event that shows a picture")
-
-    def _check_header(self, header: list[str]) -> None:
-        for name in COLUMNS:
-            if header.count(name) > 1:
-                raise ValueError(f"{self.path} has two columns {name!r}: remove one")
-        if ("event" in header) == ("trial" in header):
-            raise ValueError(f"{self.path} must have a column 'event' or a column 'trial', and not both")
-        self.by_event, self.has_split = "event" in header, "split" in header
 
     def _add(self, line: int, header: list[str], cells: list[str]) -> None:
         where = f"{self.path}, line {line}"

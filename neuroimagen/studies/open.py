@@ -7,7 +7,7 @@ from typing import Any, Literal
 from neuroimagen.config import MISSING, option, path_option
 from neuroimagen.pictures import colour
 from neuroimagen.studies import eeg_imagenet, epochs, perceivelab, recordings, things_eeg2
-from neuroimagen.studies.config import Given, SignalOptions, StudyConfig, signal_options
+from neuroimagen.studies.config import Given, SignalOptions, StudyConfig
 from neuroimagen.studies.controls import check_controls, with_controls
 from neuroimagen.studies.signal import Prepared
 from neuroimagen.studies.study import Faults, Study
@@ -53,18 +53,16 @@ def chosen(config: SourceConfig) -> StudyConfig:
     one, and for one that it needs and was not given.
     """
     schema, _ = DATASETS[config.dataset]
-    users = {field.name: _users(field.name) for field in dataclasses.fields(SourceConfig)}
     fields: dict[str, Any] = {"dataset": config.dataset}
     usual = SourceConfig()
-    for name in sorted(config.given & users.keys()):
+    for name in sorted(config.given & vars(usual).keys()):
         value = getattr(config, name)
-        if config.dataset not in users[name]:
-            if value == getattr(usual, name):
-                continue
+        if name in schema.__dataclass_fields__:
+            fields[name] = value
+        elif value != getattr(usual, name):
             said = f"={value}" if isinstance(value, str) else ""
-            names = " and ".join(f"dataset={user}" for user in users[name])
-            raise ValueError(f"{name}{said} is for {names}: leave it out")
-        fields[name] = value
+            users = (f"dataset={user}" for user in sorted(DATASETS) if name in DATASETS[user][0].__dataclass_fields__)
+            raise ValueError(f"{name}{said} is for {' and '.join(users)}: leave it out")
     for field in dataclasses.fields(schema):
         if field.default is MISSING and not fields.get(field.name):
             raise ValueError(f"dataset={config.dataset} needs {field.name}=... (--help says what it is)")
@@ -82,11 +80,6 @@ def listed(config: StudyConfig) -> dict[str, Any]:
     return {name: found[name] for name in names if not fields[name].metadata["newer"] or found[name] != usual[name]}
 
 
-def _users(field: str) -> list[str]:
-    """The data sets that have this field."""
-    return sorted(name for name, (schema, _) in DATASETS.items() if field in schema.__dataclass_fields__)
-
-
 def open_study(config: SourceConfig, fault: Faults | None = None) -> Study:
     """The study that `config` names, opened, and the signal options applied to its trials.
 
@@ -95,7 +88,8 @@ def open_study(config: SourceConfig, fault: Faults | None = None) -> Study:
     colour(config.background or "white")
     own = chosen(config)
     check_controls(own)
-    study, options = DATASETS[config.dataset][1](own, fault), signal_options(own)
+    study = DATASETS[config.dataset][1](own, fault)
+    options = SignalOptions(**{name: getattr(own, name) for name in SignalOptions.__dataclass_fields__})
     for name in study.applied:  # to whole recordings, before they were cut
         setattr(options, name, [])
     study = with_controls(study, own)

@@ -74,7 +74,8 @@ class PerceiveLab(PthStudy):
         self.units = "standard deviations" if self.scale or "_std" in eeg.name else "as in the file"
         self.subjects = self.choose_subject(subject, {header.subject for header in self.headers.values()}, str(eeg))
         # Broken ones stay in here: a `_single` splits file counts them.
-        chosen = [i for i, (_, _, trial) in enumerate(self.trials) if not subject or _subject(trial) == subject]
+        whose = [trial.get("subject") if isinstance(trial, dict) else None for _, _, trial in self.trials]
+        chosen = [i for i, own in enumerate(whose) if not subject or own == subject]
         kept = self._customary_filter(chosen)
         if config.splits != "official":
             if config.splits_file or config.split_number:
@@ -199,7 +200,3 @@ class PerceiveLab(PthStudy):
                         f"{path}: image {image} is in both {image_side[image]} and {name}: "
                         "use a split that keeps the trials of an image on one side, or splits=by_image"
                     )
-
-
-def _subject(trial: Any) -> Any:
-    return trial.get("subject") if isinstance(trial, dict) else None

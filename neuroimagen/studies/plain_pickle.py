@@ -129,7 +129,6 @@ _NAMES = {
     "_codecs.encode": _encode,
     "__builtin__.bytes": _no_bytes,
 }
-_FUNCTIONS = (_Dtype, _reconstruct, _scalar, _frombuffer, _encode, _no_bytes)
 
 
 class _File:
@@ -163,7 +162,10 @@ _InPython: Any = pickle._Unpickler
 
 
 class _Unpickler(_InPython):
-    """Python's own unpickler, written in Python, so that what each instruction does can be narrowed."""
+    """Python's own unpickler, written in Python, so that what each instruction does can be narrowed.
+
+    Of what can be on its stack only what `find_class` gave can be called.
+    """
 
     dispatch = dict(_InPython.dispatch)
 
@@ -177,12 +179,6 @@ class _Unpickler(_InPython):
         if plain not in _NAMES:
             raise _Refused(wanted if re.fullmatch(r"[\w.]{1,100}", wanted) else repr(wanted[:100]))
         return _NAMES[plain]
-
-    def load_reduce(self) -> None:
-        arguments, function = self.stack.pop(), self.stack.pop()
-        if not any(function is known for known in _FUNCTIONS):
-            raise _Refused("a call of something that is not a function")
-        self.append(function(*arguments))
 
     def load_build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
@@ -225,7 +221,6 @@ class _Unpickler(_InPython):
         self.put(self.stack[-1], items)
 
     dispatch |= {
-        pickle.REDUCE[0]: load_reduce,
         pickle.BUILD[0]: load_build,
         pickle.FRAME[0]: load_frame,
         pickle.BINBYTES[0]: load_binbytes,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from neuroimagen.studies.classes import NAMES
-from neuroimagen.studies.splits import BY_IMAGE, BY_TRIAL, refuse_empty, split_images
+from neuroimagen.studies.controls import BY_IMAGE, BY_TRIAL, refuse_empty, split_images
 from neuroimagen.studies.study import SPLITS, Facts, Study, Trial, absent, refuse_nonfinite
 
 EXTENSIONS = (".JPEG", ".jpeg", ".jpg", ".JPG", ".png", ".PNG", ".Jpeg", ".Jpg", ".Png")
@@ -108,9 +108,6 @@ class PthStudy(Study):
 
     def __len__(self) -> int:
         return len(self.trials)
-
-    def lengths(self) -> list[int]:
-        return [header.eeg.shape[1] for header in self.headers.values()]
 
     def image(self, index: int) -> str:
         """The image of a trial, as the file calls it."""

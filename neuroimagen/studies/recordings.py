@@ -22,6 +22,7 @@ import numpy as np
 
 from neuroimagen.config import load_config, option, path_option
 from neuroimagen.studies.config import StudyConfig
+from neuroimagen.studies.controls import BY_TRIAL, split_images, split_runs
 from neuroimagen.studies.recordings_tables import (
     Marker,
     StudyFile,
@@ -32,7 +33,6 @@ from neuroimagen.studies.recordings_tables import (
     plain_marker,
     read_table,
 )
-from neuroimagen.studies.splits import BY_TRIAL, split_images, split_runs
 from neuroimagen.studies.study import Facts, Faults, Study, Trial
 from neuroimagen.text_files import read_table as read_any_table
 from neuroimagen.text_files import read_text

@@ -1,9 +1,9 @@
 """Signal options that every data set has: what is done to a trial's EEG between its reader and the shards.
 
 Each only if asked for, in this order: picks, detrend, notch, band, resample, baseline, window, whiten, repetitions,
-standardise.
-All but `whiten` look at one trial alone; `whiten` learns one matrix a subject from train trials. Standardising by
-statistics of the train split needs no option: batches/stream.py does it with those in the manifest.
+standardise. All but `whiten` look at one trial alone; `whiten` (Guggenmos et al. 2018) learns one matrix a subject from
+train trials. Standardising by statistics of the train split needs no option: batches/stream.py does it with those in
+the manifest.
 
 Times are seconds from picture onset where the reader knows when its trials begin (`tmin`), else from the first sample;
 an interval [from, to] holds its first sample and not its last, so that [0, 1] at 250 Hz is 250 samples.
@@ -12,6 +12,7 @@ an interval [from, to] holds its first sample and not its last, so that [0, 1] a
 import dataclasses
 import re
 from collections import defaultdict
+from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
@@ -20,7 +21,6 @@ from tqdm import tqdm
 
 from neuroimagen.studies.config import SignalOptions
 from neuroimagen.studies.study import Changed, Facts, Study, Trial, refuse_nonfinite
-from neuroimagen.studies.whitening import learn_whiteners
 
 # Rows of the 10-05 system (Oostenveld & Praamstra 2001), front to back; a row between two lobes goes with the former.
 REGIONS = {
@@ -78,7 +78,10 @@ class Prepared(Changed):
         self.done: list[str] = []  # what is done, for the protocol
         self.picks: list[int] = []
         if options.picks:
-            self._set_picks()
+            self.picks = pick_channels(options.picks, self.channels, self.n_chans)
+            self.done.append(f"{len(self.picks)} of {self.n_chans} channels ({', '.join(map(str, options.picks))})")
+            self.channels = [self.channels[i] for i in self.picks] if self.channels else None
+            self.n_chans = len(self.picks)
         self.done += ["a least-squares line taken from each channel of each trial"] if options.detrend else []
         self.lines: list[tuple[np.ndarray, np.ndarray]] = []  # waves (2, n_times), and what fits them (n_times, 2)
         self.filters = self._filters()
@@ -164,12 +167,6 @@ class Prepared(Changed):
             said = f"whiten={self.options.whiten}: subject {trial.subject} has no train trial to learn its noise from"
             raise ValueError(f"{said}; use a split that gives it some, or whiten=none")
         return self.whiteners[trial.subject] @ eeg
-
-    def _set_picks(self) -> None:
-        self.picks = pick_channels(self.options.picks, self.channels, self.n_chans)
-        self.done.append(f"{len(self.picks)} of {self.n_chans} channels ({', '.join(map(str, self.options.picks))})")
-        self.channels = [self.channels[i] for i in self.picks] if self.channels else None
-        self.n_chans = len(self.picks)
 
     def _filters(self) -> list[np.ndarray]:
         """Second-order sections of the notches and the band-pass; refuses what a trial is too short for."""
@@ -286,3 +283,77 @@ def check_band(band: list[float], rate: float) -> None:
     if len(band) != 2 or min(band) < 0 or max(band) >= rate / 2 or not (band[1] > band[0] or (band[0] and not band[1])):
         wanted = f"[low, high] in Hz, rising, below half of the sampling rate of {rate:g} Hz; 0 leaves an end open"
         raise ValueError(f"band={list(band)} must be {wanted}")
+
+
+SMALLEST_NOISE = 1e-10  # variance, of the largest: a direction with less is rounding, as after an average reference
+
+
+class NoiseCovariance:
+    """Running mean of the covariances of many conditions, shrunk by as much as they disagree.
+
+    That is the shrinkage of Ledoit & Wolf 2004 with a condition's covariance in the place of their sample's outer
+    product: (error of the mean) / (distance of the mean from its target), towards no correlation between channels.
+    Published code (Gifford et al. 2022) shrinks each condition before averaging, which leaves a bias however many
+    conditions there are; here the shrinkage vanishes as they grow.
+    """
+
+    def __init__(self, n_chans: int) -> None:
+        self.count, self.total, self.squares = 0, np.zeros((n_chans, n_chans)), np.zeros((n_chans, n_chans))
+
+    def add(self, x: np.ndarray) -> None:
+        """One condition: x (sets, n, n_chans), whose unbiased covariance over n is averaged over the sets."""
+        x = x - x.mean(axis=1, keepdims=True)
+        covariance = np.einsum("sni,snj->ij", x, x, optimize=True) / (len(x) * (x.shape[1] - 1))
+        self.count += 1
+        self.total += covariance
+        self.squares += covariance**2
+
+    def __call__(self) -> np.ndarray:
+        """The covariance. Channels are compared in units of their standard deviation, which is not changed."""
+        mean = self.total / self.count
+        spread = np.sqrt(np.diag(mean))
+        scale = np.outer(spread, spread) + (np.outer(spread, spread) == 0)
+        error = (self.squares / self.count - mean**2) / scale**2 / max(self.count - 1, 1)
+        distance = ((mean - np.diag(np.diag(mean))) / scale) ** 2
+        shrinkage = min(1.0, float(error.sum()) / max(float(distance.sum()), 1e-30))
+        return (1 - shrinkage) * mean + shrinkage * np.diag(np.diag(mean))
+
+
+def learn_whiteners(
+    kind: str,
+    conditions: list[list[int]],
+    read: Callable[[list[int]], tuple[int, np.ndarray] | None],
+    n_chans: int,
+    notes: list[str],
+) -> dict[int, np.ndarray]:
+    """Subject -> inverse square root (n_chans, n_chans) of its noise covariance, averaged over conditions.
+
+    As in Gifford et al. 2022 (who take the test images too; we do not). A condition is the repetitions of an image,
+    whose noise is what differs between them at each time (kind "time"), or one trial, over its time (kind "epochs").
+    read: subject and EEG (repetitions, n_chans, n_times) of a condition, one of which is in memory at a time; None: to
+    be left out. Directions without noise are said in `notes`.
+    """
+    time = kind == "time"
+    noise: dict[int, NoiseCovariance] = {}
+    for members in tqdm(conditions, unit="condition", desc="noise", disable=None):
+        if (time and len(members) < 2) or not (found := read(members)):
+            continue
+        subject, x = found
+        noise.setdefault(subject, NoiseCovariance(n_chans)).add(x.transpose(2, 0, 1) if time else x.transpose(0, 2, 1))
+    if not noise:
+        several = "whiten=time needs images that a subject saw more than once in train: whiten=epochs needs none"
+        raise ValueError(several if time else "whiten=epochs finds no train trial to learn the noise from")
+    whiteners = {}
+    for subject, own in noise.items():
+        values, vectors = np.linalg.eigh(own())
+        kept = values > SMALLEST_NOISE * values[-1]
+        if not kept.any():
+            raise ValueError(f"whiten={kind}: the EEG of subject {subject} never moves in train")
+        if not kept.all():
+            notes.append(
+                f"whitening: the {n_chans} channels of subject {subject} are worth {kept.sum()} (average "
+                "reference, copied or flat channels); the rest of the directions is left at zero"
+            )
+        vectors, values = vectors[:, kept], values[kept]
+        whiteners[subject] = vectors / np.sqrt(values) @ vectors.T
+    return whiteners

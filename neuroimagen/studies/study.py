@@ -150,17 +150,9 @@ class Study:
         trial = self.trial(index)
         return Facts(trial.subject, trial.image, trial.label, picture=trial.jpeg)
 
-    def picture(self, index: int) -> bytes | Path:
-        """The picture of a trial: its bytes, or its file."""
-        return self.facts(index).picture
-
     def where(self, index: int, key: str) -> str:
         """What trial `index`, whose key this is, is called in a fault."""
         return f"trial {key}"
-
-    def lengths(self) -> list[int]:
-        """Samples of each trial in the files, before any cut; empty where the files do not hold trials of their own."""
-        return []
 
     def finish(self) -> None:
         """Called when every trial was read once, to look at them together; faults go to `fault`."""
@@ -178,6 +170,3 @@ class Changed(Study):
 
     def __len__(self) -> int:
         return len(self.study)
-
-    def lengths(self) -> list[int]:
-        return self.study.lengths()

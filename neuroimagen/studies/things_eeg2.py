@@ -22,8 +22,8 @@ import numpy as np
 
 from neuroimagen.config import option, path_option
 from neuroimagen.studies.config import StudyConfig
+from neuroimagen.studies.controls import BY_TRIAL, by_split, split_images
 from neuroimagen.studies.plain_pickle import StoredArray, load_pickle
-from neuroimagen.studies.splits import BY_TRIAL, by_split, split_images
 from neuroimagen.studies.study import Facts, Faults, Study, Trial, absent, refuse_nonfinite, some
 
 FILES = {"training": "preprocessed_eeg_training.npy", "test": "preprocessed_eeg_test.npy"}

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from neuroimagen.pixel.saliency import Discriminator
-from neuroimagen.planning.counts import of_shards, of_study
-from neuroimagen.planning.networks import numbers
+from neuroimagen.planning.counts import numbers, of_shards, of_study
 from neuroimagen.planning.plan import Plan, PlanConfig
 from neuroimagen.planning.rehearsal import whole
 

@@ -4,7 +4,6 @@ import itertools
 
 import numpy as np
 import pytest
-from scipy.special import comb
 from scipy.stats import false_discovery_control
 
 from neuroimagen.audit.statistics import (
@@ -12,7 +11,6 @@ from neuroimagen.audit.statistics import (
     accuracy,
     averaged,
     beaten,
-    best_of,
     by_stretches,
     identified,
     numbered,
@@ -169,10 +167,6 @@ def test_a_group_of_one_tells_nothing():
     found, shares, trial = identified(np.eye(3), np.eye(3), np.arange(3), zeros(3), np.array([0, 0, 1]))
     assert found["n"] == 2 and trial.tolist() == [0, 1]
     assert "why" in identified(np.eye(3), np.eye(3), np.arange(3), zeros(3), np.arange(3))[0]
-
-
-def test_gallery_is_hypergeometric():
-    assert best_of(np.array([5.0, 3.0, 1.0]), 5, 2).tolist() == pytest.approx([1, comb(3, 2) / comb(5, 2), 0])
 
 
 def test_paired_differences():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_models import tiny_pipeline, tiny_shards, tiny_stage_runs
 
-from neuroimagen.audit.trained import Named, balanced, named, trained
+from neuroimagen.audit.audit import balanced, named, trained
 from neuroimagen.errors import load_trained
 from neuroimagen.sample.captions import embed_captions
 from neuroimagen.sample.encoder import SampleEncoder
@@ -40,9 +40,9 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_scores_are_distances_to_the_captions_of_the_classes(audited: Path) -> None:
     """By hand, of one trial, with the statistics of the manifest."""
-    found = named(audited / "honest/seed-2", audited / "honest/shards")
+    scores, labels = named(audited / "honest/seed-2", audited / "honest/shards")
     split = ShardSplit(audited / "honest/shards", "test")
-    assert found.scores.shape == (len(split), len(split.manifest.classes))
+    assert scores.shape == (len(split), len(split.manifest.classes))
     model = load_trained(SampleEncoder, audited / "honest/seed-2/model").eval()
     i, about = len(split) - 1, split.manifest
     eeg = (split.eeg(i).T - about.channel_mean) / about.channel_std
@@ -51,14 +51,14 @@ def test_scores_are_distances_to_the_captions_of_the_classes(audited: Path) -> N
     for known in about.classes:
         target = embed_captions(audited.parent / "pipeline", [f"An image of {known['name']}"])[0]
         distance = (h_clip - target).square().sum().sqrt().item()
-        assert np.isclose(found.scores[i, known["label"]], -distance, rtol=1e-4)
-    assert (found.label[i], found.image[i]) == (split.info(i)["label"], split.info(i)["image"])
+        assert np.isclose(scores[i, known["label"]], -distance, rtol=1e-4)
+    assert labels[i] == split.info(i)["label"]
 
 
 def test_classes_count_alike() -> None:
     """Class 0: 3 of 4 right; class 2: 0 of 1; class 1 is not in test."""
     label, guess = np.array([0, 0, 0, 0, 2]), [0, 0, 0, 1, 0]
-    assert balanced(Named(np.eye(3)[guess], label, label, label)) == pytest.approx(0.75 / 2)
+    assert balanced(np.eye(3)[guess], label) == pytest.approx(0.75 / 2)
 
 
 def test_finished_runs_by_variant_and_seed(audited: Path, tmp_path: Path) -> None:

@@ -33,9 +33,9 @@ from neuroimagen.cli import main
 from neuroimagen.config import load_config
 from neuroimagen.shards.format import SPLITS, read_manifest
 from neuroimagen.shards.pack import ShardsConfig
+from neuroimagen.studies.controls import split_images, split_runs
 from neuroimagen.studies.epochs_table import TrialTable
 from neuroimagen.studies.open import open_study
-from neuroimagen.studies.splits import split_images, split_runs
 from neuroimagen.studies.study import Faults
 
 

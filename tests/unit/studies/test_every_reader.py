@@ -235,7 +235,7 @@ def changed(lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str], *optio
     known = {c["label"]: (c["wnid"], c["name"]) for c in study.classes}
     for i in study.splits["test"]:
         trial, facts = study.trial(i), study.facts(i)
-        assert facts[:3] == (trial.subject, trial.image, trial.label) and trial.jpeg == study.picture(i)
+        assert facts[:3] == (trial.subject, trial.image, trial.label) and trial.jpeg == study.facts(i).picture
         assert known[trial.label] == (trial.wnid, trial.class_name) and trial.eeg.dtype == np.float32
     again = open_study(lab.config(*options))
     assert again.splits == study.splits and again.protocol == study.protocol and again.mark == study.mark
@@ -303,7 +303,7 @@ def counted(study: Study) -> dict[typing.Any, dict[int, int]]:
 def test_labels_are_dealt_out_anew(lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plain = open_study(lab.config())
     every = [i for own in plain.splits.values() for i in own]
-    pictures = {plain.facts(i).image: (plain.facts(i).label, plain.picture(i)) for i in every}
+    pictures = {plain.facts(i).image: (plain.facts(i).label, plain.facts(i).picture) for i in every}
     for control in ("shuffled", "blocks"):
         study = changed(lab, tmp_path, capsys, f"control_labels={control}")
         if study is None:
@@ -316,7 +316,7 @@ def test_labels_are_dealt_out_anew(lab: Lab, tmp_path: Path, capsys: pytest.Capt
         assert 0.2 < np.mean(moved) <= 1
         assert all(np.array_equal(study.trial(i).eeg, plain.trial(i).eeg) for i in every[::9])
         assert all(study.trial(i).key == plain.trial(i).key for i in every[::9])
-        assert all(pictures[study.facts(i).image] == (study.facts(i).label, study.picture(i)) for i in every)
+        assert all(pictures[study.facts(i).image] == (study.facts(i).label, study.facts(i).picture) for i in every)
         if study.split_by == "image":
             assert apart(study, "image")
         one_class = lab.dataset == "eeg_imagenet"  # in a block: labels cannot be shuffled within it

@@ -158,7 +158,7 @@ HOSTILE = {
     "text protocol": (b"cposix\nsystem\n(S'true'\ntR.", r"wants posix\.system"),
     "instance": (b"(S'true'\niposix\nsystem\n.", r"wants posix\.system"),
     "load in numpy": (stack(name("numpy", "load"), text("/etc/passwd"), b"\x85R"), r"wants numpy\.load"),
-    "call of a text": (stack(text("abc"), b")R"), "a call of something that is not a function"),
+    "call of a text": (stack(text("abc"), b")R"), "not callable"),
     "escape sequence": (stack(name("_codecs", "encode"), text("a"), text("\x1b[2J"), b"\x86R"), r"ValueError: \?\[2J"),
     "state of a dict": (stack(b"}", b"}b"), "to set the state of something that has none"),
     "extension": (stack(b"\x82\x01"), "objects that are not plain values"),

@@ -16,9 +16,8 @@ from neuroimagen.config import load_config
 from neuroimagen.shards.format import SPLITS, ShardSplit, read_manifest
 from neuroimagen.shards.pack import ShardsConfig, make_shards
 from neuroimagen.studies.open import open_study
-from neuroimagen.studies.signal import REGIONS, Prepared, SignalOptions, pick_channels, region_of
+from neuroimagen.studies.signal import REGIONS, NoiseCovariance, Prepared, SignalOptions, pick_channels, region_of
 from neuroimagen.studies.study import Faults, Study, Trial
-from neuroimagen.studies.whitening import NoiseCovariance
 
 POSTERIOR = ["Fp1", "C3", "T7", "P3", "PO7", "O1", "Oz", "EOG"]
 
