@@ -151,7 +151,11 @@ class ConvEncoder(Encoder):
         self.linear = nn.Linear(n_chans * self.n_bins, n_features)
 
     def features(self, eeg: torch.Tensor) -> torch.Tensor:
-        linear = self.linear(self.dropout(F.adaptive_avg_pool1d(eeg, self.n_bins).flatten(1)))
+        if self.front is None:
+            means = F.adaptive_avg_pool1d(eeg, self.n_bins)
+        else:  # as a product: on a GPU the pooling has no deterministic gradient for the layer in front
+            means = eeg @ F.adaptive_avg_pool1d(torch.eye(self.n_times, device=eeg.device), self.n_bins)
+        linear = self.linear(self.dropout(means.flatten(1)))
         x = self.spatial(F.avg_pool1d(eeg, self.step))
         x = self.residual(self.mix(torch.cat([conv(x) for conv in self.temporal], 1)))
         return linear + self.deep(self.dropout(x.flatten(1)))
