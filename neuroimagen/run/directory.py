@@ -71,6 +71,7 @@ def inputs_of(config: Any, fields: Iterable[str] | None = None) -> inputs.Inputs
         "captions": lambda path: {} if path == "label" else read_captions(path),
         "pipeline": lambda name: inputs.of_pipeline(name, text_alone="captions" in given),
         "init": inputs.of_pipeline,
+        "pretrained": lambda name: inputs.of_model(name) if Path(name).is_dir() else {},
     }
     found = {}
     for field in (name for name in fields or (*look, *TRAINERS) if given.get(name)):

@@ -38,6 +38,8 @@ TWO, PARTS = {"two": {"world": 2}}, {"one in four parts": {"accumulate": 4}}
 TRAINERS = {
     # its loss looks beyond its rank
     "pixel_features": Trainer({".": FeatureExtractor}, TWO | PARTS | {"four": {"world": 4}}),
+    # four processes, or parts, of two trials: as a rule one of the two people is not there
+    "people": Trainer({".": FeatureExtractor}, PARTS | {"four": {"world": 4}}),
     "sample_semantics": Trainer({".": SampleEncoder}, TWO | PARTS),
     # two models, three optimizers
     "pixel_saliency": Trainer(
@@ -61,6 +63,7 @@ def command(stage: str, study, run_dir, finished) -> list[str]:
     eeg = [shards, "encoder=conv", "n_features=16", "classifier_steps=3", "z_dim=8", "width=4"]
     specific = {
         "pixel_features": [shards, "encoder=conv", "n_features=16"],
+        "people": [shards, "encoder=tsconv", "n_features=16", "subject_layer=time", "weight_decay=0.1"],
         "pixel_saliency": [
             *(shards, f"features={finished}", "finetune_features=true", "image_size=32", "z_dim=8"),
             *("generator_width=4", "discriminator_width=4"),
@@ -74,7 +77,7 @@ def command(stage: str, study, run_dir, finished) -> list[str]:
             *("text_width=16", "n_tokens=16"),
         ],
     }[stage]
-    script = "latent_diffusion" if stage == "denoiser" else stage
+    script = {"denoiser": "latent_diffusion", "people": "pixel_features"}.get(stage, stage)
     return [f"trainers/{script}.py", *common, *specific]
 
 
