@@ -26,7 +26,10 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "simulate": Command(
-        "simulation.study", "SimulateConfig", "simulate", "write a simulated study, in PerceiveLab format"
+        "simulation.study",
+        "SimulateConfig",
+        "simulate",
+        "write a simulated study, in PerceiveLab or THINGS-EEG2 format",
     ),
     "new": Command("doctor.new", "NewConfig", "new", "look at a study's files and write its first config", "out"),
     "shards": Command("shards.pack", "ShardsConfig", "make_shards", "pack a study into WebDataset shards"),
