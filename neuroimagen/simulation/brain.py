@@ -150,10 +150,10 @@ def draw_subjects(
 ) -> tuple[np.ndarray, np.ndarray]:
     """How each subject responds to pictures, band-passed, scaled so that the noise has power 1.
 
-    rng: (purpose, *numbers) -> an independent stream. codes: (pictures, n) of the study, class first and then the 34 of
-    the layout; they fix the scale that snr asks for, class and layout half each. Returns erp (n_subjects, 128, LONGEST)
-    and patterns (n_subjects, n, 128, LONGEST), float32. A subject has the shared patterns plus 0.4 times some of their own, delayed by N(0, 6 ms), with
-    a gain of log-normal spread 0.2.
+    rng: (purpose, *numbers) -> an independent stream. codes: (pictures, n) of the study, the last 34 of layout; they
+    fix the scale that snr asks for, class and layout half each. Returns erp (n_subjects, 128, LONGEST) and patterns
+    (n_subjects, n, 128, LONGEST), float32. A subject has the shared patterns plus 0.4 times some of their own, delayed
+    by N(0, 6 ms), with a gain of log-normal spread 0.2.
     """
     n_class = codes.shape[1] - len(LAYOUT)
     maps, waves = _draw_patterns(rng("patterns"), n_class)

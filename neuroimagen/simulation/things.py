@@ -10,8 +10,8 @@ on is drawn by the seed, and no concept is both. 17 posterior channels or 63, 10
 mean before onset, each channel of a person over its deviation on the training trials. Not whitened: `whiten=` does it.
 
 The EEG is brain.py's, with 98 numbers of a picture: the 34 of its layout, which weigh early, and, weighing late where
-brain.yaml's stages have the class, 64 that are a random projection, by the seed, of a visual code: what block 11 of 16 of
-EfficientNet-lite0 (ImageNet weights) makes of the picture, averaged on a grid of 2 x 2 and standardised over the training
+brain.yaml's stages have the class, 64 that are a random projection, by the seed, of a visual code: what block 11 of 16
+of EfficientNet-lite0 (ImageNet weights) finds in the picture, averaged over places and standardised over the training
 pictures. Nothing in it is of the concept as such: what is read of an unseen one was learnt from pictures of others.
 
 The truth is known, and it is easier than a brain: responses are linear in the code, alike in every repetition, and of
@@ -32,7 +32,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.signal
 import torch
-import torch.nn.functional as F
 import yaml
 from PIL import Image
 from tqdm import tqdm
@@ -52,8 +51,7 @@ _GLYPHS = [chr(code) for ends in _ENDS for code in range(ends[0], ends[-1] + 1)]
 CONCEPTS = tuple(ImageClass(i, "", unicodedata.name(glyph).lower(), glyph) for i, glyph in enumerate(_GLYPHS))
 CHANNELS = {63: _FILE["channels"].split(), 17: [c for c in _FILE["channels"].split() if c[0] in "OP"]}
 SFREQ, BEFORE, N_TIMES = 100, 20, 100  # Hz; samples before onset, and in all
-BLOCK, GRID, SIDE = 10, 2, 128  # of the network, from 0; of what it finds; px of what it sees
-N_VISUAL = 64
+BLOCK, SIDE, N_VISUAL = 10, 128, 64  # of the network, from 0; px of what it sees; numbers that the EEG carries of it
 BATCH = 64  # trials, or pictures, at once; what comes out depends on it, so it is not a parameter
 Rng = Callable[..., np.random.Generator]  # (purpose, *numbers) -> an independent stream
 
@@ -84,8 +82,8 @@ def picture_codes(paths: Sequence[Path], n_training: int, rng: np.random.Generat
     """What the EEG carries of pictures, (n, 64 + 34): visual code and layout. The first n_training are the training
     pictures, whose mean and deviation standardise the visual code. ValueError without the network's packages."""
     network, found, layouts = efficientnet(SIDE, torch.device("cpu")), [], []
-    pooled = lambda block, seen, given: found.append(F.adaptive_avg_pool2d(given, GRID).flatten(1))  # noqa: E731
-    network._blocks[BLOCK].register_forward_hook(pooled)  # type: ignore[index, union-attr]
+    block: Any = network._blocks[BLOCK]  # type: ignore[index]
+    block.register_forward_hook(lambda block, seen, made: found.append(made.mean((2, 3))))
     for start in tqdm(range(0, len(paths), BATCH), desc="pictures seen", disable=None):
         pictures = [Image.open(path).convert("RGB") for path in paths[start : start + BATCH]]
         layouts += [brain.layout(picture) for picture in pictures]
