@@ -82,11 +82,16 @@ class SimulateConfig:
     n_chans: int = option(17, "things_eeg2: channels, 17 posterior ones or 63")
 
 
-# Fields of one format alone.
-OWN = {"perceivelab": ("images_per_class", "classes", "pictures_only", "band", "drift", "order", "blank", "signature")}
-OWN["perceivelab"] += ("repetitions",)
-OWN["things_eeg2"] = ("concepts", "test_concepts", "images_per_concept", "train_repetitions", "test_repetitions")
-OWN["things_eeg2"] += ("n_chans",)
+OWN: dict[str, tuple[str, ...]] = {  # fields of one format alone
+    "perceivelab": (
+        *("images_per_class", "classes", "pictures_only", "band", "drift", "order", "blank", "signature"),
+        "repetitions",
+    ),
+    "things_eeg2": (
+        *("concepts", "test_concepts", "images_per_concept", "train_repetitions", "test_repetitions"),
+        "n_chans",
+    ),
+}
 # The options that came later, and need an order of presentation: their defaults, which mean none.
 DECEPTIONS = {name: getattr(SimulateConfig, name) for name in ("drift", "order", "blank", "signature", "repetitions")}
 LEAST = {"seed": 0, "snr": 0, "n_subjects": 1, "images_per_class": 1, "picture_size": 32}

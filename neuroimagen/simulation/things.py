@@ -117,12 +117,11 @@ def write_eeg(config: "SimulateConfig", rng: Rng, codes: dict[str, np.ndarray], 
         noise.mixing = picks @ noise.mixing
         scale = None
         for name, file in FILES.items():
-            n = len(codes[name]) * repetitions[name]
-            eeg = np.empty((n, len(names), N_TIMES), np.float32)
-            for start in range(0, n, BATCH):
-                drawn = noise.draw(rng(name, subject, start), min(BATCH, n - start))
-                eeg[start : start + BATCH] = resampled(drawn) + common
-            eeg = eeg.reshape(len(codes[name]), -1, *eeg.shape[1:])
+            eeg = np.empty((len(codes[name]), repetitions[name], *common.shape), np.float32)
+            trials = eeg.reshape(-1, *common.shape)  # the same memory
+            for start in range(0, len(trials), BATCH):
+                drawn = noise.draw(rng(name, subject, start), len(trials[start : start + BATCH]))
+                trials[start : start + BATCH] = resampled(drawn) + common
             if config.snr > 0:  # at 0 not even the rounding of a sum with zeros may depend on the picture
                 eeg += np.tensordot(codes[name].astype(np.float32), own, 1)[:, None]
             eeg -= eeg[..., :BEFORE].mean(-1, keepdims=True)
