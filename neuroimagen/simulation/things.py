@@ -36,7 +36,7 @@ import yaml
 from PIL import Image
 from tqdm import tqdm
 
-from neuroimagen.scores.classifiers import efficientnet, features
+from neuroimagen.features.efficientnet import efficientnet, features
 from neuroimagen.simulation import brain
 from neuroimagen.simulation.pictograms import draw_picture
 from neuroimagen.studies.classes import ImageClass
