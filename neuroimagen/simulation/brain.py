@@ -125,12 +125,13 @@ def retinotopy() -> np.ndarray:
 
 
 # ---- the evoked response --------------------------------------------------------------------------------------------
-def _draw_patterns(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """One draw from the family of patterns: scalp maps (58, 128, 4 stages) and their courses (58, 4, WINDOW)."""
-    time, n = np.arange(WINDOW), N_CLASS + len(LAYOUT)
-    is_layout = np.arange(n) >= N_CLASS
-    late = np.array([0] * N_CLASS + [20 * (c > 0) for c, _, _ in LAYOUT])  # ms, colour after luminance
-    places = np.concatenate([np.zeros((N_CLASS, len(CHANNELS))), retinotopy()])
+def _draw_patterns(rng: np.random.Generator, n_class: int) -> tuple[np.ndarray, np.ndarray]:
+    """One draw from the family of patterns: scalp maps (n, 128, 4 stages) and their courses (n, 4, WINDOW), where n is
+    n_class + 34."""
+    time, n = np.arange(WINDOW), n_class + len(LAYOUT)
+    is_layout = np.arange(n) >= n_class
+    late = np.array([0] * n_class + [20 * (c > 0) for c, _, _ in LAYOUT])  # ms, colour after luminance
+    places = np.concatenate([np.zeros((n_class, len(CHANNELS))), retinotopy()])
     maps, waves = [], []
     for stage in STAGES.values():
         sites = np.stack([site_position(site) for site in stage["sites"]])
@@ -149,12 +150,13 @@ def draw_subjects(
 ) -> tuple[np.ndarray, np.ndarray]:
     """How each subject responds to pictures, band-passed, scaled so that the noise has power 1.
 
-    rng: (purpose, *numbers) -> an independent stream. codes: (pictures, 58) of the study; they fix the scale that snr
-    asks for, class and layout half each. Returns erp (n_subjects, 128, LONGEST) and patterns (n_subjects, 58, 128,
-    LONGEST), float32. A subject has the shared patterns plus 0.4 times some of their own, delayed by N(0, 6 ms), with
-    a gain of log-normal spread 0.2.
+    rng: (purpose, *numbers) -> an independent stream. codes: (pictures, n) of the study, the last 34 of layout; they
+    fix the scale that snr asks for, class and layout half each. Returns erp (n_subjects, 128, LONGEST) and patterns
+    (n_subjects, n, 128, LONGEST), float32. A subject has the shared patterns plus 0.4 times some of their own, delayed
+    by N(0, 6 ms), with a gain of log-normal spread 0.2.
     """
-    maps, waves = _draw_patterns(rng("patterns"))
+    n_class = codes.shape[1] - len(LAYOUT)
+    maps, waves = _draw_patterns(rng("patterns"), n_class)
     stages, time = STAGES.values(), np.arange(WINDOW)
     common_maps = np.stack([np.add(*(scalp_map(site_position(site), 0.5) for site in s["sites"])) for s in stages], 1)
     common_waves = np.stack([s["common"] * np.exp(-0.5 * ((time - s["latency"]) / s["width"]) ** 2) for s in stages])
@@ -164,7 +166,7 @@ def draw_subjects(
     for subject in range(n_subjects):
         own = rng("subject", subject)
         delay, gain = round(own.normal(0, 6)), np.exp(own.normal(0, 0.2))
-        own_maps, own_waves = _draw_patterns(own)
+        own_maps, own_waves = _draw_patterns(own, n_class)
         all_maps = np.concatenate([maps, 0.4 * own_maps], 2)
         all_waves = np.roll(np.concatenate([waves, own_waves], 1), delay, -1)
         known = (all_maps @ filtered(all_waves, REFERENCE)[:, :, :500]).reshape(n, -1)
@@ -176,8 +178,8 @@ def draw_subjects(
         erp_power += ((common_maps @ filtered(common, REFERENCE)[:, :500]) ** 2).mean() / n_subjects
         erp.append(common_maps @ filtered(common, band)[:, :LONGEST])
     power = gram * (codes.T @ codes) / len(codes)  # its sum is the power of codes @ patterns
-    shares = [power[:N_CLASS, :N_CLASS].sum(), power[N_CLASS:, N_CLASS:].sum()]
-    scale = np.repeat(1 / np.sqrt(shares), [N_CLASS, len(LAYOUT)])
+    shares = [power[:n_class, :n_class].sum(), power[n_class:, n_class:].sum()]
+    scale = np.repeat(1 / np.sqrt(shares), [n_class, len(LAYOUT)])
     scale *= np.sqrt(snr / (scale @ power @ scale))
     scaled = np.stack(erp) * np.sqrt(ERP_POWER / erp_power), np.stack(patterns) * scale[:, None, None]
     return scaled[0].astype(np.float32), scaled[1].astype(np.float32)
@@ -229,7 +231,7 @@ class Noise:
         shift = np.exp(-2j * np.pi * np.outer(rng.random(n), self.bins))  # it may fall anywhere in the window
         z[:, -1] = (size[:, None] * shift * self.blink).astype(np.complex64).view(np.float32).reshape(n, n_bins, 2)
         mixed = self.mixing @ z.reshape(n, n_sources, -1)
-        sensor = rng.standard_normal((n, len(CHANNELS), n_bins, 2), np.float32)
+        sensor = rng.standard_normal((n, len(self.mixing), n_bins, 2), np.float32)
         mixed += np.multiply(sensor, self.sensor, out=sensor).reshape(mixed.shape)
         return scipy.fft.irfft(mixed.view(np.complex64), WINDOW)
 

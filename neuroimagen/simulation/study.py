@@ -1,5 +1,7 @@
 """A study whose truth is known: drawn pictures and simulated EEG, in the files of the PerceiveLab data set.
 
+(format=things_eeg2: in those of THINGS-EEG2, things.py. What follows is of the former.)
+
 Of the forms that studies/perceivelab.py describes:
 
     eeg.pth          trials shuffled, z-scored by channel over the study, subjects from 1
@@ -37,6 +39,7 @@ from neuroimagen.config import option, path_option
 from neuroimagen.files import replacing
 from neuroimagen.simulation import brain
 from neuroimagen.simulation.pictograms import draw_picture
+from neuroimagen.simulation.things import CHANNELS, CONCEPTS, write_things
 from neuroimagen.studies.classes import CLASSES, ImageClass
 
 VERSION = 1  # raise it when the same parameters begin to give other files
@@ -68,12 +71,32 @@ class SimulateConfig:
         "that who it is tells what it may be: of n classes about 2/n are named right without any signal",
     )
     repetitions: int = option(1, "times that a person sees each picture")
+    format: Literal["perceivelab", "things_eeg2"] = option(
+        "perceivelab", "whose files; things_eeg2 has test concepts that are not trained on, and the fields below"
+    )
+    concepts: int = option(100, "things_eeg2: training concepts (1,654 in the published study)")
+    test_concepts: int = option(20, "things_eeg2: test concepts, others, of one picture each (200)")
+    images_per_concept: int = option(5, "things_eeg2: pictures of each training concept (10)")
+    train_repetitions: int = option(4, "things_eeg2: times that a person sees each training picture (4)")
+    test_repetitions: int = option(20, "things_eeg2: times that a person sees each test picture (80)")
+    n_chans: int = option(17, "things_eeg2: channels, 17 posterior ones or 63")
 
 
+OWN: dict[str, tuple[str, ...]] = {  # fields of one format alone
+    "perceivelab": (
+        *("images_per_class", "classes", "pictures_only", "band", "drift", "order", "blank", "signature"),
+        "repetitions",
+    ),
+    "things_eeg2": (
+        *("concepts", "test_concepts", "images_per_concept", "train_repetitions", "test_repetitions"),
+        "n_chans",
+    ),
+}
 # The options that came later, and need an order of presentation: their defaults, which mean none.
 DECEPTIONS = {name: getattr(SimulateConfig, name) for name in ("drift", "order", "blank", "signature", "repetitions")}
 LEAST = {"seed": 0, "snr": 0, "n_subjects": 1, "images_per_class": 1, "picture_size": 32}
 LEAST |= {"drift": 0, "blank": 0, "signature": 0, "repetitions": 1}
+LEAST |= {"concepts": 2, "test_concepts": 2, "images_per_concept": 2, "train_repetitions": 1, "test_repetitions": 1}
 
 
 def choose_classes(choice: str) -> list[ImageClass]:
@@ -248,6 +271,19 @@ def _write_eeg(config: SimulateConfig, classes: list[ImageClass], pictures: list
     return n
 
 
+def _write_perceivelab(config: SimulateConfig, classes: list[ImageClass], folder: Path) -> tuple[dict[str, Any], str]:
+    """The study but for simulation.json; what that says of the EEG, and what a terminal says of all."""
+    pictures = _draw_pictures(config, classes, folder)
+    drawn = f"{len(pictures)} pictures of {len(classes)} classes"
+    if config.pictures_only:
+        return {}, f"{drawn}, no EEG"
+    n_trials = _write_eeg(config, classes, pictures, folder)
+    about = {"sfreq": brain.SFREQ, "channels": brain.CHANNELS, "noise_shares": brain.SHARES, "stages": brain.STAGES}
+    set_ = {name: getattr(config, name) for name in DECEPTIONS}
+    given = [f"{name}={value}" for name, value in set_.items() if value != DECEPTIONS[name]]
+    return about, ", ".join([drawn, f"{n_trials} trials at snr={config.snr:g}", *given])
+
+
 def simulate(config: SimulateConfig) -> None:
     """Write the study to `config.out`, whole or not at all; does nothing where the same study already is.
 
@@ -257,6 +293,15 @@ def simulate(config: SimulateConfig) -> None:
     for name, least in LEAST.items():
         if not least <= getattr(config, name) < 2**31:
             raise ValueError(f"{name}={getattr(config, name)}: give a number of at least {least}")
+    things = config.format == "things_eeg2"
+    other = "perceivelab" if things else "things_eeg2"
+    for name in OWN[other]:
+        if getattr(config, name) != getattr(SimulateConfig, name):
+            raise ValueError(f"{name}={getattr(config, name)} is for format={other}: leave it out")
+    if config.n_chans not in CHANNELS:
+        raise ValueError(f"n_chans={config.n_chans}: the published files have {' or '.join(map(str, CHANNELS))}")
+    if things and config.concepts + config.test_concepts > len(CONCEPTS):
+        raise ValueError(f"concepts and test_concepts: there are {len(CONCEPTS)} in all, give fewer")
     if config.pictures_only and timed(config):
         raise ValueError(f"{', '.join([*DECEPTIONS])} and band=raw are about EEG: leave them out of pictures_only=true")
     if config.signature and min(config.n_subjects, len(classes)) < 2:
@@ -265,8 +310,9 @@ def simulate(config: SimulateConfig) -> None:
     if least < N_FOLDS and not config.pictures_only:
         raise ValueError(f"images_per_class={config.images_per_class}: a 4:1:1 split needs {N_FOLDS} pictures or more")
     parameters = {**dataclasses.asdict(config), "classes": [c.wnid for c in classes], "version": VERSION}
-    for name in [name for name, default in DECEPTIONS.items() if parameters[name] == default]:
-        parameters.pop(name)  # as before there were any
+    unset = [name for name, default in DECEPTIONS.items() if parameters[name] == default]  # as before there were any
+    for name in {*unset, *OWN[other], *["format"] * (not things)}:
+        parameters.pop(name)
     out = Path(parameters.pop("out"))
     if (out / "simulation.json").is_file():
         before = json.loads((out / "simulation.json").read_text(encoding="utf-8"))["parameters"]
@@ -281,13 +327,10 @@ def simulate(config: SimulateConfig) -> None:
         raise ValueError(f"{out} is there and is not a simulated study: choose another out=")
     with replacing(out) as partial:
         partial.mkdir(parents=True)
-        pictures = _draw_pictures(config, classes, partial)
-        about: dict[str, Any] = {"simulated": True, "parameters": parameters}
-        if not config.pictures_only:
-            n_trials = _write_eeg(config, classes, pictures, partial)
-            about |= {"sfreq": brain.SFREQ, "channels": brain.CHANNELS, "noise_shares": brain.SHARES}
-            about["stages"] = brain.STAGES
+        if things:
+            about, said = write_things(config, functools.partial(_rng, config), partial)
+        else:
+            about, said = _write_perceivelab(config, classes, partial)
+        about = {"simulated": True, "parameters": parameters, **about}
         (partial / "simulation.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    given = [f"{name}={parameters[name]}" for name in DECEPTIONS if name in parameters]
-    eeg = "no EEG" if config.pictures_only else ", ".join([f"{n_trials} trials at snr={config.snr:g}", *given])
-    print(f"{out}: simulated study, {len(pictures)} pictures of {len(classes)} classes, {eeg}")
+    print(f"{out}: simulated study, {said}")

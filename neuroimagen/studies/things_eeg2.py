@@ -40,6 +40,12 @@ class ThingsEeg2Config(StudyConfig):
     splits: Literal["official", "by_image", "trials"] = option(
         "official", "official: the published test set; trials: wrong on purpose"
     )
+    val_concepts: int = option(
+        0,
+        "training concepts, drawn by seed, that are val with all their pictures and not trained on; 0: val is one "
+        "picture of each",
+        newer=True,
+    )
 
 
 class Picture(NamedTuple):
@@ -82,6 +88,8 @@ class ThingsEeg2(Study):
         super().__init__(fault)
         if config.splits == "by_image":
             raise ValueError("dataset=things_eeg2 has its published test set and no other: leave splits=official")
+        if config.splits == "trials" and config.val_concepts:
+            raise ValueError("splits=trials deals out trials, whatever their concept: leave val_concepts out")
         eeg, images, subject, seed = Path(config.eeg), Path(config.images), config.subject, config.seed
         self.simulated = (eeg / "simulation.json").is_file()
         self.pictures = self._pictures(images)
@@ -102,8 +110,8 @@ class ThingsEeg2(Study):
         self.tmin = float(first.times[0])
         self.sfreq = round(float((self.n_times - 1) / (first.times[-1] - first.times[0])), 6)
         self.notes.append(f"samples run from {first.times[0]:.3f} to {first.times[-1]:.3f} s after onset")
-        self.splits = self._split(seed)
-        self._say(seed)
+        self.splits = self._split(seed, config.val_concepts)
+        self._say(seed, config.val_concepts)
         if config.splits == "trials":
             shown, names = [self.facts(i)[2:0:-1] for i in range(len(self))], [c["name"] for c in self.classes]
             self.splits = by_split(split_images(shown, names, seed, f"eeg={eeg}", config.splits))
@@ -261,18 +269,23 @@ class ThingsEeg2(Study):
             )
         return pictures
 
-    def _split(self, seed: int) -> dict[str, list[int]]:
-        """val: one picture of each training concept, all its repetitions, the same for every subject."""
+    def _split(self, seed: int, n_val: int) -> dict[str, list[int]]:
+        """val: one picture of each training concept or all of n_val, all repetitions, the same for every subject."""
         by_label: dict[int, list[int]] = defaultdict(list)
         for condition, picture in enumerate(self.pictures["training"]):
             by_label[picture.label].append(condition)
+        if n_val and n_val not in range(1, n := len(by_label)):
+            raise ValueError(f"val_concepts={n_val} of {n} training concepts: give 1 to {n - 1}")
         for label, own in by_label.items():
-            if len(own) < 2:
+            if len(own) < 2 and not n_val:
                 name = self.classes[label]["name"]
                 raise ValueError(
                     f"{self.picture_folders[0]}: concept {name} has one picture; two are needed, one for val"
                 )
         held = {own[int(np.random.default_rng([seed, label]).integers(len(own)))] for label, own in by_label.items()}
+        if n_val:
+            drawn = np.random.default_rng(seed).permutation(sorted(by_label))[:n_val]
+            held = {condition for label in drawn for condition in by_label[label]}
         return by_split(
             "test" if part.name == "test" else "val" if condition in held else "train"
             for part in self.parts
@@ -280,16 +293,21 @@ class ThingsEeg2(Study):
             for _ in range(part.eeg.shape[1])
         )
 
-    def _say(self, seed: int) -> None:
+    def _say(self, seed: int, n_val: int) -> None:
         concepts = {name: len({picture.label for picture in own}) for name, own in self.pictures.items()}
         unseen = "none of them in training"
         if self.both:
             names = ", ".join(self.both[:3])
             unseen = f"of which {len(self.both)} ({names}) are also trained on: NOT zero-shot for those"
+        n = concepts["training"]
+        val = f"one picture of each of {n} training concepts (seed {seed}), with all its repetitions"
+        train = "the other training pictures"
+        if n_val:
+            val = f"all pictures of {n_val} of {n} training concepts (seed {seed}), which are not trained on"
+            train = "those of the other training concepts"
         self.protocol = (
             f"test: the published test set, {concepts['test']} concepts, {unseen} ({concepts['test']}-way zero-shot), "
-            f"single repetitions; val: one picture of each of {concepts['training']} training concepts (seed {seed}), "
-            "with all its repetitions; train: the other training pictures"
+            f"single repetitions; val: {val}; train: {train}"
         )
         if len(self.subjects) == 1:
             self.protocol += f"; subject {self.subjects[0]} only"

@@ -84,6 +84,37 @@ def test_val_is_one_picture_of_each_training_concept_and_test_the_published_set(
     assert any(read(truth, seed=seed).splits != study.splits for seed in range(4))
 
 
+def test_val_may_be_whole_concepts_that_are_not_trained_on(truth):
+    study, before = read(truth, seed=3, val_concepts=1), read(truth, seed=3)
+    labels = {split: {study.facts(i).label for i in own} for split, own in study.splits.items()}
+    assert len(labels["val"]) == 1 and labels["train"] == {0, 1, 2, 3} - labels["val"] and labels["test"] == {4, 5}
+    assert {split: len(own) for split, own in study.splits.items()} == {"train": 36, "val": 12, "test": 12}
+    assert len({study.facts(i).image for i in study.splits["val"]}) == 3  # every picture of it, of 2 people, twice
+    assert study.splits["test"] == before.splits["test"]
+    assert "val: all pictures of 1 of 4 training concepts (seed 3), which are not trained on" in study.protocol
+    assert len({tuple(read(truth, seed=seed, val_concepts=1).splits["val"]) for seed in range(8)}) > 1
+    three = read(truth, val_concepts=3)
+    assert len({three.facts(i).label for i in three.splits["train"]}) == 1
+
+
+def test_val_concepts_need_no_second_picture_and_go_into_the_manifest_where_given(tmp_path):
+    truth = write_study(tmp_path / "study", per_concept=1)
+    assert main(command(truth, "val_concepts=2")) == 0
+    manifest = read_manifest(truth.folder / "out")
+    assert manifest.config["val_concepts"] == 2 and "val: all pictures of 2 of 4" in manifest.protocol
+    plain = write_study(tmp_path / "plain")
+    assert main(command(plain)) == 0
+    assert "val_concepts" not in read_manifest(plain.folder / "out").config
+
+
+@pytest.mark.parametrize("given", [-1, 4, 5])
+def test_val_concepts_leave_some_to_train_on(truth, given):
+    with pytest.raises(ValueError, match=f"^val_concepts={given} of 4 training concepts: give 1 to 3$"):
+        read(truth, val_concepts=given)
+    with pytest.raises(ValueError, match="^splits=trials deals out trials, whatever their concept: leave val_concepts"):
+        read(truth, val_concepts=given, splits="trials")
+
+
 def test_times_longer_than_the_data_belong_to_its_end(tmp_path):
     """As in the 250 Hz files: 300 times, 250 samples of which the first is at onset."""
     study = read(write_study(tmp_path, n_times=250, sfreq=250.0, longer=50, flavour="bare"))
