@@ -78,6 +78,29 @@ class BalancedOrder:
         return np.concatenate([self.batch(s)[max(start - s * size, 0) : stop - s * size] for s in steps])
 
 
+class RepeatedOrder:
+    """Of each trial of another order k trials: itself and others of its group, drawn by (seed, its position).
+
+    One whose group is smaller than k brings all of them, in turn until there are k.
+    """
+
+    def __init__(self, order: Order, groups: np.ndarray, k: int, seed: int) -> None:
+        """groups (n,): the group of each trial. ValueError if all of them are alone."""
+        self.order, self.k, self.seed = order, k, seed
+        self.group, counts = np.unique(groups, return_inverse=True, return_counts=True)[1:]
+        if counts.max() < 2:
+            raise ValueError(f"average_k={k}: no picture was shown to anyone twice in train; leave it out")
+        self.members = np.split(np.argsort(self.group, kind="stable"), counts.cumsum()[:-1])
+
+    def __call__(self, start: int, stop: int) -> np.ndarray:
+        """start, stop: positions of the k trials, multiples of k."""
+        first, taken = start // self.k, []
+        for position, i in enumerate(self.order(first, stop // self.k).tolist(), first):
+            others = np.random.default_rng([self.seed, 2, position]).permutation(self.members[self.group[i]])
+            taken.append(np.resize(np.concatenate([[i], others[others != i]]), self.k))
+        return np.concatenate(taken)
+
+
 def worker() -> tuple[int, int]:
     """(number, count) of this loader worker; (0, 1) without workers.
 

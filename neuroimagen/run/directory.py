@@ -38,7 +38,7 @@ from neuroimagen.studies.captions import read_captions
 # Fields that change where or how loudly a run computes, never what: they may differ when a run is continued.
 FREE_FIELDS = frozenset(
     {"run_dir", "workers", "trackers", "project", "log_every", "checkpoint_every", "accumulate", "nonfinite"}
-    | {"timeout_minutes"}
+    | {"timeout_minutes", "loss_chunk"}
 )
 
 
