@@ -14,17 +14,18 @@ Order = Callable[[int, int], np.ndarray]
 
 
 class EpochOrder:
-    """Positions start..stop of the endless train order of `n` trials -> indices.
+    """Positions start..stop of the endless train order of `trials`, so many or these indices -> indices.
 
     Each epoch is one permutation of all trials, a function of (seed, epoch); epochs are laid end to end.
     """
 
-    def __init__(self, n: int, seed: int) -> None:
-        self.n, self.seed = n, seed
+    def __init__(self, trials: int | np.ndarray, seed: int) -> None:
+        self.trials, self.seed = trials, seed
+        self.n = trials if isinstance(trials, int) else len(trials)
         self.permutation = functools.lru_cache(maxsize=2)(self._permutation)
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, epoch]).permutation(self.n)
+        return np.random.default_rng([self.seed, epoch]).permutation(self.trials)
 
     def __call__(self, start: int, stop: int) -> np.ndarray:
         n, epochs = self.n, range(start // self.n, -(-stop // self.n))

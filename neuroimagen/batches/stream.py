@@ -42,7 +42,15 @@ import webdataset as wds
 from torch.utils.data import DataLoader
 
 from neuroimagen.batches.decode import load_picture
-from neuroimagen.batches.order import BalancedOrder, EpochOrder, Order, RepeatedOrder, eval_indices, train_indices, worker
+from neuroimagen.batches.order import (
+    BalancedOrder,
+    EpochOrder,
+    Order,
+    RepeatedOrder,
+    eval_indices,
+    train_indices,
+    worker,
+)
 from neuroimagen.run.collectives import decided_by_main, on_every_rank
 from neuroimagen.shards.format import ShardSplit
 
@@ -321,6 +329,7 @@ def train_batches(
     max_bad_samples: int = 0,
     classes_per_batch: int = 0,
     trials_per_class: int = 0,
+    among: np.ndarray | None = None,
     average_k: int = 1,
     alike: np.ndarray | None = None,
 ) -> Iterator[dict[str, Any]]:
@@ -330,6 +339,7 @@ def train_batches(
     max_bad_samples: so many different trials may be replaced because they cannot be read.
     classes_per_batch, trials_per_class: both 0, or the global batch is so many classes x so many trials of each, see
     BalancedOrder; then the JSON of every trial is read here (7 us a trial from a warm disk).
+    among: take only trials of these indices.
     average_k: the EEG of each trial is the mean of so many trials, which takes as many reads: of itself and others of
     its group in `alike`, (n,) numbers (RepeatedOrder). All else is the trial's own.
     ValueError for shards that are not whole, and for a batch that is not classes x trials. Collective: every rank.
@@ -338,7 +348,7 @@ def train_batches(
     opened = on_every_rank(lambda: ShardSplit(shards, "train", max_bad_samples > 0))
     batcher = Batcher(opened, image_size, max_bad_samples)
     bad: set[int] = set()
-    order: Order = EpochOrder(len(batcher.split), seed)
+    order: Order = EpochOrder(len(batcher.split) if among is None else among, seed)
     if classes_per_batch or trials_per_class:
         if classes_per_batch < 1 or classes_per_batch * trials_per_class != batch_size * world:
             raise ValueError(
@@ -349,11 +359,14 @@ def train_batches(
         _count_bad(faults, bad, max_bad_samples)
         order = BalancedOrder(labels, classes_per_batch, trials_per_class, seed)
         batcher.groups = order.members
+    assert among is alike is None or not max_bad_samples  # a substitute may be any trial
     if average_k > 1:
-        assert alike is not None and not max_bad_samples  # a substitute may show another picture
+        assert alike is not None
         order = RepeatedOrder(order, alike, average_k, seed)
     size = average_k * batch_size
-    batches = _load(functools.partial(train_indices, order, size, rank, world, step), batcher, size, workers, device, bad)
+    batches = _load(
+        functools.partial(train_indices, order, size, rank, world, step), batcher, size, workers, device, bad
+    )
     return map(functools.partial(_averaged, average_k), batches) if average_k > 1 else batches
 
 

@@ -81,13 +81,15 @@ def siglip(z: Tensor, v: Tensor, ids: Tensor, scale: Tensor, bias: Tensor, chunk
     return _Rows.apply(z, v, scale, bias, ids, term, chunk) / len(z)
 
 
-def ranks(z: Tensor, v: Tensor, truth: Tensor, chunk: int = 512) -> Tensor:
-    """How many pictures are nearer to each prediction than its own, (n,); what is as near, or no number, counts.
+def found(z: Tensor, v: Tensor, truth: Tensor, chunk: int = 512) -> Tensor:
+    """How many predictions find their picture, as the nearest and among the five nearest, and of how many: (3,).
 
-    z (n, D), v (m, D), of unit length or several such side by side; truth (n,): its row of v.
+    z (n, D), v (m, D): of unit length, or several such side by side; truth (n,): the picture's row of v. A picture as
+    near as the true one, or at no finite cosine, counts as nearer.
     """
-    found = [truth[:0]]
+    counts = torch.zeros(3, device=z.device)
     for part, own in zip(z.split(chunk), truth.split(chunk), strict=True):
-        likeness = part @ v.T
-        found.append((~(likeness < likeness.gather(1, own[:, None]))).sum(1) - 1)
-    return torch.cat(found)
+        cosine = part @ v.T
+        nearer = (~(cosine < cosine.gather(1, own[:, None]))).sum(1) - 1
+        counts += torch.stack([nearer < 1, nearer < 5, nearer >= 0]).sum(1)
+    return counts
