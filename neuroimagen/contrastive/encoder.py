@@ -38,12 +38,13 @@ class ContrastiveEncoder(nn.Module, PyTorchModelHubMixin, library_name="neuroima
         encoder_width: int | None = None,
         loss: str = "infonce",
         standardise: str = "centre",
+        **options: Any,
     ) -> None:
-        """targets: name -> what the features file says of itself, and "width", D."""
+        """targets: name -> what the features file says of itself, and "width", D; options: of make_encoder."""
         super().__init__()
         self.n_chans, self.n_times, self.targets, self.standardise = n_chans, n_times, targets, standardise
         self.widths = [about["width"] for about in targets.values()]
-        self.encoder = make_encoder(encoder, n_chans, n_times, n_features, dropout, encoder_width)
+        self.encoder = make_encoder(encoder, n_chans, n_times, n_features, dropout, encoder_width, **options)
         self.output = nn.Linear(n_features, sum(self.widths))
         self.register_buffer("mean", torch.zeros(sum(self.widths)))
         self.register_buffer("std", torch.ones(sum(self.widths)))
@@ -91,4 +92,4 @@ class ContrastiveEncoder(nn.Module, PyTorchModelHubMixin, library_name="neuroima
         return offsets, self.log_scale.exp(), self.bias
 
     def _offsets(self, eeg: Tensor, subject: Tensor | None) -> Tensor:
-        return self.output(self.encoder(eeg))
+        return self.output(self.encoder(eeg, subject))
