@@ -42,6 +42,9 @@ class ContrastiveConfig(EncoderConfig, EegAugmentConfig, TrainConfig):
         0, "so many, drawn by seed, are not trained on, and val is of them alone", at_least=0
     )
     n_features: int = option(512, "length of the backbone's output")
+    head: Literal["linear", "none"] = option(
+        "linear", "after the backbone; none: it gives the embedding, n_features wide"
+    )
     learning_rate: float = option(3e-4, "of AdamW; falls to 0 along half a cosine")
     warmup: int = option(0, "steps of linear warm-up")
     weight_decay: float = option(1e-4, "of AdamW")
@@ -93,11 +96,13 @@ def main(config: ContrastiveConfig) -> int:
     config.check_eeg(manifest.n_times, manifest.sfreq)
     config.check()
     files = read_targets(config.features, config.text_features)
+    widths = {name: file.width for name, file in files.items()}
+    if config.head == "none" and [config.n_features] != [*widths.values()]:
+        raise ValueError(f"head=none needs one features file and n_features={[*widths.values()][0]}, its width")
     run = Run(config)
     if run.done:
         return 0
     targets = Targets(files, config.shards, config.held_out_classes, config.seed)
-    widths = {name: file.width for name, file in files.items()}
     model = ContrastiveEncoder(
         n_chans=manifest.n_chans,
         n_times=manifest.n_times,
@@ -108,6 +113,7 @@ def main(config: ContrastiveConfig) -> int:
         encoder_width=config.encoder_width,
         loss=config.loss,
         standardise=config.standardise,
+        head=config.head,
         **encoder_options(config, manifest),
     )
     start_from(model.encoder, config.pretrained)
