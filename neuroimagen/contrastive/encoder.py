@@ -18,8 +18,8 @@ LARGEST = 100.0  # logit scale, as in CLIP
 class ContrastiveEncoder(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen", license="apache-2.0"):
     """EEG (batch, n_chans, n_times) -> {name of features file: (batch, D)}, in that file's own units, of any length.
 
-    A backbone, and one linear layer or none (head). They predict offsets from the mean of the train trials' features, in units of
-    their spread (`set_targets`), and cosines are taken of these offsets: of `compared`, of prediction and truth alike.
+    A backbone, and one linear layer or none (head). They predict offsets from the mean of the train trials' features,
+    in units of their spread (`set_targets`); cosines are taken of these offsets (`compared`), true or predicted.
     standardise: none, the features as they are; centre, their mean is subtracted and all are divided by one number,
     the root mean square of what is left; each, every number of a feature is divided by its own standard deviation.
     """
