@@ -10,8 +10,8 @@ Losses: value and gradients of symmetric InfoNCE (and, last, SigLIP) of B random
 
 s: processor seconds of a step (on one thread; what else the machine does counts less than in wall time), the worse of
 the two processes, the median over the rounds (of B = 16,384: one round). MB: what the step adds to the peak of a
-process that holds its inputs. Each measurement is a process of its own, and contenders take turns. A plain step that would need
-more than PLAIN_LIMIT is left out.
+process that holds its inputs. Each measurement is a process of its own, and contenders take turns. A plain step that
+would need more than PLAIN_LIMIT is left out.
 
 Trainer: trainers/contrastive.py from shards, with its log, with one loader worker or none; bare loop: the same
 ContrastiveEncoder (conv) and AdamW on EEG that lies in memory as float32, plain InfoNCE, clipping. Each a process of

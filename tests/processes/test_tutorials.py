@@ -4,6 +4,8 @@ The commands are the page's, word for word, and what `neuroimagen new` writes is
 smaller stands around them: data/ holds random files in the published formats; every command that is given overlays is
 given `QUICK` as the last one (quick_python.py); the hub's cache holds small random models under the names that the
 configs ask for; processes begin after their imports; there is no GPU. How pages are read and held: tests/tutorials.py.
+
+SIZES=own leaves `QUICK` out, so that everything runs at the sizes that `neuroimagen new` wrote: an hour and more.
 """
 
 import os
@@ -27,6 +29,7 @@ from tutorials import REPO, START, absent, blocks, look_at, promised, unlike
 
 from neuroimagen.studies.epochs_table import COLUMNS
 
+LIMIT = 900 if os.environ.get("SIZES") != "own" else 7200  # s for a block
 EEG = {"encoder_width": 8, "n_features": 16}
 STEPS = {"max_steps": 2, "validate_every": 2, "workers": 0, "log_every": 1}
 BATCH = {"global_batch_size": 8}
@@ -181,7 +184,7 @@ class Desk:
         (folder / "data").mkdir()
         machine = {"ACCELERATE_USE_CPU": "yes", "OMP_NUM_THREADS": "1", "TORCH_HOME": str(folder / "none")}
         quick = folder.parent / "quick.yaml"
-        quick.write_text(yaml.safe_dump(QUICK), encoding="utf-8")
+        quick.write_text(yaml.safe_dump({} if os.environ.get("SIZES") == "own" else QUICK), encoding="utf-8")
         machine["QUICK_OVERLAY"] = str(quick)
         path = f"{folder / '.venv' / 'bin'}:{variables['PATH']}"
         self.variables = {**os.environ, **machine, **variables, "PATH": path}
@@ -191,7 +194,7 @@ class Desk:
         script = f"[ ! -e {kept} ] || source {kept}\n{commands}\nexport -p > {kept}"
         shell = ["bash", "-euo", "pipefail", "-c", script]
         return subprocess.run(
-            shell, cwd=self.folder, env=self.variables, text=True, timeout=900, stdout=-1, stderr=subprocess.STDOUT
+            shell, cwd=self.folder, env=self.variables, text=True, timeout=LIMIT, stdout=-1, stderr=subprocess.STDOUT
         )
 
     def follow(self, page: Path) -> None:

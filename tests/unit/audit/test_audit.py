@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from browser import axe, needs_chromium, violations  # noqa: F401  (fixtures)
 from perceivelab_files import make_content, write_pictures
 from PIL import Image
 
@@ -71,6 +72,13 @@ def test_command_to_the_page(tmp_path, capsys, drifting, monkeypatch):
     assert all(about["title"] in page and about["rule"][:60] in page for about in QUESTIONS.values())
     assert "0: 41.0\xa0%, 1: 43.0\xa0%" in page and report["networks"] == {"shuffled": network}
     assert "no measure of vision" in page and "SIMULATED" not in page and "http" not in page
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [400, 1280])
+def test_the_page_shuts_nobody_out(tmp_path, drifting, axe, width):  # noqa: F811
+    command.audit(config(drifting, tmp_path / "audit", quick=True))
+    assert violations(tmp_path, (tmp_path / "audit" / "audit.html").read_text(encoding="utf-8"), axe, width) == []
 
 
 @pytest.fixture(scope="module")
