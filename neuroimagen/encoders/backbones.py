@@ -8,8 +8,9 @@ activity and visual features"): spatial filters over the electrodes, parallel te
 dilation, residual blocks, one linear layer. What differs, and why, is listed at `ConvEncoder`.
 
 `projection`, `tsconv`, `atm` and `simpleconv` are those that lead zero-shot retrieval on THINGS-EEG2 (docs/zoo.md).
-Where their sources have BatchNorm they have GroupNorm over a trial: a trial's features do not depend on its batch, and
-N processes compute what one would. `dropout` is that of the source's convolutions, 0.5 in most.
+Where their sources have BatchNorm they have GroupNorm: a trial's features do not depend on its batch, and N processes
+compute what one would. The first one of `shallow` is of each filter alone: all filters in one learnt far slower than
+BatchNorm (docs/zoo.md). `dropout` is that of the source's convolutions, 0.5 in most.
 
 Input is standardised per channel; any n_chans >= 1 and n_times >= the class's `least`.
 """
@@ -185,7 +186,7 @@ def shallow(n_chans: int, n_times: int, n_features: int, dropout: float, width: 
         nn.Unflatten(1, (1, n_chans)),
         nn.AvgPool2d((1, 51), 1),
         nn.Conv2d(1, width, (1, 25), (1, 5)),
-        nn.GroupNorm(1, width),
+        nn.GroupNorm(width, width),
         nn.ELU(),
         nn.Conv2d(width, width, (n_chans, 1)),
         nn.GroupNorm(1, width),
@@ -212,7 +213,7 @@ class ProjectionEncoder(Encoder):
 class TSConvEncoder(Encoder):
     """NICE (Song et al. 2024, nice_stand.py): `shallow`, which makes 1440 numbers of 250 samples, with 40 filters."""
 
-    least = 75
+    least = 80
 
     def __init__(self, n_chans: int, n_times: int, n_features: int, dropout: float, width: int) -> None:
         super().__init__(n_chans, n_times)
@@ -229,7 +230,7 @@ class ATMEncoder(Encoder):
     The token's length is n_times, raised to a multiple of the heads, which 250 is not; no token names the subject.
     """
 
-    least = 75
+    least = 80
 
     def __init__(self, n_chans: int, n_times: int, n_features: int, dropout: float, width: int) -> None:
         super().__init__(n_chans, n_times)

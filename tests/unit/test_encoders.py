@@ -10,7 +10,7 @@ from torch import nn
 from neuroimagen.encoders import ENCODERS, EncoderConfig, make_encoder
 from neuroimagen.encoders.backbones import ConvEncoder
 
-LEAST = {"conv": 64, "tsconv": 75, "atm": 75}
+LEAST = {"conv": 64, "tsconv": 80, "atm": 80}
 MONTAGES = [(128, 440), (4, 230), (4, 115), (1, 64), (17, 101)]
 CASES = [(kind, *shape) for kind in ENCODERS for shape in MONTAGES if shape[1] >= LEAST.get(kind, 1)]
 OCCIPITAL = ["P7", "P5", "P3", "P1", "Pz", "P2", "P4", "P6", "P8", "PO7", "PO3", "POz", "PO4", "PO8", "O1", "Oz", "O2"]
