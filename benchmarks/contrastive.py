@@ -130,7 +130,7 @@ def compare_losses(rounds: int) -> None:
                 f"{size:6} {name:10} {seconds:8.3f} {memory:8.0f}   {'  '.join(f'{x:.2f}' for x in ratio)}", flush=True
             )
         if "plain" not in contenders:
-            print(f"{size:6} plain      left out: about {6 * 4 * size**2 / 1e9:.0f} GB")
+            print(f"{size:6} plain      left out: about {6 * 4 * size**2 / 1e9:.1f} GB")
 
 
 def write_study(folder: Path) -> None:
