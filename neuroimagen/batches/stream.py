@@ -320,6 +320,7 @@ def train_batches(
     max_bad_samples: int = 0,
     classes_per_batch: int = 0,
     trials_per_class: int = 0,
+    order: Order | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Endless batches of train for one rank, beginning with those of `step`; the module says in which order.
 
@@ -327,13 +328,14 @@ def train_batches(
     max_bad_samples: so many different trials may be replaced because they cannot be read.
     classes_per_batch, trials_per_class: both 0, or the global batch is so many classes x so many trials of each, see
     BalancedOrder; then the JSON of every trial is read here (7 us a trial from a warm disk).
+    order: of indices of the split, in place of EpochOrder.
     ValueError for shards that are not whole, and for a batch that is not classes x trials. Collective: every rank.
     """
     assert batch_size > 0 and 0 <= rank < world and min(step, workers, max_bad_samples) >= 0
     opened = on_every_rank(lambda: ShardSplit(shards, "train", max_bad_samples > 0))
     batcher = Batcher(opened, image_size, max_bad_samples)
     bad: set[int] = set()
-    order: Order = EpochOrder(len(batcher.split), seed)
+    order = order or EpochOrder(len(batcher.split), seed)
     if classes_per_batch or trials_per_class:
         if classes_per_batch < 1 or classes_per_batch * trials_per_class != batch_size * world:
             raise ValueError(
