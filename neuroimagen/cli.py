@@ -7,10 +7,12 @@ import os
 import re
 import signal
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 from neuroimagen.config import run_command
 from neuroimagen.errors import exit_code
+from neuroimagen.files import content_of
 from neuroimagen.text_files import leave_locale
 
 
@@ -40,16 +42,26 @@ COMMANDS = {
     "status": Command("planning.status", "StatusConfig", "status", "where each stage of a study stands", "runs"),
     "captions": Command("sample.captions", "CaptionsConfig", "caption_pictures", "caption pictures with BLIP, BLIP-2"),
     "probe": Command("scores.probe", "ProbeConfig", "probe", "train a classifier for the scores"),
-    "evaluate": Command("report.tables", "EvaluateConfig", "evaluate", "score a reconstruct run", "run"),
+    "evaluate": Command("report.tables", "EvaluateConfig", "evaluate", "score a reconstruct or contrastive run", "run"),
     "export": Command("model.export", "ExportConfig", "export", "runs as one model for Python and the hub", "runs"),
     "report": Command("report.report", "ReportConfig", "report", "write a reconstruct run's page", "run"),
     "dashboard": Command("report.dashboard", "DashboardConfig", "dashboard", "wandb report of a study's runs", "runs"),
 }
 
+# What `evaluate` is of a contrastive run
+RETRIEVAL = Command("retrieval.evaluate", "RetrievalConfig", "evaluate", "score a contrastive run", section="retrieval")
+
 
 def usage() -> str:
     lines = ["usage: neuroimagen COMMAND key=value ...   (neuroimagen COMMAND --help lists its fields)", ""]
     return "\n".join(lines + [f"  {name:<10} {command.summary}" for name, command in COMMANDS.items()])
+
+
+def contrastive(arguments: list[str]) -> bool:
+    """Whether run=RUN is one of trainers/contrastive.py: its config names features files, a list."""
+    given = dict(word.partition("=")[::2] for word in arguments)
+    config = Path(os.path.expanduser(given.get("run", "")), "config.yaml")
+    return isinstance(content_of(config).get("features"), list)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -75,6 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
         rest[0] = f"{command.positional}={rest[0]}"
 
     def work() -> int:
+        command = RETRIEVAL if name == "evaluate" and contrastive(rest) else COMMANDS[name]
         module = importlib.import_module(f"neuroimagen.{command.module}")
         shown = f"neuroimagen {name}: {command.summary}\n\nusage: neuroimagen {name} key=value ..."
         main, schema = getattr(module, command.function), getattr(module, command.schema)

@@ -38,7 +38,18 @@ PLAIN: dict[Any, tuple[Callable[[str], Any], str]] = {
 
 STAGES = (
     *("simulate", "shards", "captions", "latent_diffusion", "pixel_features", "pixel_saliency", "sample_semantics"),
-    *("contrastive", "brain2image", "neurovision", "reconstruct", "evaluate", "report", "probe", "export", "dashboard"),
+    *(
+        "contrastive",
+        "brain2image",
+        "neurovision",
+        "reconstruct",
+        "evaluate",
+        "retrieval",
+        "report",
+        "probe",
+        "export",
+        "dashboard",
+    ),
 )
 
 
