@@ -60,7 +60,7 @@ class ContrastiveConfig(EegAugmentConfig, TrainConfig):
             raise ValueError(f"two features files are called {twice[0]}: leave one out, or rename it if it is another")
         if bool(self.text_features) != (self.text_weight > 0):
             raise ValueError("text_features and a text_weight above 0 belong together: give both, or neither")
-        if weights and not (min(weights) > 0 or (min(weights) == 0 and self.mse_weight)):
+        if not all(weight > 0 or (weight == 0 and self.mse_weight) for weight in weights):
             raise ValueError(
                 f"weights={weights} must be above 0 (beside an mse_weight also 0): leave a file out instead"
             )

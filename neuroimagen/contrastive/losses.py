@@ -29,7 +29,7 @@ class _Rows(torch.autograd.Function):
         mine = ids[first : first + len(z)]
         total, by_scale, by_bias = z.new_zeros(3)
         by_z = torch.empty_like(z)
-        for rows in torch.arange(len(z), device=z.device).split(chunk):
+        for rows in (slice(start, start + chunk) for start in range(0, len(z), chunk)):
             cosine = z[rows] @ v.T
             value, slope = term(scale * cosine + bias, mine[rows][:, None] == ids)
             total, by_bias = total + value, by_bias + slope.sum()
