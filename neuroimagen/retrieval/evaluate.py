@@ -26,6 +26,7 @@ from neuroimagen.scores.classifiers import pick_device
 from neuroimagen.scores.intervals import bootstrap_means
 
 VERSION = 1  # of retrieval.json
+ALIKE = {"csls_top1": "top1", "csls_top5": "top5", "matched": "top1"}  # whose chance it has
 MOST_MATCHED = 5000  # pictures of transductive scores, which hold the whole matrix
 
 
@@ -54,7 +55,7 @@ def estimates(
         chance = chance | {"map": float(gallery.chance_of_class[gallery.of_class[pictures]].mean())}
     for name, p in ranks.p_values(null).items() if null is not None else ():
         found[name]["p"] = p
-    return {name: e | {"chance": chance.get(name)} for name, e in found.items()}
+    return {name: e | {"chance": chance.get(ALIKE.get(name, name))} for name, e in found.items()}
 
 
 def numbers(queries: Queries, asked: ranks.Found, found: dict[str, ranks.Found]) -> dict[str, Any]:

@@ -169,9 +169,8 @@ def transductive(z: Tensor, vectors: Tensor, truth: np.ndarray) -> dict[str, np.
     likeness = (z @ vectors.T).cpu()
     adjusted = 2 * likeness - likeness.topk(min(10, len(z)), 0).values.mean(0)
     above, tied = places(adjusted.sort(1).values, adjusted.gather(1, torch.from_numpy(truth)[:, None]))
-    m = len(vectors)
-    found = {
-        f"csls_top{k}": expected((np.arange(m) < k) * 1.0, above[:, 0].numpy(), tied[:, 0].numpy()) for k in (1, 5)
-    }
+    ranked = above[:, 0].numpy(), tied[:, 0].numpy()
+    worth = {name: table for name, table in tables(len(vectors)).items() if name in ("top1", "top5")}
+    found = {f"csls_{name}": expected(table, *ranked) for name, table in worth.items()}
     rows, columns = linear_sum_assignment(likeness.numpy(), maximize=True)
     return found | {"matched": (truth[rows] == columns) * 1.0}
