@@ -61,7 +61,8 @@ def estimates(
 def numbers(queries: Queries, asked: ranks.Found, found: dict[str, ranks.Found]) -> dict[str, Any]:
     """What retrieval.json holds, but for config and inputs."""
     kind, picture, who = asked["kind"], queries.picture[asked["trial"]], queries.subject[asked["trial"]]
-    people, rows, own = len(queries.people), {}, queries.own
+    people, own = len(queries.people), queries.own
+    rows: dict[str, dict[str, dict[str, Any]]] = {}
     values = {target: gallery.values(found[target]) for target, gallery in queries.galleries.items()}
     for target, gallery in queries.galleries.items():
         rows[target] = {KINDS[k]: {} for k in queries.kinds}
@@ -151,12 +152,11 @@ def evaluate(config: RetrievalConfig) -> dict[str, Any]:
             raise ValueError(
                 f"transductive=true: {len(queries.labels)} pictures are more than {MOST_MATCHED}: leave it out"
             )
-        made_of = decided_by_main(queries.made_of)
         asked, found = queries.ask()
 
         def write() -> dict[str, Any]:
             report = numbers(queries, asked, found)
-            report |= {"config": vars(config), "made_of": inputs.digests(made_of)}
+            report |= {"config": vars(config), "made_of": inputs.digests(queries.made_of)}
             write_atomic(path / f"retrieval{ending}.json", json.dumps(report, indent=1) + "\n")
             write_page(path / f"retrieval{ending}.html", report, queries, asked, found[queries.own])
             shown = {"report": report, "page": path / f"retrieval{ending}.html"}

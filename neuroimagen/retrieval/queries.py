@@ -1,5 +1,6 @@
 """What a finished contrastive run is asked: the trials of a split, and means of them, against the split's pictures."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,9 @@ class Queries:
         self.config, self.device, self.path = config, device, Path(config.run)
         decided_by_main(lambda: open_run(config.run, "contrastive"))
         self.given = content_of(self.path / "config.yaml")
-        self.shards = config.shards or self.given["shards"]
-        decided_by_main(self.made_of)
+        self.shards, text = config.shards or self.given["shards"], self.given.get("text_features")
+        self.files = {Path(f).stem: f for f in config.features or [*self.given["features"], *[text] * bool(text)]}
+        self.made_of = decided_by_main(self._inputs)
         self.model = on_every_rank(lambda: ContrastiveEncoder.from_pretrained(self.path / "model")).to(device).eval()
         self.split = on_every_rank(lambda: ShardSplit(self.shards, config.split))
         vars(self).update(decided_by_main(self._look))
@@ -59,17 +61,20 @@ class Queries:
         self.galleries = {name: Gallery(self._joined(compared, name), self.labels) for name in self.targets}
         self.own = next(iter(self.targets))
 
-    def made_of(self) -> inputs.Inputs:
-        """ValueError for shards that the run was not trained on."""
+    def _inputs(self) -> inputs.Inputs:
+        """ValueError for a run that cannot be written to, or shards that it was not trained on."""
+        if not os.access(self.path, os.W_OK):
+            raise ValueError(f"{self.path} cannot be written, and scores go there: copy the run to a place of yours")
         found = {"shards": {"path": str(self.shards), "content": inputs.of_shards(self.shards)}}
         remedy = "give shards=DIR, those that it was trained on"
         inputs.check(inputs.read(self.path / "inputs.json"), found, str(self.path), remedy)
-        content = inputs.of_model(self.path / "model")
-        return found | {"run": {"path": str(self.path), "content": content}}
+        return found | {"run": {"path": str(self.path), "content": inputs.of_model(self.path / "model")}}
 
     def _look(self) -> dict[str, Any]:
         """Which picture each trial shows, and to whom; the pictures' features."""
         infos = [self.split.info(i) for i in range(len(self.split))]
+        if any(info.get("picture", "as recorded") != "as recorded" for info in infos):
+            raise ValueError(f"{self.shards}: which picture was shown is not known, so none can be retrieved")
         digests = picture_digests(self.split)
         number = {digest: n for n, digest in enumerate(dict.fromkeys(digests))}
         if len(number) < 2:
@@ -79,13 +84,11 @@ class Queries:
         people, subject = np.unique([info["subject"] for info in infos], return_inverse=True)
         seen = np.zeros((len(first), len(people)), bool)
         seen[picture, subject] = True
-        text = self.given.get("text_features")
-        files = {Path(f).stem: f for f in self.config.features or [*self.given["features"], *[text] * bool(text)]}
         vectors = {}
         for name, told in self.model.targets.items():
-            if name not in files:
+            if name not in self.files:
                 raise ValueError(f"features: no file is called {name}, towards which {self.path} was trained; add it")
-            file = read_features(files[name])
+            file = read_features(self.files[name])
             about = file.about | {"width": file.width}
             if other := [k for k in told if k not in ("n_pictures", "version") and about.get(k) != told[k]]:
                 what = f"{other[0]}: {about.get(other[0])} there, {told[other[0]]} in {self.path}"
@@ -169,7 +172,7 @@ class Queries:
             embeddings[name] = z.new_empty(len(kind), z.shape[1])
             embeddings[name][of_eeg] = z
             for i in np.flatnonzero(~of_eeg):
-                embeddings[name][i] = each[asked[i][1]].mean(0)
+                embeddings[name][i] = each[asked[i][1]].double().mean(0)  # of equal ones exactly the same
         compared, people = self.model.compared(embeddings), len(self.people)
         group = np.where(kind > K, -1, kind * people + np.where(kind == 3, 0, self.subject[first]))
         truth, found = self.picture[first], []

@@ -24,7 +24,8 @@ SUMS = ("retrieved", "null")  # what is a sum over queries; all else has a line 
 
 def merged(parts: list[Found]) -> Found:
     """What `Gallery.search` found of all queries, from what it found of some."""
-    return {k: sum(p[k] for p in parts) if k in SUMS else np.concatenate([p[k] for p in parts]) for k in parts[0]}
+    join = {True: lambda each: np.sum(each, 0), False: np.concatenate}
+    return {name: join[name in SUMS]([part[name] for part in parts]) for name in parts[0]}
 
 
 def places(ordered: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -196,7 +196,7 @@ def test_groups_and_parts_add_up(monkeypatch):
 def test_sizes_of_the_gallery_and_many_pictures():
     above = np.array([0, 3, 15_999])
     assert expected(n_way_table(16_000, 16_000), above, np.ones(3, int)).tolist() == [1, 0, 0]
-    assert all(0 <= table.min() and (name == "rank" or table.max() <= 1) for name, table in tables(16_000).items())
+    assert all(table.min() >= 0 and (name == "rank" or table.max() <= 1) for name, table in tables(16_000).items())
 
 
 def test_matching_and_csls_mend_a_hub():
