@@ -26,7 +26,7 @@ from neuroimagen.rows import PAPER, ROWS, SEMANTICS, VALIDITY, rows_to_draw
 from neuroimagen.run import processes, zero
 from neuroimagen.run.collectives import decided_by_main, gather_objects, on_every_rank, wait_for_files
 from neuroimagen.run.directory import check_inputs, claim_run_dir, inputs_of
-from neuroimagen.sample.captions import DTYPES
+from neuroimagen.run.processes import DTYPES
 from neuroimagen.shards.format import ShardSplit
 
 
@@ -127,8 +127,8 @@ def main(config: ReconstructConfig) -> int:
             files.save("truth", mine, batch["image"].add(1).div(2))
             if (maps := decoded["trial"].maps) is not None:
                 files.save("maps", mine, maps)
-            eeg = batch["eeg"].to(device)
-            drawn = draw(todo[mine], eeg, keys, decoded, diffusion, settings, decoders.baselines, given.gallery)
+            told = batch["eeg"].to(device), keys, decoded, diffusion, settings
+            drawn = draw(todo[mine], *told, decoders.baselines, given.gallery, batch["subject"])
         for row in rows:
             stop = stop or any(gather_objects(processes.stop_requested()))
             if stop:

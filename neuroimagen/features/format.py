@@ -70,38 +70,26 @@ def write_features(path: Path, vectors: torch.Tensor, keys: Sequence[bytes], abo
     write_atomic(path, save(tensors, {"about": json.dumps(about, sort_keys=True)}))
 
 
-def read_about(path: str | Path) -> dict[str, Any]:
-    """`about` alone; ValueError as read_features."""
-    return _open(Path(path), lambda file: json.loads(file.metadata()["about"]))
-
-
-def _open(path: Path, look: Any) -> Any:
+def read_features(path: str | Path) -> Features:
+    """Read a features file whole. ValueError: it is missing, damaged, or no features file."""
+    what = f"{path} is no features file, or is damaged"
     try:
         with safe_open(path, "pt") as file:
-            found = look(file)
             about = json.loads(file.metadata()["about"])
             if about["version"] != VERSION:
                 raise ValueError(f"{path} has version {about['version']}; this program reads version {VERSION}")
-            return found
+            vectors, keys = file.get_tensor("features"), file.get_tensor("keys")
     except FileNotFoundError:
         raise ValueError(f"features file {path} does not exist; make it with neuroimagen features") from None
     except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         pass_on(error)
-        what = f"{path} is no features file, or is damaged ({type(error).__name__}: {error})"
-        raise ValueError(f"{what}: make it with neuroimagen features") from None
-
-
-def read_features(path: str | Path) -> Features:
-    """Read a features file whole. ValueError: missing, damaged, or no features file."""
-    path = Path(path)
-    vectors, keys = _open(path, lambda file: [file.get_tensor(name) for name in ("features", "keys")])
-    about, n = read_about(path), len(keys)
+        raise ValueError(f"{what} ({type(error).__name__}: {error}): make it with neuroimagen features") from None
     rows = [bytes(row) for row in keys.numpy()]
     sound = vectors.dtype == torch.float32 and keys.dtype == torch.uint8 and vectors.ndim == keys.ndim == 2
-    sound = sound and keys.shape[1] == 32 and len(vectors) == n == about.get("n_pictures") and vectors.shape[1] > 0
+    sound = sound and keys.shape[1] == 32 and len(vectors) == len(rows) == about.get("n_pictures") and vectors.numel()
     if not sound or rows != sorted(set(rows)) or not vectors.isfinite().all():
-        raise ValueError(f"{path} is no features file, or is damaged: make it with neuroimagen features")
-    return Features(path, about, vectors, rows)
+        raise ValueError(f"{what}: make it with neuroimagen features")
+    return Features(Path(path), about, vectors, rows)
 
 
 def picture_digests(split: ShardSplit) -> list[bytes]:

@@ -72,6 +72,7 @@ def inputs_of(config: Any, fields: Iterable[str] | None = None) -> inputs.Inputs
         "pipeline": lambda name: inputs.of_pipeline(name, text_alone="captions" in given),
         "init": inputs.of_pipeline,
         "text_features": lambda path: inputs.hashes({Path(path).name: Path(path)}),
+        "pretrained": lambda name: inputs.of_model(name) if Path(name).is_dir() else {},
     }
     runs = set(TRAINERS)
     if isinstance(given.get("features"), list):  # files, not a run
