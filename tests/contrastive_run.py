@@ -56,7 +56,7 @@ def make_run(folder: Path, shards: Path, kinds=(("picture", 24, "image"),), name
             tiny_features(files[file], shards, width, kind)
     found = {file: read_features(path) for file, path in files.items()}
     torch.manual_seed(0)
-    targets = {file: f.about | {"width": f.width} for file, f in found.items()}
+    targets = {file: f.about | {"width": f.width, "place": i} for i, (file, f) in enumerate(found.items())}
     model = ContrastiveEncoder(4, 440, targets, encoder="conv", encoder_width=4, n_features=16).eval()
     vectors = torch.cat([f.vectors for f in found.values()], 1)
     model.set_targets(vectors, torch.ones(len(vectors)))

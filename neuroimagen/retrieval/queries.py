@@ -90,7 +90,7 @@ class Queries:
                 raise ValueError(f"features: no file is called {name}, towards which {self.path} was trained; add it")
             file = read_features(self.files[name])
             about = file.about | {"width": file.width}
-            if other := [k for k in told if k not in ("n_pictures", "version") and about.get(k) != told[k]]:
+            if other := [k for k in told if k not in ("n_pictures", "version", "place") and about.get(k) != told[k]]:
                 what = f"{other[0]}: {about.get(other[0])} there, {told[other[0]]} in {self.path}"
                 raise ValueError(f"{file.path} holds other features ({what}); give those the run was trained towards")
             vectors[name] = file.vectors[file.rows(list(number))]
