@@ -24,8 +24,8 @@ SUMS = ("retrieved", "null")  # what is a sum over queries; all else has a line 
 
 def merged(parts: list[Found]) -> Found:
     """What `Gallery.search` found of all queries, from what it found of some."""
-    join = {True: lambda each: np.sum(each, 0), False: np.concatenate}
-    return {name: join[name in SUMS]([part[name] for part in parts]) for name in parts[0]}
+    each = {name: [part[name] for part in parts] for name in parts[0]}
+    return {name: np.sum(found, 0) if name in SUMS else np.concatenate(found) for name, found in each.items()}
 
 
 def places(ordered: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,7 +88,8 @@ class Gallery:
         self.mates = torch.full((len(counts), counts.max()), -1)
         for c, pictures in enumerate(where):
             self.mates[c, : len(pictures)] = torch.from_numpy(pictures)
-        means = torch.stack([F.normalize(self.vectors, dim=1)[pictures].mean(0) for pictures in where])
+        unit = F.normalize(self.vectors, dim=1)
+        means = torch.stack([unit[pictures].mean(0) for pictures in where])
         self.prototypes = F.normalize(means, dim=1)
         mean_h = float(reciprocal.mean())
         self.chance_of_class = mean_h + (counts - 1) / (m - 1) * (1 - mean_h)  # average precision in random order
