@@ -122,15 +122,11 @@ def transductive(queries: Queries, asked: ranks.Found) -> dict[str, dict[str, An
     """Of each kind that asks for a picture once a person: metric -> estimate, over all people's sets of queries."""
     kind, picture, who = asked["kind"], queries.picture[asked["trial"]], queries.subject[asked["trial"]]
     gallery, rows = queries.galleries[queries.own], {}
-    for k in queries.kinds[1:] if queries.ks else queries.kinds:
-        sets = [
-            np.flatnonzero((kind == k) & ((who == s) | (k == 3))) for s in range(1 if k == 3 else len(queries.people))
-        ]
-        each = [
-            ranks.transductive(torch.from_numpy(asked["z"][i]), gallery.vectors.cpu(), picture[i])
-            for i in sets
-            if len(i)
-        ]
+    vectors, z = gallery.vectors.cpu(), torch.from_numpy(asked["z"])
+    for k in queries.kinds[1 in queries.kinds :]:  # without "trial", where a person saw a picture twice
+        people = range(1 if k == 3 else len(queries.people))
+        sets = [np.flatnonzero((kind == k) & ((who == s) | (k == 3))) for s in people]
+        each = [ranks.transductive(z[i], vectors, picture[i]) for i in sets]
         values = {name: np.concatenate([found[name] for found in each]) for name in each[0]}
         rows[KINDS[k]] = estimates(values, gallery, picture[np.concatenate(sets)])
     return rows

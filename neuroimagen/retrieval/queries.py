@@ -51,8 +51,7 @@ class Queries:
         self.model = on_every_rank(lambda: ContrastiveEncoder.from_pretrained(self.path / "model")).to(device).eval()
         self.split = on_every_rank(lambda: ShardSplit(self.shards, config.split))
         vars(self).update(decided_by_main(self._look))
-        self.pair = self.picture * len(self.people) + self.subject
-        counts = np.sort(np.unique(self.pair, return_counts=True)[1])
+        counts = np.sort(np.unique([self.picture, self.subject], axis=1, return_counts=True)[1])  # of each pair
         self.most = int(counts[(len(counts) - 1) // 2])  # trials that half of the pairs have, or exceed
         self.ks = [2**i for i in range(1, self.most.bit_length()) if 2**i < self.most] + [self.most] * (self.most > 1)
         # Those of KINDS that are not the same as one before
@@ -94,6 +93,8 @@ class Queries:
                 what = f"{other[0]}: {about.get(other[0])} there, {told[other[0]]} in {self.path}"
                 raise ValueError(f"{file.path} holds other features ({what}); give those the run was trained towards")
             vectors[name] = file.vectors[file.rows(list(number))]
+        content = inputs.hashes({name: Path(self.files[name]) for name in vectors})
+        self.made_of["features"] = {"path": "", "content": content}
         return {
             "vectors": vectors,
             "picture": picture,

@@ -1,4 +1,4 @@
-"""`neuroimagen evaluate` of a contrastive run on several real processes writes what one process writes, to the last digit."""
+"""`neuroimagen evaluate` of a contrastive run: several real processes write what one writes, to the last digit."""
 
 import json
 import shutil

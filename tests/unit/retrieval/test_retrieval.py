@@ -212,6 +212,16 @@ def test_one_person_who_saw_each_picture_once_in_its_own_class(tmp_path, capsys)
     assert "retrieval.html" in capsys.readouterr().out
 
 
+def test_pictures_that_few_saw_twice(tmp_path):
+    """Most pairs of person and picture have one trial: there is no curve, and each asks once where all are used."""
+    run = make_run(tmp_path, make_shards_of(tmp_path, repetitions=((1, 1), (2, 1))))
+    report = evaluate(RetrievalConfig(str(run), device="cpu", transductive=True))
+    assert report["repetitions"] == 1 and report["curves"]["repetitions"] == []
+    assert list(report["rows"]["picture"]) == ["trial", "average", "subject", "picture"]
+    assert list(report["transductive"]) == ["average", "subject", "picture"]
+    assert report["trials"] == 40 and report["rows"]["picture"]["average"]["all"]["top1"]["n"] == 16
+
+
 def test_the_terminal_has_nine_lines_of_80_columns(folder, tmp_path, capsys):
     marked(folder, tmp_path)
     assert main(["evaluate", str(tmp_path / "run"), f"shards={tmp_path / 'shards'}", "device=cpu"]) == 0
