@@ -204,8 +204,10 @@ def test_a_constant_prediction_is_chance_exactly(tmp_path):
 def test_one_person_who_saw_each_picture_once_in_its_own_class(tmp_path, capsys):
     """Nothing to average, no groups of people, no classes to share."""
     run = make_run(tmp_path, make_shards_of(tmp_path, repetitions=((1, 1),), in_test=1))
-    report = evaluate(RetrievalConfig(str(run), device="cpu"))
-    assert list(report["rows"]["picture"]) == ["trial"] and list(report["rows"]["picture"]["trial"]) == ["all"]
+    report = evaluate(RetrievalConfig(str(run), device="cpu", transductive=True))
+    assert list(report["rows"]["picture"]) == list(report["transductive"]) == ["trial"] and list(
+        report["rows"]["picture"]["trial"]
+    ) == ["all"]
     assert report["map_by"] == "picture" and "class" not in report["rows"]["picture"]["trial"]["all"]
     assert report["curves"]["repetitions"] == [] and report["gallery"] == 4
     assert report["rows"]["picture"]["trial"]["all"]["top1"]["low"] is None, "four pictures have no interval"
@@ -228,7 +230,7 @@ def test_the_terminal_has_nine_lines_of_80_columns(folder, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     lines = lines[[i for i, line in enumerate(lines) if "SIMULATED" in line][0] :]
     assert len(lines) == 9 and max(map(len, lines[:-1])) <= 80
-    assert lines[1].startswith("CONTROL: labels shuffled") and "chance 6.2" in lines[3]
+    assert lines[1].startswith("CONTROL: labels shuffled") and "top-1 % (6.2)" in lines[3]
 
 
 def marked(folder, tmp_path):
