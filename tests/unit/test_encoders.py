@@ -128,6 +128,10 @@ def test_sizes_are_those_of_the_sources():
     """THINGS-EEG2's 250 samples: NICE and ATM-S flatten 40 x 36 = 1440 numbers; UBP's layers count by hand; SimpleConv
     has five blocks of (320, 320, 640) channels, kernel 3."""
 
+    eeg, (mean, filters) = torch.randn(2, 1, 4, 250), list(make_encoder("tsconv", 4, 250, 8).body)[1:3]
+    slow = nn.functional.avg_pool2d(nn.functional.conv2d(eeg, filters.weight, filters.bias), (1, 51), (1, 5))
+    torch.testing.assert_close(filters(mean(eeg)), slow)
+
     def head(model):
         return next(layer for layer in model.modules() if isinstance(layer, nn.Linear) and layer.in_features == 1440)
 
