@@ -14,6 +14,7 @@ import yaml
 
 from neuroimagen.config import run_command
 from neuroimagen.errors import exit_code
+from neuroimagen.files import content_of
 from neuroimagen.text_files import leave_locale
 
 
@@ -32,10 +33,20 @@ class Command(NamedTuple):
 _FILE = yaml.safe_load(Path(__file__).with_name("commands.yaml").read_text(encoding="utf-8"))
 COMMANDS = {name: Command(**about) for name, about in _FILE.items()}
 
+# What `evaluate` is of a contrastive run
+RETRIEVAL = Command("retrieval.evaluate", "RetrievalConfig", "evaluate", "score a contrastive run", section="retrieval")
+
 
 def usage() -> str:
     lines = ["usage: neuroimagen COMMAND key=value ...   (neuroimagen COMMAND --help lists its fields)", ""]
     return "\n".join(lines + [f"  {name:<10} {command.summary}" for name, command in COMMANDS.items()])
+
+
+def contrastive(arguments: list[str]) -> bool:
+    """Whether run=RUN is one of trainers/contrastive.py: its config names features files, a list."""
+    given = dict(word.partition("=")[::2] for word in arguments)
+    config = Path(os.path.expanduser(given.get("run", "")), "config.yaml")
+    return isinstance(content_of(config).get("features"), list)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,6 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         rest[0] = f"{command.positional}={rest[0]}"
 
     def work() -> int:
+        command = RETRIEVAL if name == "evaluate" and contrastive(rest) else COMMANDS[name]
         module = importlib.import_module(f"neuroimagen.{command.module}")
         shown = f"neuroimagen {name}: {command.summary}\n\nusage: neuroimagen {name} key=value ..."
         main, schema = getattr(module, command.function), getattr(module, command.schema)

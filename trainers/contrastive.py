@@ -106,7 +106,7 @@ def main(config: ContrastiveConfig) -> int:
     model = ContrastiveEncoder(
         n_chans=manifest.n_chans,
         n_times=manifest.n_times,
-        targets={name: file.about | {"width": file.width} for name, file in files.items()},
+        targets={n: f.about | {"width": f.width, "place": i} for i, (n, f) in enumerate(files.items())},
         encoder=config.encoder,
         n_features=config.n_features,
         dropout=config.dropout,

@@ -41,8 +41,10 @@ class ContrastiveEncoder(nn.Module, PyTorchModelHubMixin, library_name="neuroima
         head: str = "linear",
         **options: Any,
     ) -> None:
-        """targets: name -> what the features file says of itself, and "width", D; options: of make_encoder."""
+        """targets: name -> what the features file says of itself, its "width", D, and "place" among them; options: of
+        make_encoder."""
         super().__init__()
+        targets = dict(sorted(targets.items(), key=lambda item: item[1].get("place", 0)))  # config.json sorts by name
         self.n_chans, self.n_times, self.targets, self.standardise = n_chans, n_times, targets, standardise
         self.widths = [about["width"] for about in targets.values()]
         self.encoder = make_encoder(encoder, n_chans, n_times, n_features, dropout, encoder_width, **options)

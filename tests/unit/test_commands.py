@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from tutorials import REPO, schema_of
 
+from neuroimagen.retrieval.evaluate import RetrievalConfig
+
 PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted(REPO.glob("docs/**/*.md"))]
 SHELLS = [path for path in sorted(REPO.glob("launch/*")) if path.suffix in (".sh", ".sbatch", ".yaml")]
 OURS = re.compile(r"(?:neuroimagen(?:\.cli)? [a-z]+|trainers/\w+\.py)(?= )")
@@ -28,7 +30,8 @@ def test_fields_that_are_given_are_there(path):
         for start in OURS.finditer(line):
             if not (found := schema(start[0])):
                 continue
-            known = {field.name for field in dataclasses.fields(found[0])} | {"config", "key"}  # key=value
+            asked = RetrievalConfig if "evaluate RUN/contrastive" in line else found[0]
+            known = {field.name for field in dataclasses.fields(asked)} | {"config", "key"}  # key=value
             rest = re.split(r"#|->|;|\||\)", line[start.end() :])[0]
             given = set(re.findall(r"(?<![\w/\-.])([^\W\d]\w*)=", rest))
             assert given <= known, f"{start[0]} has no {given - known}: {line}"

@@ -130,3 +130,13 @@ def test_features_of_another_kind_or_of_other_pictures_are_refused(shards, tmp_p
     other = tiny_features(tmp_path / "other.safetensors", tiny_shards(tmp_path / "others", seed=1), 4)
     with pytest.raises(ValueError, match="other.safetensors is of other pictures: it has none of 27 of these"):
         Targets(read_targets([str(other)], ""), str(shards), 0, 0)
+
+
+def test_targets_keep_their_own_numbers_when_they_are_loaded(tmp_path):
+    """Whatever their names: the file of an exported model lists them by name."""
+    targets = {"b": {"width": 3, "place": 0}, "a": {"width": 2, "place": 1}}
+    model = ContrastiveEncoder(4, 64, targets, encoder="conv", encoder_width=4, n_features=8).eval()
+    model.save_pretrained(tmp_path)
+    again, eeg = ContrastiveEncoder.from_pretrained(tmp_path).eval(), torch.randn(2, 4, 64)
+    for name, z in model(eeg).items():
+        assert torch.equal(again(eeg)[name], z)
