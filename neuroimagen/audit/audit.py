@@ -27,7 +27,7 @@ from neuroimagen.audit.statistics import PERMUTATIONS, averaged
 from neuroimagen.audit.trials import AuditConfig, Source, Untold
 from neuroimagen.audit.verdicts import LIMITS, QUESTIONS, drift, judge
 from neuroimagen.errors import load_trained
-from neuroimagen.files import busy, write_atomic
+from neuroimagen.files import busy, content_of, write_atomic
 from neuroimagen.pages import render
 from neuroimagen.run.directory import open_run
 from neuroimagen.run.inputs import digest, hashes
@@ -50,10 +50,15 @@ def audit(config: AuditConfig) -> dict[str, Any]:
     run = read_run(config.run) if config.run else None
     source = Source(config)
     study, trials = source.study, source.trials
-    (out / "parts").mkdir(parents=True, exist_ok=True)
     options = dataclasses.asdict(config)
     files = [*study.inputs, *(picture for picture in source.shown if isinstance(picture, Path))]
-    made_of = {"version": VERSION, "limits": LIMITS, "inputs": hashes({str(path): path for path in files})}
+    inputs = hashes({str(path): path for path in files})
+    own, before = [inputs[str(path)] for path in study.inputs], content_of(out / "audit.json")
+    if before and not {*own} & {*before.get("inputs", own)}:
+        of = before["study"]["dataset"]
+        raise ValueError(f"{out} holds the audit of another study (dataset={of}, no file in common): give another out=")
+    (out / "parts").mkdir(parents=True, exist_ok=True)
+    made_of = {"version": VERSION, "limits": LIMITS, "inputs": inputs}
     made_of |= {"config": {name: value for name, value in options.items() if name not in FREE}}
     maps = {trial["key"]: run.map(trial["key"]) for trial in run.trials} if run else {}
     marks = run and hashes({key: path for key, path in maps.items() if path.exists()})
@@ -75,7 +80,7 @@ def audit(config: AuditConfig) -> dict[str, Any]:
     report |= {"drift": drift(results, about), "networks": trained(out)}
     report |= {"questions": [{"title": QUESTIONS[v.name]["title"], **v._asdict()} for v in verdicts], "parts": results}
     report |= {"seconds": {name: part["seconds"] for name, part in found.items()}}
-    report |= {"config": {name: value for name, value in options.items() if name in config.given}}
+    report |= {"config": {name: value for name, value in options.items() if name in config.given}, "inputs": own}
     write_atomic(out / "audit.json", json.dumps(report, indent=1) + "\n")
     write_page(report, run, out)
     print(render("audit/templates/summary.j2", report=report, questions=QUESTIONS, page=out / "audit.html"), end="")

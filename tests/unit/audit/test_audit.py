@@ -137,6 +137,14 @@ def test_killed_and_continued(tmp_path, seeing, monkeypatch):
     assert kept["result"] == {"value": 7}
 
 
+def test_the_audit_of_another_study_stays(tmp_path, seeing, drifting):
+    command.audit(config(seeing, tmp_path, quick=True))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="holds the audit of another study"):
+        command.audit(config(drifting, tmp_path, quick=True))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_a_picture_or_option_that_changed_makes_every_part_anew(tmp_path, monkeypatch):
     given = write(tmp_path / "study", timed=False, subjects=1, images=10)
     made = []
