@@ -39,6 +39,7 @@ COMMANDS = {
     "plan": Command("planning.plan", "PlanConfig", "plan", "say what a study will run and take", "overlays", True),
     "status": Command("planning.status", "StatusConfig", "status", "where each stage of a study stands", "runs"),
     "captions": Command("sample.captions", "CaptionsConfig", "caption_pictures", "caption pictures with BLIP, BLIP-2"),
+    "features": Command("features.extract", "FeaturesConfig", "extract", "what CLIP, DINOv2, SigLIP make of pictures"),
     "probe": Command("scores.probe", "ProbeConfig", "probe", "train a classifier for the scores"),
     "evaluate": Command("report.tables", "EvaluateConfig", "evaluate", "score a reconstruct run", "run"),
     "export": Command("model.export", "ExportConfig", "export", "runs as one model for Python and the hub", "runs"),

@@ -37,7 +37,16 @@ PLAIN: dict[Any, tuple[Callable[[str], Any], str]] = {
 }
 
 STAGES = (
-    *("simulate", "shards", "captions", "latent_diffusion", "pixel_features", "pixel_saliency", "sample_semantics"),
+    *(
+        "simulate",
+        "shards",
+        "captions",
+        "features",
+        "latent_diffusion",
+        "pixel_features",
+        "pixel_saliency",
+        "sample_semantics",
+    ),
     *("brain2image", "neurovision", "reconstruct", "evaluate", "report", "probe", "export", "dashboard"),
 )
 

@@ -10,8 +10,9 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 BUG = 70  # EX_SOFTWARE of sysexits.h; not python's 1, which says that a check found faults
 ELSEWHERE = "take another place, or ask its owner for the right"
 REMEDIES = {
@@ -142,3 +143,14 @@ def load_trained(kind: Any, directory: str | Path) -> Any:
     except Exception as error:  # a damaged model can raise anything
         reason = " ".join(str(error).split())[:300].rstrip()
         raise ValueError(f"{directory} cannot be loaded ({reason}): copy it anew, or train it again") from None
+
+
+def load_published(model: str, load: Callable[[], T]) -> T:
+    """`load()` of somebody's model, a hub id or directory; ValueError, `model=` with what is wrong, if it cannot."""
+    if not Path(model).is_dir() and (model.startswith((".", "/", "~")) or model.count("/") != 1):
+        raise ValueError(f"model={model} is neither a directory nor a hub id (owner/name)")
+    try:
+        with quiet_libraries():
+            return load()
+    except Exception as error:  # a damaged model can raise anything
+        raise ValueError(f"model={model} cannot be loaded: {' '.join(str(error).split())[:300].rstrip()}") from None

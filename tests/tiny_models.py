@@ -352,3 +352,43 @@ def tiny_stage_runs(directory: str | Path, pipeline: Path) -> dict[str, str]:
         (directory / name / "config.yaml").write_text(yaml.safe_dump(config))
         (directory / name / "DONE").write_text("step 1\n")
     return {name: str(directory / name) for name in names}
+
+
+def tiny_tower(directory: str | Path, kind: str, seed: int = 0) -> Path:
+    """Write a random CLIPModel, SiglipModel or Dinov2Model with its image processor, and tokenizer if it has one."""
+    import transformers
+    from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    directory = Path(directory)
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    sides = {"image_size": 32, "patch_size": 8}
+    cropped = {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}}
+    with tempfile.TemporaryDirectory() as scratch:
+        vocab, merges, n_tokens = _bpe_files(Path(scratch), WORDS)
+        tokenizer = transformers.CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TEXT_LENGTH)
+    ends = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    words = shape | ends | {"vocab_size": n_tokens, "max_position_embeddings": TEXT_LENGTH}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if kind == "clip":
+            config = transformers.CLIPConfig(text_config=words, vision_config=shape | sides, projection_dim=12)
+            model, processor = transformers.CLIPModel(config), CLIPImageProcessorPil(**cropped)
+        elif kind == "siglip":
+            config = transformers.SiglipConfig(text_config=words | {"projection_size": 16}, vision_config=shape | sides)
+            model, processor = (
+                transformers.SiglipModel(config),
+                SiglipImageProcessorPil(size={"height": 32, "width": 32}),
+            )
+        else:  # at another size than it was trained at, as the published ones
+            shape.pop("intermediate_size")
+            config = transformers.Dinov2Config(**shape, image_size=64, patch_size=8)
+            model, processor = transformers.Dinov2Model(config), BitImageProcessorPil(**cropped)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)
+    if kind != "dinov2":
+        tokenizer.save_pretrained(directory)
+    return directory

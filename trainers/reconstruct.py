@@ -26,7 +26,7 @@ from neuroimagen.rows import PAPER, ROWS, SEMANTICS, VALIDITY, rows_to_draw
 from neuroimagen.run import processes, zero
 from neuroimagen.run.collectives import decided_by_main, gather_objects, on_every_rank, wait_for_files
 from neuroimagen.run.directory import check_inputs, claim_run_dir, inputs_of
-from neuroimagen.sample.captions import DTYPES
+from neuroimagen.run.processes import DTYPES
 from neuroimagen.shards.format import ShardSplit
 
 

@@ -36,8 +36,7 @@ from neuroimagen.reconstruction.draw import decode, draw, find_chunk
 from neuroimagen.reconstruction.picture_files import to_image
 from neuroimagen.reconstruction.reconstructor import DRAWN_WITH, Reconstructor, check_settings
 from neuroimagen.rows import BEST_FIRST, ROWS
-from neuroimagen.run.processes import set_tf32
-from neuroimagen.sample.captions import DTYPES
+from neuroimagen.run.processes import DTYPES, set_tf32
 from neuroimagen.sample.encoder import SampleEncoder
 from neuroimagen.text_files import encode, read_text
 

@@ -14,6 +14,7 @@ from neuroimagen.run import environment, zero
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"  # of these values cuBLAS repeats its bits, and cuDNN those of an LSTM
 WORKSPACES = (":4096:8", ":16:8")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 STOPPED = 143  # exit code after SIGTERM (128 + 15): run the same command again
 
 _stop_signals: list[int] = []

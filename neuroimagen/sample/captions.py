@@ -17,15 +17,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from neuroimagen.config import option, path_option
-from neuroimagen.errors import quiet_libraries
+from neuroimagen.errors import load_published, quiet_libraries
 from neuroimagen.files import pass_on, write_atomic
 from neuroimagen.pictures import list_pictures, see
 from neuroimagen.run import inputs, processes
 from neuroimagen.run.collectives import decided_by_main, on_every_rank, spread
 from neuroimagen.studies.captions import line_of, lines_of, read_captions, write_captions
 from neuroimagen.text_files import encode, read_text
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def _text_encoders(pipeline: str, device: torch.device | str) -> list[tuple[Any, Any, int]]:
@@ -123,14 +121,11 @@ def _load_model(model: str, dtype: torch.dtype, device: torch.device) -> tuple[A
     """(processor, model) of a BLIP or BLIP-2 hub id or directory."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    if not Path(model).is_dir() and (model.startswith((".", "/", "~")) or model.count("/") != 1):
-        raise ValueError(f"model={model} is neither a directory nor a hub id (owner/name)")
-    try:
-        with quiet_libraries():
-            processor = AutoProcessor.from_pretrained(model, backend="pil")  # the other back end needs torchvision
-            network: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, use_safetensors=True)
-    except Exception as error:  # a damaged model can raise anything
-        raise ValueError(f"model={model} cannot be loaded: {' '.join(str(error).split())[:300].rstrip()}") from None
+    def load() -> tuple[Any, Any]:
+        processor = AutoProcessor.from_pretrained(model, backend="pil")  # the other back end needs torchvision
+        return processor, AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, use_safetensors=True)
+
+    processor, network = load_published(model, load)
     if network.config.model_type not in ("blip", "blip-2"):
         raise ValueError(f"model={model} is a {network.config.model_type} model, not BLIP or BLIP-2")
     return processor, network.to(device).eval()
@@ -184,7 +179,7 @@ def caption_pictures(config: CaptionsConfig) -> int:
     The model's own generation settings are used, as in the paper. Each rank appends to OUT.part-<rank>; at the end they
     are merged into OUT. After SIGTERM the same command, on any number of processes, continues. Collective: every rank.
     """
-    if config.precision not in DTYPES or config.batch_size < 1:
+    if config.precision not in processes.DTYPES or config.batch_size < 1:
         raise ValueError("precision must be fp32, bf16 or fp16, and batch_size at least 1")
     processes.set_deterministic(config.deterministic)
     accelerator = processes.make_accelerator(config.precision)
@@ -221,7 +216,7 @@ def caption_pictures(config: CaptionsConfig) -> int:
         accelerator.print(f"{out} already holds a caption of each of {len(pictures)} pictures")
         return 0
     rank, world = accelerator.process_index, accelerator.num_processes
-    dtype, part = DTYPES[config.precision], out.with_name(f"{out.name}.part-{rank:04d}")
+    dtype, part = processes.DTYPES[config.precision], out.with_name(f"{out.name}.part-{rank:04d}")
     mine = [name for name in pictures if name not in captions][rank::world]
     loaded = on_every_rank(lambda: _load_model(config.model, dtype, accelerator.device) if mine else None)
     for found in spread(lambda _: _caption(mine, pictures, config, loaded, part) if loaded else {}, range(world)):

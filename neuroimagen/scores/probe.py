@@ -13,8 +13,9 @@ from torch import nn
 from tqdm import tqdm
 
 from neuroimagen.config import option, path_option
+from neuroimagen.features.efficientnet import BACKBONE, efficientnet, features, to_square
 from neuroimagen.files import replacing
-from neuroimagen.scores.classifiers import BACKBONE, efficientnet, features, pick_device, read_pictures, to_square
+from neuroimagen.scores.classifiers import pick_device, read_pictures
 from neuroimagen.studies.classes import BY_WNID
 
 

@@ -280,10 +280,12 @@ class ShardSplit:
         for file in getattr(self, "files", {}).values():
             os.close(file)
 
-    def _read(self, i: int, member: str) -> bytearray:
+    def _read(self, i: int, member: str, last: int | None = None) -> bytearray:
         row = self.index[i]
         number = int(row["tar"])
         offset, size = row[member].tolist()
+        if last is not None and last < size:
+            offset, size = offset + size - last, last
         try:
             data = bytearray(size)
             try:
@@ -329,9 +331,9 @@ class ShardSplit:
         """As `eeg_into`, as a new array."""
         return self.eeg_into(i, torch.empty(self.shape)).numpy()
 
-    def picture(self, i: int) -> bytes:
-        """The bytes of the JPEG or PNG that was shown."""
-        return bytes(self._read(i, "picture"))
+    def picture(self, i: int, last: int | None = None) -> bytes:
+        """The bytes of the JPEG or PNG that was shown; or so many of its last ones."""
+        return bytes(self._read(i, "picture", last))
 
     def info(self, i: int) -> dict[str, Any]:
         """subject, label, wnid, class_name, image, trial and what the reader added."""
