@@ -43,6 +43,7 @@ STAGES = (
         "captions",
         "features",
         "latent_diffusion",
+        "image_prompt",
         "pixel_features",
         "pixel_saliency",
         "sample_semantics",

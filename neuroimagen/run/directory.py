@@ -69,7 +69,7 @@ def inputs_of(config: Any, fields: Iterable[str] | None = None) -> inputs.Inputs
         "shards": inputs.of_shards,
         "images": lambda folder: inputs.of_files(folder, list_pictures(folder)),
         "captions": lambda path: {} if path == "label" else read_captions(path),
-        "pipeline": lambda name: inputs.of_pipeline(name, text_alone="captions" in given),
+        "pipeline": lambda name: inputs.of_pipeline(name, text_alone="encoder" in given),
         "init": inputs.of_pipeline,
     }
     found = {}
