@@ -37,17 +37,8 @@ PLAIN: dict[Any, tuple[Callable[[str], Any], str]] = {
 }
 
 STAGES = (
-    *(
-        "simulate",
-        "shards",
-        "captions",
-        "features",
-        "latent_diffusion",
-        "image_prompt",
-        "pixel_features",
-        "pixel_saliency",
-        "sample_semantics",
-    ),
+    *("simulate", "shards", "captions", "features", "latent_diffusion", "image_prompt", "pixel_features"),
+    *("pixel_saliency", "sample_semantics", "contrastive"),
     *("brain2image", "neurovision", "reconstruct", "evaluate", "report", "probe", "export", "dashboard"),
 )
 
@@ -135,6 +126,8 @@ class EegAugmentConfig(Limited):
     )
     eeg_band_mask: float = option(0.0, "Hz: width of a band taken out of each trial, anywhere; 0: none", at_least=0)
     eeg_band_limit: float = option(100.0, "upper end in Hz of where that band may lie")
+    eeg_smooth: float = option(0.0, "probability that a channel is smoothed: moving average", at_least=0, at_most=1)
+    eeg_smooth_window: int = option(5, "samples of that average, an odd number", at_least=3)
 
     def check_eeg(self, n_times: int, sfreq: float) -> None:
         """ValueError for what makes no sense with trials of n_times samples at sfreq Hz; asked before a run starts."""
@@ -143,6 +136,8 @@ class EegAugmentConfig(Limited):
         limit = min(self.eeg_band_limit, sfreq / 2)
         if self.eeg_band_mask and not self.eeg_band_mask < limit:
             raise ValueError(f"eeg_band_mask={self.eeg_band_mask:g} Hz is not within 0 to {limit:g} Hz")
+        if self.eeg_smooth and not (self.eeg_smooth_window % 2 and self.eeg_smooth_window <= n_times):
+            raise ValueError(f"eeg_smooth_window={self.eeg_smooth_window} is not an odd number up to {n_times}")
 
 
 class _Null(str):

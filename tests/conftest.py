@@ -69,7 +69,7 @@ def fp32_is_fp32():
 
 @dataclass
 class Study:
-    folder: Path  # study/, shards/, pipeline/
+    folder: Path  # study/, shards/, pipeline/, picture, layer and caption.safetensors
 
     @property
     def shards(self) -> Path:
@@ -85,7 +85,7 @@ def run_cli(*arguments: str) -> None:
 @pytest.fixture(scope="session")
 def study(tmp_path_factory) -> Study:
     sys.path.insert(0, str(REPO / "tests"))
-    from tiny_models import tiny_pipeline
+    from tiny_models import tiny_features, tiny_pipeline
 
     folder = tmp_path_factory.mktemp("study")
     size = ["classes=4", "images_per_class=6", "n_subjects=2", "picture_size=64"]
@@ -93,6 +93,8 @@ def study(tmp_path_factory) -> Study:
     files = [f"eeg={folder}/study/eeg.pth", f"images={folder}/study/images", "splits=by_image"]
     run_cli("shards", f"out={folder}/shards", *files, "shard_size=16")
     tiny_pipeline(folder / "pipeline")
+    for name, width, kind in (("picture", 24, "image"), ("layer", 8, "image"), ("caption", 12, "text")):
+        tiny_features(folder / f"{name}.safetensors", folder / "shards", width, kind)
     return Study(folder)
 
 

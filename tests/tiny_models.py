@@ -320,6 +320,17 @@ def tiny_shards(directory: str | Path, seed: int = 0) -> Path:
     return directory
 
 
+def tiny_features(path: str | Path, shards: str | Path, width: int, kind: str = "image") -> Path:
+    """A features file of random numbers for all pictures of a shard directory."""
+    from neuroimagen.features.format import picture_digests, write_features
+    from neuroimagen.shards.format import SPLITS, ShardSplit
+
+    keys = sorted({key for split in SPLITS for key in picture_digests(ShardSplit(shards, split))})
+    numbers = 2 + torch.randn(len(keys), width, generator=torch.Generator().manual_seed(width))
+    write_features(Path(path), numbers, keys, {"model": "random numbers", "kind": kind})
+    return Path(path)
+
+
 def tiny_stage_runs(directory: str | Path, pipeline: Path) -> dict[str, str]:
     """Finished runs of stages 1b and 2 and of the baselines with random weights, for `tiny_shards`; the fields that
     `reconstruct.py` takes."""

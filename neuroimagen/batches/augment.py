@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from neuroimagen.config import EegAugmentConfig
 
@@ -27,6 +28,10 @@ def augment_eeg(eeg: Tensor, sfreq: float, config: EegAugmentConfig, rand: Calla
         limit = min(config.eeg_band_limit, sfreq / 2)
         low = rand(n, 1)[:, 0] * (limit - config.eeg_band_mask)
         eeg = mask_band(eeg, sfreq, low, low + config.eeg_band_mask)
+    if config.eeg_smooth:  # a moving average, over what there is of its window at the two ends
+        window = config.eeg_smooth_window
+        smooth = F.avg_pool1d(eeg, window, 1, window // 2, count_include_pad=False)
+        eeg = torch.where((rand(n, n_chans) < config.eeg_smooth)[:, :, None], smooth, eeg)
     if config.eeg_noise:
         # A seed a trial instead of normal numbers for the global batch: those would be drawn on every rank's CPU.
         parts = (rand(n, 2).double() * 2**24).long()  # rand has 24 bits

@@ -14,17 +14,18 @@ Order = Callable[[int, int], np.ndarray]
 
 
 class EpochOrder:
-    """Positions start..stop of the endless train order of `n` trials -> indices.
+    """Positions start..stop of the endless train order of `trials`, so many or these indices -> indices.
 
     Each epoch is one permutation of all trials, a function of (seed, epoch); epochs are laid end to end.
     """
 
-    def __init__(self, n: int, seed: int) -> None:
-        self.n, self.seed = n, seed
+    def __init__(self, trials: int | np.ndarray, seed: int) -> None:
+        self.trials, self.seed = trials, seed
+        self.n = trials if isinstance(trials, int) else len(trials)
         self.permutation = functools.lru_cache(maxsize=2)(self._permutation)
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, epoch]).permutation(self.n)
+        return np.random.default_rng([self.seed, epoch]).permutation(self.trials)
 
     def __call__(self, start: int, stop: int) -> np.ndarray:
         n, epochs = self.n, range(start // self.n, -(-stop // self.n))
@@ -76,6 +77,29 @@ class BalancedOrder:
         size = self.classes * self.trials
         steps = range(start // size, -(-stop // size))
         return np.concatenate([self.batch(s)[max(start - s * size, 0) : stop - s * size] for s in steps])
+
+
+class RepeatedOrder:
+    """Of each trial of another order k trials: itself and others of its group, drawn by (seed, its position).
+
+    One whose group is smaller than k brings all of them, in turn until there are k.
+    """
+
+    def __init__(self, order: Order, groups: np.ndarray, k: int, seed: int) -> None:
+        """groups (n,): the group of each trial. ValueError if all of them are alone."""
+        self.order, self.k, self.seed = order, k, seed
+        self.group, counts = np.unique(groups, return_inverse=True, return_counts=True)[1:]
+        if counts.max() < 2:
+            raise ValueError(f"average_k={k}: no picture was shown to anyone twice in train; leave it out")
+        self.members = np.split(np.argsort(self.group, kind="stable"), counts.cumsum()[:-1])
+
+    def __call__(self, start: int, stop: int) -> np.ndarray:
+        """start, stop: positions of the k trials, multiples of k."""
+        first, taken = start // self.k, []
+        for position, i in enumerate(self.order(first, stop // self.k).tolist(), first):
+            others = np.random.default_rng([self.seed, 2, position]).permutation(self.members[self.group[i]])
+            taken.append(np.resize(np.concatenate([[i], others[others != i]]), self.k))
+        return np.concatenate(taken)
 
 
 def worker() -> tuple[int, int]:

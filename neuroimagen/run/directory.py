@@ -38,7 +38,7 @@ from neuroimagen.studies.captions import read_captions
 # Fields that change where or how loudly a run computes, never what: they may differ when a run is continued.
 FREE_FIELDS = frozenset(
     {"run_dir", "workers", "trackers", "project", "log_every", "checkpoint_every", "accumulate", "nonfinite"}
-    | {"timeout_minutes"}
+    | {"timeout_minutes", "loss_chunk"}
 )
 
 
@@ -71,15 +71,20 @@ def inputs_of(config: Any, fields: Iterable[str] | None = None) -> inputs.Inputs
         "captions": lambda path: {} if path == "label" else read_captions(path),
         "pipeline": lambda name: inputs.of_pipeline(name, text_alone="encoder" in given),
         "init": inputs.of_pipeline,
+        "text_features": lambda path: inputs.hashes({Path(path).name: Path(path)}),
     }
+    runs = set(TRAINERS)
+    if isinstance(given.get("features"), list):  # files, not a run
+        look["features"] = lambda paths: inputs.hashes({Path(path).name: Path(path) for path in paths})
+        runs.remove("features")
     found = {}
-    for field in (name for name in fields or (*look, *TRAINERS) if given.get(name)):
+    for field in (name for name in fields or dict.fromkeys((*look, *TRAINERS)) if given.get(name)):
         value = given[field]
         if field in RUNS and not (Path(value) / "DONE").exists():
             continue  # decoders.py asks for it if a row needs it
-        if content := inputs.of_model(open_run(value, field) / "model") if field in TRAINERS else look[field](value):
+        if content := inputs.of_model(open_run(value, field) / "model") if field in runs else look[field](value):
             found[field] = {"path": str(value), "content": content}
-    for field in (field for field in found if field in TRAINERS and "shards" in found):
+    for field in (field for field in found if field in runs and "shards" in found):
         then = inputs.read(Path(given[field]) / "inputs.json")
         if said := inputs.changes(then, {"shards": found["shards"]}):
             inputs.note(f"{field}={given[field]} was made of {said}: it may have been trained on what is test here")

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from neuroimagen.baselines.brain2image import Brain2Image
 from neuroimagen.baselines.neurovision import NeuroVision
+from neuroimagen.contrastive.encoder import ContrastiveEncoder
 from neuroimagen.errors import load_trained
 from neuroimagen.pixel.features import FeatureExtractor
 from neuroimagen.pixel.saliency import Generator
@@ -38,6 +39,12 @@ TWO, PARTS = {"two": {"world": 2}}, {"one in four parts": {"accumulate": 4}}
 TRAINERS = {
     # its loss looks beyond its rank
     "pixel_features": Trainer({".": FeatureExtractor}, TWO | PARTS | {"four": {"world": 4}}),
+    "contrastive": Trainer(
+        {".": ContrastiveEncoder},
+        TWO
+        | PARTS
+        | {"four": {"world": 4}, "two in two parts, in chunks": {"world": 2, "accumulate": 2, "loss_chunk": 3}},
+    ),
     "sample_semantics": Trainer({".": SampleEncoder}, TWO | PARTS),
     # two models, three optimizers
     "pixel_saliency": Trainer(
@@ -64,6 +71,11 @@ def command(stage: str, study, run_dir, finished) -> list[str]:
         "pixel_saliency": [
             *(shards, f"features={finished}", "finetune_features=true", "image_size=32", "z_dim=8"),
             *("generator_width=4", "discriminator_width=4"),
+        ],
+        "contrastive": [
+            *(shards, f"features=[{study.folder}/picture.safetensors,{study.folder}/layer.safetensors]"),
+            *(f"text_features={study.folder}/caption.safetensors", "text_weight=0.5", "mse_weight=1"),
+            *("encoder=conv", "n_features=16", "eeg_smooth=0.3", "held_out_classes=1"),
         ],
         "sample_semantics": [shards, f"pipeline={study.folder}/pipeline", "encoder=conv", "n_features=16"],
         "brain2image": [*eeg, "image_size=16", "norm=group"],

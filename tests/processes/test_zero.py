@@ -27,6 +27,7 @@ def command(stage: str, study, run_dir, *more: str) -> list[str]:
     specific = {
         "pixel_features": eeg,
         "sample_semantics": [*eeg, f"pipeline={study.folder}/pipeline"],
+        "contrastive": [*eeg, f"features=[{study.folder}/picture.safetensors]", "loss=siglip"],
         "latent_diffusion": [*(f"images={study.folder}/study/images", f"init={study.folder}/pipeline", "warmup=0")],
     }[stage]
     return [f"trainers/{stage}.py", *common, *specific, *more]
@@ -88,13 +89,19 @@ def made(study, tmp_path_factory):
 
 # Adam makes much of rounding where gradients are nearly zero; latent_diffusion has such weights, and under DeepSpeed
 # its convolutions are not channels_last.
-TRAINERS = [("pixel_features", 1, 1e-6), ("latent_diffusion", 2, 3e-4), ("sample_semantics", 3, 1e-6)]
+TRAINERS = [
+    ("pixel_features", 1, 1e-6),
+    ("latent_diffusion", 2, 3e-4),
+    ("sample_semantics", 3, 1e-6),
+    ("contrastive", 2, 1e-6),
+]
 
 
 @pytest.mark.parametrize("stage, zero, tolerance", TRAINERS)
 def test_zero_ends_where_ddp_ends(stage, zero, tolerance, start, made):
     from diffusers import UNet2DConditionModel
 
+    from neuroimagen.contrastive.encoder import ContrastiveEncoder
     from neuroimagen.pixel.features import FeatureExtractor
     from neuroimagen.sample.encoder import SampleEncoder
 
@@ -107,7 +114,7 @@ def test_zero_ends_where_ddp_ends(stage, zero, tolerance, start, made):
     for theirs, ours in zip(losses(ddp), losses(run), strict=True):
         assert "grad_norm" in ours or stage != "latent_diffusion"
         assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-6)  # training and validation
-    kinds = {"pixel_features": FeatureExtractor, "sample_semantics": SampleEncoder}
+    kinds = {"pixel_features": FeatureExtractor, "sample_semantics": SampleEncoder, "contrastive": ContrastiveEncoder}
     part = "model" if stage in kinds else "unet"
     folder = run / "model" if stage in kinds else run / "model" / "unet"
     loaded = kinds.get(stage, UNet2DConditionModel).from_pretrained(str(folder)).state_dict()

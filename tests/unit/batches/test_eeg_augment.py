@@ -83,7 +83,18 @@ def test_noise_has_its_size_and_each_trial_its_own():
     assert not torch.equal(noise[0], noise[1])
 
 
-EVERYTHING = {"eeg_shift": 0.05, "eeg_band_mask": 5.0, "eeg_noise": 0.3, "eeg_channel_dropout": 0.4}
+def test_smoothing_is_a_moving_average_of_some_channels():
+    """By hand: at the ends the mean of what the window holds."""
+    ramp = torch.tensor([0.0, 1, 4, 9, 16, 25]).expand(1, 2, 6)
+    draws = torch.tensor([[0.29, 0.31]])
+    seen = augment_eeg(ramp, SFREQ, config(eeg_smooth=0.3), lambda n, k: draws)
+    torch.testing.assert_close(seen[0, 0], torch.tensor([5 / 3, 14 / 4, 6, 11, 54 / 4, 50 / 3]))
+    assert torch.equal(seen[0, 1], ramp[0, 1])
+    three = augment_eeg(ramp, SFREQ, config(eeg_smooth=1.0, eeg_smooth_window=3), lambda n, k: draws)
+    torch.testing.assert_close(three[0, 1], torch.tensor([0.5, 5 / 3, 14 / 3, 29 / 3, 50 / 3, 20.5]))
+
+
+EVERYTHING = {"eeg_shift": 0.05, "eeg_band_mask": 5.0, "eeg_noise": 0.3, "eeg_channel_dropout": 0.4, "eeg_smooth": 0.5}
 
 
 def test_a_trial_does_not_depend_on_how_the_batch_is_cut():
@@ -97,9 +108,10 @@ def test_a_trial_does_not_depend_on_how_the_batch_is_cut():
 @pytest.mark.parametrize(
     "wrong",
     [{"eeg_shift": 0.5}, {"eeg_shift": -0.1}, {"eeg_band_mask": 50.0}, {"eeg_noise": -1.0}]
-    + [{"eeg_channel_dropout": value} for value in (1.0, -0.1)],
+    + [{"eeg_channel_dropout": value} for value in (1.0, -0.1)]
+    + [{"eeg_smooth": 1.1}, {"eeg_smooth_window": 4, "eeg_smooth": 0.5}, {"eeg_smooth_window": 51, "eeg_smooth": 0.5}],
 )
 def test_what_makes_no_sense_is_refused(wrong):
-    (name,) = wrong
+    name = next(iter(wrong))
     with pytest.raises(ValueError, match=name):
         augment_eeg(signal(), SFREQ, config(**wrong), drawn())

@@ -19,7 +19,7 @@ from perceivelab_files import write_shards
 from PIL import Image
 
 from neuroimagen.batches.decode import load_picture
-from neuroimagen.batches.order import BalancedOrder, EpochOrder, eval_indices, train_indices
+from neuroimagen.batches.order import BalancedOrder, EpochOrder, RepeatedOrder, eval_indices, train_indices
 from neuroimagen.batches.stream import Batcher, eval_batches, train_batches
 from neuroimagen.shards.format import ShardSplit, read_manifest
 
@@ -271,6 +271,52 @@ def test_balanced_stream(made):
         train_batches(made, batch_size=9, **size)
     with pytest.raises(ValueError, match="classes_per_batch=5, but the train split has trials of 3 classes"):
         train_batches(made, batch_size=10, classes_per_batch=5, trials_per_class=2)
+
+
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(2, 4), st.integers(0, 3), st.sampled_from([1, 2])
+)
+def test_repeated_trials_are_of_one_group(groups, k, seed, world):
+    if len(set(groups)) == len(groups):
+        with pytest.raises(ValueError, match=f"average_k={k}: no picture was shown to anyone twice"):
+            RepeatedOrder(EpochOrder(len(groups), seed), np.array(groups), k, seed)
+        return
+    n, whole = len(groups), EpochOrder(len(groups), seed)
+    order = RepeatedOrder(whole, np.array(groups), k, seed)
+    ranks = [train_indices(order, k * n, rank, world, 0) for rank in range(world)]
+    rows = np.concatenate([next(rank) for rank in ranks]).reshape(-1, k)
+    assert rows[:, 0].tolist() == whole(0, world * n).tolist()  # each trial once an epoch, with others
+    for row in rows:
+        group = [i for i in range(n) if groups[i] == groups[row[0]]]
+        assert len(set(row.tolist())) == min(k, len(group)) and set(row.tolist()) <= set(group)
+        assert len(group) < k or len(set(row.tolist())) == k
+    assert np.array_equal(order(k, 3 * k), order(0, 3 * k)[k:])  # a position is all there is
+
+
+def test_partners_are_drawn_anew_and_from_all():
+    order = RepeatedOrder(EpochOrder(6, 0), np.zeros(6, int), 2, 0)
+    pairs = {tuple(pair) for pair in order(0, 1200).reshape(-1, 2).tolist()}
+    assert pairs == {(a, b) for a in range(6) for b in range(6) if a != b}
+
+
+def test_the_mean_of_several_trials(made):
+    """By hand, from single trials; the same with workers and on two processes; of the trials that are asked for."""
+    split = ShardSplit(made, "train")
+    groups = np.arange(len(split)) // 3
+    some = {"among": np.arange(0, len(split), 2), "average_k": 2, "alike": groups, "seed": 4}
+    whole = next(train_batches(made, batch_size=8, **some))
+    order = RepeatedOrder(EpochOrder(some["among"], 4), groups, 2, 4)
+    single = Batcher(split, None)
+    for row, pair in enumerate(order(0, 16).reshape(-1, 2)):
+        trials = single(pair)
+        torch.testing.assert_close(whole["eeg"][row], trials["eeg"].mean(0), rtol=0, atol=1e-6)
+        assert whole["key"][row] == trials["key"][0] and whole["index"][row] == pair[0] and pair[0] % 2 == 0
+        assert whole["subject"][row] == trials["subject"][0] and whole["image_name"][row] == trials["image_name"][0]
+    halves = [next(train_batches(made, batch_size=4, rank=rank, world=2, workers=1, **some)) for rank in (0, 1)]
+    assert torch.equal(whole["eeg"], torch.cat([half["eeg"] for half in halves]))
+    later = train_batches(made, batch_size=8, **some)
+    next(later)
+    assert same(next(later), next(train_batches(made, batch_size=8, step=1, **some)))
 
 
 def damage(made, folder, wounds: dict[int, str]) -> ShardSplit:

@@ -1,0 +1,1 @@
+"""EEG into the space of image features, by contrast with all other pictures of the global batch."""
