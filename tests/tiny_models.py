@@ -331,6 +331,20 @@ def tiny_features(path: str | Path, shards: str | Path, width: int, kind: str = 
     return Path(path)
 
 
+def tiny_image_prompt(directory: str | Path, pipeline: Path, width: int, about: dict[str, Any]) -> Path:
+    """A random directory of trainers/image_prompt.py for a pipeline, of features around 2 with a spread of 3."""
+    from neuroimagen.reconstruction.image_prompt import Adapter
+    from neuroimagen.reconstruction.pipelines import load_pipeline
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        adapter = Adapter(load_pipeline(str(pipeline)), about, 2 + 3 * torch.randn(50, width))
+        for parameter in adapter.readers.parameters():
+            torch.nn.init.normal_(parameter)
+    adapter.save_pretrained(str(directory))
+    return Path(directory)
+
+
 def tiny_stage_runs(directory: str | Path, pipeline: Path) -> dict[str, str]:
     """Finished runs of stages 1b and 2 and of the baselines with random weights, for `tiny_shards`; the fields that
     `reconstruct.py` takes."""

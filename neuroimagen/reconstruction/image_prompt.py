@@ -46,9 +46,9 @@ class ImagePrompt:
 
         ValueError, about `source`, if it takes none.
         """
-        told = {name: {key: about.get(key) for key in self.features} for name, about in targets.items()}
+        wanted = self.features | {"kind": "image", "width": self.width}
         for name, about in targets.items():
-            if about.get("kind") == "image" and about.get("width") == self.width and told[name] == self.features:
+            if all(about.get(key) == value for key, value in wanted.items() if key != "model"):  # which may have moved
                 return name
         there = "; ".join(
             f"{about.get('model')}, layer {about.get('layer')}, pool {about.get('pool')}, of {about.get('width')}"
@@ -90,8 +90,8 @@ def load_image_prompt(pipe: Any, image_prompt: str, scale: float) -> ImagePrompt
             raise ValueError(f"image_prompt={image_prompt} {what}") from None
     elif path.suffix != ".safetensors":
         raise ValueError(
-            f"image_prompt={image_prompt} is neither a directory of trainers/image_prompt.py nor a .safetensors file of "
-            "an IP-Adapter, here or on the hub (owner/name/folder/file.safetensors)"
+            f"image_prompt={image_prompt} is neither a directory of trainers/image_prompt.py nor a .safetensors file "
+            "of an IP-Adapter, here or on the hub (owner/name/folder/file.safetensors)"
         )
     elif not path.exists():
         owner, name, *folders = image_prompt.split("/")[:-1] + [""] * (image_prompt.count("/") < 2)

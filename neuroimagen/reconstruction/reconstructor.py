@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neuroimagen.reconstruction.attention import set_attention
+from neuroimagen.reconstruction.image_prompt import ImagePrompt, load_image_prompt
 from neuroimagen.reconstruction.pipelines import PIPELINES, is_lcm, is_xl, load_pipeline, set_scheduler
 from neuroimagen.run.processes import check_bf16, set_tf32
 from neuroimagen.run.seeds import seed_from
@@ -56,6 +57,7 @@ class EncodedMaps:
 
 # Arguments that are fields of trainers/reconstruct.py too: of Reconstructor, and of its `reconstruct`
 LOADED_WITH = ("attention", "scheduler", "channels_last", "compile", "vae_slicing", "vae_tiling")
+LOADED_WITH += ("image_prompt", "image_prompt_scale")
 DRAWN_WITH = ("samples", "seed", "strength", "guidance_scale", "num_inference_steps")
 
 
@@ -68,6 +70,7 @@ class Settings:
     guidance_scale = 7.5
     num_inference_steps = 50
     rescale_embeddings = False
+    image_prompt_scale = 1.0
     image_size: int | None = None  # px; None: what the pipeline was made for
     chunk = 4  # trials drawn together: 12 pictures, 24 in the U-Net with guidance
 
@@ -115,10 +118,12 @@ class Reconstructor:
         compile: bool = False,
         vae_slicing: bool | None = None,
         vae_tiling: bool = False,
+        image_prompt: str | None = None,
+        image_prompt_scale: float = Settings.image_prompt_scale,
     ) -> None:
         """Load `pipeline` (hub id or directory) as the settings say (docs/reconstruct.md: what each does).
 
-        Raises ValueError if the pipeline, `attention` or `scheduler` cannot be had.
+        Raises ValueError if the pipeline, `attention`, `scheduler` or `image_prompt` cannot be had.
         """
         self.name, self.device, self.dtype = str(pipeline), torch.device(device), dtype
         set_tf32(False)
@@ -132,6 +137,9 @@ class Reconstructor:
         for network in (unet, vae, loaded.text_encoder, *([loaded.text_encoder_2] if self.xl else [])):
             network.requires_grad_(False).eval()
         self.attention = set_attention(loaded, attention, self.device)
+        self.image_prompt: ImagePrompt | None = None
+        if image_prompt:
+            self.image_prompt = load_image_prompt(loaded, image_prompt, image_prompt_scale)
         self.distilled = unet.config.time_cond_proj_dim is not None  # guidance is an input: one half only
         # The same parts, started from a map or from noise alone. A scheduler has state, so each has its own.
         scheduler_of_its_own = type(loaded.scheduler).from_config(loaded.scheduler.config)
@@ -179,6 +187,8 @@ class Reconstructor:
             "embedding": [self.text_length, self.text_width],
             "safety_checker": "off",
         }
+        if self.image_prompt:
+            about["image_prompt"] = self.image_prompt.features | {"width": self.image_prompt.width}
         return about | ({"pooled_embedding": "of no caption"} if self.xl else {})
 
     def check_steps(self, num_inference_steps: int, strength: float = 1.0) -> None:
@@ -264,17 +274,19 @@ class Reconstructor:
         height: int | None = None,
         width: int | None = None,
         pooled: Tensor | None = None,
+        image_embeds: Tensor | None = None,
     ) -> Tensor:
         """Draw `samples` pictures for each of B trials: (B, samples, 3, H, W) float32 in [0, 1], on the CPU.
 
         prompt_embeds: (B, L, D_s) decoded embeddings M_s(x), or (B, samples, L, D_s), one for each picture; None: the
-            empty caption's, without guidance
+            empty caption's, without guidance if there are no image_embeds either
         maps: (B, 3, h, w) in [0, 1], the saliency maps M_p(x), or what `encode` made of them; None: from pure noise,
             over the whole schedule
         keys: B names of trials; with `seed` and the sample number they fix the noise
         strength: share of the noise schedule a map goes through; ignored without maps
         height, width: px; None: what the pipeline was made for
         pooled: (B, P), of Stable Diffusion XL only; None: that of "no caption", on both sides of the guidance
+        image_embeds: (B, D) features of pictures, in their own units, for an image_prompt; None: drawn without it
 
         Raises ValueError for settings, shapes or values that this pipeline cannot honour.
         """
@@ -286,7 +298,11 @@ class Reconstructor:
             return torch.empty(0, samples, 3, *size)
         if prompt_embeds is not None and prompt_embeds.ndim == 3:
             prompt_embeds = prompt_embeds[:, None].expand(-1, samples, -1, -1)
-        for name, tensor, axes in (("prompt_embeds", prompt_embeds, 4), ("pooled", pooled, 2)):
+        for name, tensor, axes in (
+            ("prompt_embeds", prompt_embeds, 4),
+            ("pooled", pooled, 2),
+            ("image_embeds", image_embeds, 2),
+        ):
             if tensor is not None and (tensor.ndim != axes or len(tensor) != trials):
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but there are {trials} keys")
             if tensor is not None and not tensor.isfinite().all():
@@ -294,6 +310,11 @@ class Reconstructor:
         if pooled is not None and (self.pooled is None or pooled.shape[1] != self.pooled.shape[1]):
             takes = "has no pooled embedding" if self.pooled is None else f"takes one of {self.pooled.shape[1]}"
             raise ValueError(f"a pooled embedding of {pooled.shape[1]} was given, but {self.name} {takes}")
+        if image_embeds is not None:
+            if self.image_prompt is None or image_embeds.shape[1] != self.image_prompt.width:
+                takes = f"takes {self.image_prompt.width}" if self.image_prompt else "has no image_prompt"
+                raise ValueError(f"image_embeds of {image_embeds.shape[1]} were given, but {self.name} {takes}")
+            image_embeds = image_embeds.repeat_interleave(samples, dim=0)
         if maps is not None and len(maps) != trials:
             raise ValueError(f"maps of {len(maps)} trials, but there are {trials} keys")
         if isinstance(maps, Tensor):
@@ -301,7 +322,7 @@ class Reconstructor:
         if maps is not None and maps.size != size:
             raise ValueError(f"maps encoded for pictures of {maps.size} px, but {size} px are asked for")
 
-        guided = prompt_embeds is not None and guidance_scale > 1
+        guided = guidance_scale > 1 and (prompt_embeds is not None or image_embeds is not None)
         embeds = nothing = self.nothing.expand(trials * samples, -1, -1)
         if prompt_embeds is not None:
             self.check_embedding(*prompt_embeds.shape[2:])
@@ -321,6 +342,9 @@ class Reconstructor:
             given = None if pooled is None else pooled.to(self.device, self.dtype).repeat_interleave(samples, dim=0)
             inputs["negative_pooled_prompt_embeds"] = unpooled if guided else None
             inputs["pooled_prompt_embeds"] = unpooled if given is None else given
+        if self.image_prompt:
+            halves = guided and not self.distilled
+            inputs |= self.image_prompt.inputs(self.img2img, image_embeds, trials * samples, halves)
         if maps is None:
             images = self.text2img(height=size[0], width=size[1], **inputs).images
         else:

@@ -72,6 +72,8 @@ def inputs_of(config: Any, fields: Iterable[str] | None = None) -> inputs.Inputs
         "pipeline": lambda name: inputs.of_pipeline(name, text_alone="encoder" in given),
         "init": inputs.of_pipeline,
         "text_features": lambda path: inputs.hashes({Path(path).name: Path(path)}),
+        "image_features": lambda path: inputs.hashes({Path(path).name: Path(path)}),
+        "image_prompt": inputs.of_adapter,
     }
     runs = set(TRAINERS)
     if isinstance(given.get("features"), list):  # files, not a run
