@@ -15,20 +15,18 @@ from neuroimagen.baselines import losses
 from neuroimagen.baselines.brain2image import Brain2Image, Discriminator
 from neuroimagen.baselines.validation import class_means, validate
 from neuroimagen.batches.augment import augment_eeg
-from neuroimagen.batches.stream import train_batches
+from neuroimagen.batches.stream import encoder_options, train_batches
 from neuroimagen.config import EegAugmentConfig, TrainConfig, option, path_option, run_trainer
+from neuroimagen.encoders import EncoderConfig, start_from
 from neuroimagen.run.run import Run, set_learning_rate, warmup_cosine
 from neuroimagen.shards.format import read_manifest
 
 
 @dataclasses.dataclass
-class Brain2ImageConfig(EegAugmentConfig, TrainConfig):
+class Brain2ImageConfig(EncoderConfig, EegAugmentConfig, TrainConfig):
     shards: str = path_option(help="shard directory made by neuroimagen shards")
     variant: Literal["gan", "vae"] = option("gan", "what draws: a conditional GAN, or a variational autoencoder")
-    encoder: Literal["lstm", "conv"] = option("lstm", "EEG backbone: neuroimagen/encoders.py; the paper's is lstm")
-    encoder_width: int | None = option(None, "LSTM units (none: 128) or convolution channels (none: 64)")
     n_features: int = option(128, "length of the EEG features")
-    dropout: float = option(0.0, "dropout in the backbone")
     classifier_steps: int = option(500, "first so many steps train the EEG features alone, by classification")
     classifier_learning_rate: float = option(1e-3, "of their Adam; falls to 0 along half a cosine")
     image_size: int = option(64, "side of the picture in px: a power of two of at least 16")
@@ -74,7 +72,9 @@ def main(config: Brain2ImageConfig) -> int:
         encoder_width=config.encoder_width,
         z_dim=config.z_dim,
         **pictures,
+        **encoder_options(config, manifest),
     ).to(run.device)
+    start_from(model.classifier.encoder, config.pretrained)
     discriminator = Discriminator(n_classes=n_classes, n_features=config.n_features, **pictures)
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     averaged = cast(Brain2Image, ema.module)
@@ -98,7 +98,7 @@ def main(config: Brain2ImageConfig) -> int:
             classifier.train()
             lr = config.classifier_learning_rate * warmup_cosine(run.step, config.classifier_steps)
             set_learning_rate(optimizer_c, lr)
-            _, scores = classifier(augment_eeg(batch["eeg"], manifest.sfreq, config, run.rand))
+            _, scores = classifier(augment_eeg(batch["eeg"], manifest.sfreq, config, run.rand), batch["subject"])
             loss_c = F.cross_entropy(scores, label)
             run.backward(loss_c, keys, classification=loss_c)
             run.update(optimizer_c, classifier, name="grad_norm_c")
@@ -114,7 +114,7 @@ def main(config: Brain2ImageConfig) -> int:
             set_learning_rate(optimizer_d, config.discriminator_learning_rate * fade)
             y, z = batch["image"], run.randn(len(label), config.z_dim)
             with torch.no_grad():
-                f = model.classifier.eval()(batch["eeg"])[0]
+                f = model.classifier.eval()(batch["eeg"], batch["subject"])[0]
             if config.variant == "vae":
                 drawn, mean, log_variance = generator(z, f)
                 loss_g, error, kl = losses.negative_elbo(drawn, y, mean, log_variance, config.kl_weight)

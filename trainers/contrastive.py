@@ -13,19 +13,20 @@ import torch
 from torch.nn import functional as F
 
 from neuroimagen.batches.augment import augment_eeg
-from neuroimagen.batches.stream import train_batches
+from neuroimagen.batches.stream import encoder_options, train_batches
 from neuroimagen.config import EegAugmentConfig, TrainConfig, option, path_option, run_trainer
 from neuroimagen.contrastive import losses
 from neuroimagen.contrastive.encoder import ContrastiveEncoder
 from neuroimagen.contrastive.targets import Targets, read_targets
 from neuroimagen.contrastive.validation import validate
+from neuroimagen.encoders import EncoderConfig, start_from
 from neuroimagen.run.collectives import gather_rows
 from neuroimagen.run.run import Run, set_learning_rate, warmup_cosine
 from neuroimagen.shards.format import read_manifest
 
 
 @dataclasses.dataclass
-class ContrastiveConfig(EegAugmentConfig, TrainConfig):
+class ContrastiveConfig(EncoderConfig, EegAugmentConfig, TrainConfig):
     shards: str = path_option(help="shard directory made by neuroimagen shards")
     features: list[str] = path_option(help="image features files made by neuroimagen features: [a.safetensors, ...]")
     weights: list[float] = option([], "of the contrast with each of these files; none given: 1 each")
@@ -40,10 +41,10 @@ class ContrastiveConfig(EegAugmentConfig, TrainConfig):
     held_out_classes: int = option(
         0, "so many, drawn by seed, are not trained on, and val is of them alone", at_least=0
     )
-    encoder: Literal["lstm", "conv"] = option("lstm", "EEG backbone: neuroimagen/encoders.py")
-    encoder_width: int | None = option(None, "LSTM units (none: 128) or convolution channels (none: 64)")
     n_features: int = option(512, "length of the backbone's output")
-    dropout: float = option(0.0, "dropout in the backbone")
+    head: Literal["linear", "none"] = option(
+        "linear", "after the backbone; none: it gives the embedding, n_features wide"
+    )
     learning_rate: float = option(3e-4, "of AdamW; falls to 0 along half a cosine")
     warmup: int = option(0, "steps of linear warm-up")
     weight_decay: float = option(1e-4, "of AdamW")
@@ -95,11 +96,13 @@ def main(config: ContrastiveConfig) -> int:
     config.check_eeg(manifest.n_times, manifest.sfreq)
     config.check()
     files = read_targets(config.features, config.text_features)
+    widths = {name: file.width for name, file in files.items()}
+    if config.head == "none" and [config.n_features] != [*widths.values()]:
+        raise ValueError(f"head=none needs one features file and n_features={[*widths.values()][0]}, its width")
     run = Run(config)
     if run.done:
         return 0
     targets = Targets(files, config.shards, config.held_out_classes, config.seed)
-    widths = {name: file.width for name, file in files.items()}
     model = ContrastiveEncoder(
         n_chans=manifest.n_chans,
         n_times=manifest.n_times,
@@ -110,7 +113,10 @@ def main(config: ContrastiveConfig) -> int:
         encoder_width=config.encoder_width,
         loss=config.loss,
         standardise=config.standardise,
+        head=config.head,
+        **encoder_options(config, manifest),
     )
+    start_from(model.encoder, config.pretrained)
     model.set_targets(targets.vectors, targets.shown)
     truth = model.offsets(targets.vectors).to(run.device)
     pictures = torch.from_numpy(targets.pictures).to(run.device)

@@ -15,20 +15,18 @@ from neuroimagen.baselines import losses
 from neuroimagen.baselines.neurovision import GROUP, Discriminator, NeuroVision, at_level, growth
 from neuroimagen.baselines.validation import validate
 from neuroimagen.batches.augment import augment_eeg
-from neuroimagen.batches.stream import train_batches
+from neuroimagen.batches.stream import encoder_options, train_batches
 from neuroimagen.config import EegAugmentConfig, TrainConfig, option, path_option, run_trainer
+from neuroimagen.encoders import EncoderConfig, start_from
 from neuroimagen.pixel.saliency import doublings
 from neuroimagen.run.run import Run, set_learning_rate, warmup_cosine
 from neuroimagen.shards.format import read_manifest
 
 
 @dataclasses.dataclass
-class NeuroVisionConfig(EegAugmentConfig, TrainConfig):
+class NeuroVisionConfig(EncoderConfig, EegAugmentConfig, TrainConfig):
     shards: str = path_option(help="shard directory made by neuroimagen shards")
-    encoder: Literal["lstm", "conv"] = option("lstm", "EEG backbone: neuroimagen/encoders.py")
-    encoder_width: int | None = option(None, "LSTM units (none: 128) or convolution channels (none: 64)")
     n_features: int = option(128, "length of the backbone's output")
-    dropout: float = option(0.0, "dropout in the backbone")
     classifier_steps: int = option(500, "first so many steps train the EEG classifier alone", at_least=1)
     classifier_learning_rate: float = option(1e-3, "of its Adam; falls to 0 along half a cosine")
     phase_steps: int = option(50, "steps of each level's fade-in, and of its training before the next", at_least=1)
@@ -83,7 +81,9 @@ def main(config: NeuroVisionConfig) -> int:
         encoder_width=config.encoder_width,
         z_dim=config.z_dim,
         **pictures,
+        **encoder_options(config, manifest),
     ).to(run.device)
+    start_from(model.classifier.encoder, config.pretrained)
     discriminator = Discriminator(n_classes=n_classes, **pictures)
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     averaged = cast(NeuroVision, ema.module)
@@ -107,7 +107,7 @@ def main(config: NeuroVisionConfig) -> int:
             classifier.train()
             lr = config.classifier_learning_rate * warmup_cosine(run.step, config.classifier_steps)
             set_learning_rate(optimizer_c, lr)
-            _, scores = classifier(augment_eeg(batch["eeg"], manifest.sfreq, config, run.rand))
+            _, scores = classifier(augment_eeg(batch["eeg"], manifest.sfreq, config, run.rand), batch["subject"])
             loss_c = F.cross_entropy(scores, label)
             run.backward(loss_c, keys, classification=loss_c)
             run.update(optimizer_c, classifier, name="grad_norm_c")

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from neuroimagen.batches.augment import augment_eeg
-from neuroimagen.batches.stream import eval_batches, train_batches
+from neuroimagen.batches.stream import encoder_options, eval_batches, train_batches
 from neuroimagen.config import EegAugmentConfig, TrainConfig, option, path_option, run_trainer
+from neuroimagen.encoders import EncoderConfig, start_from
 from neuroimagen.pixel import losses
 from neuroimagen.pixel.features import FeatureExtractor, knn_labels, linear_accuracy, retrieval_at_1
 from neuroimagen.run.run import Run, set_learning_rate, warmup_cosine
@@ -20,13 +21,10 @@ from neuroimagen.shards.format import read_manifest
 
 
 @dataclasses.dataclass
-class PixelFeaturesConfig(EegAugmentConfig, TrainConfig):
+class PixelFeaturesConfig(EncoderConfig, EegAugmentConfig, TrainConfig):
     shards: str = path_option(help="shard directory made by neuroimagen shards")
-    encoder: Literal["lstm", "conv"] = option("lstm", "EEG backbone: neuroimagen/encoders.py")
-    encoder_width: int | None = option(None, "LSTM units (none: 128) or convolution channels (none: 64)")
     n_features: int = option(128, "length of f_θ(x)")
     normalise: bool = option(True, "scale features to unit length")
-    dropout: float = option(0.0, "dropout in the backbone")
     margin: float = option(1.0, "β of Eq. 1")
     mining: Literal["all", "semi-hard", "hard"] = option("semi-hard", "which triplets of the global batch count")
     classes_per_batch: int = option(0, "so many classes x trials_per_class in each global batch; 0: as they come")
@@ -43,7 +41,7 @@ def extract(run: Run, model: nn.Module, config: PixelFeaturesConfig, split: str)
     labels = [torch.zeros(0, dtype=torch.int64, device=run.device)]
     for batch in eval_batches(config.shards, split, **run.share):
         batch = run.to_device(batch)
-        features.append(model(batch["eeg"]).float())
+        features.append(model(batch["eeg"], batch["subject"]).float())
         labels.append(batch["label"])
     return run.gather(torch.cat(features)), run.gather(torch.cat(labels))
 
@@ -83,7 +81,9 @@ def main(config: PixelFeaturesConfig) -> int:
         dropout=config.dropout,
         width=config.encoder_width,
         normalise=config.normalise,
+        **encoder_options(config, manifest),
     )
+    start_from(model.encoder, config.pretrained)
     optimizer = torch.optim.AdamW(
         model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
@@ -102,10 +102,10 @@ def main(config: PixelFeaturesConfig) -> int:
         lr = config.learning_rate * warmup_cosine(run.step, config.max_steps, config.warmup)
         set_learning_rate(optimizer, lr)
         if config.accumulate == 1:
-            features = model(batch["eeg"])
+            features = model(batch["eeg"], batch["subject"])
         else:  # triplets need the whole batch: its features first, without a graph
             with torch.no_grad():
-                features = torch.cat([model(part["eeg"]) for part in run.parts(batch)])
+                features = torch.cat([model(part["eeg"], part["subject"]) for part in run.parts(batch)])
             features.requires_grad_()
         loss, active = losses.triplet(features, batch["label"], config.margin, config.mining)  # Eq. 1
         if config.accumulate == 1:
@@ -114,7 +114,7 @@ def main(config: PixelFeaturesConfig) -> int:
             run.reseed()
             (batch["gradient"],) = torch.autograd.grad(loss, features)
             for part in run.parts(batch):
-                inner = (model(part["eeg"]) * part["gradient"]).sum() * config.accumulate
+                inner = (model(part["eeg"], part["subject"]) * part["gradient"]).sum() * config.accumulate
                 run.backward(inner, part["key"], loss=loss)
         anchors = losses.share_of_anchors(batch["label"])
         if not anchors and not said and run.is_main:

@@ -61,8 +61,8 @@ def validate(run: Run, networks: nn.ModuleDict, config: PixelSaliencyConfig) -> 
     """How like the pictures seen the val maps are, see compare_pictures. Collective: every rank."""
     networks.eval()
 
-    def draw(eeg: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        return networks["generator"](z, networks["features"](eeg)).float().add(1).div(2)
+    def draw(eeg: torch.Tensor, z: torch.Tensor, subject: torch.Tensor) -> torch.Tensor:
+        return networks["generator"](z, networks["features"](eeg, subject)).float().add(1).div(2)
 
     return compare_pictures(run, config, draw, "truth_and_map")
 
@@ -102,7 +102,7 @@ def main(config: PixelSaliencyConfig) -> int:
 
     def paint(part: dict) -> tuple[torch.Tensor, torch.Tensor]:
         """f_θ(x) and the maps M_p(x), two of each trial."""
-        f = features(part["eeg"])
+        f = features(part["eeg"], part["subject"])
         return f, generator(torch.cat([part["z1"], part["z2"]]), torch.cat([f, f]))
 
     while run.going():

@@ -131,8 +131,8 @@ def main(config: ReconstructConfig) -> int:
             files.save("truth", mine, batch["image"].add(1).div(2))
             if (maps := decoded["trial"].maps) is not None:
                 files.save("maps", mine, maps)
-            eeg = batch["eeg"].to(device)
-            drawn = draw(todo[mine], eeg, keys, decoded, diffusion, settings, decoders.baselines, given.gallery)
+            told = batch["eeg"].to(device), keys, decoded, diffusion, settings
+            drawn = draw(todo[mine], *told, decoders.baselines, given.gallery, batch["subject"])
         for row in rows:
             stop = stop or any(gather_objects(processes.stop_requested()))
             if stop:

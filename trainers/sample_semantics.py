@@ -6,13 +6,13 @@ directory sets their shape (77 x 768 for Stable Diffusion 1.x). Exports <run_dir
 
 import dataclasses
 from collections import Counter
-from typing import Literal
 
 import torch
 
 from neuroimagen.batches.augment import augment_eeg
-from neuroimagen.batches.stream import eval_batches, train_batches
+from neuroimagen.batches.stream import encoder_options, eval_batches, train_batches
 from neuroimagen.config import EegAugmentConfig, TrainConfig, option, path_option, run_trainer
+from neuroimagen.encoders import EncoderConfig, start_from
 from neuroimagen.run.collectives import decided_by_main, on_every_rank
 from neuroimagen.run.run import Run, set_learning_rate, warmup_cosine
 from neuroimagen.sample.captions import embed_captions
@@ -22,14 +22,11 @@ from neuroimagen.studies.captions import label_caption, read_captions
 
 
 @dataclasses.dataclass
-class SampleSemanticsConfig(EegAugmentConfig, TrainConfig):
+class SampleSemanticsConfig(EncoderConfig, EegAugmentConfig, TrainConfig):
     shards: str = path_option(help="shard directory made by neuroimagen shards")
     pipeline: str = path_option(help="latent diffusion model whose text encoder makes the targets: hub id or directory")
     captions: str = path_option("label", "label ('An image of <class name>'), or a file made by neuroimagen captions")
-    encoder: Literal["lstm", "conv"] = option("lstm", "EEG backbone: neuroimagen/encoders.py")
-    encoder_width: int | None = option(None, "LSTM units (none: 128) or convolution channels (none: 64)")
     n_features: int = option(512, "length of the backbone's output")
-    dropout: float = option(0.0, "dropout in the backbone")
     learning_rate: float = option(1e-3, "of AdamW; falls to 0 along half a cosine")
     warmup: int = option(0, "steps of linear warm-up")
     weight_decay: float = option(0.0, "of AdamW")
@@ -97,7 +94,7 @@ def validate(run: Run, model: SampleEncoder, targets: Targets, config: SampleSem
     candidates, their_labels = targets.embeddings[known], targets.labels[known]
     for batch in eval_batches(config.shards, "val", **run.share):
         batch = run.to_device(batch)
-        prediction, target = model(batch["eeg"]).float(), targets.of(batch)
+        prediction, target = model(batch["eeg"], batch["subject"]).float(), targets.of(batch)
         guesses.append(their_labels[nearest_caption(prediction, candidates)])
         labels.append(batch["label"])
         error = (prediction - target).square().sum()
@@ -132,7 +129,9 @@ def main(config: SampleSemanticsConfig) -> int:
         n_features=config.n_features,
         dropout=config.dropout,
         encoder_width=config.encoder_width,
+        **encoder_options(config, manifest),
     )
+    start_from(model.encoder, config.pretrained)
     model.set_targets(targets.embeddings.cpu(), targets.weights.cpu())
     optimizer = torch.optim.AdamW(
         model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
@@ -147,7 +146,7 @@ def main(config: SampleSemanticsConfig) -> int:
         set_learning_rate(optimizer, lr)
         for part in run.parts(batch):
             weights = targets.of_class[part["label"]] if config.class_weights else None
-            loss = embedding_loss(model(part["eeg"]), targets.of(part), weights)  # Eq. 7
+            loss = embedding_loss(model(part["eeg"], part["subject"]), targets.of(part), weights)  # Eq. 7
             run.backward(loss, part["key"], loss=loss)
         run.update(optimizer, model, config.clip)
         run.advance(lr=lr)

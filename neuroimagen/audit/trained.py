@@ -42,11 +42,11 @@ def named(run: Path, shards: Path) -> Named:
     model = load_trained(SampleEncoder, run / "model").eval()
     mean, std = (np.array(x)[:, None] for x in (about.channel_mean, about.channel_std))
     scores = np.full((len(split), max(names) + 1), -np.inf)
+    infos = [split.info(i) for i in range(len(split))]
     for rows in np.split(np.arange(len(split)), range(BATCH, len(split), BATCH)):
         eeg = np.stack([(split.eeg(int(i)) - mean) / std for i in rows]).astype(np.float32)
-        h_clip = model(torch.from_numpy(eeg)).flatten(1)
+        h_clip = model(torch.from_numpy(eeg), torch.tensor([infos[i]["subject"] for i in rows])).flatten(1)
         scores[np.ix_(rows, sorted(names))] = -torch.cdist(h_clip, captions).numpy()
-    infos = [split.info(i) for i in range(len(split))]
     return Named(scores, *(np.array([info[key] for info in infos]) for key in Named._fields[1:]))
 
 

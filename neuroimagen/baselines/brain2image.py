@@ -7,6 +7,7 @@ every choice. Sizes are powers of two, 16 px or more; inside, images lie in [-1,
 """
 
 import math
+from typing import Any
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -123,20 +124,22 @@ class Brain2Image(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen", l
         image_size: int = 64,
         width: int = 64,
         norm: str = "batch",
+        **options: Any,
     ) -> None:
+        """options: of make_encoder, where it needs more (EncoderConfig.encoder_options)"""
         super().__init__()
         if variant not in ("gan", "vae"):
             raise ValueError(f"variant must be gan or vae, not {variant!r}")
         self.n_chans, self.n_times, self.n_classes = n_chans, n_times, n_classes
         self.variant, self.z_dim, self.image_size = variant, z_dim, image_size
-        backbone = make_encoder(encoder, n_chans, n_times, n_features, dropout, encoder_width)
+        backbone = make_encoder(encoder, n_chans, n_times, n_features, dropout, encoder_width, **options)
         self.classifier = EegClassifier(backbone, n_features, n_classes)
         kind = {"gan": Generator, "vae": VariationalDecoder}[variant]
         self.generator = kind(n_features, z_dim, image_size, width, norm)
 
     @torch.no_grad()
-    def draw(self, eeg: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    def draw(self, eeg: torch.Tensor, z: torch.Tensor, subject: torch.Tensor | None = None) -> torch.Tensor:
         """EEG (n, n_chans, n_times) and noise N(0, 1) (n, z_dim) -> pictures (n, 3, S, S) in [0, 1]."""
-        drawn = self.generator(z, self.classifier(eeg)[0])
+        drawn = self.generator(z, self.classifier(eeg, subject)[0])
         images = drawn if self.variant == "gan" else drawn[0]
         return images.add(1).div(2)

@@ -12,6 +12,6 @@ class EegClassifier(nn.Module):
         self.encoder = encoder
         self.output = nn.Linear(n_features, n_classes)
 
-    def forward(self, eeg: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        features = self.encoder(eeg)
+    def forward(self, eeg: torch.Tensor, subject: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self.encoder(eeg, subject)
         return features, self.output(features)

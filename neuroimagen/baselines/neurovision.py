@@ -159,17 +159,19 @@ class NeuroVision(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen", l
         image_size: int = 128,
         width: int = 128,
         max_width: int = 512,
+        **options: Any,
     ) -> None:
+        """options: of make_encoder, where it needs more (EncoderConfig.encoder_options)"""
         super().__init__()
         self.n_chans, self.n_times, self.n_classes = n_chans, n_times, n_classes
         self.z_dim, self.image_size = z_dim, image_size
-        backbone = make_encoder(encoder, n_chans, n_times, n_features, dropout, encoder_width)
+        backbone = make_encoder(encoder, n_chans, n_times, n_features, dropout, encoder_width, **options)
         self.classifier = EegClassifier(backbone, n_features, n_classes)
         self.generator = Generator(n_classes, z_dim, image_size, width, max_width)
 
     @torch.no_grad()
-    def draw(self, eeg: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    def draw(self, eeg: torch.Tensor, z: torch.Tensor, subject: torch.Tensor | None = None) -> torch.Tensor:
         """EEG (n, n_chans, n_times) and noise N(0, 1) (n, z_dim) -> pictures (n, 3, S, S) in [0, 1], of the class that
         the classifier finds most probable."""
-        classes = F.one_hot(self.classifier(eeg)[1].argmax(1), self.n_classes)
+        classes = F.one_hot(self.classifier(eeg, subject)[1].argmax(1), self.n_classes)
         return self.generator(z, classes, doublings(self.image_size), 1.0).add(1).div(2).clamp(0, 1)

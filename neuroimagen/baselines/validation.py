@@ -20,7 +20,7 @@ def validate(
     guesses, labels = [none], [none]
 
     def classify(batch: dict[str, Any]) -> None:
-        guesses.append(classifier(batch["eeg"])[1].argmax(1))
+        guesses.append(classifier(batch["eeg"], batch["subject"])[1].argmax(1))
         labels.append(batch["label"])
 
     likeness = compare_pictures(run, config, draw, "truth_and_drawn", classify)
@@ -35,9 +35,9 @@ def class_means(run: Run, classifier: torch.nn.Module, shards: str, n_classes: i
     which classes have some (n_classes,). Collective: every rank."""
     classifier.eval()
     sums: torch.Tensor | float = 0.0
-    for batch in eval_batches(shards, "train", **run.share):
-        features = classifier(batch["eeg"].to(run.device))[0].double()
-        one_hot = F.one_hot(batch["label"].to(run.device), n_classes).double()
+    for batch in map(run.to_device, eval_batches(shards, "train", **run.share)):
+        features = classifier(batch["eeg"], batch["subject"])[0].double()
+        one_hot = F.one_hot(batch["label"], n_classes).double()
         sums = sums + one_hot.T @ torch.cat([features, torch.ones_like(features[:, :1])], 1)
     total = run.accelerator.reduce(sums, "sum")
     return [(total[:, :-1] / total[:, -1:].clamp(min=1)).float(), total[:, -1] > 0]

@@ -376,6 +376,22 @@ def _averaged(k: int, batch: dict[str, Any]) -> dict[str, Any]:
     return batch | own | {"eeg": batch["eeg"].unflatten(0, (-1, k)).mean(1)}
 
 
+def encoder_options(config: Any, manifest: Any) -> dict[str, Any]:
+    """What a trainer's model gives make_encoder of these shards, beside sizes: EncoderConfig.encoder_options.
+
+    config: an EncoderConfig with shards and max_bad_samples. Collective: every rank.
+    """
+
+    def subjects() -> list[int]:
+        batcher = Batcher(ShardSplit(config.shards, "train", config.max_bad_samples > 0), None, config.max_bad_samples)
+        _, faults = batcher.read_labels()
+        if len(faults) > batcher.allowed:
+            raise ValueError(next(iter(faults.values())))
+        return np.unique(batcher.subject[batcher.known]).tolist()
+
+    return config.encoder_options(manifest.channels, manifest.sfreq, lambda: decided_by_main(subjects))
+
+
 def eval_batches(
     shards: str | Path,
     split: str,

@@ -18,8 +18,8 @@ LARGEST = 100.0  # logit scale, as in CLIP
 class ContrastiveEncoder(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen", license="apache-2.0"):
     """EEG (batch, n_chans, n_times) -> {name of features file: (batch, D)}, in that file's own units, of any length.
 
-    A backbone and one linear layer. That predicts offsets from the mean of the train trials' features, in units of
-    their spread (`set_targets`), and cosines are taken of these offsets: of `compared`, of prediction and truth alike.
+    A backbone, and one linear layer or none (head). They predict offsets from the mean of the train trials' features,
+    in units of their spread (`set_targets`); cosines are taken of these offsets (`compared`), true or predicted.
     standardise: none, the features as they are; centre, their mean is subtracted and all are divided by one number,
     the root mean square of what is left; each, every number of a feature is divided by its own standard deviation.
     """
@@ -38,13 +38,15 @@ class ContrastiveEncoder(nn.Module, PyTorchModelHubMixin, library_name="neuroima
         encoder_width: int | None = None,
         loss: str = "infonce",
         standardise: str = "centre",
+        head: str = "linear",
+        **options: Any,
     ) -> None:
-        """targets: name -> what the features file says of itself, and "width", D."""
+        """targets: name -> what the features file says of itself, and "width", D; options: of make_encoder."""
         super().__init__()
         self.n_chans, self.n_times, self.targets, self.standardise = n_chans, n_times, targets, standardise
         self.widths = [about["width"] for about in targets.values()]
-        self.encoder = make_encoder(encoder, n_chans, n_times, n_features, dropout, encoder_width)
-        self.output = nn.Linear(n_features, sum(self.widths))
+        self.encoder = make_encoder(encoder, n_chans, n_times, n_features, dropout, encoder_width, **options)
+        self.output = nn.Linear(n_features, sum(self.widths)) if head == "linear" else nn.Identity()
         self.register_buffer("mean", torch.zeros(sum(self.widths)))
         self.register_buffer("std", torch.ones(sum(self.widths)))
         scale, bias = START[loss]
@@ -91,4 +93,4 @@ class ContrastiveEncoder(nn.Module, PyTorchModelHubMixin, library_name="neuroima
         return offsets, self.log_scale.exp(), self.bias
 
     def _offsets(self, eeg: Tensor, subject: Tensor | None) -> Tensor:
-        return self.output(self.encoder(eeg))
+        return self.output(self.encoder(eeg, subject))

@@ -50,7 +50,8 @@ class Targets:
         self.alike = np.unique(found["train"][:, [0, 2]], axis=0, return_inverse=True)[1].ravel()
         vectors = [file.vectors[row] for file, row in zip(files.values(), rows, strict=True)]
         self.vectors = torch.cat(vectors, 1)  # (pictures, ΣD)
-        self.shown = torch.from_numpy(self.pictures[self.train]).bincount(minlength=len(self.vectors))
+        shown = np.bincount(self.pictures[self.train], minlength=len(self.vectors))
+        self.shown = torch.from_numpy(shown)  # in how many trials that are trained on, each picture
         chosen = self.new if held_out_classes else np.ones_like(self.new)
         self.gallery, place = np.unique(val[chosen], return_inverse=True)  # pictures among which val is to be found
         self.truth = np.full(len(val), -1)  # of each val trial, in the gallery; -1: of no concern

@@ -34,6 +34,6 @@ def validate(run: Run, model: ContrastiveEncoder, targets: Targets, config: Any)
     model.train()
     sums, counts = run.accelerator.reduce(sums, "sum"), run.accelerator.reduce(counts, "sum")
     means = losses.found(sums, gallery, torch.arange(n, device=run.device))
-    top1, top5, mean_top1, mean_top5 = [*(counts[:2] / counts[2]).tolist(), *(means[:2] / n).tolist()]
+    top1, top5, mean_top1, mean_top5 = torch.cat([counts[:2] / counts[2], means[:2] / n]).tolist()
     chance = {"chance_top1": 1 / n, "chance_top5": min(1, 5 / n), "new_classes": targets.new[targets.truth >= 0].mean()}
     return {"top1": top1, "top5": top5, "mean_top1": mean_top1, "mean_top5": mean_top5} | chance

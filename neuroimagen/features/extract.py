@@ -25,7 +25,7 @@ from neuroimagen.files import content_of, write_atomic
 from neuroimagen.pictures import see
 from neuroimagen.run import inputs, processes
 from neuroimagen.run.collectives import decided_by_main, on_every_rank, spread
-from neuroimagen.shards.format import SPLITS, ShardError, ShardSplit
+from neuroimagen.shards.format import SPLITS, ShardSplit
 from neuroimagen.studies.captions import captions_source, label_caption, read_captions
 
 
@@ -80,10 +80,9 @@ def _encode(tower: Tower, splits: dict[str, ShardSplit], chunk: list[Any], views
         return tower.encode(chunk)
     pixels = []
     for _, (name, i) in chunk:
+        data = splits[name].picture(i)
         try:
-            pixels.append(tower.pixels(see(splits[name].picture(i)).image.convert("RGB")))
-        except ShardError:
-            raise
+            pixels.append(tower.pixels(see(data).image.convert("RGB")))
         except ValueError as error:
             tar = splits[name].paths[splits[name].index[i]["tar"]]
             what = f"{tar}: the picture of trial {splits[name].keys[i]} cannot be decoded ({error})"
@@ -106,11 +105,7 @@ def extract(config: FeaturesConfig) -> int:
     splits = on_every_rank(lambda: {name: ShardSplit(config.shards, name) for name in SPLITS})
     how = config.layer, config.pool, config.size, processes.DTYPES[config.precision], accelerator.device
     tower = on_every_rank(lambda: load_tower(config.model, "text" if config.captions else "image", *how))
-    about = tower.about | {
-        "views": config.views,
-        "captions": config.captions and "label",
-        "precision": config.precision,
-    }
+    about = tower.about | {"views": config.views, "captions": config.captions, "precision": config.precision}
 
     def look() -> tuple[Places, dict[bytes, str], set[str] | None]:
         """Pictures, captions, and the parts there are, None if OUT is there; ValueError if it or they are of others."""
@@ -119,14 +114,13 @@ def extract(config: FeaturesConfig) -> int:
         places, said = find_pictures(splits, config.captions)
         if said:
             about["captions_sha256"] = inputs.digest({key.hex(): text for key, text in said.items()})
-            about["captions"] = "label" if config.captions == "label" else captions_source(config.captions)
-        now = about | {"pictures": hashlib.sha256(b"".join(places)).hexdigest()}
+            if config.captions != "label":
+                about["captions"] = captions_source(config.captions)
+        now = about | {"pictures": hashlib.sha256(b"".join(places)).hexdigest(), "batch_size": config.batch_size}
+        then = content_of(parts / "about.json") or now
         if out.exists():
             kept = read_features(out)
-            then = kept.about | {"pictures": hashlib.sha256(b"".join(kept.keys)).hexdigest()}
-        else:
-            now["batch_size"] = config.batch_size
-            then = content_of(parts / "about.json") or now
+            then = now | kept.about | {"pictures": hashlib.sha256(b"".join(kept.keys)).hexdigest()}
         if what := _differences(then, now):
             raise ValueError(f"{out if out.exists() else parts} was made with {what}: give another out=, or delete it")
         if out.exists():

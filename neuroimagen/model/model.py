@@ -25,6 +25,7 @@ from torch import nn
 from tqdm import tqdm
 
 from neuroimagen.batches.stream import channel_statistics
+from neuroimagen.encoders import SubjectLayer
 from neuroimagen.errors import quiet_libraries
 from neuroimagen.files import share_weights
 from neuroimagen.model.card import write_card
@@ -229,6 +230,7 @@ class NeuroImagen(
         keys: Sequence[str] | None = None,
         *,
         row: str | None = None,
+        subject: int | Sequence[int] | None = None,
         sfreq: float | None = None,
         tmin: float = 0.0,
         channels: list[str] | None = None,
@@ -243,6 +245,8 @@ class NeuroImagen(
         keys: names of the trials; with `seed` they fix the noise, so the same key and EEG give the same picture.
             None: "0", "1", ...
         row: what to draw from, one of `model.rows`; None: the first of them
+        subject: number of the person, or of each trial's, one it was trained on, for a model with a layer of each
+            (subject_layer); None: anybody else, who gets the mean of these layers
         settings: samples, seed, strength, guidance_scale, num_inference_steps, rescale_embeddings (as far from
             the train captions' mean as captions are), image_size, chunk (trials drawn together; another value may
             change the last bit of a picture; 0: found by trial); others as in the run
@@ -259,6 +263,7 @@ class NeuroImagen(
         keys = [str(i) for i in range(len(x))] if keys is None else [str(key) for key in keys]
         if len(keys) != len(x):
             raise ValueError(f"keys names {len(keys)} trials, but eeg holds {len(x)}")
+        whose = self._whose(subject, len(x))
         size = {"height": asked["image_size"], "width": asked["image_size"]}
         drawn_with = {name: asked[name] for name in DRAWN_WITH} | size
         chunk = asked["chunk"] or find_chunk(self.diffusion, len(x), drawn_with)
@@ -269,7 +274,8 @@ class NeuroImagen(
             for start, part in zip(range(0, len(x), chunk), x.split(chunk), strict=True):
                 some = keys[start : start + chunk]
                 standardised = part.sub(self.mean).div(self.std).to(self.device)
-                decoded = decode(standardised, some, self, asked["seed"], asked["rescale_embeddings"])
+                person = None if whose is None else whose[start : start + chunk]
+                decoded = decode(standardised, some, self, asked["seed"], asked["rescale_embeddings"], person)
                 (drawn,) = draw([row], standardised, some, {"trial": decoded}, self.diffusion, drawn_with)
                 result.images += [[to_image(picture) for picture in pictures] for pictures in drawn]
                 result.maps += [to_image(picture) for picture in (() if decoded.maps is None else decoded.maps)]
@@ -277,6 +283,19 @@ class NeuroImagen(
                 bar.update(len(some))
         result.embeddings = torch.cat(embedded) if embedded else None
         return result
+
+    def _whose(self, subject: int | Sequence[int] | None, n: int) -> torch.Tensor | None:
+        """(n,) numbers of people; ValueError for what no layer knows."""
+        if subject is None:
+            return None
+        known = {i for part in self.modules() if isinstance(part, SubjectLayer) for i in part.numbers.tolist()}
+        numbers = [subject] * n if isinstance(subject, int) else [int(number) for number in subject]
+        if not known or not known.issuperset(numbers):
+            has = f"layers of subjects {', '.join(map(str, sorted(known)))}" if known else "no layer of any subject"
+            raise ValueError(f"subject={subject}: this model has {has}; leave it out for anybody else")
+        if len(numbers) != n:
+            raise ValueError(f"subject names {len(numbers)} trials' people, but eeg holds {n}")
+        return torch.tensor(numbers)
 
     def _settings(self, given: dict[str, Any]) -> dict[str, Any]:
         """All settings of a drawing: `given`, else the model's."""

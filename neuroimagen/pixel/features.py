@@ -1,5 +1,7 @@
 """f_θ, the EEG features that contrastive learning shapes (Eq. 1), and how well they tell the classes apart."""
 
+from typing import Any
+
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
@@ -21,13 +23,15 @@ class FeatureExtractor(nn.Module, PyTorchModelHubMixin, library_name="neuroimage
         dropout: float = 0.0,
         width: int | None = None,
         normalise: bool = True,
+        **options: Any,
     ) -> None:
+        """options: of make_encoder, where it needs more (EncoderConfig.encoder_options)"""
         super().__init__()
         self.n_chans, self.n_times, self.n_features, self.normalise = n_chans, n_times, n_features, normalise
-        self.encoder = make_encoder(encoder, n_chans, n_times, n_features, dropout, width)
+        self.encoder = make_encoder(encoder, n_chans, n_times, n_features, dropout, width, **options)
 
-    def forward(self, eeg: torch.Tensor) -> torch.Tensor:
-        features = self.encoder(eeg)
+    def forward(self, eeg: torch.Tensor, subject: torch.Tensor | None = None) -> torch.Tensor:
+        features = self.encoder(eeg, subject)
         return F.normalize(features, dim=1) if self.normalise else features
 
 

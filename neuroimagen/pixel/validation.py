@@ -12,7 +12,7 @@ from neuroimagen.run.run import Run
 from neuroimagen.run.seeds import seed_from
 from neuroimagen.shards.format import ShardSplit
 
-Draw = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Draw = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @torch.no_grad()
@@ -23,7 +23,7 @@ def compare_pictures(
     pixels; without `draw`, nothing. Collective: every rank.
 
     config: has shards, image_size, z_dim, seed. The noise of a picture depends on (seed, trial) alone.
-    draw: EEG (n, C, T) and noise (n, z_dim) -> pictures (n, 3, S, S) in [0, 1]; look: is shown each batch.
+    draw: EEG (n, C, T), noise (n, z_dim), subject (n,) -> pictures (n, 3, S, S) in [0, 1]; look: is shown each batch
     Saves the grid `name`: truth above picture.
     """
     split, sums = ShardSplit(config.shards, "val"), torch.zeros(4, device=run.device, dtype=torch.float64)
@@ -35,7 +35,8 @@ def compare_pictures(
             continue
         seeds = [seed_from(config.seed, "validation", i) for i in batch["index"].tolist()]
         z = torch.stack([torch.randn(config.z_dim, generator=torch.Generator().manual_seed(s)) for s in seeds])
-        drawn, truth = draw(batch["eeg"], z.to(run.device)).float(), batch["image"].add(1).div(2)
+        drawn = draw(batch["eeg"], z.to(run.device), batch["subject"]).float()
+        truth = batch["image"].add(1).div(2)
         half_way_round = (batch["index"].cpu().numpy() + len(split) // 2) % len(split)
         others = pictures(half_way_round)["image"].to(run.device).add(1).div(2)
         centred = [x.flatten(1) - x.flatten(1).mean(1, keepdim=True) for x in (drawn, truth)]

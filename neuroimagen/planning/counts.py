@@ -24,6 +24,8 @@ class Counts:
     title: str
     shape: dict[str, int]
     sfreq: float
+    channels: list[str] | None
+    subjects: int
     trials: dict[str, int]
     pictures: list[bytes]
     shards: float
@@ -45,7 +47,7 @@ def _of(study: Any, trials: dict[str, int], subjects: int, **rest: Any) -> Count
     title = f"{study.dataset}{simulated}, {len(study.classes)} classes, {subjects} subjects"
     labels = 1 + max(each["label"] for each in study.classes)
     shape = {"n_chans": study.n_chans, "n_times": study.n_times, "n_classes": labels}
-    return Counts(title, shape, study.sfreq, trials, **rest)
+    return Counts(title, shape, study.sfreq, study.channels, subjects, trials, **rest)
 
 
 def of_shards(shards: str | Path) -> Counts:

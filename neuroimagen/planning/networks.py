@@ -16,6 +16,7 @@ from neuroimagen.baselines import brain2image, neurovision
 from neuroimagen.files import content_of
 from neuroimagen.pixel.features import FeatureExtractor
 from neuroimagen.pixel.saliency import Discriminator, Generator
+from neuroimagen.planning.counts import Counts
 from neuroimagen.sample.encoder import SampleEncoder
 
 
@@ -38,18 +39,22 @@ def numbers(modules: list[nn.Module], buffers: bool = False) -> int:
 def networks(
     trainer: str,
     config: Any,
-    shape: dict[str, int],
+    counts: Counts,
     features: Any = None,
     text: tuple[int, int] = (77, 768),
     device: str = "meta",
 ) -> Networks:
-    """Of trainers/<trainer>.py. shape: n_chans, n_times, n_classes; features: the config of stage 1a; text: (L, D_s)"""
+    """Of trainers/<trainer>.py. counts: of the study; features: the config of stage 1a; text: (L, D_s)"""
 
     def made(kind: Any, config: Any = config, device: str = device, **given: Any) -> Any:
         """Its arguments are those given, or of the study's shape, or the config's fields of the same name."""
-        known = vars(config) | shape | given
+        known, names = vars(config) | counts.shape | given, inspect.signature(kind.__init__).parameters
+        found = {name: known[name] for name in names if name in known}
+        if "options" in names:
+            people = list(range(counts.subjects))  # of all splits: as many layers as there may be
+            found |= config.encoder_options(counts.channels, counts.sfreq, lambda: people)
         with torch.device(device):
-            return kind(**{name: known[name] for name in inspect.signature(kind.__init__).parameters if name in known})
+            return kind(**found)
 
     if trainer == "pixel_features":
         return Networks([made(FeatureExtractor, width=config.encoder_width)])

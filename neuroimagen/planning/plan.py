@@ -173,7 +173,7 @@ def training(
     here = of_pipeline(about.pipeline) if hasattr(about, "pipeline") else {"text": (0, 0)}
     if "text" not in here:
         notes = [f"{about.pipeline} is not on this machine: embeddings of 77 x 768 are taken"]
-    nets = networks(stage, about, counts.shape, f_theta, here.get("text", (77, 768)))
+    nets = networks(stage, about, counts, f_theta, here.get("text", (77, 768)))
     row.numbers, twice = numbers(nets.trained), min(2, -(-about.max_steps // (about.checkpoint_every or 1 << 60)))
     saved = numbers(nets.trained, True) + numbers(nets.averaged, True) + 2 * row.numbers
     row.disk = 4.0 * (twice * saved + numbers(nets.averaged or nets.trained, True))

@@ -36,6 +36,7 @@ class Noise(Study):
         super().__init__()
         self.n_chans, self.n_times, n_classes = counts.shape.values()
         self.sfreq, self.inputs, self.rng = counts.sfreq, [], np.random.default_rng(0)
+        self.channels = counts.channels
         self.classes = [{"label": label, "wnid": "n0", "name": "noise"} for label in range(n_classes)]
         places = iter(range(sum(trials.values())))
         self.splits = {name: list(itertools.islice(places, n)) for name, n in trials.items()}
@@ -98,7 +99,7 @@ def rehearse(
         folder, most = Path(where), max(config.global_batch_size for _, config, _ in runs.values())
         random_shards(folder / "shards", counts, {"train": max(most, counts.shape["n_classes"]), "val": 8, "test": 8})
         if "pixel_features" in runs:  # as stage 1a would leave it for 1b, which does not wait for that here
-            f_theta = networks("pixel_features", runs["pixel_features"][1], counts.shape, device="cpu").trained[0]
+            f_theta = networks("pixel_features", runs["pixel_features"][1], counts, device="cpu").trained[0]
             f_theta.save_pretrained(str(folder / "features" / "model"))
             for name in ("config.yaml", "DONE"):
                 (folder / "features" / name).touch()

@@ -100,27 +100,32 @@ class Gallery:
         starts = range(rank * TRIALS_AT_ONCE, n, world * TRIALS_AT_ONCE)
         for start in tqdm(starts, "train EEG for retrieval", unit="batch", disable=True if rank else None, delay=5):
             rows = torch.arange(start, min(start + TRIALS_AT_ONCE, n))
+            batch = batcher(rows.numpy())
             with torch.inference_mode():
-                self.vectors[rows] = F.normalize(self.embed(batcher(rows.numpy())["eeg"].to(device)).float(), dim=1)
+                self.vectors[rows] = F.normalize(self.embed(batch["eeg"].to(device), batch["subject"]).float(), dim=1)
         sum_over_processes(self.vectors)  # each row is another's zeros
 
-    def __call__(self, eeg: Tensor, samples: int) -> Tensor:
+    def __call__(self, eeg: Tensor, samples: int, subject: Tensor | None = None) -> Tensor:
         """EEG (B, C, T) -> the `samples` nearest different train pictures, (B, samples, 3, size, size) in [0, 1]."""
         with torch.inference_mode():
-            rows = nearest_pictures(self.embed(eeg.to(self.device)).float(), self.vectors, self.pictures, samples)
+            asked = self.embed(eeg.to(self.device), subject).float()
+            rows = nearest_pictures(asked, self.vectors, self.pictures, samples)
         found = [load_picture(self.train.picture(row), self.size) for row in rows.flatten().tolist()]
         return torch.stack(found).div(255).unflatten(0, rows.shape)
 
 
 @torch.inference_mode()
-def draw_baseline(model: Any, eeg: Tensor, keys: Sequence[str], samples: int, seed: int, size: int) -> Tensor:
+def draw_baseline(
+    model: Any, eeg: Tensor, keys: Sequence[str], samples: int, seed: int, size: int, subject: Tensor | None = None
+) -> Tensor:
     """EEG (B, C, T) -> pictures of a baseline, (B, samples, 3, size, size) in [0, 1]; resized bicubically if need be.
 
     The noise z of a picture is a function of (seed, key, sample number), as the diffusion model's is.
     """
     noises = [noise_seed(seed, key, sample) for key in keys for sample in range(samples)]
     z = torch.stack([torch.randn(model.z_dim, generator=torch.Generator().manual_seed(noise)) for noise in noises])
-    drawn = model.draw(eeg.repeat_interleave(samples, 0), z.to(eeg.device)).float()
+    whose = None if subject is None else subject.repeat_interleave(samples)
+    drawn = model.draw(eeg.repeat_interleave(samples, 0), z.to(eeg.device), whose).float()
     if drawn.shape[-2:] != (size, size):
         drawn = F.interpolate(drawn, (size, size), mode="bicubic", antialias=True)
     if not drawn.isfinite().all():

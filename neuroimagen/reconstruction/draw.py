@@ -29,22 +29,30 @@ class Decoded(NamedTuple):
 
 
 @torch.inference_mode()
-def saliency_maps(eeg: Tensor, keys: Sequence[str], decoders: Any, seed: int) -> Tensor:
-    """EEG (B, C, T), standardised, through f_theta and g of `decoders`: M_p(x), (B, 3, h, w) in [0, 1]."""
+def saliency_maps(eeg: Tensor, keys: Sequence[str], decoders: Any, seed: int, subject: Tensor | None = None) -> Tensor:
+    """EEG (B, C, T), standardised, of `subject` (B,), through f_theta and g of `decoders`: M_p(x), (B, 3, h, w) in
+    [0, 1]."""
     noises = [torch.Generator().manual_seed(seed_from(seed, "map", key)) for key in keys]
     z = torch.stack([torch.randn(decoders.g.z_dim, generator=noise) for noise in noises]).to(eeg.device)
-    return decoders.g(z, decoders.f_theta(eeg)).add(1).div(2)  # M_p(x) = G(z, f_θ(x))
+    return decoders.g(z, decoders.f_theta(eeg, subject)).add(1).div(2)  # M_p(x) = G(z, f_θ(x))
 
 
 @torch.inference_mode()
-def decode(eeg: Tensor, keys: Sequence[str], decoders: Any, seed: int, rescale_embeddings: bool = False) -> Decoded:
+def decode(
+    eeg: Tensor,
+    keys: Sequence[str],
+    decoders: Any,
+    seed: int,
+    rescale_embeddings: bool = False,
+    subject: Tensor | None = None,
+) -> Decoded:
     """EEG (B, C, T), standardised, through `decoders`: its f_theta and g, None for no maps, and each of its m_s.
 
     (seed, key) fixes the noise z of a map. rescale_embeddings: as far from the captions' mean as a caption is
-    (SampleEncoder.rescaled)
+    (SampleEncoder.rescaled); subject (B,): whose EEG it is, for models with a layer of each person
     """
-    maps = None if decoders.g is None else saliency_maps(eeg, keys, decoders, seed)
-    embeddings = {kind: m_s(eeg) for kind, m_s in decoders.m_s.items()}
+    maps = None if decoders.g is None else saliency_maps(eeg, keys, decoders, seed, subject)
+    embeddings = {kind: m_s(eeg, subject) for kind, m_s in decoders.m_s.items()}
     if rescale_embeddings:
         embeddings = {kind: decoders.m_s[kind].rescaled(embedding) for kind, embedding in embeddings.items()}
     return Decoded(maps, embeddings)
@@ -59,12 +67,13 @@ def draw(
     settings: dict[str, Any],
     baselines: Mapping[str, Any] | None = None,
     gallery: Gallery | None = None,
+    subject: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """The pictures of each of `rows`, (B, samples, 3, H, W) in [0, 1], one row after the other.
 
     eeg (B, C, T), standardised; decoded: by `Row.of`, "trial" being what `decode` made of it
     settings: of Reconstructor.reconstruct, samples, seed, height and width among them
-    baselines (by `Row.by`) and gallery: for the rows that no diffusion model draws
+    baselines (by `Row.by`) and gallery, with subject (B,): for the rows that no diffusion model draws
     """
     encoded: dict[str, EncodedMaps] = {}
     samples, seed, size = settings["samples"], settings["seed"], settings["height"]
@@ -80,9 +89,9 @@ def draw(
                 seen = embeddings[about.image] if about.image else None
                 drawn = diffusion.reconstruct(embedding, start, keys, **settings, image_embeds=seen)
         elif about.by == "retrieval" and gallery:
-            drawn = gallery(eeg, samples)
+            drawn = gallery(eeg, samples, subject)
         else:
-            drawn = draw_baseline((baselines or {})[about.by], eeg, keys, samples, seed, size)
+            drawn = draw_baseline((baselines or {})[about.by], eeg, keys, samples, seed, size, subject)
         yield drawn
 
 

@@ -143,7 +143,8 @@ class Given:
 
             def maps(part: np.ndarray) -> Tensor:
                 batch = batcher(part)
-                drawn = saliency_maps(batch["eeg"].to(self.device), batch["key"], self.decoders, self.config.seed)
+                given = batch["eeg"].to(self.device), batch["key"], self.decoders, self.config.seed, batch["subject"]
+                drawn = saliency_maps(*given)
                 return drawn.double().sum(0).cpu()
 
             sums = torch.stack(spread(maps, parts_of(self.splits["train"])))
@@ -155,11 +156,11 @@ class Given:
         """A batch of the split -> {`Row.of`: what is decoded from it}, for the trial itself and as `rows` need."""
         seed, rescale = self.config.seed, self.config.rescale_embeddings
 
-        def told(eeg: Tensor, keys: Sequence[str]) -> Decoded:
-            return decode(eeg.to(self.device), keys, self.decoders, seed, rescale)
+        def told(eeg: Tensor, keys: Sequence[str], subject: Tensor) -> Decoded:
+            return decode(eeg.to(self.device), keys, self.decoders, seed, rescale, subject)
 
         keys, of = batch["key"], {ROWS[row].of for row in rows}
-        found = {"trial": told(batch["eeg"], keys)}
+        found = {"trial": told(batch["eeg"], keys, batch["subject"])}
         own = found["trial"].embeddings
         if self.captions:
             own |= self.captions(batch["label"].tolist(), keys, self.config.samples)
@@ -172,11 +173,11 @@ class Given:
         for place in of & set(self.stand_ins):
             other = self.batcher(np.array([self.stand_ins[place][key] for key in keys]))
             if place == OTHER:
-                found[place] = told(other["eeg"], other["key"])  # its very map
+                found[place] = told(other["eeg"], other["key"], other["subject"])  # its very map
             else:
                 rngs = [np.random.default_rng(seed_from(seed, "phases", key)) for key in keys]
                 eeg = [random_phases(x.numpy(), rng) for x, rng in zip(other["eeg"], rngs, strict=True)]
-                found[place] = told(torch.from_numpy(np.stack(eeg)), keys)
+                found[place] = told(torch.from_numpy(np.stack(eeg)), keys, other["subject"])
         if "train" in of:
             found["train"] = Decoded(self.mean_map.expand(len(keys), -1, -1, -1), {})
         if "ridge" in of:

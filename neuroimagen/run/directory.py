@@ -74,6 +74,7 @@ def inputs_of(config: Any, fields: Iterable[str] | None = None) -> inputs.Inputs
         "text_features": lambda path: inputs.hashes({Path(path).name: Path(path)}),
         "image_features": lambda path: inputs.hashes({Path(path).name: Path(path)}),
         "image_prompt": inputs.of_adapter,
+        "pretrained": lambda name: inputs.of_model(name) if Path(name).is_dir() else {},
     }
     runs = set(TRAINERS)
     if isinstance(given.get("features"), list):  # files, not a run

@@ -1,6 +1,7 @@
 """M_s: EEG to the prompt embedding that steers the latent diffusion model (Eq. 7)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -31,10 +32,12 @@ class SampleEncoder(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen",
         n_features: int = 128,
         dropout: float = 0.0,
         encoder_width: int | None = None,
+        **options: Any,
     ) -> None:
+        """options: of make_encoder, where it needs more (EncoderConfig.encoder_options)"""
         super().__init__()
         self.n_chans, self.n_times, self.n_tokens, self.width = n_chans, n_times, n_tokens, width
-        self.encoder = make_encoder(encoder, n_chans, n_times, n_features, dropout, encoder_width)
+        self.encoder = make_encoder(encoder, n_chans, n_times, n_features, dropout, encoder_width, **options)
         self.hidden = nn.Sequential(nn.LayerNorm(n_features), nn.GELU(), nn.Linear(n_features, n_features), nn.GELU())
         self.output = nn.Linear(n_features, n_tokens * width)
         nn.init.normal_(self.output.weight, std=0.01)
@@ -52,8 +55,8 @@ class SampleEncoder(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen",
         self.mean.copy_(mean)
         self.std.copy_(variance.sqrt())
 
-    def forward(self, eeg: torch.Tensor) -> torch.Tensor:
-        offset = self.output(self.hidden(self.encoder(eeg))).unflatten(1, (self.n_tokens, self.width))
+    def forward(self, eeg: torch.Tensor, subject: torch.Tensor | None = None) -> torch.Tensor:
+        offset = self.output(self.hidden(self.encoder(eeg, subject))).unflatten(1, (self.n_tokens, self.width))
         return self.mean + self.std * offset
 
     def rescaled(self, embedding: torch.Tensor) -> torch.Tensor:
@@ -64,8 +67,9 @@ class SampleEncoder(nn.Module, PyTorchModelHubMixin, library_name="neuroimagen",
         return self.mean + offset * (self.std.norm() / length)[:, None, None]
 
 
-def short_embeddings(model: SampleEncoder) -> Callable[[torch.Tensor], torch.Tensor]:
-    """EEG (B, n_chans, n_times) -> (B, n_features + 1) with the very lengths and angles of h_clip - mean, (B, L x D_s).
+def short_embeddings(model: SampleEncoder) -> Callable[..., torch.Tensor]:
+    """EEG (B, n_chans, n_times), subject (B,) or None -> (B, n_features + 1) with the very lengths and angles of
+    h_clip - mean, (B, L x D_s).
 
     h_clip - mean = A [hidden; 1] is linear in what the last layer sees, so with A = QR its inner products are those of
     R [hidden; 1]. To compare many trials this takes 513 numbers each instead of Stable Diffusion's 77 x 768 = 59,136.
@@ -74,8 +78,8 @@ def short_embeddings(model: SampleEncoder) -> Callable[[torch.Tensor], torch.Ten
         a = torch.cat([model.output.weight, model.output.bias[:, None]], 1) * model.std.flatten()[:, None]
         r = torch.linalg.qr(a, mode="r").R
 
-    def embed(eeg: torch.Tensor) -> torch.Tensor:
-        hidden = model.hidden(model.encoder(eeg))
+    def embed(eeg: torch.Tensor, subject: torch.Tensor | None = None) -> torch.Tensor:
+        hidden = model.hidden(model.encoder(eeg, subject))
         return torch.cat([hidden, hidden.new_ones(len(hidden), 1)], 1) @ r.T
 
     return embed

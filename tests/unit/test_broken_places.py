@@ -22,7 +22,7 @@ import yaml
 from accelerate.state import AcceleratorState
 from PIL import Image
 from reconstruct_run import make_run
-from tiny_models import tiny_blip, tiny_pipeline, tiny_shards, tiny_stage_runs
+from tiny_models import tiny_blip, tiny_features, tiny_pipeline, tiny_shards, tiny_stage_runs
 
 from neuroimagen.cli import COMMANDS, main
 from neuroimagen.config import run_command
@@ -55,6 +55,7 @@ def whole(tmp_path_factory) -> Path:
     shutil.copytree(root / "runs/saliency/model/features", root / "runs/features/model")
     for name in ("config.yaml", "DONE"):
         (root / "runs/features" / name).touch()
+    tiny_features(root / "image.safetensors", root / "runs/shards", 4)
     make_run(root / "run", classes=2, pictures=2, subjects=1, samples=1)
     (root / "config.yaml").write_text("seed: 0\n")
     return root
@@ -103,6 +104,10 @@ WORK: dict[str, tuple[list[str], list[str]]] = {
     "sample_semantics": (
         [*SMALL, "shards={root}/runs/shards", "pipeline={root}/pipeline", "captions=label"],
         ["runs/shards", "pipeline"],
+    ),
+    "contrastive": (
+        [*SMALL, "shards={root}/runs/shards", "features=[{root}/image.safetensors]"],
+        ["runs/shards", "image.safetensors"],
     ),
     "brain2image": ([*GAN, "width=4", "classifier_steps=1", "shards={root}/runs/shards"], ["runs/shards"]),
     "neurovision": (

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 OURS = ("batches.stream", "batches.pictures", "run.run", "shards.format", "pixel.losses", "sample.encoder")
-TRAINERS = ("pixel_features", "pixel_saliency", "sample_semantics", "brain2image", "neurovision")  # not the diffusion's
+TRAINERS = (  # not the diffusion's
+    *("pixel_features", "pixel_saliency", "sample_semantics", "contrastive", "brain2image", "neurovision"),
+)
 # torchmetrics imports transformers and scipy.signal by itself; torch, accelerate and webdataset none of these.
 FOREIGN = ("transformers", "diffusers", "mne", "scipy.signal", "torchmetrics", "neuroimagen.studies.signal")
 

@@ -46,6 +46,7 @@ TWO = "features=[image.safetensors,b.safetensors]"
         (["features=[text.safetensors]"], "holds features of kind text, where image is asked for"),
         (["features=[damaged.safetensors]"], "damaged.safetensors is no features file, or is damaged"),
         (["features=[none.safetensors]"], "none.safetensors does not exist; make it with neuroimagen features"),
+        ([ONE, "head=none"], "head=none needs one features file and n_features=4, its width"),
         ([ONE, "loss_chunk=0"], "loss_chunk=0 must be at least 1"),
         ([ONE, "positives=subject"], "'subject' is not one of picture, class, trial"),
     ],

@@ -67,6 +67,12 @@ def test_logit_scale_and_bias_are_learnt_and_the_scale_stays_below_clips_limit()
     assert (gradient > 0).all()  # from there it may fall again
 
 
+def test_without_a_head_the_backbone_gives_the_embedding():
+    bare = ContrastiveEncoder(4, 64, {"a": {"width": 6}}, "conv", 6, encoder_width=4, head="none")
+    eeg = torch.randn(3, 4, 64)
+    assert torch.equal(bare(eeg)["a"], bare.encoder(eeg)) and "output.weight" not in bare.state_dict()
+
+
 def test_parts_give_the_gradients_of_the_whole():
     made, _ = model()
     eeg, weights = torch.randn(6, 4, 64), torch.randn(6, 9)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from tiny_models import tiny_pipeline, tiny_shards
+from tiny_models import tiny_features, tiny_pipeline, tiny_shards
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from neuroimagen.config import TrainConfig, load_config, run_command
@@ -58,6 +58,8 @@ RUNS = {
         *("generator_width=4", "discriminator_width=4", "augment=color,translation,cutout"),
     ],
     "sample_semantics": [*EEG, "pipeline={root}/pipeline"],
+    "contrastive": [*EEG, "features=[{root}/image.safetensors]", "eeg_smooth=0.3", "mse_weight=1", "accumulate=2"],
+    "contrastive siglip": [*EEG, "features=[{root}/image.safetensors]", "loss=siglip"],
     "brain2image": GAN,
     "brain2image vae": [*GAN, "variant=vae"],
     "neurovision": [*GAN, "phase_steps=1"],
@@ -90,6 +92,7 @@ def as_it_was(monkeypatch):
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("root")
     tiny_shards(folder / "shards")
+    tiny_features(folder / "image.safetensors", folder / "shards", 4)
     tiny_pipeline(folder / "pipeline")
     torch.manual_seed(0)
     FeatureExtractor(4, 440, "conv", 5, width=4).save_pretrained(str(folder / "features" / "model"))

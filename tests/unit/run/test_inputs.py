@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
-from tiny_models import tiny_pipeline, tiny_shards, tiny_stage_runs
+from tiny_models import tiny_features, tiny_pipeline, tiny_shards, tiny_stage_runs
 from torch import nn
 
 from neuroimagen.config import TrainConfig, load_config
@@ -319,6 +319,26 @@ def test_models_of_the_hub_are_told_apart_by_their_id(root, monkeypatch):
     assert claim(config)
     with pytest.raises(ValueError, match="of another config .pipeline: 'a-lab/base' there, 'a-lab/tuned' here"):
         claim(dataclasses.replace(config, pipeline="a-lab/tuned"))
+
+
+def test_features_files_are_known_by_their_content(root):
+    """`features` of contrastive.py are files, of pixel_saliency.py a run."""
+    for name, kind in (("a", "image"), ("text", "text")):
+        tiny_features(root / f"{name}.safetensors", root / "shards", 4, kind)
+    given = [f"shards={root}/shards", f"features=[{root}/a.safetensors]", f"run_dir={root}/run"]
+    given += [f"text_features={root}/text.safetensors", "text_weight=1"]
+    config = load_config(trainer("contrastive").__annotations__["config"], given, "contrastive")
+    assert not claim(config)
+    (root / "run" / "DONE").touch()
+    (root / "moved").mkdir()
+    shutil.copy(root / "a.safetensors", root / "moved")
+    assert claim(dataclasses.replace(config, features=[f"{root}/moved/a.safetensors"], loss_chunk=7))
+    for name, field in (("a", "features"), ("text", "text_features")):
+        kept = (root / f"{name}.safetensors").read_bytes()
+        tiny_features(root / f"{name}.safetensors", root / "shards", 5)
+        with pytest.raises(ValueError, match=rf"another {field}=.*\(1 changed, such as {name}.safetensors\)"):
+            claim(config)
+        (root / f"{name}.safetensors").write_bytes(kept)
 
 
 def test_rows_that_are_not_drawn_need_no_finished_run(root):
