@@ -38,8 +38,8 @@ PLAIN: dict[Any, tuple[Callable[[str], Any], str]] = {
 
 STAGES = (
     *("simulate", "shards", "captions", "features", "latent_diffusion", "image_prompt", "pixel_features"),
-    *("pixel_saliency", "sample_semantics", "contrastive", "brain2image", "neurovision", "reconstruct", "evaluate", "report"),
-    *("probe", "export", "dashboard"),
+    *("pixel_saliency", "sample_semantics", "contrastive", "brain2image", "neurovision", "reconstruct"),
+    *("evaluate", "report", "probe", "export", "dashboard"),
 )
 
 

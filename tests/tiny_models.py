@@ -18,6 +18,11 @@ TEXT = (
 )
 WORDS = TEXT.split()
 TEXT_LENGTH, TEXT_WIDTH = 16, 32
+# What the tiny contrastive run decodes, and what `tiny_features` of them says of itself.
+TINY_TARGETS = {
+    name: {"model": "random numbers", "kind": "image", "width": width}
+    for name, width in (("layer", 8), ("picture", 12))
+}
 SD2 = {"attention_head_dim": (2, 4), "use_linear_projection": True, "upcast_attention": True}  # heads by level
 
 
@@ -352,6 +357,7 @@ def tiny_stage_runs(directory: str | Path, pipeline: Path) -> dict[str, str]:
 
     from neuroimagen.baselines.brain2image import Brain2Image
     from neuroimagen.baselines.neurovision import NeuroVision
+    from neuroimagen.contrastive.encoder import ContrastiveEncoder
     from neuroimagen.pixel.features import FeatureExtractor
     from neuroimagen.pixel.saliency import Generator
     from neuroimagen.sample.encoder import SampleEncoder
@@ -367,7 +373,10 @@ def tiny_stage_runs(directory: str | Path, pipeline: Path) -> dict[str, str]:
             "brain2image/model": Brain2Image(4, 440, 3, n_features=8, z_dim=4, image_size=16, width=4),
             "brain2image_vae/model": Brain2Image(4, 440, 3, "vae", n_features=8, z_dim=4, image_size=16, width=4),
             "neurovision/model": NeuroVision(4, 440, 3, n_features=8, z_dim=4, image_size=16, width=4, max_width=8),
+            "contrastive/model": ContrastiveEncoder(4, 440, TINY_TARGETS, n_features=8),
         }
+        models["contrastive/model"].mean.fill_(2.0)
+        models["contrastive/model"].std.fill_(3.0)
     for name, model in models.items():
         model.save_pretrained(str(directory / name))
     captions = {"semantics_label": "label", "semantics_blip": "captions.jsonl"}
