@@ -1,13 +1,16 @@
 """Image prompts, by diffusers' own IP-Adapter, on small random pipelines of the layouts of Stable Diffusion."""
 
 import json
+from types import SimpleNamespace
 
 import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import TEXT_LENGTH, TEXT_WIDTH, tiny_image_prompt, tiny_lcm, tiny_pipeline, tiny_xl
+from tiny_models import TEXT_LENGTH, TEXT_WIDTH, TINY_TARGETS, tiny_image_prompt, tiny_lcm, tiny_pipeline, tiny_xl
 
+from neuroimagen.contrastive.encoder import ContrastiveEncoder
+from neuroimagen.reconstruction.decoders import Decoders
 from neuroimagen.reconstruction.image_prompt import Adapter
 from neuroimagen.reconstruction.pipelines import load_pipeline
 from neuroimagen.reconstruction.reconstructor import Reconstructor, noise_seed
@@ -165,6 +168,18 @@ def test_adapters_that_cannot_be_had_are_refused_in_a_sentence(made, tmp_path, m
     save_file(plus, tmp_path / "plus.safetensors")
     with pytest.raises(ValueError, match="use an adapter of pooled"):
         Reconstructor(pipeline, image_prompt=str(tmp_path / "plus.safetensors"))
+
+
+def test_decoded_features_are_as_long_as_those_of_train():
+    """By hand: each measured in its own spread, 3; the root mean square of 12 numbers of variance 1 is sqrt(12)."""
+    encoder = ContrastiveEncoder(4, 100, TINY_TARGETS, n_features=8).eval()
+    encoder.mean.fill_(2.0)
+    encoder.std.fill_(3.0)
+    eeg = torch.randn(5, 4, 100)
+    decoded = Decoders.features(SimpleNamespace(contrastive=encoder, target="picture"), eeg, torch.ones(5).long())
+    raw = encoder(eeg)["picture"].detach()
+    assert torch.allclose(((decoded - 2) / 3).norm(dim=1), torch.full((5,), 12**0.5))
+    assert torch.allclose(torch.cosine_similarity(decoded - 2, raw - 2), torch.ones(5))
 
 
 def plus_projection():
