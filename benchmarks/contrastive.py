@@ -8,18 +8,23 @@ Losses: value and gradients of symmetric InfoNCE (and, last, SigLIP) of B random
     chunked      losses.info_nce, 512 rows at a time, in one process
     gathered     the same in two processes, B / 2 trials each, ids and sums of columns exchanged over gloo
 
-s: of a step, the median over the rounds; each measurement is a process of its own, and contenders take turns. MB: what
-the step adds to the peak of a process that holds its inputs (the worse of the two). A plain step that would need more
-than PLAIN_LIMIT is left out.
+s: processor seconds of a step (on one thread; what else the machine does counts less than in wall time), the worse of
+the two processes, the median over the rounds (of B = 16,384: one round). MB: what the step adds to the peak of a
+process that holds its inputs. Each measurement is a process of its own, and contenders take turns. A plain step that
+would need more than PLAIN_LIMIT is left out.
 
-Trainer: trainers/contrastive.py from shards, with its log, without loader workers; bare: the same ContrastiveEncoder
-and AdamW on EEG that lies in memory as float32, plain InfoNCE, clipping. Each a process of its own that takes turns.
+Trainer: trainers/contrastive.py from shards, with its log, with one loader worker or none; bare loop: the same
+ContrastiveEncoder (conv) and AdamW on EEG that lies in memory as float32, plain InfoNCE, clipping. Each a process of
+its own that takes turns; medians of the steps after the first five, in wall time, and in processor time of the training
+process, which is what the loop costs beside the reading of data when there are cores for workers.
 """
 
+import itertools
 import json
 import multiprocessing
 import os
 import resource
+import runpy
 import socket
 import statistics
 import subprocess
@@ -33,15 +38,17 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
+from neuroimagen.config import load_config
 from neuroimagen.contrastive import losses
 from neuroimagen.contrastive.encoder import ContrastiveEncoder
 from neuroimagen.features.format import picture_digests, write_features
 from neuroimagen.run.collectives import gather_rows
+from neuroimagen.run.run import Run
 from neuroimagen.shards.format import SPLITS, ShardSplit
 
 REPO = Path(__file__).parents[1]
 D, CHUNK, PLAIN_LIMIT = 512, 512, 6e9
-BATCH, STEPS, WIDTH = 128, 60, 1024  # of the trainer
+BATCH, STEPS, WIDTH = 128, 30, 1024  # of the trainer
 
 
 def plain(z: torch.Tensor, v: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -75,9 +82,9 @@ def measure(kind: str, size: int, rank: int, world: int, port: int, answers) -> 
 
     before, seconds = peak(), []
     for _ in range(3 if size < 10_000 else 1):
-        began = time.perf_counter()
+        began = time.process_time()
         step()
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.process_time() - began)
     answers.put((min(seconds), peak() - before))
     if world > 1:
         dist.destroy_process_group()
@@ -111,7 +118,7 @@ def compare_losses(rounds: int) -> None:
         if 6 * 4 * size**2 > PLAIN_LIMIT:  # logits, two softmaxes, their gradients
             del contenders["plain"]
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
-        for _ in range(rounds):
+        for _ in range(rounds if size < 10_000 else 1):
             for name, (kind, world) in contenders.items():
                 found[name].append(in_processes(kind, size, world))
         medians = {
@@ -136,59 +143,73 @@ def write_study(folder: Path) -> None:
     write_features(folder / "f.safetensors", torch.randn(len(keys), WIDTH), keys, {"kind": "image", "model": "random"})
 
 
-def trainer(folder: Path, number: int) -> float:
-    """Trials a second, after the first 20 steps."""
-    given = [f"shards={folder}/shards", f"features=[{folder}/f.safetensors]", f"run_dir={folder}/run-{number}"]
-    given += [f"global_batch_size={BATCH}", f"max_steps={STEPS}", "encoder=conv", "log_every=20", "checkpoint_every=0"]
-    command = [sys.executable, str(REPO / "trainers" / "contrastive.py"), *given]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=REPO)
-    lines = [json.loads(x) for x in (folder / f"run-{number}" / "stats.jsonl").read_text().splitlines()]
-    return statistics.median(line["samples_per_second"] for line in lines[1:] if "samples_per_second" in line)
+def steps_of_trainer(folder: Path, workers: int, number: int) -> list[tuple[float, float]]:
+    """Wall and processor seconds of each step of this process."""
+    seen, advance = [], Run.advance
+
+    def clocked(self, **values) -> None:
+        advance(self, **values)
+        seen.append((time.perf_counter(), time.process_time()))
+
+    Run.advance = clocked  # type: ignore[method-assign]
+    main = runpy.run_path(str(REPO / "trainers" / "contrastive.py"), run_name="imported")["main"]
+    given = [
+        f"shards={folder}/shards",
+        f"features=[{folder}/f.safetensors]",
+        f"run_dir={folder}/run-{workers}-{number}",
+    ]
+    given += [f"global_batch_size={BATCH}", f"max_steps={STEPS}", "encoder=conv", "checkpoint_every=0"]
+    main(load_config(main.__annotations__["config"], [*given, f"workers={workers}"], "contrastive"))
+    return [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(seen)]
 
 
-def bare(folder: Path) -> float:
-    """The same number, of as many steps."""
+def steps_of_bare_loop(folder: Path) -> list[tuple[float, float]]:
+    """The same of a loop that a reader would write."""
     split = ShardSplit(folder / "shards", "train")
     eeg = torch.stack([split.eeg_into(i, torch.empty(split.shape)) for i in range(len(split))])
     eeg = (eeg - eeg.mean((0, 2), keepdim=True)) / eeg.std((0, 2), keepdim=True)
-    features = torch.randn(len(split), WIDTH)
+    features, seen = torch.randn(len(split), WIDTH), []
     model = ContrastiveEncoder(*split.shape, {"f": {"width": WIDTH}}, "conv", 512)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-4, fused=True)
-    speeds = []
-    for _ in range(STEPS // 20):
-        began = time.perf_counter()
-        for _ in range(20):
-            rows = torch.randperm(len(eeg)).repeat(-(-BATCH // len(eeg)))[:BATCH]
-            z = F.normalize(model(eeg[rows])["f"], dim=1)
-            loss = plain(z, F.normalize(features[rows], dim=1), model.log_scale.exp())
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-        speeds.append(20 * BATCH / (time.perf_counter() - began))
-    return statistics.median(speeds[1:])
+    for _ in range(STEPS):
+        rows = torch.randperm(len(eeg))[:BATCH]
+        z = F.normalize(model(eeg[rows])["f"], dim=1)
+        loss = plain(z, F.normalize(features[rows], dim=1), model.log_scale.exp())
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        seen.append((time.perf_counter(), time.process_time()))
+    return [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(seen)]
 
 
 def compare_trainer(rounds: int) -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_study(folder)
-        ours, theirs = [], []
-        for number in range(2 * rounds + 1):
-            ours.append(trainer(folder, number))
-            again = [sys.executable, __file__, "bare", name]
-            theirs.append(float(subprocess.run(again, check=True, capture_output=True, text=True).stdout))
-        a, b = statistics.median(ours), statistics.median(theirs)
-        overhead = statistics.median(y / x for x, y in zip(ours, theirs, strict=True)) - 1
-        print(
-            f"trainer {a:.0f} trials/s, bare loop {b:.0f}: it takes {overhead:+.1%} time (median of {len(ours)} pairs)"
-        )
+    contenders = {"bare loop": "bare", "trainer, 1 worker": "1", "trainer, none": "0"}
+    found: dict[str, list[list[float]]] = {name: [] for name in contenders}
+    with tempfile.TemporaryDirectory() as folder:
+        write_study(Path(folder))
+        for number in range(rounds):
+            for name, which in contenders.items():
+                command = [sys.executable, __file__, which, folder, str(number)]
+                done = subprocess.run(command, check=True, capture_output=True, text=True)
+                found[name].append(json.loads(done.stdout.splitlines()[-1]))
+    print(f"{'':18} {'trials/s':>8} {'per processor second':>21}   of the bare loop's: time, processor time")
+    base = found["bare loop"]
+    for name, each in found.items():
+        wall, cpu = ([statistics.median(x[i] for x in each)] for i in (0, 1))
+        ratio = [statistics.median(x[i] / y[i] for x, y in zip(each, base, strict=True)) - 1 for i in (0, 1)]
+        told = "  ".join(f"{x:+.1%}" for x in ratio) if each is not base else ""
+        print(f"{name:18} {BATCH / wall[0]:8.0f} {BATCH / cpu[0]:21.0f}   {told}", flush=True)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["bare"]:
+    if len(sys.argv) > 2:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        print(bare(Path(sys.argv[2])))
+        place = Path(sys.argv[2])
+        steps = (
+            steps_of_bare_loop(place) if sys.argv[1] == "bare" else steps_of_trainer(place, *map(int, sys.argv[1:4:2]))
+        )
+        print(json.dumps([statistics.median(column) for column in zip(*steps[5:], strict=True)]))
     else:
         count = int(sys.argv[1]) if sys.argv[1:] else 3
         compare_trainer(count)

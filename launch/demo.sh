@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The paper on a simulated study, small enough for a laptop: bash launch/demo.sh RUNS [key=value for the simulator, e.g. snr=0]
 #
-# WHOLE=1  everything, on top of what the demo left in RUNS: baselines, further controls, three pictures a trial, more
-#          scores (make paper); otherwise the decoders and what one wants to see first (make demo)
+# WHOLE=1  everything, on top of what the demo left in RUNS: baselines, all controls, all scores, the whole audit (make
+#          paper); otherwise the decoders and what one wants to see first (make demo)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 runs=${1:-runs/demo}; shift || true

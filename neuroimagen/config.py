@@ -37,9 +37,9 @@ PLAIN: dict[Any, tuple[Callable[[str], Any], str]] = {
 }
 
 STAGES = (
-    *("simulate", "shards", "captions", "features", "latent_diffusion", "image_prompt", "pixel_features"),
-    *("pixel_saliency", "sample_semantics", "contrastive", "brain2image", "neurovision", "reconstruct"),
-    *("evaluate", "report", "probe", "export", "dashboard"),
+    *("simulate", "shards", "captions", "latent_diffusion", "pixel_features", "pixel_saliency", "sample_semantics"),
+    *("brain2image", "neurovision", "reconstruct", "evaluate", "report", "probe", "export", "dashboard", "features"),
+    *("contrastive", "image_prompt"),
 )
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch.nn import functional as F
 
-from neuroimagen.batches.augment import augment_eeg
+from neuroimagen.batches.augment import augment_eeg, averaged
 from neuroimagen.batches.stream import encoder_options, train_batches
 from neuroimagen.config import EegAugmentConfig, TrainConfig, option, path_option, run_trainer
 from neuroimagen.contrastive import losses
@@ -125,11 +125,11 @@ def main(config: ContrastiveConfig) -> int:
     )
     model, optimizer = run.prepare(model, optimizer)
     run.resume()
-    some = {"among": targets.train, "average_k": config.average_k, "alike": targets.alike}
-    batches = train_batches(config.shards, **run.position, **some)
+    position = run.position | {"batch_size": config.average_k * run.batch_size}
+    batches = train_batches(config.shards, **position, order=targets.order(config.seed, config.average_k))
     own = slice(run.rank * run.batch_size, (run.rank + 1) * run.batch_size)
     while run.going():
-        batch = run.next(batches)
+        batch = averaged(run.next(batches), config.average_k)
         batch["eeg"] = augment_eeg(batch["eeg"], manifest.sfreq, config, run.rand)
         batch["picture"] = pictures[batch["index"]]
         ids = batch[{"trial": "index", "class": "label"}.get(config.positives, "picture")]

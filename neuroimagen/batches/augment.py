@@ -5,6 +5,7 @@ What happens to a trial is a function of its own random numbers, which are its r
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +43,12 @@ def augment_eeg(eeg: Tensor, sfreq: float, config: EegAugmentConfig, rand: Calla
     if config.eeg_channel_dropout:
         eeg = eeg * (rand(n, n_chans) >= config.eeg_channel_dropout)[:, :, None]
     return eeg
+
+
+def averaged(batch: dict[str, Any], k: int) -> dict[str, Any]:
+    """A batch of n x k trials, as RepeatedOrder has them -> of n: the mean EEG of each k, and all else of the first."""
+    own = {name: values[::k] for name, values in batch.items() if name != "skipped"}
+    return batch | own | {"eeg": batch["eeg"].unflatten(0, (-1, k)).mean(1)} if k > 1 else batch
 
 
 def shift(eeg: Tensor, samples: Tensor) -> Tensor:

@@ -4,8 +4,7 @@ Train order (batches/order.py): each epoch is one permutation of the split, f(se
 step s takes the next world x batch_size trials, rank r the r-th contiguous slice of them. So a step number is all there
 is to resume, every trial comes exactly once an epoch, and neither the number of processes (at one global batch size)
 nor of loader workers changes what a step sees. With classes_per_batch the global batch is instead P classes x K trials,
-cut among the ranks in the same way. With average_k each
-trial's EEG is the mean of several. No global random generator is drawn from.
+cut among the ranks in the same way. No global random generator is drawn from.
 
 A batch is a dict: "eeg" float32 (B, C, T), standardised by the manifest's train statistics; "label", "subject", "index"
 (position in the split) int64 (B,); "key", "image_name" lists of str; "skipped", the keys of trials that were found to
@@ -42,15 +41,7 @@ import webdataset as wds
 from torch.utils.data import DataLoader
 
 from neuroimagen.batches.decode import load_picture
-from neuroimagen.batches.order import (
-    BalancedOrder,
-    EpochOrder,
-    Order,
-    RepeatedOrder,
-    eval_indices,
-    train_indices,
-    worker,
-)
+from neuroimagen.batches.order import BalancedOrder, EpochOrder, Order, eval_indices, train_indices, worker
 from neuroimagen.run.collectives import decided_by_main, on_every_rank
 from neuroimagen.shards.format import ShardSplit
 
@@ -329,9 +320,7 @@ def train_batches(
     max_bad_samples: int = 0,
     classes_per_batch: int = 0,
     trials_per_class: int = 0,
-    among: np.ndarray | None = None,
-    average_k: int = 1,
-    alike: np.ndarray | None = None,
+    order: Order | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Endless batches of train for one rank, beginning with those of `step`; the module says in which order.
 
@@ -339,16 +328,14 @@ def train_batches(
     max_bad_samples: so many different trials may be replaced because they cannot be read.
     classes_per_batch, trials_per_class: both 0, or the global batch is so many classes x so many trials of each, see
     BalancedOrder; then the JSON of every trial is read here (7 us a trial from a warm disk).
-    among: take only trials of these indices.
-    average_k: the EEG of each trial is the mean of so many trials, which takes as many reads: of itself and others of
-    its group in `alike`, (n,) numbers (RepeatedOrder). All else is the trial's own.
+    order: of indices of the split, in place of EpochOrder.
     ValueError for shards that are not whole, and for a batch that is not classes x trials. Collective: every rank.
     """
     assert batch_size > 0 and 0 <= rank < world and min(step, workers, max_bad_samples) >= 0
     opened = on_every_rank(lambda: ShardSplit(shards, "train", max_bad_samples > 0))
     batcher = Batcher(opened, image_size, max_bad_samples)
     bad: set[int] = set()
-    order: Order = EpochOrder(len(batcher.split) if among is None else among, seed)
+    order = order or EpochOrder(len(batcher.split), seed)
     if classes_per_batch or trials_per_class:
         if classes_per_batch < 1 or classes_per_batch * trials_per_class != batch_size * world:
             raise ValueError(
@@ -359,21 +346,8 @@ def train_batches(
         _count_bad(faults, bad, max_bad_samples)
         order = BalancedOrder(labels, classes_per_batch, trials_per_class, seed)
         batcher.groups = order.members
-    assert among is alike is None or not max_bad_samples  # a substitute may be any trial
-    if average_k > 1:
-        assert alike is not None
-        order = RepeatedOrder(order, alike, average_k, seed)
-    size = average_k * batch_size
-    batches = _load(
-        functools.partial(train_indices, order, size, rank, world, step), batcher, size, workers, device, bad
-    )
-    return map(functools.partial(_averaged, average_k), batches) if average_k > 1 else batches
-
-
-def _averaged(k: int, batch: dict[str, Any]) -> dict[str, Any]:
-    """The mean EEG of each k trials, and all else of the first of them."""
-    own = {name: values[::k] for name, values in batch.items() if name != "skipped"}
-    return batch | own | {"eeg": batch["eeg"].unflatten(0, (-1, k)).mean(1)}
+    indices = functools.partial(train_indices, order, batch_size, rank, world, step)
+    return _load(indices, batcher, batch_size, workers, device, bad)
 
 
 def encoder_options(config: Any, manifest: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from neuroimagen.batches.order import EpochOrder, Order, RepeatedOrder
 from neuroimagen.features.format import Features, picture_digests, read_features
 from neuroimagen.run.collectives import decided_by_main
 from neuroimagen.run.seeds import seed_from
@@ -56,3 +57,8 @@ class Targets:
         self.gallery, place = np.unique(val[chosen], return_inverse=True)  # pictures among which val is to be found
         self.truth = np.full(len(val), -1)  # of each val trial, in the gallery; -1: of no concern
         self.truth[chosen] = place.ravel()
+
+    def order(self, seed: int, k: int) -> Order:
+        """Of the train trials, each with k - 1 others of the same picture and person."""
+        order = EpochOrder(self.train, seed)
+        return RepeatedOrder(order, self.alike, k, seed) if k > 1 else order

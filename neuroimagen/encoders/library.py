@@ -75,7 +75,7 @@ class LibraryEncoder(Encoder):
             found = self.features(torch.zeros(2, n_chans, n_times))
             if found.shape != (2, n_features):
                 raise ValueError(f"of 2 trials it makes {tuple(found.shape)} instead of 2 x {n_features} features")
-            parameters = list(self.model.parameters())
+            parameters = [p for p in self.model.parameters() if p.requires_grad]
             reached = torch.autograd.grad(found.sum(), parameters, allow_unused=True)
             for parameter, gradient in zip(parameters, reached, strict=True):
                 parameter.requires_grad_(gradient is not None)  # DistributedDataParallel would wait for the others

@@ -1,5 +1,6 @@
 """What goes wrong on a cluster, done to real processes: kills, hangs, full disks, numbers that are not finite."""
 
+import functools
 import json
 import os
 import random
@@ -33,14 +34,28 @@ def equal(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def contrastive(run_dir, study) -> list[str]:
+    """As many steps of the trainer whose ranks exchange the most."""
+    inputs = [f"shards={study.shards}", f"features=[{study.folder}/picture.safetensors]"]
+    return [
+        "trainers/contrastive.py",
+        *command(run_dir)[1:],
+        *inputs,
+        "encoder=conv",
+        "encoder_width=4",
+        "n_features=8",
+    ]
+
+
 @pytest.fixture(scope="module")
 def uncut(tmp_path_factory):
-    """uncut(start) -> the weights of `command` on two processes, never cut off."""
-    run_dir = tmp_path_factory.mktemp("uncut") / "run"
+    """uncut(start) -> the weights of `command`, or of another, on two processes, never cut off."""
+    folder = tmp_path_factory.mktemp("uncut")
 
-    def get(start) -> dict[str, torch.Tensor]:
+    def get(start, of=command, name="small") -> dict[str, torch.Tensor]:
+        run_dir = folder / name
         if not run_dir.exists():
-            assert start(command(run_dir), 2).wait() == [0, 0]
+            assert start(of(run_dir), 2).wait() == [0, 0]
         return weights(run_dir)
 
     return get
@@ -181,15 +196,17 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(start, small_disk):
     assert "continuing at step 5" in processes.log.read_text() or "continuing at step 10" in processes.log.read_text()
 
 
-def test_random_kills(start, uncut, tmp_path, request):
+@pytest.mark.parametrize("trainer", ["small", "contrastive"])
+def test_random_kills(trainer, start, uncut, study, tmp_path, request):
     """SIGKILL or SIGTERM, to one rank or to all, at random moments from the first import on: the run always ends with
     the weights of an uncut one. Three moments here; `make test-kills` tries twenty."""
     moments = request.config.getoption("--kills")
+    of = command if trainer == "small" else functools.partial(contrastive, study=study)
     chance = random.Random(moments)
     for moment in range(moments):
         run_dir, early = tmp_path / f"run-{moment}", moment % 3 == 0
         delay, step = chance.uniform(0, 1), chance.randint(1, 30)
-        processes = start(command(run_dir), 2, fresh=early, hold="" if early else STEP.format(step))
+        processes = start(of(run_dir), 2, fresh=early, hold="" if early else STEP.format(step))
         number, ranks = chance.choice([signal.SIGKILL, signal.SIGTERM]), chance.choice([slice(None), slice(1)])
         if early:
             time.sleep(5 * delay)  # the imports take as long, and more on a busy machine
@@ -201,6 +218,6 @@ def test_random_kills(start, uncut, tmp_path, request):
         codes = processes.wait_like_a_launcher()
         print(f"{moment}: {number.name} to {ranks}, {'early' if early else 'late'}: {codes}")
         if codes != [0, 0]:
-            processes = start(command(run_dir), 2)
+            processes = start(of(run_dir), 2)
             assert processes.wait() == [0, 0], processes.log.read_text()[-3000:]
-        assert (run_dir / "DONE").exists() and equal(weights(run_dir), uncut(start)), moment
+        assert (run_dir / "DONE").exists() and equal(weights(run_dir), uncut(start, of, trainer)), moment

@@ -45,6 +45,8 @@ TRAINERS = {
         | PARTS
         | {"four": {"world": 4}, "two in two parts, in chunks": {"world": 2, "accumulate": 2, "loss_chunk": 3}},
     ),
+    # four processes, or parts, of two trials: as a rule one of the two people is not there
+    "people": Trainer({".": FeatureExtractor}, PARTS | {"four": {"world": 4}}),
     "sample_semantics": Trainer({".": SampleEncoder}, TWO | PARTS),
     # two models, three optimizers
     "pixel_saliency": Trainer(
@@ -70,6 +72,7 @@ def command(stage: str, study, run_dir, finished) -> list[str]:
     eeg = [shards, "encoder=conv", "n_features=16", "classifier_steps=3", "z_dim=8", "width=4"]
     specific = {
         "pixel_features": [shards, "encoder=conv", "n_features=16"],
+        "people": [shards, "encoder=tsconv", "n_features=16", "subject_layer=time", "weight_decay=0.1"],
         "pixel_saliency": [
             *(shards, f"features={finished}", "finetune_features=true", "image_size=32", "z_dim=8"),
             *("generator_width=4", "discriminator_width=4"),
@@ -77,7 +80,7 @@ def command(stage: str, study, run_dir, finished) -> list[str]:
         "contrastive": [
             *(shards, f"features=[{study.folder}/picture.safetensors,{study.folder}/layer.safetensors]"),
             *(f"text_features={study.folder}/caption.safetensors", "text_weight=0.5", "mse_weight=1"),
-            *("encoder=conv", "n_features=16", "eeg_smooth=0.3", "held_out_classes=1"),
+            *("encoder=conv", "n_features=16", "eeg_smooth=0.3", "held_out_classes=1", "subject_layer=time"),
         ],
         "sample_semantics": [shards, f"pipeline={study.folder}/pipeline", "encoder=conv", "n_features=16"],
         "brain2image": [*eeg, "image_size=16", "norm=group"],
@@ -89,7 +92,7 @@ def command(stage: str, study, run_dir, finished) -> list[str]:
         ],
         "image_prompt": [*pictures, f"pipeline={study.folder}/pipeline", f"val_images={study.folder}/study/images"],
     }[stage]
-    script = "latent_diffusion" if stage == "denoiser" else stage
+    script = {"denoiser": "latent_diffusion", "people": "pixel_features"}.get(stage, stage)
     return [f"trainers/{script}.py", *common, *specific]
 
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from perceivelab_files import write_shards
 from PIL import Image
 
+from neuroimagen.batches.augment import averaged
 from neuroimagen.batches.decode import load_picture
 from neuroimagen.batches.order import BalancedOrder, EpochOrder, RepeatedOrder, eval_indices, train_indices
 from neuroimagen.batches.stream import Batcher, eval_batches, train_batches
@@ -303,20 +304,23 @@ def test_the_mean_of_several_trials(made):
     """By hand, from single trials; the same with workers and on two processes; of the trials that are asked for."""
     split = ShardSplit(made, "train")
     groups = np.arange(len(split)) // 3
-    some = {"among": np.arange(0, len(split), 2), "average_k": 2, "alike": groups, "seed": 4}
-    whole = next(train_batches(made, batch_size=8, **some))
-    order = RepeatedOrder(EpochOrder(some["among"], 4), groups, 2, 4)
+    order = RepeatedOrder(EpochOrder(np.arange(0, len(split), 2), 4), groups, 2, 4)
+
+    def batches(**options):
+        return (averaged(batch, 2) for batch in train_batches(made, order=order, **options))
+
+    whole = next(batches(batch_size=16))
     single = Batcher(split, None)
     for row, pair in enumerate(order(0, 16).reshape(-1, 2)):
         trials = single(pair)
         torch.testing.assert_close(whole["eeg"][row], trials["eeg"].mean(0), rtol=0, atol=1e-6)
         assert whole["key"][row] == trials["key"][0] and whole["index"][row] == pair[0] and pair[0] % 2 == 0
         assert whole["subject"][row] == trials["subject"][0] and whole["image_name"][row] == trials["image_name"][0]
-    halves = [next(train_batches(made, batch_size=4, rank=rank, world=2, workers=1, **some)) for rank in (0, 1)]
+    halves = [next(batches(batch_size=8, rank=rank, world=2, workers=1)) for rank in (0, 1)]
     assert torch.equal(whole["eeg"], torch.cat([half["eeg"] for half in halves]))
-    later = train_batches(made, batch_size=8, **some)
+    later = batches(batch_size=16)
     next(later)
-    assert same(next(later), next(train_batches(made, batch_size=8, step=1, **some)))
+    assert same(next(later), next(batches(batch_size=16, step=1)))
 
 
 def damage(made, folder, wounds: dict[int, str]) -> ShardSplit:

@@ -136,9 +136,8 @@ def test_texts(towers, kind):
         assert close(load(towers[kind], "text").encode(TEXTS), expected)
     n = [TEXT_LENGTH] * 4 if kind == "siglip" else [len(tokenizer(t, truncation=True).input_ids) for t in TEXTS]
     assert kind == "siglip" or n[2] == 2 and n[3] == TEXT_LENGTH, "the empty one has a begin and an end"
-    mean, last = (
-        torch.stack([take(s[:k]) for s, k in zip(states, n)]) for take in (lambda s: s.mean(0), lambda s: s[-1])
-    )
+    own = [s[:k] for s, k in zip(states, n, strict=True)]
+    mean, last = torch.stack([s.mean(0) for s in own]), torch.stack([s[-1] for s in own])
     with pytest.warns(UserWarning, match="are cut"):
         assert close(load(towers[kind], "text", "1", "mean").encode(TEXTS), mean)
         assert close(load(towers[kind], "text", "1", "cls").encode(TEXTS), last)
@@ -149,7 +148,7 @@ def test_the_embedded_ones():
     tower = load("embedded")
     pixels = torch.stack([tower.pixels(picture) for picture in PICTURES])
     assert (
-        pixels.shape == (3, 3, 96, 96) and EMBEDDED_SIZE == json.loads((EMBEDDED / "config.json").read_text())["size"]
+        pixels.shape == (3, 3, 96, 96) and json.loads((EMBEDDED / "config.json").read_text())["size"] == EMBEDDED_SIZE
     )
     whole = torch.from_numpy(np.array(PICTURES[1])).permute(2, 0, 1)[None] / 255
     with torch.inference_mode():

@@ -29,6 +29,7 @@ from neuroimagen.model import model as model_module
 from neuroimagen.model.model import copy_pipeline
 from neuroimagen.reconstruction.reconstructor import Reconstructor
 from neuroimagen.run import inputs
+from neuroimagen.sample.encoder import SampleEncoder
 from neuroimagen.shards.format import ShardSplit
 
 TRAINER = Path(__file__).parents[3] / "trainers" / "reconstruct.py"
@@ -118,6 +119,38 @@ def png(image) -> bytes:
 
 def pixels(result) -> list[bytes]:
     return [image.tobytes() for images in result.images for image in images]
+
+
+def test_everybody_is_decoded_by_a_layer_of_their_own(runs, trials, tmp_path):
+    """The run's very pictures if it is said whose EEG it is; of somebody else by the mean of the layers."""
+    torch.manual_seed(0)
+    m_s = SampleEncoder(4, 440, TEXT_LENGTH, TEXT_WIDTH, n_features=8, subjects=[1, 2])
+    torch.nn.init.normal_(m_s.encoder.front.change)
+    run = tmp_path / "semantics_label"
+    shutil.copytree(runs / "semantics_label", run)
+    m_s.save_pretrained(str(run / "model"))
+    fields = {"shards": runs / "shards", "pipeline": runs.parent / "pipeline", "run_dir": tmp_path / "reconstruct"}
+    fields |= {"num_inference_steps": 4, "rows": "[L]", "chunk": 2, "samples": 1, "semantics_label": run}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "yes")
+        draw([f"{name}={value}" for name, value in fields.items()])
+    assert main(["export", str(tmp_path), f"out={tmp_path}/exported", f"shards={runs}/shards"]) == 0
+    model, (eeg, keys) = NeuroImagen.from_pretrained(tmp_path / "exported", device="cpu"), trials
+    split = ShardSplit(runs / "shards", "test")
+    people = [split.info(i)["subject"] for i in range(len(split))]
+    drawn = [png(images[0]) for images in model.reconstruct(eeg, keys, subject=people).images]
+    there = [(tmp_path / "reconstruct" / "images" / "L" / f"{key}_0.png").read_bytes() for key in keys]
+    assert drawn == there and sorted(set(people)) == [1, 2]
+    one, other, mean = (model.reconstruct(eeg[:1], keys[:1], subject=who).embeddings for who in (1, 2, None))
+    assert not torch.equal(one, other) and not torch.equal(one, mean) and not torch.equal(other, mean)
+    for subject, said in ((3, "subject=3: this model has layers of subjects 1, 2"), ([1, 2], "names 2 trials' people")):
+        with pytest.raises(ValueError, match=said):
+            model.reconstruct(eeg[:1], subject=subject)
+
+
+def test_a_model_without_layers_of_people_takes_no_subject(model, trials):
+    with pytest.raises(ValueError, match="subject=1: this model has no layer of any subject; leave it out"):
+        model.reconstruct(trials[0], subject=1)
 
 
 def test_pictures_are_those_of_the_run_byte_for_byte(runs, model, trials):

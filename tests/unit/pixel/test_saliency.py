@@ -140,7 +140,12 @@ def test_validation_compares_pictures_in_0_to_1(study):
         image=lambda name, grid: saved.update({name: grid}),
         accelerator=SimpleNamespace(reduce=lambda values, how: values),
     )  # fmt: skip
-    networks = torch.nn.ModuleDict({"generator": _Told(), "features": torch.nn.Identity()})
+
+    class Same(torch.nn.Module):
+        def forward(self, eeg, subject):
+            return eeg
+
+    networks = torch.nn.ModuleDict({"generator": _Told(), "features": Same()})
     found = trainer.validate(run, networks, config)
 
     split = ShardSplit(study.shards, "val")

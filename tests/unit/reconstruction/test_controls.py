@@ -117,7 +117,7 @@ class Stub:
 
     z_dim = 2
 
-    def draw(self, eeg, z):
+    def draw(self, eeg, z, subject=None):
         grey = torch.stack([z[:, 0].sigmoid(), eeg[:, 0, 0]], 1)
         return grey[:, None, :, None].expand(-1, 3, 2, 4).repeat_interleave(2, 2)
 

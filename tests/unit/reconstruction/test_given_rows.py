@@ -41,7 +41,7 @@ class Net:
 
 
 def decoders():
-    return SimpleNamespace(f_theta=lambda eeg: eeg[:, 0].mean(1), g=Net(), m_s={}, retrieval=None)
+    return SimpleNamespace(f_theta=lambda eeg, subject=None: eeg[:, 0].mean(1), g=Net(), m_s={}, retrieval=None)
 
 
 def given(rows, shards, split):

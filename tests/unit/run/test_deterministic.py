@@ -47,12 +47,15 @@ RAISES = {
     "scatter_reduce": ["scatter_reduce", "scatter_reduce_"],
     "resize_": [],  # of quantized tensors
 }
-EEG = ["encoder=conv", "encoder_width=4", "n_features=5", "eeg_shift=0.05", "eeg_noise=0.1"]
+PEOPLE = ["subject_layer=channels", "eeg_shift=0.05", "eeg_noise=0.1"]
+EEG = ["encoder=conv", "encoder_width=4", "n_features=5", *PEOPLE]
 GAN = [*EEG, "image_size=16", "z_dim=4", "width=4", "classifier_steps=1"]
 PICTURES = ["images={root}/shards_study/images", "image_size=32", "latent_channels=4"]
 RUNS = {
     "pixel_features": [*EEG, "mining=semi-hard"],
     "pixel_features lstm": ["encoder=lstm", "n_features=5", "mining=hard"],
+    "pixel_features projection": ["encoder=projection", "n_features=5", "subject_layer=time"],
+    **{f"pixel_features {name}": [f"encoder={name}", *EEG[1:]] for name in ("tsconv", "atm", "simpleconv")},
     "pixel_saliency": [
         *("features={root}/features", "finetune_features=true", "image_size=16", "z_dim=4"),
         *("generator_width=4", "discriminator_width=4", "augment=color,translation,cutout"),
@@ -96,7 +99,7 @@ def root(tmp_path_factory):
     tiny_features(folder / "image.safetensors", folder / "shards", 4)
     tiny_pipeline(folder / "pipeline")
     torch.manual_seed(0)
-    FeatureExtractor(4, 440, "conv", 5, width=4).save_pretrained(str(folder / "features" / "model"))
+    FeatureExtractor(4, 440, "conv", 5, width=4, subjects=[1, 2]).save_pretrained(str(folder / "features" / "model"))
     for name in ("config.yaml", "DONE"):
         (folder / "features" / name).touch()
     return folder
