@@ -132,6 +132,9 @@ class Adapter(nn.Module):
     """An adapter that is trained: its weights alone, so that one optimizer and one DDP wrapper drive them; the frozen
     U-Net that they are in is no part of the module."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, pipe: Any, about: dict[str, Any], features: Tensor) -> None:
         """A new adapter in the U-Net of `pipe`, its keys and values those of the caption.
 

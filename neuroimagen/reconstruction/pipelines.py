@@ -54,11 +54,11 @@ class _FromLatents(_OwnImagePrompts):
 
 
 PIPELINES: dict[type, tuple[Any, Any]] = {  # as loaded -> as drawn with: from a map, from noise alone
-    LAYOUTS[f"{kind}Pipeline"]: tuple(
-        type(f"{how.__name__}{kind}", (how, getattr(diffusers, f"{kind}{end}Pipeline")), {})
-        for how, end in ((_FromLatents, "Img2Img"), (_OwnImagePrompts, ""))
+    loaded: (
+        type(f"FromLatents{kind}", (_FromLatents, loaded), {}),
+        type(f"FromNoise{kind}", (_OwnImagePrompts, getattr(diffusers, f"{kind}Pipeline")), {}),
     )
-    for kind in KINDS
+    for kind, loaded in ((kind, LAYOUTS[f"{kind}Pipeline"]) for kind in KINDS)
 }
 
 

@@ -56,8 +56,10 @@ class EncodedMaps:
 
 
 # Arguments that are fields of trainers/reconstruct.py too: of Reconstructor, and of its `reconstruct`
-LOADED_WITH = ("attention", "scheduler", "channels_last", "compile", "vae_slicing", "vae_tiling")
-LOADED_WITH += ("image_prompt", "image_prompt_scale")
+LOADED_WITH = (
+    *("attention", "scheduler", "channels_last", "compile", "vae_slicing", "vae_tiling"),
+    *("image_prompt", "image_prompt_scale"),
+)
 DRAWN_WITH = ("samples", "seed", "strength", "guidance_scale", "num_inference_steps")
 
 
