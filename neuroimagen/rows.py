@@ -83,6 +83,7 @@ PAPER = ("I", "L", "B", "B+I", "L+I")  # models 1 to 5 of the paper's Table 3
 FULL = "L+I"  # the paper's method
 BEST_FIRST = ("L+I", "B+I", "L", "B", "I", "none")  # the paper's model 5 is its best
 BASELINES = {row: f"trainers/{RUNS[about.by]}.py" for row, about in ROWS.items() if about.by in RUNS}  # of Table 1
+OF_IMAGE = ("contrastive", "image_prompt", "image_prompt_scale", "image_features")  # fields of the next rows
 IMAGE = tuple(row for row, about in ROWS.items() if about.image)  # these and the next are drawn only when named
 VALIDITY = tuple(row for row, about in ROWS.items() if about.beside and not about.image)
 FLOOR, CEILING = "random class", "oracle"  # between which a row's accuracy lies
@@ -157,5 +158,5 @@ def adds_rows(before: Mapping[str, Any], now: Mapping[str, Any], changed: Iterab
     kept = set(rows_to_draw(before["rows"], before)) <= set(rows_to_draw(now["rows"], now))
     new = {field for field in RUNS if before[field] is None} | {"rows"}
     if before["image_prompt"] is None:
-        new |= {"image_prompt", "image_prompt_scale", "image_features"}
+        new |= {*OF_IMAGE}
     return kept and set(changed) <= new

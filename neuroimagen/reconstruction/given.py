@@ -164,7 +164,7 @@ class Given:
         own = found["trial"].embeddings
         if self.captions:
             own |= self.captions(batch["label"].tolist(), keys, self.config.samples)
-        if self.decoders.target and any(ROWS[row].image == "decoded" for row in rows):
+        if any(ROWS[row].image == "decoded" for row in rows):
             own["decoded"] = self.decoders.features(*(batch[name].to(self.device) for name in ("eeg", "subject")))
         if self.true is not None:
             own["true"] = self.true[batch["index"]]
