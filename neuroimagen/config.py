@@ -39,7 +39,7 @@ PLAIN: dict[Any, tuple[Callable[[str], Any], str]] = {
 STAGES = (
     *("simulate", "shards", "captions", "latent_diffusion", "pixel_features", "pixel_saliency", "sample_semantics"),
     *("brain2image", "neurovision", "reconstruct", "evaluate", "report", "probe", "export", "dashboard", "features"),
-    *("contrastive", "retrieval"),
+    *("contrastive", "image_prompt", "retrieval"),
 )
 
 

@@ -18,6 +18,11 @@ TEXT = (
 )
 WORDS = TEXT.split()
 TEXT_LENGTH, TEXT_WIDTH = 16, 32
+# What the tiny contrastive run decodes, and what `tiny_features` of them says of itself.
+TINY_TARGETS = {
+    name: {"model": "random numbers", "kind": "image", "width": width}
+    for name, width in (("layer", 8), ("picture", 12))
+}
 SD2 = {"attention_head_dim": (2, 4), "use_linear_projection": True, "upcast_attention": True}  # heads by level
 
 
@@ -331,6 +336,20 @@ def tiny_features(path: str | Path, shards: str | Path, width: int, kind: str = 
     return Path(path)
 
 
+def tiny_image_prompt(directory: str | Path, pipeline: Path, width: int, about: dict[str, Any]) -> Path:
+    """A random directory of trainers/image_prompt.py for a pipeline, of features around 2 with a spread of 3."""
+    from neuroimagen.reconstruction.image_prompt import Adapter
+    from neuroimagen.reconstruction.pipelines import load_pipeline
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        adapter = Adapter(load_pipeline(str(pipeline)), about, 2 + 3 * torch.randn(50, width))
+        for parameter in adapter.readers.parameters():
+            torch.nn.init.normal_(parameter)
+    adapter.save_pretrained(str(directory))
+    return Path(directory)
+
+
 def tiny_stage_runs(directory: str | Path, pipeline: Path) -> dict[str, str]:
     """Finished runs of stages 1b and 2 and of the baselines with random weights, for `tiny_shards`; the fields that
     `reconstruct.py` takes."""
@@ -338,6 +357,7 @@ def tiny_stage_runs(directory: str | Path, pipeline: Path) -> dict[str, str]:
 
     from neuroimagen.baselines.brain2image import Brain2Image
     from neuroimagen.baselines.neurovision import NeuroVision
+    from neuroimagen.contrastive.encoder import ContrastiveEncoder
     from neuroimagen.pixel.features import FeatureExtractor
     from neuroimagen.pixel.saliency import Generator
     from neuroimagen.sample.encoder import SampleEncoder
@@ -353,7 +373,10 @@ def tiny_stage_runs(directory: str | Path, pipeline: Path) -> dict[str, str]:
             "brain2image/model": Brain2Image(4, 440, 3, n_features=8, z_dim=4, image_size=16, width=4),
             "brain2image_vae/model": Brain2Image(4, 440, 3, "vae", n_features=8, z_dim=4, image_size=16, width=4),
             "neurovision/model": NeuroVision(4, 440, 3, n_features=8, z_dim=4, image_size=16, width=4, max_width=8),
+            "contrastive/model": ContrastiveEncoder(4, 440, TINY_TARGETS, n_features=8),
         }
+        models["contrastive/model"].mean.fill_(2.0)
+        models["contrastive/model"].std.fill_(3.0)
     for name, model in models.items():
         model.save_pretrained(str(directory / name))
     captions = {"semantics_label": "label", "semantics_blip": "captions.jsonl"}

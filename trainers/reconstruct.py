@@ -22,7 +22,7 @@ from neuroimagen.reconstruction.given import Given
 from neuroimagen.reconstruction.picture_files import PictureFiles, chunk_before, describe, still_whole
 from neuroimagen.reconstruction.pipelines import Scheduler
 from neuroimagen.reconstruction.reconstructor import DRAWN_WITH, LOADED_WITH, Reconstructor, Settings
-from neuroimagen.rows import PAPER, ROWS, SEMANTICS, VALIDITY, rows_to_draw
+from neuroimagen.rows import IMAGE, PAPER, ROWS, VALIDITY, check_rows, rows_to_draw
 from neuroimagen.run import processes, zero
 from neuroimagen.run.collectives import decided_by_main, gather_objects, on_every_rank, wait_for_files
 from neuroimagen.run.directory import check_inputs, claim_run_dir, inputs_of
@@ -41,10 +41,15 @@ class ReconstructConfig(Settings):
     brain2image: str | None = path_option(None, "run directory of trainers/brain2image.py, GAN; row Brain2Image")
     brain2image_vae: str | None = path_option(None, "the same trainer's, the VAE; row Brain2Image-VAE")
     neurovision: str | None = path_option(None, "run directory of trainers/neurovision.py; for row NeuroVision")
+    contrastive: str | None = path_option(None, "run directory of trainers/contrastive.py; for rows with E")
+    image_prompt: str | None = path_option(
+        None, "adapter for rows with E: directory of trainers/image_prompt.py, or weights of an IP-Adapter, file or hub"
+    )
+    image_features: str | None = path_option(None, "features file of the pictures seen; for row E oracle")
     rows: list[str] | None = option(
         list(PAPER),
         f"any of {', '.join(ROWS)} (docs/paper.md); null: what the runs given "
-        f"here allow, but for none, {', '.join(VALIDITY)}",
+        f"here allow, but for none, {', '.join((*IMAGE, *VALIDITY))}",
     )
     split: str = option("test", "split of the shards")
     scheduler: Scheduler = option("default", "how the noise is removed; default: as the pipeline comes")
@@ -59,11 +64,7 @@ class ReconstructConfig(Settings):
 
     def check(self) -> None:
         """ValueError for what no run can draw."""
-        rows = rows_to_draw(self.rows, vars(self))
-        if self.rescale_embeddings and not any(ROWS[row].semantics in SEMANTICS for row in rows):
-            raise ValueError(
-                f"rescale_embeddings=true: no row of {', '.join(rows)} has a decoded embedding; leave it out"
-            )
+        check_rows(rows_to_draw(self.rows, vars(self)), vars(self))
 
 
 def main(config: ReconstructConfig) -> int:

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 import yaml
+from torch.nn import functional as F
 
 from neuroimagen.baselines.brain2image import Brain2Image
 from neuroimagen.baselines.neurovision import NeuroVision
+from neuroimagen.contrastive.encoder import ContrastiveEncoder
 from neuroimagen.errors import load_trained
 from neuroimagen.pixel.features import FeatureExtractor
 from neuroimagen.pixel.saliency import Generator
@@ -29,7 +31,7 @@ def stage_run(field: str, directory: str | None, rows: list[str]) -> Path:
 
 
 class Decoders:
-    """f_θ and G, M_s for each kind of captions, and the baselines, as far as the rows need them.
+    """f_θ and G, M_s for each kind of captions, a contrastive run and the baselines, as far as the rows need them.
 
     runs: {a name in RUNS: run directory of that stage, or None}
     """
@@ -73,6 +75,16 @@ class Decoders:
                         f"{field}={run} was trained with captions={captions}, so it is not for rows with {letter}"
                     )
                 self.m_s[kind] = load(SampleEncoder, run / "model")
+        self.contrastive: Any = None
+        if wanted := [row for row in rows if ROWS[row].image == "decoded"]:
+            run = stage_run("contrastive", runs.get("contrastive"), wanted)
+            self.contrastive = load(ContrastiveEncoder, run / "model")
+            if self.contrastive.standardise == "none":
+                raise ValueError(
+                    f"contrastive={run} was trained with standardise=none, so nothing says how long features are"
+                )
+            self.named = f"contrastive={run}"
+        self.target = ""  # which of the features that it decodes the image prompt takes
         self.baselines: dict[str, Any] = {}  # by config field
         for row, field in ((row, ROWS[row].by) for row in rows if ROWS[row].kind == "baseline"):
             run = stage_run(field, runs.get(field), [row])
@@ -82,8 +94,22 @@ class Decoders:
             self.baselines[field] = model
             self.configs[field] = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
 
+    @torch.inference_mode()
+    def features(self, eeg: torch.Tensor, subject: torch.Tensor) -> torch.Tensor:
+        """EEG (B, C, T), standardised, of subjects (B,) -> decoded features of the picture seen (B, D), on the CPU.
+
+        Contrast says a direction from the mean of the train features, and of no length: they are made as long as the
+        train features are from it, in root mean square, where the encoder measured both.
+        """
+        model, at = self.contrastive, list(self.contrastive.targets).index(self.target)
+        mean, std = (x.split(model.widths)[at] for x in (model.mean, model.std))
+        offset = F.normalize((model(eeg, subject)[self.target] - mean) / std, dim=1) * len(mean) ** 0.5
+        return (mean + std * offset).float().cpu()
+
     def check(self, diffusion: Reconstructor) -> None:
         """Raise ValueError unless every M_s speaks the language of the pipeline's text encoder."""
+        if self.contrastive and diffusion.image_prompt:
+            self.target = diffusion.image_prompt.fitting(self.contrastive.targets, self.named)
         for kind, m_s in self.m_s.items():
             diffusion.check_embedding(m_s.n_tokens, m_s.width, f"what semantics_{kind} decodes")
             trained_with = self.configs[kind]["pipeline"]

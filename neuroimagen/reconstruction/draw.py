@@ -25,7 +25,7 @@ class Decoded(NamedTuple):
     """What stages 1 and 2, or what stands in their place, make of B trials."""
 
     maps: Tensor | None  # (B, 3, h, w) in [0, 1], M_p(x); None: no row starts from one
-    embeddings: dict[str, Tensor]  # (B, L, D_s) or (B, samples, L, D_s) of each `Row.semantics`
+    embeddings: dict[str, Tensor]  # (B, L, D_s) or (B, samples, L, D_s) of each `Row.semantics`, (B, D) of `Row.image`
 
 
 @torch.inference_mode()
@@ -85,7 +85,9 @@ def draw(
             with saying_what_fits(len(keys)):  # F(M_p(x), M_s(x)), steps (1) to (4)
                 if about.map and about.of not in encoded and maps is not None:  # once for all rows and samples
                     encoded[about.of] = diffusion.encode(maps, size, settings["width"])
-                drawn = diffusion.reconstruct(embedding, encoded[about.of] if about.map else None, keys, **settings)
+                start = encoded[about.of] if about.map else None
+                seen = embeddings[about.image] if about.image else None
+                drawn = diffusion.reconstruct(embedding, start, keys, **settings, image_embeds=seen)
         elif about.by == "retrieval" and gallery:
             drawn = gallery(eeg, samples, subject)
         else:
@@ -110,7 +112,8 @@ def find_chunk(diffusion: Reconstructor, trials: int, settings: Mapping[str, Any
     while chunk:
         try:
             embeds, maps = diffusion.nothing.expand(chunk, -1, -1), torch.zeros(chunk, 3, 8, 8)
-            diffusion.reconstruct(embeds, maps, ["trial"] * chunk, **short)
+            seen = torch.zeros(chunk, diffusion.image_prompt.width) if diffusion.image_prompt else None
+            diffusion.reconstruct(embeds, maps, ["trial"] * chunk, **short, image_embeds=seen)
             return chunk
         except RuntimeError as error:
             if not should_reduce_batch_size(error):

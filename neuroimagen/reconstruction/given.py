@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from neuroimagen.batches.stream import Batcher
+from neuroimagen.features.format import picture_digests, read_features
 from neuroimagen.linear import fit_ridge, window_means
 from neuroimagen.reconstruction.controls import TRIALS_AT_ONCE, ClassCaptions, Gallery, train_split
 from neuroimagen.reconstruction.draw import Decoded, decode, saliency_maps
@@ -121,6 +122,11 @@ class Given:
         self.stand_ins = {ROWS[row].of: stand_ins(split, row, keys, config.seed) for row in some}
         told = "ridge" in of or any(ROWS[row].semantics not in (None, *SEMANTICS) for row in rows)
         self.captions = ClassCaptions(f, split.manifest.classes, config.seed) if told else None
+        self.true: Tensor | None = None  # (n, D), of each trial of the split
+        if any(ROWS[row].image == "true" for row in rows) and f.image_prompt:
+            file = read_features(config.image_features)
+            f.image_prompt.fitting({file.path.name: file.about | {"width": file.width}}, f"image_features={file.path}")
+            self.true = file.vectors[file.rows(picture_digests(split))]
         names = ["train"] * bool(of & {"train", "ridge"}) + ["val"] * ("ridge" in of)
         self.splits = {name: ShardSplit(config.shards, name) for name in names}  # beside the one that is drawn
         if decoders.retrieval:
@@ -158,6 +164,10 @@ class Given:
         own = found["trial"].embeddings
         if self.captions:
             own |= self.captions(batch["label"].tolist(), keys, self.config.samples)
+        if any(ROWS[row].image == "decoded" for row in rows):
+            own["decoded"] = self.decoders.features(*(batch[name].to(self.device) for name in ("eeg", "subject")))
+        if self.true is not None:
+            own["true"] = self.true[batch["index"]]
         if self.captions and "class" in rows:
             own["class"] = self.captions.nearest(own["label"], self.decoders.m_s["label"].mean)
         for place in of & set(self.stand_ins):

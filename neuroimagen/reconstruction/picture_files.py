@@ -23,7 +23,7 @@ from torch import Tensor
 from neuroimagen.files import content_of, pass_on, write_atomic
 from neuroimagen.reconstruction.decoders import Decoders
 from neuroimagen.reconstruction.reconstructor import Reconstructor, noise_seed
-from neuroimagen.rows import ROWS
+from neuroimagen.rows import OF_IMAGE, ROWS
 from neuroimagen.shards.format import ShardSplit
 from neuroimagen.studies.captions import captions_source
 
@@ -162,6 +162,7 @@ def describe(config: Any, decoders: Decoders, split: ShardSplit, diffusion: Reco
     shown, captions = ("semantics", "map", "kind", "means"), decoders.configs.get("blip", {}).get("captions")
     kept = ["dataset", "simulated", "n_chans", "n_times", "sfreq", "subjects", "classes", "protocol"]
     kept += ["mark"] if split.manifest.mark else []
+    settings = dataclasses.asdict(config) | {"attention": diffusion.attention}
     rows = [{"name": row, **{name: getattr(ROWS[row], name) for name in shown}} for row in decoders.rows]
     for row in rows:
         if row["name"] == "retrieval":
@@ -175,7 +176,7 @@ def describe(config: Any, decoders: Decoders, split: ShardSplit, diffusion: Reco
         "simulated": split.manifest.simulated,
         "manifest": {name: getattr(split.manifest, name) for name in kept},
         "pipeline": config.pipeline,
-        "settings": dataclasses.asdict(config) | {"attention": diffusion.attention},
+        "settings": {name: value for name, value in settings.items() if config.image_prompt or name not in OF_IMAGE},
         "diffusion": diffusion.describe(),
         "captions_source": captions_source(captions) if captions and Path(captions).is_file() else captions,
         "eeg_files": sorted(Path(path).name for path in split.manifest.inputs),

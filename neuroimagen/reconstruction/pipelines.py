@@ -34,7 +34,14 @@ LAYOUTS: dict[str, Any] = {  # name of a class in model_index.json -> as loaded
 log = logging.getLogger(__name__)
 
 
-class _FromLatents:
+class _OwnImagePrompts:
+    """Each picture with an image prompt of its own; diffusers would show those of all to each of them."""
+
+    def prepare_ip_adapter_image_embeds(self, image, embeds, *_):
+        return embeds
+
+
+class _FromLatents(_OwnImagePrompts):
     """Image to image whose image is encoded already: `start` (n, C, h, w), scaled."""
 
     start: Tensor
@@ -45,7 +52,10 @@ class _FromLatents:
 
 
 PIPELINES: dict[type, tuple[Any, Any]] = {  # as loaded -> as drawn with: from a map, from noise alone
-    loaded: (type(f"FromLatents{loaded.__name__}", (_FromLatents, loaded), {}), getattr(diffusers, f"{kind}Pipeline"))
+    loaded: (
+        type(f"FromLatents{kind}", (_FromLatents, loaded), {}),
+        type(f"FromNoise{kind}", (_OwnImagePrompts, getattr(diffusers, f"{kind}Pipeline")), {}),
+    )
     for kind, loaded in ((kind, LAYOUTS[f"{kind}Pipeline"]) for kind in KINDS)
 }
 

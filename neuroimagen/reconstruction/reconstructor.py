@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neuroimagen.config import Limited, option
+from neuroimagen.reconstruction.image_prompt import ImagePrompt, load_image_prompt
 from neuroimagen.reconstruction.pipelines import PIPELINES, is_lcm, is_xl, load_pipeline, set_attention, set_scheduler
 from neuroimagen.run.processes import check_bf16, set_tf32
 from neuroimagen.run.seeds import seed_from
@@ -55,7 +56,10 @@ class EncodedMaps:
 
 
 # Arguments that are fields of trainers/reconstruct.py too: of Reconstructor, and of its `reconstruct`
-LOADED_WITH = ("attention", "scheduler", "channels_last", "compile", "vae_slicing", "vae_tiling")
+LOADED_WITH = (
+    *("attention", "scheduler", "channels_last", "compile", "vae_slicing", "vae_tiling"),
+    *("image_prompt", "image_prompt_scale"),
+)
 DRAWN_WITH = ("samples", "seed", "strength", "guidance_scale", "num_inference_steps")
 
 
@@ -72,6 +76,9 @@ class Settings(Limited):
     num_inference_steps: int = option(50, "steps of the whole noise schedule", at_least=1)
     rescale_embeddings: bool = option(
         False, "move each decoded embedding as far from the train captions' mean as captions are (docs/paper.md)"
+    )
+    image_prompt_scale: float = option(
+        1.0, "how much the attention to an image prompt counts, beside the text's", at_least=0
     )
     image_size: int | None = option(None, "side in px; none: what the pipeline was made for")
     chunk: int = option(4, "trials drawn together, which may change last bits; 0: found by trial", at_least=0)
@@ -101,10 +108,12 @@ class Reconstructor:
         compile: bool = False,
         vae_slicing: bool | None = None,
         vae_tiling: bool = False,
+        image_prompt: str | None = None,
+        image_prompt_scale: float = Settings.image_prompt_scale,
     ) -> None:
         """Load `pipeline` (hub id or directory) as the settings say (docs/reconstruct.md: what each does).
 
-        Raises ValueError if the pipeline, `attention` or `scheduler` cannot be had.
+        Raises ValueError if the pipeline, `attention`, `scheduler` or `image_prompt` cannot be had.
         """
         self.name, self.device, self.dtype = str(pipeline), torch.device(device), dtype
         set_tf32(False)
@@ -118,6 +127,9 @@ class Reconstructor:
         for network in (unet, vae, loaded.text_encoder, *([loaded.text_encoder_2] if self.xl else [])):
             network.requires_grad_(False).eval()
         self.attention = set_attention(loaded, attention, self.device)
+        self.image_prompt: ImagePrompt | None = None
+        if image_prompt:
+            self.image_prompt = load_image_prompt(loaded, image_prompt, image_prompt_scale)
         self.distilled = unet.config.time_cond_proj_dim is not None  # guidance is an input: one half only
         # The same parts, started from a map or from noise alone. A scheduler has state, so each has its own.
         scheduler_of_its_own = type(loaded.scheduler).from_config(loaded.scheduler.config)
@@ -165,6 +177,8 @@ class Reconstructor:
             "embedding": [self.text_length, self.text_width],
             "safety_checker": "off",
         }
+        if self.image_prompt:
+            about["image_prompt"] = self.image_prompt.features | {"width": self.image_prompt.width}
         return about | ({"pooled_embedding": "of no caption"} if self.xl else {})
 
     def check_steps(self, num_inference_steps: int, strength: float = 1.0) -> None:
@@ -249,16 +263,18 @@ class Reconstructor:
         num_inference_steps: int = Settings.num_inference_steps,
         height: int | None = None,
         width: int | None = None,
+        image_embeds: Tensor | None = None,
     ) -> Tensor:
         """Draw `samples` pictures for each of B trials: (B, samples, 3, H, W) float32 in [0, 1], on the CPU.
 
         prompt_embeds: (B, L, D_s) decoded embeddings M_s(x), or (B, samples, L, D_s), one for each picture; None: the
-            empty caption's, without guidance
+            empty caption's, without guidance if there are no image_embeds either
         maps: (B, 3, h, w) in [0, 1], the saliency maps M_p(x), or what `encode` made of them; None: from pure noise,
             over the whole schedule
         keys: B names of trials; with `seed` and the sample number they fix the noise
         strength: share of the noise schedule a map goes through; ignored without maps
         height, width: px; None: what the pipeline was made for
+        image_embeds: (B, D) features of pictures, in their own units, for an image_prompt; None: drawn without it
 
         Raises ValueError for settings, shapes or values that this pipeline cannot honour.
         """
@@ -270,11 +286,16 @@ class Reconstructor:
             return torch.empty(0, samples, 3, *size)
         if prompt_embeds is not None and prompt_embeds.ndim == 3:
             prompt_embeds = prompt_embeds[:, None].expand(-1, samples, -1, -1)
-        if prompt_embeds is not None:
-            if prompt_embeds.ndim != 4 or len(prompt_embeds) != trials:
-                raise ValueError(f"prompt_embeds has shape {tuple(prompt_embeds.shape)}, but there are {trials} keys")
-            if not prompt_embeds.isfinite().all():
-                raise ValueError("prompt_embeds holds NaN or infinite values; the stage that decoded them has diverged")
+        for name, tensor, axes in (("prompt_embeds", prompt_embeds, 4), ("image_embeds", image_embeds, 2)):
+            if tensor is not None and (tensor.ndim != axes or len(tensor) != trials):
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but there are {trials} keys")
+            if tensor is not None and not tensor.isfinite().all():
+                raise ValueError(f"{name} holds NaN or infinite values; the stage that decoded them has diverged")
+        if image_embeds is not None:
+            if self.image_prompt is None or image_embeds.shape[1] != self.image_prompt.width:
+                takes = f"takes {self.image_prompt.width}" if self.image_prompt else "has no image_prompt"
+                raise ValueError(f"image_embeds of {image_embeds.shape[1]} were given, but {self.name} {takes}")
+            image_embeds = image_embeds.repeat_interleave(samples, dim=0)
         if maps is not None and len(maps) != trials:
             raise ValueError(f"maps of {len(maps)} trials, but there are {trials} keys")
         if isinstance(maps, Tensor):
@@ -282,7 +303,7 @@ class Reconstructor:
         if maps is not None and maps.size != size:
             raise ValueError(f"maps encoded for pictures of {maps.size} px, but {size} px are asked for")
 
-        guided = prompt_embeds is not None and guidance_scale > 1
+        guided = guidance_scale > 1 and (prompt_embeds is not None or image_embeds is not None)
         embeds = nothing = self.nothing.expand(trials * samples, -1, -1)
         if prompt_embeds is not None:
             self.check_embedding(*prompt_embeds.shape[2:])
@@ -300,6 +321,9 @@ class Reconstructor:
         if self.pooled is not None:
             pooled = self.pooled.expand(trials * samples, -1)  # of no caption, on both sides of the guidance
             inputs |= {"pooled_prompt_embeds": pooled, "negative_pooled_prompt_embeds": pooled if guided else None}
+        if self.image_prompt:
+            halves = guided and not self.distilled
+            inputs |= self.image_prompt.inputs(self.img2img, image_embeds, trials * samples, halves)
         if maps is None:
             images = self.text2img(height=size[0], width=size[1], **inputs).images
         else:

@@ -18,7 +18,13 @@ from neuroimagen.report.tables import kind_of_row, rows_of_kind
 from neuroimagen.scores.run_files import ReconstructRun
 
 FIXED = ("row", "key", "sample", "subject", "label", "class_name", "image", "seen", "guess")  # of picture_scores.csv
-KINDS = {"paper": "Rows of the paper", "baseline": "Baselines", "linear": "Linear decoders", "control": "Controls"}
+KINDS = {
+    "paper": "Rows of the paper",
+    "image": "Rows of image features",
+    "baseline": "Baselines",
+    "linear": "Linear decoders",
+    "control": "Controls",
+}
 SEED = 0  # of the order called random
 
 

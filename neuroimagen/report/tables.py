@@ -32,7 +32,7 @@ PLAIN = ("ssim_other",)  # without its interval in these: that of the gain count
 
 
 def kind_of_row(run: ReconstructRun, row: str) -> str:
-    """paper | baseline | linear | control"""
+    """paper | image | baseline | linear | control"""
     for about in run.about["rows"]:
         if about["name"] == row and "kind" in about:
             return about["kind"]
@@ -209,7 +209,7 @@ def _table2(book: _Book) -> Table:
 def _table3(book: _Book) -> Table:
     columns = book.columns(["Model", "Row", "B", "L", "I"], beside=True)
     rows: list[Row] = []
-    for name in rows_of_kind(book.run, "paper"):
+    for name in [*rows_of_kind(book.run, "paper"), *rows_of_kind(book.run, "image")]:
         number = str(PAPER.index(name) + 1) if name in PAPER else ""
         leading = [number, name, *(TICK if used else ABSENT for used in uses(name))]
         kind = "full" if name == book.full else ""
@@ -221,7 +221,8 @@ def _table3(book: _Book) -> Table:
 def _metrics_table(book: _Book) -> Table:
     """All metrics; a line each, so that it stays readable with many rows."""
     scores = book.scores
-    names = [name for kind in ("paper", "baseline", "linear", "control") for name in rows_of_kind(book.run, kind)]
+    kinds = ("paper", "image", "baseline", "linear", "control")
+    names = [name for kind in kinds for name in rows_of_kind(book.run, kind)]
     columns = [Column("Metric"), Column("better")]
     columns += [Column(name, number=True) for name in (*names, "chance", "pictures seen")]
     rows: list[Row] = []

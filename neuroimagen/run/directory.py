@@ -69,9 +69,11 @@ def inputs_of(config: Any, fields: Iterable[str] | None = None) -> inputs.Inputs
         "shards": inputs.of_shards,
         "images": lambda folder: inputs.of_files(folder, list_pictures(folder)),
         "captions": lambda path: {} if path == "label" else read_captions(path),
-        "pipeline": lambda name: inputs.of_pipeline(name, text_alone="captions" in given),
+        "pipeline": lambda name: inputs.of_pipeline(name, text_alone="encoder" in given),
         "init": inputs.of_pipeline,
         "text_features": lambda path: inputs.hashes({Path(path).name: Path(path)}),
+        "image_features": lambda path: inputs.hashes({Path(path).name: Path(path)}),
+        "image_prompt": inputs.of_adapter,
         "pretrained": lambda name: inputs.of_model(name) if Path(name).is_dir() else {},
     }
     runs = set(TRAINERS)

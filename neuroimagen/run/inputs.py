@@ -61,6 +61,12 @@ def of_model(folder: str | Path) -> dict[str, str]:
     return of_files(folder, (path for path in Path(folder).rglob("*") if path.suffix in WEIGHTS))
 
 
+def of_adapter(image_prompt: str) -> dict[str, str]:
+    """Of an image prompt: a directory, a file, or on the hub, of which nothing is read here."""
+    path = Path(image_prompt)
+    return of_model(path) if path.is_dir() else hashes({path.name: path}) if path.is_file() else {}
+
+
 def of_shards(shards: str | Path) -> dict[str, Any]:
     """Of what is read of shards; not of the places they were made from, nor of the notes on them."""
     manifest = read_manifest(shards)

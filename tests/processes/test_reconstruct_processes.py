@@ -11,11 +11,18 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
-from tiny_models import tiny_pipeline, tiny_shards, tiny_stage_runs
+from tiny_models import (
+    TINY_TARGETS,
+    tiny_features,
+    tiny_image_prompt,
+    tiny_pipeline,
+    tiny_shards,
+    tiny_stage_runs,
+)
 
 from neuroimagen.baselines.brain2image import Brain2Image
 from neuroimagen.config import load_config
-from neuroimagen.rows import VALIDITY, adds_rows
+from neuroimagen.rows import IMAGE, VALIDITY, adds_rows
 from neuroimagen.run import processes
 from neuroimagen.run.seeds import seed_from
 
@@ -176,6 +183,62 @@ def test_rows_of_other_trials_and_of_train_are_the_same_on_two_processes_and_aft
     processes = start([str(TRAINER), *arguments, f"run_dir={run}"], 2)
     assert processes.wait() == [0, 0], processes.log.read_text()
     assert pictures(run) == one
+
+
+@pytest.fixture(scope="module")
+def prompted(made):
+    """What the rows of image features need beside `made`."""
+    root, _ = made
+    adapter = tiny_image_prompt(root / "image_prompt", root / "pipeline", 12, TINY_TARGETS["picture"])
+    return [f"image_prompt={adapter}", f"image_features={tiny_features(root / 'picture', root / 'shards', 12)}"]
+
+
+def test_rows_of_image_features_join_a_run_and_are_the_same_on_two_processes(made, prompted, start, here):
+    root, arguments = made
+    run = shutil.copytree(root / "one", root / "prompted-two")
+    arguments = [*arguments, *prompted, f"rows=[{','.join((*ROWS, *IMAGE))}]"]
+    processes = start([str(TRAINER), *arguments, f"run_dir={run}"], 2)
+    assert processes.wait() == [0, 0], processes.log.read_text()
+    two, before = pictures(run), pictures(root / "one")
+    assert {name: two[name] for name in before} == before
+    rows = [f"rows=[L,{','.join(IMAGE)}]", f"run_dir={root / 'prompted-one'}"]
+    assert here([*arguments, *rows]) == 0
+    one = pictures(root / "prompted-one")  # L again, now with an adapter in the U-Net
+    assert one == {name: two[name] for name in one} and len({Path(name).parent for name in one}) == len(IMAGE) + 3
+    drawn = [data for name, data in two.items() if name.startswith("images/") and Path(name).parent.name in IMAGE]
+    assert len(drawn) == len(set(drawn)) == 6 * 2 * len(IMAGE)
+    about = json.loads((run / "rows.json").read_text())
+    assert [row["name"] for row in about["rows"] if row["kind"] == "image"] == ["E", "E+L", "E+I", "E+L+I"]
+    assert about["diffusion"]["image_prompt"]["width"] == 12
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (["rows=[E]", "image_prompt=null", "image_features=null"], "rows E need image_prompt="),
+        (["rows=[E oracle]", "image_features=null"], "rows E oracle need image_features="),
+        (["rows=[L]", "image_features=null"], "image_prompt=.* no row of L uses it"),
+        (["rows=[E,L]"], "image_features=.* no row of E, L uses it"),
+        (
+            ["rows=[E]", "image_features=null", "contrastive=null"],
+            "rows E need contrastive=RUN_DIR, a run of trainers/c",
+        ),
+        (["rows=[E]", "image_features=null", "image_prompt_scale=-1"], "image_prompt_scale=-1.0 is below 0"),
+        (["rows=[E]", "image_features=null", "attention=sliced"], "attention=sliced cannot be had with image_prompt"),
+        (["rows=[E oracle]", "image_features={root}/other-features"], "image_features=.* has those of .* of 8"),
+        (["rows=[E]", "image_features=null", "image_prompt={root}/other-prompt"], "contrastive=.* has those of"),
+    ],
+)
+def test_image_features_that_do_not_fit_are_refused_in_a_sentence(made, prompted, here, change, message):
+    root, arguments = made
+    if "other" in change[-1]:
+        tiny_features(root / "other-features", root / "shards", 8)
+        about = TINY_TARGETS["picture"] | {"layer": 3}
+        tiny_image_prompt(root / "other-prompt", root / "pipeline", 12, about)
+    change = [text.format(root=root) for text in change]
+    with pytest.raises(ValueError, match=message):
+        here([*arguments, *prompted, *change, f"run_dir={root / 'refused'}"])
+    assert not (root / "refused" / "images").exists()
 
 
 @pytest.mark.parametrize("world, seconds", [(4, None), (2, 0.5)])

@@ -58,7 +58,9 @@ TRAINERS = {
     "neurovision": Trainer({".": NeuroVision}),
     "latent_diffusion": Trainer({".": AutoencoderTiny}, TWO),  # the autoencoder takes its batch whole
     "denoiser": Trainer({".": None}, TWO | PARTS, needs="latent_diffusion"),
+    "image_prompt": Trainer({}, TWO | PARTS),
 }
+OF_PICTURES = ("latent_diffusion", "denoiser", "image_prompt")
 NEEDS = {stage: trainer.needs for stage, trainer in TRAINERS.items() if trainer.needs}
 
 
@@ -88,6 +90,7 @@ def command(stage: str, study, run_dir, finished) -> list[str]:
             *(*pictures, "part=denoiser", f"autoencoder={finished}", "latent_channels=4", "unet_channels=[16,32]"),
             *("text_width=16", "n_tokens=16"),
         ],
+        "image_prompt": [*pictures, f"pipeline={study.folder}/pipeline", f"val_images={study.folder}/study/images"],
     }[stage]
     script = {"denoiser": "latent_diffusion", "people": "pixel_features"}.get(stage, stage)
     return [f"trainers/{script}.py", *common, *specific]
@@ -181,7 +184,7 @@ def test_the_same_losses_gradients_and_weights(stage, start, study, earlier, tmp
         assert moved > 0 and apart / moved < 0.02, (name, (apart / moved).item())
 
 
-@pytest.mark.parametrize("stage", [stage for stage in TRAINERS if stage not in ("latent_diffusion", "denoiser")])
+@pytest.mark.parametrize("stage", [stage for stage in TRAINERS if stage not in OF_PICTURES])
 def test_no_choice_sees_test(stage, study, start, earlier, tmp_path):
     """Without a byte of test, every trainer ends with the same weights and the same numbers on val. latent_diffusion.py
     and denoiser, its other part, take pictures and no shards."""

@@ -6,6 +6,7 @@ from neuroimagen.rows import (
     BASELINES,
     BEST_FIRST,
     FULL,
+    IMAGE,
     IN_TABLES,
     PAPER,
     ROWS,
@@ -36,7 +37,14 @@ def test_rows_say_what_they_need():
         "ridge L": [],
         "ridge L+I": [],
     }
-    kinds = ("paper", "control", "linear", "baseline")
+    assert {row: ROWS[row].needs for row in IMAGE} == {
+        "E": ["contrastive"],
+        "E+L": ["semantics_label", "contrastive"],
+        "E+I": ["saliency", "contrastive"],
+        "E+L+I": ["saliency", "semantics_label", "contrastive"],
+        "E oracle": [],
+    }
+    kinds = ("paper", "image", "control", "linear", "baseline")
     assert all(set(about.needs) <= set(RUNS) and about.kind in kinds for about in ROWS.values())
 
 
@@ -48,7 +56,7 @@ def test_without_names_the_given_runs_decide():
         "none" not in rows_to_draw(None, dict.fromkeys(RUNS, "r"))
         and len(rows_to_draw(None, dict.fromkeys(RUNS, "r"))) == 11
     )
-    assert not set(VALIDITY) & set(rows_to_draw(None, dict.fromkeys(RUNS, "r")))  # only when they are named
+    assert not {*IMAGE, *VALIDITY} & set(rows_to_draw(None, dict.fromkeys(RUNS, "r")))  # only when they are named
     assert rows_to_draw(VALIDITY, dict.fromkeys(RUNS)) == list(VALIDITY)
     with pytest.raises(ValueError, match="different names"):
         rows_to_draw(["L", "Brain"], runs)

@@ -68,6 +68,7 @@ RUNS = {
     "neurovision": [*GAN, "phase_steps=1"],
     "latent_diffusion autoencoder": [*PICTURES, "part=autoencoder", "autoencoder_width=8"],
     "latent_diffusion denoiser": [*PICTURES, "init={root}/pipeline"],
+    "image_prompt": [PICTURES[0], "pipeline={root}/pipeline"],
 }
 
 
@@ -119,7 +120,7 @@ def test_trainers_use_no_operator_that_has_no_deterministic_version(run, root, t
     trainer = runpy.run_path(str(TRAINERS / f"{stage}.py"), run_name="imported")
     given = [f"run_dir={tmp_path}/run", "max_steps=6", "global_batch_size=16", "deterministic=true"]
     given += [argument.format(root=root) for argument in RUNS[run]]
-    given += [] if stage == "latent_diffusion" else [f"shards={root}/shards"]
+    given += [] if stage in ("latent_diffusion", "image_prompt") else [f"shards={root}/shards"]
     config = load_config(trainer["main"].__annotations__["config"], given, stage)
     monkeypatch.setattr(torch.Tensor, "is_cpu", False)
     with Operators() as operators:

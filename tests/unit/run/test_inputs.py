@@ -70,6 +70,7 @@ STAGES = {
     "latent_diffusion": ["images", "captions", "autoencoder"],
     "latent_diffusion part=autoencoder": ["images"],
     "latent_diffusion init": ["images", "init"],
+    "image_prompt": ["images", "captions", "pipeline"],
     "reconstruct": ["shards", "pipeline", *RUNS],
 }
 
