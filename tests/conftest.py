@@ -44,6 +44,15 @@ def no_run_is_held():
             module.release(run_dir)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def a_hub_that_is_not_reached_is_known_at_once():
+    """The hub's client waits 23 s for each file that it cannot reach, and asks for six of them."""
+    from huggingface_hub.utils import _http
+
+    for function in (_http.http_backoff, _http._http_backoff_base):
+        function.__kwdefaults__ |= {"base_wait_time": 0, "max_wait_time": 0}
+
+
 @pytest.fixture
 def one_thread():
     """Bits of a sum depend on how many threads share it: one, as in the processes that the tests start."""

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from neuroimagen.config import load_config, stage_section
-from neuroimagen.scores.classifiers import _read_json
 from neuroimagen.studies.captions import read_captions, write_captions
 from neuroimagen.studies.epochs_files import BidsFiles
 from neuroimagen.studies.epochs_table import TrialTable
@@ -133,7 +132,6 @@ TEXTS = {
     "config.yaml": f"# {NAME}\nshards:\n  eeg: {NAME}\n",
     "study.yaml": f"files: x\nfile_name: x\ntime: t\nchannels: [{NAME}]\nmarker: m\nrate: 8\n",
     "captions.jsonl": json.dumps({"image": "a", "caption": NAME}, ensure_ascii=False) + "\n",
-    "classifier.json": json.dumps({"name": NAME}, ensure_ascii=False) + "\n",
 }
 
 
@@ -157,7 +155,8 @@ def read(path: Path):
         return stage_section(path, "shards")
     if path.name == "study.yaml":
         return load_config(StudyFile, [f"config={path}"], "shards")
-    return read_captions(path) if path.name == "captions.jsonl" else _read_json(path)
+    assert path.name == "captions.jsonl"
+    return read_captions(path)
 
 
 def write(path: Path, data: bytes) -> Path:
