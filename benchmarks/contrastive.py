@@ -191,7 +191,7 @@ def compare_trainer(rounds: int) -> None:
         for number in range(rounds):
             for name, which in contenders.items():
                 command = [sys.executable, __file__, which, folder, str(number)]
-                done = subprocess.run(command, check=True, capture_output=True, text=True)
+                done = subprocess.run(command, check=True, capture_output=True, encoding="utf-8")
                 found[name].append(json.loads(done.stdout.splitlines()[-1]))
     print(f"{'':18} {'trials/s':>8} {'per processor second':>21}   of the bare loop's: time, processor time")
     base = found["bare loop"]

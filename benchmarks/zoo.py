@@ -38,7 +38,8 @@ def call(*words: object) -> float:
     """Seconds of a command of this repository."""
     start = time.monotonic()
     environment = os.environ | {"ACCELERATE_USE_CPU": "yes", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, env=environment)
+    command = [sys.executable, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment)
     if done.returncode:
         sys.exit(f"{' '.join(map(str, words))}: {done.stderr[-2000:]}")
     return time.monotonic() - start
