@@ -151,7 +151,10 @@ def test_features_that_do_not_fit_are_refused(made):
 def test_adapters_that_cannot_be_had_are_refused_in_a_sentence(made, tmp_path, monkeypatch):
     pipeline, adapter = made["sd"]
     refused = {
-        "nowhere": "neither a directory of trainers/image_prompt.py nor a .safetensors file",
+        **dict.fromkeys(
+            ("nowhere", "a.safetensors", "models/a.safetensors", "../x/y/a.safetensors", "/no/models/a.safetensors"),
+            "neither a directory of trainers/image_prompt.py nor a .safetensors file",
+        ),
         made["xl"][1]: "cannot be loaded into this diffusion model",
         str(tmp_path): "is no directory of trainers/image_prompt.py",
         "owner/name/models/a.safetensors": "cannot be loaded into this diffusion model",
