@@ -355,7 +355,6 @@ def test_the_order_of_features_files_is_part_of_the_config(root):
         claim(dataclasses.replace(config, features=files[::-1]))
 
 
-
 def test_rows_that_are_not_drawn_need_no_finished_run(root):
     (root / "saliency" / "DONE").unlink()
     config = dataclasses.replace(config_of("reconstruct", root), rows=["L"])
