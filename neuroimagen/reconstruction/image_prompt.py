@@ -52,8 +52,7 @@ class ImagePrompt:
             if all(about.get(key) == value for key, value in wanted.items() if key != "model"):  # which may have moved
                 return name
         there = "; ".join(
-            f"{about.get('model')}, layer {about.get('layer')}, pool {about.get('pool')}, of {about.get('width')}"
-            for about in targets.values()
+            ", ".join(f"{key} {about.get(key)}" for key in (*OF_FEATURES, "width")) for about in targets.values()
         )
         of = ", ".join(f"{key} {value}" for key, value in self.features.items()) or "any picture network"
         raise ValueError(
