@@ -76,8 +76,9 @@ class Gallery:
     def __post_init__(self) -> None:
         m, self.k = len(self.vectors), max(1, min(10, len(self.vectors) // 10))  # k: of hubness
         number: dict[bytes, int] = {}  # of equal pictures one product, as the last bits of two may differ
-        self.place = [number.setdefault(row.tobytes(), len(number)) for row in self.vectors.cpu().numpy()]
-        self.distinct = self.vectors[np.unique(self.place, return_index=True)[1]]
+        place = [number.setdefault(row.tobytes(), len(number)) for row in self.vectors.cpu().numpy()]
+        self.distinct = self.vectors[np.unique(place, return_index=True)[1]]
+        self.place = torch.tensor(place, device=self.vectors.device)
         self.tables = tables(m)
         self.of_class, counts = np.unique(self.labels, return_inverse=True, return_counts=True)[1:]
         self.shared = 1 < len(counts) < m  # else classes say nothing that pictures do not
