@@ -62,6 +62,7 @@ class ContrastiveEncoder(nn.Module, PyTorchModelHubMixin, library_name="neuroima
         weights = (shown / shown.sum()).double()
         mean = weights @ vectors.double()
         variance = weights @ (vectors.double() - mean).square()
+        variance *= variance > 1e-12 * mean.square()  # of a constant, what the rounding of its mean leaves
         if self.standardise == "centre":
             variance = torch.cat([part.mean().expand(len(part)) for part in variance.split(self.widths)])
         self.mean.copy_(mean)

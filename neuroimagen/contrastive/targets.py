@@ -44,7 +44,9 @@ class Targets:
         (self.pictures, labels, _), (val, val_labels, _) = found["train"].T, found["val"].T
         both = np.intersect1d(labels, val_labels)
         if held_out_classes and held_out_classes > min(len(both), len(np.unique(labels)) - 2):
-            raise ValueError(f"held_out_classes={held_out_classes}: train and val share {len(both)}: hold out fewer")
+            raise ValueError(
+                f"held_out_classes={held_out_classes}: train and val share {len(both)} classes: hold out fewer"
+            )
         out = np.random.default_rng(seed_from(seed, "held out")).permutation(both)[:held_out_classes]
         self.train = np.flatnonzero(~np.isin(labels, out))  # the trials that are trained on
         self.new = ~np.isin(val_labels, labels[self.train])  # whether a val trial is of a class that these do not show

@@ -73,7 +73,7 @@ class EncoderConfig(Limited):
     """Fields of the trainers that make an encoder."""
 
     encoder: str = option("lstm", f"EEG backbone: {', '.join(ENCODERS)}, or {LIBRARY}NAME (docs/zoo.md)")
-    encoder_width: int | None = option(None, f"units or channels of the backbone (none: {WIDTHS})")
+    encoder_width: int | None = option(None, f"units or channels of the backbone (none: {WIDTHS})", at_least=1)
     dropout: float = option(0.0, "dropout in the backbone")
     subject_layer: Literal["none", "channels", "time"] = option(
         "none", "a linear layer for each person of train before the backbone, over channels or time; others: their mean"

@@ -9,6 +9,7 @@ all are there; a chunk is whole or not there, so that the same command continues
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from neuroimagen.config import Limited, option, path_option
 from neuroimagen.features.format import picture_digests, read_features, write_features
 from neuroimagen.features.towers import Tower, load_tower
 from neuroimagen.features.views import VIEWS
-from neuroimagen.files import content_of, write_atomic
+from neuroimagen.files import Taken, claim, content_of, write_atomic
 from neuroimagen.pictures import see
 from neuroimagen.run import inputs, processes
 from neuroimagen.run.collectives import decided_by_main, on_every_rank, spread
@@ -105,6 +106,7 @@ def extract(config: FeaturesConfig) -> int:
     splits = on_every_rank(lambda: {name: ShardSplit(config.shards, name) for name in SPLITS})
     how = config.layer, config.pool, config.size, processes.DTYPES[config.precision], accelerator.device
     tower = on_every_rank(lambda: load_tower(config.model, "text" if config.captions else "image", *how))
+    held: list[int] = []  # the lock of the parts
     about = tower.about | {"views": config.views, "captions": config.captions, "precision": config.precision}
 
     def look() -> tuple[Places, dict[bytes, str], set[str] | None]:
@@ -127,6 +129,10 @@ def extract(config: FeaturesConfig) -> int:
             shutil.rmtree(parts, ignore_errors=True)
             return places, said, None
         parts.mkdir(parents=True, exist_ok=True)
+        try:
+            held.append(claim(parts / "lock", f"make {out} by one command at a time"))
+        except Taken as holder:
+            raise ValueError(f"out={out} is being made by {holder}: wait for it, or give another out=") from None
         write_atomic(parts / "about.json", json.dumps(now, indent=1))
         return places, said, {path.name for path in parts.iterdir()}
 
@@ -155,6 +161,7 @@ def extract(config: FeaturesConfig) -> int:
         table = torch.cat([load_file(file)["features"] for file in files])
         row = {item if said else item[0]: i for i, item in enumerate(items)}
         write_features(out, table[[row[said[key] if said else key] for key in places]], list(places), about)
+        os.close(held.pop())  # or a network file system keeps the file, and its folder
         shutil.rmtree(parts)
 
     if not left:

@@ -10,6 +10,7 @@ that stand for "no picture" in classifier-free guidance, is then the mean pictur
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,7 @@ class ImagePrompt:
             if all(about.get(key) == value for key, value in wanted.items() if key != "model"):  # which may have moved
                 return name
         there = "; ".join(
-            f"{about.get('model')}, layer {about.get('layer')}, pool {about.get('pool')}, of {about.get('width')}"
-            for about in targets.values()
+            ", ".join(f"{key} {about.get(key)}" for key in (*OF_FEATURES, "width")) for about in targets.values()
         )
         of = ", ".join(f"{key} {value}" for key, value in self.features.items()) or "any picture network"
         raise ValueError(
@@ -88,13 +88,13 @@ def load_image_prompt(pipe: Any, image_prompt: str, scale: float) -> ImagePrompt
         except Exception as error:  # of JSON, of safetensors, of the file system
             what = f"is no directory of trainers/image_prompt.py ({type(error).__name__}: {error})"
             raise ValueError(f"image_prompt={image_prompt} {what}") from None
-    elif path.suffix != ".safetensors":
+    elif path.suffix != ".safetensors" or not (path.exists() or re.fullmatch(r"(\w[\w.-]*/){2,}[^/]+", image_prompt)):
         raise ValueError(
             f"image_prompt={image_prompt} is neither a directory of trainers/image_prompt.py nor a .safetensors file "
             "of an IP-Adapter, here or on the hub (owner/name/folder/file.safetensors)"
         )
     elif not path.exists():
-        owner, name, *folders = image_prompt.split("/")[:-1] + [""] * (image_prompt.count("/") < 2)
+        owner, name, *folders = image_prompt.split("/")[:-1]
         source, subfolder = f"{owner}/{name}", "/".join(folders)
     plain = {type(processor).__name__ for processor in pipe.unet.attn_processors.values()}
     if "SlicedAttnProcessor" in plain:

@@ -1,5 +1,6 @@
 """What a finished contrastive run is asked: the trials of a split, and means of them, against the split's pictures."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from neuroimagen.batches.stream import Batcher
 from neuroimagen.contrastive.encoder import ContrastiveEncoder
+from neuroimagen.errors import load_trained
 from neuroimagen.features.format import picture_digests, read_features
 from neuroimagen.files import content_of
 from neuroimagen.retrieval.ranks import Found, Gallery, deal, merged
@@ -48,7 +50,9 @@ class Queries:
         self.shards, text = config.shards or self.given["shards"], self.given.get("text_features")
         self.files = {Path(f).stem: f for f in config.features or [*self.given["features"], *[text] * bool(text)]}
         self.made_of = decided_by_main(self._inputs)
-        self.model = on_every_rank(lambda: ContrastiveEncoder.from_pretrained(self.path / "model")).to(device).eval()
+        with contextlib.redirect_stdout(None):  # the hub library prints where it loads from
+            model = on_every_rank(lambda: load_trained(ContrastiveEncoder, self.path / "model"))
+        self.model = model.to(device).eval()
         self.split = on_every_rank(lambda: ShardSplit(self.shards, config.split))
         vars(self).update(decided_by_main(self._look))
         counts = np.sort(np.unique([self.picture, self.subject], axis=1, return_counts=True)[1])  # of each pair

@@ -75,6 +75,10 @@ class Gallery:
 
     def __post_init__(self) -> None:
         m, self.k = len(self.vectors), max(1, min(10, len(self.vectors) // 10))  # k: of hubness
+        number: dict[bytes, int] = {}  # of equal pictures one product, as the last bits of two may differ
+        place = [number.setdefault(row.tobytes(), len(number)) for row in self.vectors.cpu().numpy()]
+        self.distinct = self.vectors[np.unique(place, return_index=True)[1]]
+        self.place = torch.tensor(place, device=self.vectors.device)
         self.tables = tables(m)
         self.of_class, counts = np.unique(self.labels, return_inverse=True, return_counts=True)[1:]
         self.shared = 1 < len(counts) < m  # else classes say nothing that pictures do not
@@ -107,7 +111,7 @@ class Gallery:
         return merged([self._search(z[i], truth[i], deals, group[i] == np.arange(n_groups)[:, None]) for i in parts])
 
     def _search(self, z: Tensor, truth: np.ndarray, deals: np.ndarray, member: np.ndarray) -> Found:
-        likeness, members = z @ self.vectors.T, torch.from_numpy(member).to(z)
+        likeness, members = (z @ self.distinct.T)[:, self.place], torch.from_numpy(member).to(z)
         ordered = likeness.sort(1).values
         dealt = torch.from_numpy(deals[truth]).to(z.device, torch.int64)
         above, tied = (x.cpu().numpy() for x in places(ordered, likeness.gather(1, dealt)))

@@ -117,7 +117,8 @@ def _claim(run_dir: Path, config: Any, now: inputs.Inputs) -> bool:
         fields = dataclasses.fields(config)
         found = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING} | found
         then = inputs.read(run_dir / "inputs.json")
-        moved = {k for k in now if k in then and now[k]["content"] == then[k]["content"]}
+        same = (k for k in now if k in then and now[k]["content"] == then[k]["content"])
+        moved = {k for k in same if [*now[k]["content"]] == [*then[k]["content"]]}  # a list has an order, too
         changed = [k for k in sorted({*wanted, *found} - FREE_FIELDS - moved) if wanted.get(k) != found.get(k)]
         more = bool(changed) and "rows" in wanted and adds_rows(found, wanted, changed)
         if changed and not more:

@@ -225,7 +225,7 @@ def test_rows_of_image_features_join_a_run_and_are_the_same_on_two_processes(mad
         ),
         (["rows=[E]", "image_features=null", "image_prompt_scale=-1"], "image_prompt_scale=-1.0 must be at least 0"),
         (["rows=[E]", "image_features=null", "attention=sliced"], "attention=sliced cannot be had with image_prompt"),
-        (["rows=[E oracle]", "image_features={root}/other-features"], "image_features=.* has those of .* of 8"),
+        (["rows=[E oracle]", "image_features={root}/other-features"], "image_features=.* has those of .* width 8"),
         (["rows=[E]", "image_features=null", "image_prompt={root}/other-prompt"], "contrastive=.* has those of"),
     ],
 )

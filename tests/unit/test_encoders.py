@@ -80,6 +80,8 @@ def test_names_and_widths_that_there_are_not_are_refused():
     for field in ({"encoder": "projection"}, {"encoder": "braindecode:EEGNet"}):
         with pytest.raises(ValueError, match="encoder_width=8.*leave it out"):
             EncoderConfig(**field, encoder_width=8)
+    with pytest.raises(ValueError, match="encoder_width=0 must be at least 1"):  # not the usual width
+        EncoderConfig(encoder_width=0)
     with pytest.raises(ValueError, match="pretrained=x/y: encoder=conv has no weights"):
         EncoderConfig(encoder="conv", pretrained="x/y")
 

@@ -42,6 +42,13 @@ def test_offsets_are_measured_as_it_says(standardise):
     np.testing.assert_allclose((compared["b"] @ compared["b"].T).numpy(), cosine, atol=1e-5)
 
 
+def test_what_is_constant_in_train_keeps_its_unit():
+    made, vectors = model("each")
+    vectors[:, 0], vectors[1, 0] = 0.1, 0.3  # picture 1 is in no train trial
+    made.set_targets(vectors, torch.tensor([1, 0, 1, 1, 1, 1, 1, 1, 1, 1]))
+    torch.testing.assert_close(made.offsets(vectors)[:, 0], 0.2 * torch.eye(10)[1])
+
+
 def test_embeddings_are_in_the_space_of_the_file_and_kept_with_the_model(tmp_path):
     made, _ = model()
     eeg = torch.randn(7, 4, 64)
@@ -116,7 +123,7 @@ def test_held_out_classes_are_not_trained_on_and_val_is_of_them_alone(shards, tm
         assert sorted(set(targets.truth.tolist()) - {-1}) == list(range(len(targets.gallery)))
         drawn |= asked
     assert len(drawn) > 1
-    with pytest.raises(ValueError, match="held_out_classes=2: train and val share 3: hold out fewer"):
+    with pytest.raises(ValueError, match="held_out_classes=2: train and val share 3 classes: hold out fewer"):
         Targets(files, str(shards), 2, 0)
 
 

@@ -3,6 +3,8 @@
 import hashlib
 import io
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -166,6 +168,18 @@ def test_it_continues_where_it_was_stopped(made, tmp_path, monkeypatch, capsys, 
     assert extract(config(made, tmp_path / "f")) == 0
     assert encoded == [4, 4, 4, 4, 2] and not (tmp_path / "f.parts").exists()
     assert (tmp_path / "f").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_a_second_command_beside_it_is_refused(made, tmp_path):
+    (tmp_path / "f.parts").mkdir()
+    hold = "import sys, pathlib; from neuroimagen.files import claim; claim(pathlib.Path(sys.argv[1]), ''); "
+    command = [sys.executable, "-c", hold + "print(flush=True); input()", tmp_path / "f.parts/lock"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(ValueError, match=rf"f is being made by process {other.pid} on .*: wait for it, or give"):
+            extract(config(made, tmp_path / "f"))
+        other.stdin.close()
+    assert extract(config(made, tmp_path / "f")) == 0 and not (tmp_path / "f.parts").exists()
 
 
 def test_mistakes_are_one_sentence(made, tmp_path):

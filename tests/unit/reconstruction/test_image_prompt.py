@@ -11,7 +11,7 @@ from tiny_models import TEXT_LENGTH, TEXT_WIDTH, TINY_TARGETS, tiny_image_prompt
 
 from neuroimagen.contrastive.encoder import ContrastiveEncoder
 from neuroimagen.reconstruction.decoders import Decoders
-from neuroimagen.reconstruction.image_prompt import Adapter
+from neuroimagen.reconstruction.image_prompt import Adapter, ImagePrompt
 from neuroimagen.reconstruction.pipelines import load_pipeline
 from neuroimagen.reconstruction.reconstructor import Reconstructor, noise_seed
 
@@ -151,7 +151,10 @@ def test_features_that_do_not_fit_are_refused(made):
 def test_adapters_that_cannot_be_had_are_refused_in_a_sentence(made, tmp_path, monkeypatch):
     pipeline, adapter = made["sd"]
     refused = {
-        "nowhere": "neither a directory of trainers/image_prompt.py nor a .safetensors file",
+        **dict.fromkeys(
+            ("nowhere", "a.safetensors", "models/a.safetensors", "../x/y/a.safetensors", "/no/models/a.safetensors"),
+            "neither a directory of trainers/image_prompt.py nor a .safetensors file",
+        ),
         made["xl"][1]: "cannot be loaded into this diffusion model",
         str(tmp_path): "is no directory of trainers/image_prompt.py",
         "owner/name/models/a.safetensors": "cannot be loaded into this diffusion model",
@@ -212,3 +215,12 @@ def test_what_is_trained_is_what_is_kept(made, tmp_path):
     assert torch.allclose(kept["mean"], features.mean(0)) and torch.allclose(kept["std"], features.std(0), atol=2e-3)
     about = json.loads((tmp_path / "kept" / "image_prompt.json").read_text())
     assert about == {"features": ABOUT, "width": WIDTH, "n_tokens": 4}
+
+
+def test_features_of_other_views_are_refused_with_what_differs():
+    about = {"model": "net", "views": ["original"]}
+    fits = ImagePrompt("ours", 4, about, torch.zeros(4), torch.ones(4), 1.0)
+    other = about | {"kind": "image", "width": 4, "views": ["blur"]}
+    assert fits.fitting({"a": other, "b": other | {"views": ["original"]}}, "run") == "b"
+    with pytest.raises(ValueError, match=r"takes 4 features of .*views \['original'\]; run has .*views \['blur'\]"):
+        fits.fitting({"a": other}, "run")

@@ -114,6 +114,19 @@ def test_a_constant_gets_chance_exactly():
     assert ranks.p_values(found["null"][0]) == {"top1": 1, "rank": 1}
 
 
+def test_pictures_with_equal_features_are_tied_however_many_ask():
+    """A matrix product may give equal columns other last bits, by how many rows it has."""
+    unit = torch.nn.functional.normalize
+    for m in (13, 50, 201):
+        torch.manual_seed(m)
+        vectors = unit(torch.randn(m, 768), dim=1)
+        vectors[m // 2] = vectors[-1] = vectors[0]
+        gallery = Gallery(vectors, np.arange(m))
+        for n in (1, 40):
+            given = np.zeros(n, int), deal(np.zeros(m), 2), np.zeros(n, int), 1
+            assert gallery.search(unit(torch.randn(n, 768), dim=1), *given)["tied"].tolist() == [3] * n
+
+
 def test_chance_is_the_mean_of_all_orders():
     """Every order of four pictures once: the mean of each number over them is its chance."""
     orders = np.array(list(itertools.permutations(range(4))))

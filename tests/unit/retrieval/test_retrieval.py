@@ -304,4 +304,6 @@ def test_bad_input_is_one_sentence_each(folder, tmp_path, capsys):
     model.output.bias.data.fill_(torch.nan)
     model.save_pretrained(run / "model")
     assert "predicts numbers that are not finite" in said_by(capsys, run)
+    (run / "model" / "config.json").unlink()
+    assert f"{run}/model cannot be loaded" in said_by(capsys, run)
     assert "transductive" in said_by(capsys, tmp_path, "transductive=true")

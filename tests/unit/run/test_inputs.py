@@ -342,6 +342,19 @@ def test_features_files_are_known_by_their_content(root):
         (root / f"{name}.safetensors").write_bytes(kept)
 
 
+def test_the_order_of_features_files_is_part_of_the_config(root):
+    """Weights, and the columns of what is predicted, go by it: a stopped run is not continued in another one."""
+    files = [f"{root}/b.safetensors", f"{root}/a.safetensors"]
+    for width, name in enumerate(files, 4):
+        tiny_features(Path(name), root / "shards", width)
+    given = [f"shards={root}/shards", f"features=[{','.join(files)}]", "weights=[0.9,0.1]", f"run_dir={root}/run"]
+    config = load_config(trainer("contrastive").__annotations__["config"], given, "contrastive")
+    assert not claim(config)
+    (root / "run" / "DONE").touch()
+    with pytest.raises(ValueError, match="holds a run of another config .features: "):
+        claim(dataclasses.replace(config, features=files[::-1]))
+
+
 def test_rows_that_are_not_drawn_need_no_finished_run(root):
     (root / "saliency" / "DONE").unlink()
     config = dataclasses.replace(config_of("reconstruct", root), rows=["L"])
