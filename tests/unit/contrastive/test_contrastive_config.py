@@ -9,7 +9,8 @@ from tiny_models import tiny_features, tiny_shards
 
 from neuroimagen.config import load_config
 
-TRAINER = Path(__file__).parents[3] / "trainers" / "contrastive.py"
+REPO = Path(__file__).parents[3]
+TRAINER = REPO / "trainers" / "contrastive.py"
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +64,13 @@ def test_what_cannot_be_is_refused_before_anything_is_made(arguments, said, fold
             )
         )
     assert not (tmp_path / "run").exists() and not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize("path", sorted((REPO / "configs" / "zoo").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_published_way_is_a_config_that_the_trainer_takes(path):
+    text = ["text_features=t.safetensors"] if "text_weight" in path.read_text(encoding="utf-8") else []
+    files = [f"config={REPO / 'configs' / 'contrastive.yaml'}", f"config={path}", "shards=s", "run_dir=r"]
+    schema = runpy.run_path(str(TRAINER), run_name="imported")["ContrastiveConfig"]
+    config = load_config(schema, [*files, "features=[f.safetensors]", *text], "contrastive")
+    config.check()
+    assert config.max_steps > 0 and config.encoder in ("tsconv", "atm", "projection")
