@@ -124,7 +124,6 @@ audited() { # is it real?
 }
 if [ $mode = local ] && [ "${SIDE_BY_SIDE:-}" ] && [ -z "${DRY:-}" ]; then
     TQDM_POSITION=0 scored & scores=$!
-    sleep 0.2  # so that the headings come in this order
     TQDM_POSITION=1 audited & others=$!
     wait $scores; wait $others
 else
